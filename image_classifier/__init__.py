@@ -1,0 +1,12 @@
+"""Reproducible training of image classifiers, from a CIFAR data set to a proved run.
+
+The way the data goes, and the folder that each stage lies in::
+
+    source ──> snapshot ──> batches ──> network ──> training loop ──> run folder
+    data/      data/        data/       model/      training/         tracking/
+
+`experiment.py` joins the stages on one page; `cli/` holds one file a command. `config.py` has every setting,
+`errors.py` every expected error. Nothing is imported here, so that `--help` answers at once.
+"""
+
+__version__ = "0.1.0"

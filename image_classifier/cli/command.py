@@ -1,0 +1,107 @@
+"""What every command has in common: a parser that explains, one line for an expected error, an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from types import FrameType
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from image_classifier import __version__
+from image_classifier.errors import ImageClassifierError, SettingsError
+
+
+class ExitStatus(IntEnum):
+    """What a command's exit status says; the README's table has the same."""
+
+    DONE = 0
+    UNEXPECTED_ERROR = 1
+    EXPECTED_ERROR = 2
+    DIFFERENT = 3
+    NOT_COMPARABLE = 4
+    DONE_IN_PART = 5
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+def build_parser(command: str, description: str) -> ArgumentParser:
+    """Build the parser of one command; options also come from IMAGE_CLASSIFIER_<OPTION>."""
+    prog = command if command.startswith("image_classifier") else f"image_classifier {command}"
+    parser = ArgumentParser(
+        prog=prog,
+        description=description,
+        env_prefix="IMAGE_CLASSIFIER",
+        exit_on_error=False,
+        allow_abbrev=False,
+        version=__version__,
+        print_config=None,  # the trainer has its own, for config files that rank below the environment
+    )
+    return parser
+
+
+def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+    """Parse a command line over the environment over the parser's default config files.
+
+    Raises:
+        SettingsError: an option is unknown, lacks a value, or has one of the wrong type.
+    """
+    try:
+        return parser.parse_args(argv, env=True)
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise SettingsError(_explain(str(error))) from error
+
+
+def _explain(message: str) -> str:
+    """Turn the parser's message into one line that speaks of options as they are typed."""
+    line = " ".join(message.split())
+    for old, new in (
+        ('Parser key "', "--"),
+        ("\": Expected a <class '", " takes a value of type "),
+        ("'>. Got value: ", ", got: "),
+        ('": ', ": "),
+        ("Expected a typing.Literal", "takes one of "),
+        (". Got value: ", ", got: "),
+    ):
+        line = line.replace(old, new)
+    return f"{line}; --help lists the options"
+
+
+def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; an expected error becomes one line on stderr.
+
+    SIGTERM ends it as Ctrl-C does, also where it is process 1 of a container, which has no default action for it.
+    """
+    logging.basicConfig(
+        level=os.environ.get("IMAGE_CLASSIFIER_LOG_LEVEL", "WARNING").upper(),
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    previous = signal.signal(signal.SIGTERM, _end)
+    try:
+        return command(argv)
+    except ImageClassifierError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitStatus.EXPECTED_ERROR
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.UNEXPECTED_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitStatus.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(ExitStatus.TERMINATED)
+
+
+def get_options(arguments: Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Pick the named options out of what was parsed."""
+    return {name: arguments[name] for name in names}

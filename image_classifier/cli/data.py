@@ -1,0 +1,201 @@
+"""`image_classifier data`: get a data set, show what is in it, empty the places where its snapshots lie."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.table import format_table
+from image_classifier.errors import DataError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from image_classifier.data.snapshot import Snapshot
+
+DATASET_FOLDER = Path("data/cifar_dataset")
+SAMPLE_FOLDER = "sample_dataset"
+"""Where the sample set goes that stands in for a data set which cannot be reached: beside the dataset folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the action that the first word names and return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    usage = (
+        "usage: image_classifier data ACTION [OPTIONS]\n\n{}\n\n`image_classifier data ACTION --help` explains each."
+    )
+    if not words or words[0] in ("-h", "--help"):
+        print(usage.format("\n".join(f"  {name:<10} {action.__doc__}" for name, action in ACTIONS.items())))
+        return ExitStatus.DONE
+    if words[0] not in ACTIONS:
+        print(f"error: {words[0]!a} is no action; the actions are {', '.join(ACTIONS)}", file=sys.stderr)
+        return ExitStatus.EXPECTED_ERROR
+    return execute(ACTIONS[words[0]], words[1:])
+
+
+def build_prepare_parser() -> ArgumentParser:
+    """Build the parser of `data prepare`."""
+    parser = build_parser(
+        "data prepare",
+        "Get a data set and freeze it into a snapshot. The only line on stdout is the folder (or file) "
+        "to give to --dataset_folder of the other commands. What is there already is checked and not fetched again.",
+    )
+    parser.add_argument("--dataset_folder", type=Path, default=DATASET_FOLDER, help="where the data set is or goes to")
+    parser.add_argument(
+        "--source",
+        type=Literal["present", "cifar10", "cifar100", "sample"],
+        default="present",
+        help="what to get: present takes what lies in the folder, and gets CIFAR-10 if nothing does; "
+        "sample is generated",
+    )
+    parser.add_argument("--url", type=str | None, default=None, help="another address of the archive")
+    parser.add_argument(
+        "--digest", type=str | None, default=None, help="md5 or sha256 of that archive, if it is another"
+    )
+    parser.add_argument("--timeout_s", type=PositiveFloat, default=20.0, help="seconds to wait for the server")
+    parser.add_argument("--num_tries", type=PositiveInt, default=3, help="how often to try to download")
+    parser.add_argument(
+        "--sample_if_unreachable",
+        action="store_true",
+        help=f"if the address cannot be reached at all, generate the sample set as {SAMPLE_FOLDER} beside the folder",
+    )
+    parser.add_argument("--num_train", type=int, default=5000, help="images of the sample set to train with")
+    parser.add_argument("--num_test", type=int, default=1000, help="images of the sample set to test with")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample set")
+    return parser
+
+
+def build_info_parser() -> ArgumentParser:
+    """Build the parser of `data info`."""
+    parser = build_parser("data info", "Show a data set's name, digest, and number of images in each class.")
+    parser.add_argument("--dataset_folder", type=Path, default=DATASET_FOLDER, help="where the data set lies")
+    parser.add_argument(
+        "--output",
+        type=Path | None,
+        default=None,
+        help="PNG file for a sheet with images of each class and the balance",
+    )
+    return parser
+
+
+def build_prune_parser() -> ArgumentParser:
+    """Build the parser of `data prune`."""
+    parser = build_parser(
+        "data prune",
+        "Remove the snapshots of a dataset folder and of the user's cache; they are made again when needed.",
+    )
+    parser.add_argument("--dataset_folder", type=Path, default=DATASET_FOLDER, help="where the data set lies")
+    return parser
+
+
+def _prepare(argv: Sequence[str] | None) -> int:
+    """get a data set and freeze it into a snapshot"""
+    options = parse_arguments(build_prepare_parser(), argv)
+
+    from image_classifier.data.download import UnreachableError
+    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.data.source import find_sources
+
+    folder: Path = options.dataset_folder
+    if find_sources(folder):
+        snapshot = load_snapshot(folder)
+        if options.source not in ("present", snapshot.name):
+            raise DataError(
+                f"{folder} holds {snapshot.name} already: leave --source out to take it, or choose another "
+                "--dataset_folder"
+            )
+        _say(f"{folder} is there already")
+    else:
+        try:
+            _get(folder, options)
+        except UnreachableError as error:
+            if not options.sample_if_unreachable:
+                raise
+            folder = folder.with_name(SAMPLE_FOLDER)
+            _say(f"{error}. Instead of it {folder} gets the generated sample set: this is not CIFAR")
+            if not find_sources(folder):
+                _get_sample(folder, options)
+        snapshot = load_snapshot(folder)
+    num_test = len(snapshot.labels) - snapshot.num_train
+    _say(f"{snapshot.name}: {snapshot.num_train:,} images to train with, {num_test:,} to test with")
+    _say(f"digest {snapshot.digest}")
+    print(folder)
+    return ExitStatus.DONE
+
+
+def _get(folder: Path, options: Namespace) -> None:
+    """Put the data set that was asked for into a folder that holds none."""
+    from image_classifier.data.content import CIFAR10_CLASSES, METADATA_FILE, METADATA_FORMAT
+    from image_classifier.data.download import ARCHIVES, fetch_archive
+    from image_classifier.storage import write_atomically
+
+    if options.source == "sample":
+        return _get_sample(folder, options)
+    source = "cifar10" if options.source == "present" else options.source
+    given = {name: options[name] for name in ("url", "digest") if options[name] is not None}
+    archive = replace(ARCHIVES[source], **given)
+    _say(f"downloading {archive.url} to {folder}")
+    fetch_archive(archive, folder, timeout_s=options.timeout_s, num_tries=options.num_tries)
+    if source == "cifar10" and not (folder / METADATA_FILE).exists():
+        metadata = {"format_version": METADATA_FORMAT, "name": source, "classes": CIFAR10_CLASSES}
+        write_atomically(folder / METADATA_FILE, json.dumps(metadata, indent=1).encode() + b"\n")
+
+
+def _get_sample(folder: Path, options: Namespace) -> None:
+    from image_classifier.data.sample import write_sample
+
+    write_sample(folder, num_train=options.num_train, num_test=options.num_test, seed=options.seed)
+
+
+def _info(argv: Sequence[str] | None) -> int:
+    """show a data set's classes and balance; with --output draw a sheet of its images"""
+    options = parse_arguments(build_info_parser(), argv)
+
+    from image_classifier.data.snapshot import load_snapshot
+
+    snapshot = load_snapshot(options.dataset_folder)
+    if options.output is not None:
+        from image_classifier.storage import write_atomically
+        from image_classifier.visualization.dataset_sheet import draw_dataset_sheet
+
+        write_atomically(options.output, draw_dataset_sheet(snapshot))
+    print(format_info(snapshot))
+    return ExitStatus.DONE
+
+
+def format_info(snapshot: Snapshot) -> str:
+    """Format a data set's name, digest and number of images as a table."""
+    import numpy as np
+
+    splits = [np.bincount(labels, minlength=len(snapshot.classes)) for _, labels in (snapshot.train, snapshot.test)]
+    rows = [["class", "train", "test", "all"]]
+    for name, train, test in zip(snapshot.classes, *splits, strict=True):
+        rows.append([name, f"{train:,}", f"{test:,}", f"{train + test:,}"])
+    totals = [int(counts.sum()) for counts in splits]
+    rows.append(["total", *(f"{total:,}" for total in (*totals, sum(totals)))])
+    return f"name    {snapshot.name}\ndigest  {snapshot.digest}\n\n{format_table(rows)}"
+
+
+def _prune(argv: Sequence[str] | None) -> int:
+    """remove the snapshots, which are made again when needed"""
+    options = parse_arguments(build_prune_parser(), argv)
+
+    from image_classifier.data.snapshot import prune
+
+    print(f"removed {prune(options.dataset_folder):,} bytes of snapshots")
+    return ExitStatus.DONE
+
+
+def _say(text: str) -> None:
+    """Tell the person at the terminal; stdout is for the folder alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune}

@@ -1,0 +1,77 @@
+"""`image_classifier report`: one page of pictures and facts about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a report as the command line says and return the exit status."""
+    return execute(_report, argv)
+
+
+def _report(argv: Sequence[str] | None) -> int:
+    parser = build_parser(
+        "report", "Write report.html into a run's folder: one page with its settings, curves, errors and identity."
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--dataset_folder", type=Path | None, default=None, help="where the run's data lies now, for images of mistakes"
+    )
+    arguments = parse_arguments(parser, argv)
+
+    from image_classifier.storage import write_atomically
+    from image_classifier.tracking import run
+    from image_classifier.visualization.report import RunFacts, build_report
+
+    folder = arguments.run
+    run.check_finished(folder)
+    probabilities, labels = run.read_predictions(folder)
+    facts = RunFacts(
+        path=str(folder),
+        record=run.read_record(folder),
+        epochs=run.read_epochs(folder),
+        evaluation=run.read_evaluation(folder),
+        chain=run.read_chain(folder),
+        manifest=run.read_manifest(folder),
+        probabilities=probabilities,
+        labels=labels,
+    )
+    images: NDArray[np.uint8] | str
+    try:
+        dataset_folder = arguments.dataset_folder or Path(facts.record["execution"]["dataset_folder"])
+        images = load_test_images(dataset_folder, facts.record)
+    except DataError as error:
+        if arguments.dataset_folder is not None:
+            raise
+        images = str(error)
+    path = folder / "report.html"
+    write_atomically(path, build_report(facts, images).encode("utf-8", "backslashreplace"))
+    print(path)
+    return ExitStatus.DONE
+
+
+def load_test_images(dataset_folder: Path, record: dict[str, Any]) -> NDArray[np.uint8]:
+    """Load the images [N, 3, 32, 32] that a run was tested on.
+
+    Raises:
+        DataError: the data set is not there, or is another one.
+    """
+    from image_classifier.data.snapshot import load_snapshot
+
+    snapshot = load_snapshot(dataset_folder)
+    if snapshot.digest != record["data"]["digest"]:
+        raise DataError(
+            f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but the run is on "
+            f"{record['data']['digest'][:12]}; --dataset_folder says where that lies"
+        )
+    return snapshot.test[0]

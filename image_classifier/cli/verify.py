@@ -1,0 +1,79 @@
+"""`image_classifier verify RUN`: trains a recorded run again and gives the verdict."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.signals import StopRequest
+from image_classifier.config import restore_training_settings
+from image_classifier.errors import Interrupted
+
+FLAGS = {
+    "files_only": "check the files against the manifest and train nothing",
+    "anyway": "train although this machine is of another class, and say how far apart it ends",
+    "allow_code_change": "train although the package's code is not the code of the record",
+    "allow_environment_change": "train although the installed libraries are not those of the record",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify as the command line says and return the exit status."""
+    return execute(_verify, argv)
+
+
+def _verify(argv: Sequence[str] | None) -> int:
+    parser = build_parser("verify", "Train a recorded run again and say whether every bit of it is the same.")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    for flag, purpose in FLAGS.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=purpose)
+    parser.add_argument("--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved")
+    parser.add_argument(
+        "--experiments_folder", type=Path | None, default=None, help="where its pretrained model lies, if it moved"
+    )
+    parser.add_argument(
+        "--segment", type=str | None, default=None, help="A:B trains only from the checkpoint of step A to step B"
+    )
+    parser.add_argument("--num_workers", type=int, default=1, help="threads that prepare batches")
+    options = dict(parse_arguments(parser, argv))
+
+    from image_classifier.tracking.run import read_manifest, read_record, verify_files
+
+    if options.pop("files_only"):
+        changed = verify_files(options["run"])
+        num_files = len(read_manifest(options["run"])["files"])
+        return (
+            _print_verdict("DIFFERENT", changed)
+            if changed
+            else _print_verdict("INTACT", [f"{num_files} files are as the manifest has them"])
+        )
+
+    from image_classifier.training.determinism import cap_instruction_set
+
+    recorded = restore_training_settings(read_record(options["run"])["settings"])
+    cap_instruction_set(recorded.instruction_set)  # before torch is imported
+
+    with StopRequest() as stop:
+        try:
+            from image_classifier.cli.progress import TerminalReporter
+            from image_classifier.verification import VerificationSettings, verify
+
+            settings = VerificationSettings(run_folder=options.pop("run"), **options)
+            with closing(TerminalReporter()) as reporter:
+                verification = verify(settings, reporter)
+        except Interrupted as interruption:
+            print(f"{interruption}: no verdict", file=sys.stderr)
+            return stop.exit_status
+    return _print_verdict(verification.verdict, verification.reasons)
+
+
+def _print_verdict(verdict: str, reasons: Sequence[str]) -> int:
+    print(verdict)
+    for reason in reasons:
+        print(f"  {reason}")
+    return {"DIFFERENT": ExitStatus.DIFFERENT, "NOT COMPARABLE": ExitStatus.NOT_COMPARABLE}.get(
+        verdict, ExitStatus.DONE
+    )

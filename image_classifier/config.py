@@ -1,0 +1,248 @@
+"""Every setting of a run: frozen, complete, and checked when made. Free of torch.
+
+`TrainingSettings` are those that decide the weights: with the data, the code, the environment and the machine
+class they are a run's identity. `RunSettings` say where things lie and how the work is carried out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from image_classifier.errors import SettingsError
+
+Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["eager"]
+Flip = Literal["none", "random", "alternating"]
+InstructionSet = Literal["native", "avx2", "avx512", "avx512_bf16"]
+Keep = Literal["last", "best"]
+ModelName = Literal["lenet", "resnet"]
+Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["constant", "triangular"]
+Views = Literal["one", "mirror"]
+
+RECIPES = ("default", "notebook")
+
+_NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
+_INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What decides the weights.
+
+    Attributes:
+        model: Name of the network in the catalogue.
+        num_epochs: How often the whole training set is gone through; 0 evaluates only.
+        batch_size: Images a step.
+        learning_rate: The highest learning rate of the schedule.
+        momentum: Momentum of SGD, 0 up to but not including 1.
+        nesterov: Nesterov's variant of the momentum.
+        weight_decay: L2 penalty, for weights of two and more dimensions.
+        schedule: constant, or triangular: a linear rise to learning_rate, then a linear fall to 0.
+        warmup_fraction: Part of all steps that the rise of a triangular schedule takes.
+        label_smoothing: Part of the target that is spread over all classes.
+        flip: Mirrored images: none, random for each image and epoch, or alternating by epoch.
+        translate: Images are shifted by up to so many pixels, reflected at the edge.
+        cutout: Side in pixels of a square that is greyed out in each image; 0 for none.
+        views: Views of a test image that are averaged: the image alone, or with its mirror image.
+        input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
+        input_std: Standard deviation of the red, green and blue inputs that is divided by.
+        validation_fraction: Part of the training set that is set aside, by the seed, and not trained on.
+        keep: Weights that become model.pth: the last, or those with the best validation accuracy.
+        seed: Seed of initialisation, order and augmentation.
+        device: Where to train; auto takes a GPU where there is one.
+        precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
+        engine: How the steps are executed.
+        num_threads: Threads that compute one operation; 0 for all cores.
+        instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable.
+        deterministic: Only algorithms that give the same bits each time.
+        digest_every: Steps between two digests of the whole state.
+    """
+
+    model: ModelName = "resnet"
+    num_epochs: int = 8
+    batch_size: int = 500
+    learning_rate: float = 0.4
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Schedule = "triangular"
+    warmup_fraction: float = 0.25
+    label_smoothing: float = 0.1
+    flip: Flip = "alternating"
+    translate: int = 2
+    cutout: int = 0
+    views: Views = "mirror"
+    input_mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    input_std: tuple[float, float, float] = (0.247, 0.2435, 0.2616)
+    validation_fraction: float = 0.0
+    keep: Keep = "last"
+    seed: int = 0
+    device: Device = "auto"
+    precision: Precision = "auto"
+    engine: Engine = "eager"
+    num_threads: int = 0
+    instruction_set: InstructionSet = "native"
+    deterministic: bool = True
+    digest_every: int = 100
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
+        _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
+        _check(self, "learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0")
+        _check(self, "momentum", 0 <= self.momentum < 1, "a number from 0 up to but not including 1")
+        _check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "a number of 0 or more")
+        _check(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "a number from 0 up to but not including 1")
+        _check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 up to but not including 1")
+        _check(self, "translate", 0 <= self.translate <= 16, "a whole number from 0 to 16")
+        _check(self, "cutout", 0 <= self.cutout <= 32, "a whole number from 0 to 32")
+        _check(self, "input_mean", all(0 <= mean <= 1 for mean in self.input_mean), "three numbers from 0 to 1")
+        _check(self, "input_std", all(0 < std <= 1 for std in self.input_std), "three numbers above 0, up to 1")
+        _check(
+            self, "validation_fraction", 0 <= self.validation_fraction < 1, "a number from 0 up to but not including 1"
+        )
+        _check(self, "seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
+        _check(self, "num_threads", 0 <= self.num_threads <= 1024, "a whole number from 0 to 1024")
+        _check(self, "digest_every", self.digest_every >= 1, "a whole number of 1 or more")
+        if self.nesterov and self.momentum == 0:
+            raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
+        if self.keep == "best" and self.validation_fraction == 0:
+            raise SettingsError("--keep best needs a --validation_fraction above 0, on which to judge what is best")
+
+
+def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
+    """Make training settings again out of what a run's record holds.
+
+    Raises:
+        SettingsError: the record has a setting that this version does not know.
+    """
+    unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys()
+    if unknown:
+        raise SettingsError(f"the record has settings of another version: {', '.join(sorted(unknown))}")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()
+    }
+    return TrainingSettings(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where a run lies, what it reads, and how the work is carried out; none of it changes the weights.
+
+    Attributes:
+        experiments_folder: Folder that holds all experiments.
+        experiment_name: Name of the experiment, a folder under experiments_folder (required).
+        run_name: Name of the run, a folder under the experiment that must not exist yet (required).
+        dataset_folder: Folder (or archive, or Parquet file) with the data set.
+        pretrained_model: A model.pth to start from, relative to experiments_folder, or any path.
+        num_workers: Threads that prepare batches; 0 prepares them between the steps.
+        checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
+        keep_checkpoints: How many of the newest checkpoints are kept.
+    """
+
+    experiments_folder: Path = Path("experiments")
+    experiment_name: str = ""
+    run_name: str = ""
+    dataset_folder: Path = Path("data/cifar_dataset")
+    pretrained_model: Path | None = None
+    num_workers: int = 1
+    checkpoint_every: str = "1epochs"
+    keep_checkpoints: int = 2
+    resume: bool = False
+    allow_code_change: bool = False
+    allow_environment_change: bool = False
+    allow_other_machine: bool = False
+    recipe: str = "default"
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        for option in ("experiment_name", "run_name"):
+            name = getattr(self, option)
+            if not name:
+                raise SettingsError(f"--{option} is required: a name for a folder")
+            if not _NAME.fullmatch(name) or name != name.strip():
+                raise SettingsError(
+                    f"--{option} takes the name of a folder (no slash, no control character, no leading dot, "
+                    f"at most 100 characters), got: {name!r}"
+                )
+        _check(self, "num_workers", 0 <= self.num_workers <= 256, "a whole number from 0 to 256")
+        _check(self, "keep_checkpoints", self.keep_checkpoints >= 1, "a whole number of 1 or more")
+        _check(
+            self, "checkpoint_every", bool(_INTERVAL.fullmatch(self.checkpoint_every)), "such as 1epochs or 500steps"
+        )
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder that the run is written to."""
+        return self.experiments_folder / self.experiment_name / self.run_name
+
+    @property
+    def pretrained_path(self) -> Path | None:
+        """The file to start from: the path under the experiments folder if it exists there, else as given."""
+        if self.pretrained_model is None:
+            return None
+        below = self.experiments_folder / self.pretrained_model
+        return below if below.exists() else self.pretrained_model
+
+    def compute_checkpoint_steps(self, steps_per_epoch: int) -> int:
+        """Compute the number of steps between two checkpoints."""
+        count, unit = _INTERVAL.fullmatch(self.checkpoint_every).groups()  # type: ignore[union-attr]  # checked above
+        return int(count) * (max(steps_per_epoch, 1) if unit == "epochs" else 1)
+
+
+FLAGS = {
+    "resume": "continue the interrupted run of this name from its last good checkpoint",
+    "allow_code_change": "resume although this package's code is not the code of the record",
+    "allow_environment_change": "resume although the installed libraries are not those of the record",
+    "allow_other_machine": "resume although this machine is of another class; puts a break into the digest chain",
+}
+"""The settings of RunSettings that are switches, with what each does."""
+
+
+def get_recipe_path(name: str) -> Path:
+    """Find a packaged recipe.
+
+    Raises:
+        SettingsError: there is no recipe of this name.
+    """
+    if name not in RECIPES:
+        raise SettingsError(f"--recipe takes one of {', '.join(RECIPES)}, got: {name!r}")
+    return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """Load the settings of a packaged recipe by option name."""
+    settings: dict[str, Any] = yaml.safe_load(get_recipe_path(name).read_text(encoding="utf-8"))
+    return settings
+
+
+def _check(settings: object, option: str, good: bool, takes: str) -> None:
+    if not good:
+        raise SettingsError(f"--{option} takes {takes}, got: {getattr(settings, option)}")
+
+
+_CHOICES = {
+    "model": ModelName,
+    "schedule": Schedule,
+    "flip": Flip,
+    "views": Views,
+    "keep": Keep,
+    "device": Device,
+    "precision": Precision,
+    "engine": Engine,
+    "instruction_set": InstructionSet,
+}
+
+
+def _check_choices(settings: TrainingSettings) -> None:
+    for setting in fields(settings):
+        if setting.name in _CHOICES:
+            choices = get_args(_CHOICES[setting.name])
+            _check(settings, setting.name, getattr(settings, setting.name) in choices, "one of " + ", ".join(choices))

@@ -1,0 +1,101 @@
+"""Random numbers, order and augmentation as pure functions of (seed, epoch, image).
+
+Nothing here has a state: what happens to an image in an epoch does not depend on the batch that it is in, on the
+thread that prepares it, or on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+ORDER, FLIP, SHIFT_Y, SHIFT_X, CUTOUT_Y, CUTOUT_X, SPLIT = range(7)
+"""What a random number is for; each use has a stream of its own."""
+
+GREY = 128
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; the fields are those of `config.TrainingSettings`."""
+
+    flip: Literal["none", "random", "alternating"] = "none"
+    translate: int = 0
+    cutout: int = 0
+
+
+def draw_bits(seed: int, epoch: int, stream: int, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Draw 64 random bits for each index, as a function of the arguments alone.
+
+    SplitMix64 in counter mode (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+    """
+    key = np.array([seed], dtype=np.uint64)
+    for part in (epoch, stream):
+        key = _mix(key ^ np.uint64((part + 1) * GOLDEN_RATIO % 2**64))
+    return _mix(key + (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_RATIO))
+
+
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def compute_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
+    """Compute the order in which an epoch goes through the images: a permutation [num_images]."""
+    return np.argsort(draw_bits(seed, epoch, ORDER, np.arange(num_images)), kind="stable")
+
+
+def compute_validation_split(
+    seed: int, num_images: int, fraction: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Set a part of the training set aside; return the indices to train on and those to validate on, ascending.
+
+    An image's place is drawn from the seed and its index, so the part is the same in every run with that seed.
+    """
+    permutation = np.argsort(draw_bits(seed, 0, SPLIT, np.arange(num_images)), kind="stable")
+    num_validation = round(num_images * fraction)
+    return np.sort(permutation[num_validation:]), np.sort(permutation[:num_validation])
+
+
+def augment_images(
+    images: NDArray[np.uint8], indices: NDArray[np.int64], seed: int, epoch: int, augmentation: Augmentation
+) -> NDArray[np.uint8]:
+    """Take the images [N, 3, H, W] at these indices [B], varied as the epoch has it: uint8 [B, 3, H, W].
+
+    Shifts are filled by reflection at the edge. Alternating flips (Jordan: 94% on CIFAR-10 in 3.29 seconds, 2024)
+    mirror each image in every other epoch, beginning with one drawn from the seed.
+    """
+    chosen = images[indices]
+    size, reach = images.shape[-1], augmentation.translate
+
+    def draw(stream: int, epoch_of_draw: int, limit: int) -> NDArray[np.int64]:
+        return (draw_bits(seed, epoch_of_draw, stream, indices) % np.uint64(limit)).astype(np.int64)
+
+    if augmentation.flip == "none" and reach == 0 and augmentation.cutout == 0:
+        return chosen
+    mirrored = np.zeros(len(indices), dtype=bool)
+    if augmentation.flip == "random":
+        mirrored = draw(FLIP, epoch, 2) == 1
+    elif augmentation.flip == "alternating":
+        mirrored = (draw(FLIP, 0, 2) + epoch) % 2 == 1
+    tops, lefts = (draw(stream, epoch, 2 * reach + 1) for stream in (SHIFT_Y, SHIFT_X))
+    padded = np.pad(chosen, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
+    # A plain loop: 5 µs an image, against 13 µs for a sliding window and 14 µs for one fancy index.
+    for row, (top, left, mirror) in enumerate(zip(tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)):
+        window = padded[row, :, top : top + size, left : left + size]
+        chosen[row] = window[:, :, ::-1] if mirror else window
+    if augmentation.cutout:
+        _grey_out(chosen, draw(CUTOUT_Y, epoch, size), draw(CUTOUT_X, epoch, size), augmentation.cutout)
+    return chosen
+
+
+def _grey_out(images: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64], side: int) -> None:
+    """Grey out a square around each centre, cut off at the edge (DeVries, Taylor: Cutout, 2017)."""
+    for image, row, column in zip(images, rows.tolist(), columns.tolist(), strict=True):
+        top, left = row - side // 2, column - side // 2
+        image[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = GREY

@@ -1,0 +1,288 @@
+"""Read CIFAR-10 and CIFAR-100 in the python and the binary layout, from a folder or from the published archive.
+
+The layouts are those of https://www.cs.toronto.edu/~kriz/cifar.html. Canonical order is the order of the files and
+of the images in them; CIFAR-100 is read with its fine labels. An archive is read in place, member by member:
+nothing is unpacked to the disk, so no name in it can matter.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.data.content import (
+    CIFAR10_CLASSES,
+    CIFAR10_PUBLISHED_CLASSES,
+    Batch,
+    Content,
+    Metadata,
+    is_name,
+    one_line,
+)
+from image_classifier.data.pickles import load_pickle
+from image_classifier.errors import DataError
+
+MAX_FILE_BYTES = 2**29
+"""Largest file that is read; the largest published one, CIFAR-100's training set, has 155 million bytes."""
+MAX_ARCHIVE_BYTES = 2**30
+"""Most that an archive may unpack to; the published ones unpack to 186 million bytes."""
+
+_SHAPE = (3, 32, 32)
+_NUM_PIXELS = 3072
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One of the published layouts.
+
+    Attributes:
+        title: what people call it.
+        name: name of the data set.
+        folder: the folder that the published archive unpacks to.
+        archive: name of the published archive.
+        train: the files of the training set, in canonical order.
+        test: the file of the test set.
+        meta: the file that names the classes.
+        num_classes: how many classes the data set has.
+        pickled: python layout, else binary.
+        label: key of the labels in the python layout, their column in the binary one.
+    """
+
+    title: str
+    name: str
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    num_classes: int
+    pickled: bool
+    label: str | int
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that must be there."""
+        return *self.train, self.test
+
+
+LAYOUTS = (
+    Layout(
+        title="CIFAR-10 in the python layout",
+        name="cifar10",
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test="test_batch",
+        meta="batches.meta",
+        num_classes=10,
+        pickled=True,
+        label="labels",
+    ),
+    Layout(
+        title="CIFAR-10 in the binary layout",
+        name="cifar10",
+        folder="cifar-10-batches-bin",
+        archive="cifar-10-binary.tar.gz",
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test="test_batch.bin",
+        meta="batches.meta.txt",
+        num_classes=10,
+        pickled=False,
+        label=0,
+    ),
+    Layout(
+        title="CIFAR-100 in the python layout",
+        name="cifar100",
+        folder="cifar-100-python",
+        archive="cifar-100-python.tar.gz",
+        train=("train",),
+        test="test",
+        meta="meta",
+        num_classes=100,
+        pickled=True,
+        label="fine_labels",
+    ),
+    Layout(
+        title="CIFAR-100 in the binary layout",
+        name="cifar100",
+        folder="cifar-100-binary",
+        archive="cifar-100-binary.tar.gz",
+        train=("train.bin",),
+        test="test.bin",
+        meta="fine_label_names.txt",
+        num_classes=100,
+        pickled=False,
+        label=1,
+    ),
+)
+
+
+def find_layouts(names: Set[str]) -> list[Layout]:
+    """Find the layouts of which at least one file of images is among the names."""
+    return [layout for layout in LAYOUTS if not names.isdisjoint(layout.files)]
+
+
+def read_folder(folder: Path, layout: Layout, metadata: Metadata) -> Content:
+    """Read a folder that holds one of the layouts; each file is read when its batch is asked for.
+
+    Raises:
+        DataError: a file is missing, damaged or hostile; also while the batches are gone through.
+    """
+    names = {path.name for path in folder.iterdir()}
+    _require(layout, names, folder)
+    return _build_content(layout, metadata, str(folder), names, lambda name: _read_file(folder / name))
+
+
+def read_archive(path: Path, metadata: Metadata, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> Content:
+    """Read a `.tar.gz` with one of the layouts in it into memory, if it unpacks to no more than max_bytes.
+
+    Raises:
+        DataError: the archive is damaged, too large, or without a data set; also while the batches are gone through.
+    """
+    members = _read_members(path, max_bytes)
+    layouts = find_layouts(members.keys())
+    if len(layouts) != 1:
+        found = " and ".join(layout.title for layout in layouts) or "no CIFAR data set"
+        raise DataError(f"{path} must hold one data set, but it holds {found}; give another archive")
+    _require(layouts[0], members.keys(), path)
+    return _build_content(layouts[0], metadata, str(path), members.keys(), members.__getitem__)
+
+
+def _require(layout: Layout, names: Set[str], where: Path) -> None:
+    missing = [name for name in layout.files if name not in names]
+    if missing:
+        raise DataError(f"{where} holds {layout.title} without {', '.join(missing)}; get the whole data set again")
+
+
+def _build_content(
+    layout: Layout, metadata: Metadata, where: str, names: Set[str], read: Callable[[str], bytes]
+) -> Content:
+    def name_of(file: str) -> str:
+        return str(PurePosixPath(where) / file)
+
+    found = _parse_classes(layout, read(layout.meta), name_of(layout.meta)) if layout.meta in names else None
+    is_published = found is None or found == CIFAR10_PUBLISHED_CLASSES or layout.name == "cifar100"
+    if layout.name == "cifar10" and is_published:
+        found = CIFAR10_CLASSES
+    classes = metadata.classes or found
+    if classes is None:
+        raise DataError(f"{where} has no file {layout.meta} that names the classes; name them in metadata.json")
+
+    def batches(files: Iterable[str]) -> Iterator[Batch]:
+        parse = _parse_pickle if layout.pickled else _parse_records
+        for file in files:
+            images, labels = parse(layout, read(file), name_of(file))
+            outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+            if outside.size:
+                raise DataError(
+                    f"{name_of(file)} has the label {labels[outside[0]]} at image {outside[0]}, but there are "
+                    f"{len(classes)} classes, 0 to {len(classes) - 1}; get the data set again or correct metadata.json"
+                )
+            yield images, labels
+
+    name = metadata.name or (layout.name if is_published else Path(where).name)
+    return Content(name, classes, batches(layout.train), batches((layout.test,)))
+
+
+def _parse_pickle(layout: Layout, content: bytes, name: str) -> Batch:
+    batch = load_pickle(content, name)
+    images, labels = batch.get("data"), batch.get(str(layout.label))
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_NUM_PIXELS,):
+        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise DataError(f"{name}: data must be uint8 [N, {_NUM_PIXELS}], got: {got}; get the data set again")
+    return images.reshape(-1, *_SHAPE), _parse_labels(labels, len(images), f"{name}: {layout.label}")
+
+
+def _parse_labels(labels: Any, num_images: int, where: str) -> NDArray[np.int64]:
+    if isinstance(labels, list) and all(type(label) is int and abs(label) < 2**31 for label in labels):
+        labels = np.array(labels, np.int64)
+    if not isinstance(labels, np.ndarray) or labels.shape != (num_images,):
+        raise DataError(f"{where} must be {num_images:,} whole numbers, one for each image; get the data set again")
+    return labels.astype(np.int64)
+
+
+def _parse_records(layout: Layout, content: bytes, name: str) -> Batch:
+    num_labels = 1 if layout.name == "cifar10" else 2  # CIFAR-100 has the coarse label before the fine one
+    width = num_labels + _NUM_PIXELS
+    if not content or len(content) % width:
+        raise DataError(
+            f"{name} has {len(content):,} bytes, which is no whole number of records of {width} bytes: "
+            "it is truncated or of another layout; get the data set again"
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, width)
+    return records[:, num_labels:].reshape(-1, *_SHAPE), records[:, int(layout.label)].astype(np.int64)
+
+
+def _parse_classes(layout: Layout, content: bytes, name: str) -> tuple[str, ...]:
+    if layout.pickled:
+        values = load_pickle(content, name).get("label_names" if layout.name == "cifar10" else "fine_label_names")
+    else:
+        values = content.split()
+    if not isinstance(values, list):
+        raise DataError(f"{name} has no list of class names; get the data set again")
+    classes = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+    if not classes or not all(map(is_name, classes)) or len(set(classes)) < len(classes):
+        raise DataError(f"{name} must hold different class names of one line each; get the data set again")
+    return tuple(classes)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise DataError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes, which no CIFAR file is; remove it")
+    return content
+
+
+class _LimitedReader(io.RawIOBase):
+    """Passes on a stream up to a number of bytes: what unpacks to more is a bomb."""
+
+    def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
+        self._stream = stream
+        self._limit = self._left = limit
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"unpacks to more than {self._limit:,} bytes, which no CIFAR archive does; remove it")
+        return content
+
+
+def _read_members(path: Path, max_bytes: int) -> Mapping[str, bytes]:
+    """Read an archive's files by their last name, as far as a layout knows it."""
+    wanted = {name for layout in LAYOUTS for name in (*layout.files, layout.meta)}
+    members: dict[str, bytes] = {}
+    try:
+        with gzip.open(path) as stream:
+            reader = _LimitedReader(stream, max_bytes)
+            with tarfile.open(fileobj=reader, mode="r|") as archive:
+                for member in archive:
+                    name = PurePosixPath(member.name).name
+                    if not member.isfile() or name not in wanted:
+                        continue
+                    if name in members:
+                        raise DataError(f"holds {name} twice; give another archive")
+                    if member.size > MAX_FILE_BYTES:
+                        raise DataError(f"holds {name} of {member.size:,} bytes, which no CIFAR file has; remove it")
+                    file = archive.extractfile(member)
+                    members[name] = file.read() if file else b""
+            while reader.read(2**20):  # up to the checksum at the end, which tells of damage in between
+                pass
+    except DataError as error:
+        raise DataError(f"{path} {error}") from None
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{path} is no whole .tar.gz: {one_line(error)}; get it again") from error
+    return members

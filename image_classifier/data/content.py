@@ -1,0 +1,172 @@
+"""What every source gives: a name, the classes, and the images batch by batch; and what `metadata.json` says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.errors import DataError, ImageError
+
+METADATA_FILE = "metadata.json"
+METADATA_FORMAT = 1
+CIFAR10_CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""The names that this package gives to CIFAR-10's classes, in the order of the labels."""
+CIFAR10_PUBLISHED_CLASSES = ("airplane", "automobile", *CIFAR10_CLASSES[2:])
+"""The names that CIFAR-10 is published with; where a source has exactly these, it is CIFAR-10."""
+
+_BATCH = 500
+_NUM_LISTED = 5
+
+T = TypeVar("T")
+Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images [n, 3, 32, 32] RGB and labels [n]."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """A data set as it is read: the batches are made while they are gone through, once."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Iterable[Batch]
+    test: Iterable[Batch]
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What `metadata.json` in the dataset folder says; each part is optional.
+
+    Attributes:
+        name: what the data set calls itself.
+        classes: the names of the classes, in the order of the labels.
+        digest: the digest that the snapshot must have.
+        split_seed: seed by which a folder of images without train/ and test/ is split.
+    """
+
+    name: str | None = None
+    classes: tuple[str, ...] | None = None
+    digest: str | None = None
+    split_seed: int = 0
+
+
+def load_metadata(folder: Path) -> Metadata:
+    """Load a dataset folder's `metadata.json`; without one everything is left to the source.
+
+    Raises:
+        DataError: it is no JSON object, or has an unknown key or a value of the wrong type.
+    """
+    path = folder / METADATA_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return Metadata()
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold a JSON object, got: {type(content).__name__}")
+    version = content.pop("format_version", METADATA_FORMAT)
+    if type(version) is int and version > METADATA_FORMAT:
+        raise DataError(
+            f"{path} has format_version {version}; this version of image_classifier reads {METADATA_FORMAT}"
+        )
+    checks = {
+        "format_version": (type(version) is int and version >= 1, f"the number {METADATA_FORMAT}", version),
+        "name": _check(content, "name", is_name, "a text on one line"),
+        "classes": _check(content, "classes", _are_classes, "a list of different names"),
+        "digest": _check(content, "digest", _is_digest, "64 hexadecimal digits"),
+        "split_seed": _check(content, "split_seed", _is_seed, "a whole number from 0 to 2**63 - 1"),
+    }
+    for key in content:
+        if key not in checks:
+            raise DataError(f"{path} has the unknown key {key!a}; it may have {', '.join(checks)}")
+    for key, (good, takes, got) in checks.items():
+        if not good:
+            raise DataError(f"{path}: {key} takes {takes}, got: {json.dumps(got)[:200]}")
+    classes, digest = content.get("classes"), content.get("digest")
+    return Metadata(
+        content.get("name"),
+        tuple(classes) if classes else None,
+        digest and digest.lower(),
+        content.get("split_seed", 0),
+    )
+
+
+def choose_test(keys: Sequence[bytes], labels: Sequence[int], seed: int) -> NDArray[np.bool_]:
+    """Choose a sixth of each class, rounded down, for the test set: [N] bool.
+
+    The choice hangs on the keys and the seed alone, not on the order that the images come in.
+    """
+    ranks: dict[int, list[tuple[bytes, int]]] = {}
+    for position, (key, label) in enumerate(zip(keys, labels, strict=True)):
+        ranks.setdefault(label, []).append((hashlib.sha256(b"%d/%s" % (seed, key)).digest(), position))
+    chosen = np.zeros(len(keys), np.bool_)
+    for ranked in ranks.values():
+        for _, position in sorted(ranked)[: len(ranked) // 6]:
+            chosen[position] = True
+    return chosen
+
+
+def decode_images(encoded: Iterable[tuple[T, int]], decode: Callable[[T], NDArray[np.uint8]]) -> Iterator[Batch]:
+    """Decode images in threads, in their order; each comes with its label.
+
+    Raises:
+        DataError: images cannot be read; the message lists the first of them, each with the reason.
+    """
+
+    def attempt(item: tuple[T, int]) -> NDArray[np.uint8] | ImageError:
+        try:
+            return decode(item[0])
+        except ImageError as error:
+            return error
+
+    bad: list[str] = []
+    items = iter(encoded)
+    with ThreadPoolExecutor() as threads:
+        while part := list(islice(items, _BATCH)):
+            results = list(threads.map(attempt, part))
+            images = [result.transpose(2, 0, 1) for result in results if not isinstance(result, ImageError)]
+            bad += [str(result) for result in results if isinstance(result, ImageError)]
+            if not bad:
+                yield np.stack(images), np.array([label for _, label in part], np.int64)
+    if bad:
+        more = f"; and {len(bad) - _NUM_LISTED:,} more" if len(bad) > _NUM_LISTED else ""
+        raise DataError(
+            f"{len(bad):,} of the images cannot be read, mend or remove them: {'; '.join(bad[:_NUM_LISTED])}{more}"
+        )
+
+
+def is_name(value: Any) -> bool:
+    """Say whether a value is a printable text on one line."""
+    return isinstance(value, str) and value.isprintable() and value.strip() != ""
+
+
+def one_line(error: object) -> str:
+    """Write an error's message on one line without control characters, at most 300 characters of it."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:300]
+
+
+def _check(content: dict[str, Any], key: str, accepts: Any, takes: str) -> tuple[bool, str, Any]:
+    return (key not in content or accepts(content[key]), takes, content.get(key))
+
+
+def _are_classes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_name, value)) and len(set(value)) == len(value)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-fA-F]{64}", value) is not None
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

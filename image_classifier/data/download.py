@@ -1,0 +1,215 @@
+"""Fetch the published archives: continued where they broke off, checked against their digest, whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from image_classifier import __version__
+from image_classifier.data.content import one_line
+from image_classifier.errors import DownloadError, SettingsError
+from image_classifier.storage import DISK, storage_error
+
+PART_SUFFIX = ".part"
+MAX_BYTES = 2**31
+"""More is not written to the disk, whatever a server sends."""
+
+_ALGORITHMS = {32: "md5", 64: "sha256"}
+_PIECE = 2**16
+_WORTH_A_RETRY = (408, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published archive.
+
+    Attributes:
+        url: its address, http or https.
+        name: the name that it is kept under.
+        digest: its md5 or sha256, as hexadecimal digits.
+    """
+
+    url: str
+    name: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        if len(self.digest) not in _ALGORITHMS or not set(self.digest.lower()) <= set("0123456789abcdef"):
+            raise SettingsError(f"--digest takes 32 (md5) or 64 (sha256) hexadecimal digits, got: {self.digest!a}")
+        if urllib.parse.urlsplit(self.url).scheme not in ("http", "https"):
+            raise SettingsError(f"--url takes an address that begins with https:// or http://, got: {self.url!a}")
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+    ),
+    "cifar100": Archive(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+    ),
+}
+"""As torchvision publishes them, in torchvision/datasets/cifar.py."""
+
+
+class UnreachableError(DownloadError):
+    """No try got any answer from the server: there is no network, or the address is not reached from here."""
+
+
+class _BrokenOffError(Exception):
+    """A try failed in a way that another one may not."""
+
+    def __init__(self, reason: str, *, answered: bool) -> None:
+        super().__init__(reason)
+        self.answered = answered
+
+
+def fetch_archive(
+    archive: Archive, folder: Path, *, timeout_s: float = 20, num_tries: int = 3, backoff_s: float = 1
+) -> Path:
+    """Download an archive into a folder, which is made if need be; there is a progress bar on a terminal.
+
+    It gets its name once its digest is right. What came so far is kept beside it as `.part` and continued by the next
+    try or the next call, as far as the server allows it. Certificates are verified, proxies taken from the environment.
+
+    Args:
+        archive: what to download.
+        folder: where to.
+        timeout_s: how long to wait for a connection, or for the next bytes.
+        num_tries: how often to try altogether.
+        backoff_s: pause after the first failure; doubled after each further one.
+
+    Raises:
+        UnreachableError: no try got an answer.
+        DownloadError: the server refuses, breaks off each time, or sends something else than the digest is of.
+        StorageError: the disk refused; nothing is left.
+    """
+    target = folder / archive.name
+    part = folder / (archive.name + PART_SUFFIX)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab") as file:
+            _lock(file, part)
+            _fill(file, archive.url, timeout_s, num_tries, backoff_s)
+            file.flush()
+            os.fsync(file.fileno())
+            _check_digest(part, archive)
+            DISK.rename(part, target)
+            DISK.sync(folder)
+    except OSError as error:
+        DISK.remove(part)
+        raise storage_error(target, error) from error
+    finally:
+        if part.exists() and not part.stat().st_size:
+            DISK.remove(part)
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    return target
+
+
+def _check_digest(part: Path, archive: Archive) -> None:
+    algorithm = _ALGORITHMS[len(archive.digest)]
+    with open(part, "rb") as file:
+        digest = hashlib.file_digest(file, algorithm).hexdigest()
+    if digest != archive.digest.lower():
+        DISK.remove(part)
+        raise DownloadError(
+            f"{archive.url} sent a file with the {algorithm} {digest} instead of {archive.digest}: it was removed; "
+            "try again, or give another address with --url"
+        )
+
+
+def _lock(file: BinaryIO, part: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DownloadError(f"another process is downloading to {part}; wait for it, or end it") from error
+
+
+def _fill(file: BinaryIO, url: str, timeout_s: float, num_tries: int, backoff_s: float) -> None:
+    """Try until the file is as long as the server says."""
+    answered = False
+    # disable=None shows the bar on a terminal only
+    with tqdm(desc="download", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+        for attempt in range(1, num_tries + 1):
+            try:
+                return _receive(file, url, timeout_s, bar)
+            except _BrokenOffError as error:
+                answered = answered or error.answered
+                reason = str(error)
+            if attempt < num_tries:
+                time.sleep(backoff_s * 2 ** (attempt - 1))
+    if not answered:
+        raise UnreachableError(f"{url} cannot be reached ({reason}); check the network, or give a mirror with --url")
+    raise DownloadError(
+        f"{url} failed {num_tries} times, last with: {reason}; "
+        f"start again to continue after {os.fstat(file.fileno()).st_size:,} bytes"
+    )
+
+
+def _receive(file: BinaryIO, url: str, timeout_s: float, bar: tqdm[Any]) -> None:
+    """Ask for what is missing and append it."""
+    headers = {"User-Agent": f"image_classifier/{__version__}", "Accept-Encoding": "identity"}
+    start = file.seek(0, os.SEEK_END)
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{start}":
+                return  # nothing is missing
+            if error.code == 416:
+                file.truncate(0)
+                raise _BrokenOffError("what came before is longer than the file", answered=True) from error
+            status = f"HTTP status {error.code} {error.reason}"
+            if error.code in _WORTH_A_RETRY:
+                raise _BrokenOffError(status, answered=True) from error
+        raise DownloadError(f"{url} answers with {status}; give another address with --url") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = one_line(getattr(error, "reason", error))  # URLError wraps what happened
+        raise _BrokenOffError(reason, answered=False) from error
+    with response:
+        if response.status != 206:  # the server sends all of it again
+            file.truncate(0)
+            start = 0
+        elif not str(response.headers.get("Content-Range")).startswith(f"bytes {start}-"):
+            file.truncate(0)
+            raise _BrokenOffError("the server continued at another place than asked for", answered=True)
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        bar.reset(total)
+        bar.update(start)
+        while piece := _read_piece(response):
+            if start + len(piece) > MAX_BYTES:
+                DISK.remove(Path(file.name))
+                raise DownloadError(f"{url} sends more than {MAX_BYTES:,} bytes; give another address with --url")
+            file.write(piece)
+            start += len(piece)
+            bar.update(len(piece))
+        file.flush()
+    if total is not None and start != total:
+        raise _BrokenOffError(f"the connection ended after {start:,} of {total:,} bytes", answered=True)
+
+
+def _read_piece(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(_PIECE)
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenOffError(one_line(error), answered=True) from error

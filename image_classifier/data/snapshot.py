@@ -1,0 +1,369 @@
+"""The snapshot: a data set frozen on disk under its digest, mapped into memory by every run that reads it.
+
+It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where that cannot be written::
+
+    <digest>/images.npy       uint8 [N, 3, 32, 32]
+    <digest>/labels.npy       int64 [N]
+    <digest>/snapshot.json    format_version, digest, classes, num_train, num_test, shape
+    index/<fingerprint>.json  which snapshot the files of a source were frozen into, and the data set's name
+    .lock                     held by the process that writes
+
+The fingerprint is over path, size, times and inode of each file of the source and the content of `metadata.json`, so
+that a second run finds its snapshot without reading the source. What it finds is hashed again before it is used.
+A store is made by the first snapshot, and goes with the last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.data.content import METADATA_FILE, Content, Metadata, load_metadata
+from image_classifier.data.source import Source, find_source
+from image_classifier.errors import DataError, StorageError
+from image_classifier.storage import DISK, TEMPORARY_PREFIX, storage_error, write_atomically
+
+FORMAT_VERSION = 1
+IMAGE_SHAPE = (3, 32, 32)
+STORE = ".snapshots"
+
+_READER = 1  # goes up when a source is read differently than before, so that it is read again
+_TEMPORARY = TEMPORARY_PREFIX + "snapshot"
+_DAMAGED_PREFIX = "damaged-"
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A data set in canonical order: the training images, then the test images.
+
+    Attributes:
+        images: uint8 [N, 3, 32, 32], RGB, mapped from disk.
+        labels: int64 [N], each an index into classes.
+        classes: the names of the classes.
+        num_train: how many of the N belong to the training set; the rest is the test set.
+        digest: sha256 over classes, splits, images and labels, as hexadecimal digits.
+        name: what the data set calls itself, such as cifar10, cifar100, sample or the folder's name.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    num_train: int
+    digest: str
+    name: str
+
+    @property
+    def train(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images [num_train, 3, 32, 32] and labels [num_train] of the training set."""
+        return self.images[: self.num_train], self.labels[: self.num_train]
+
+    @property
+    def test(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images [N - num_train, 3, 32, 32] and labels [N - num_train] of the test set."""
+        return self.images[self.num_train :], self.labels[self.num_train :]
+
+
+def load_snapshot(dataset_folder: Path) -> Snapshot:
+    """Map the snapshot of the data set at a path, and freeze the data set into one first if there is none yet.
+
+    Args:
+        dataset_folder: a dataset folder, or an archive or a Parquet file itself.
+
+    Raises:
+        DataError: there is no data set, or it is damaged, hostile, or not the one that `metadata.json` names.
+        StorageError: the disk refused the snapshot; nothing is left of it.
+    """
+    metadata = load_metadata(dataset_folder)
+    source = find_source(dataset_folder)
+    fingerprint = compute_fingerprint(source, dataset_folder / METADATA_FILE)
+    stores = find_stores(dataset_folder)
+    snapshot = _find_snapshot(stores, fingerprint)
+    if snapshot is None:
+        snapshot = _make_snapshot(stores, dataset_folder, source, metadata, fingerprint)
+    if metadata.digest not in (None, snapshot.digest):
+        raise DataError(
+            f"{dataset_folder} has the digest {snapshot.digest}, but its {METADATA_FILE} names {metadata.digest}: "
+            f"get the data set again, or correct {METADATA_FILE}"
+        )
+    return snapshot
+
+
+def compute_digest(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...], num_train: int
+) -> str:
+    """Compute a data set's digest: sha256 over one line of JSON, the images' bytes, and the labels' bytes.
+
+    The line is an object with sorted keys and without spaces, in ASCII, with a newline at its end. Images are
+    uint8 [N, 3, 32, 32] in C order, labels int64 little endian; the training set comes first in both.
+    """
+    header = {
+        "classes": classes,
+        "format": f"image_classifier snapshot {FORMAT_VERSION}",
+        "num_test": len(labels) - num_train,
+        "num_train": num_train,
+        "shape": images.shape[1:],
+    }
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
+    digest.update(np.ascontiguousarray(images, np.uint8).data)
+    digest.update(np.ascontiguousarray(labels, "<i8").data)
+    return digest.hexdigest()
+
+
+def compute_fingerprint(source: Source, metadata_file: Path) -> str:
+    """Compute what changes whenever a file of the source or its metadata does, from the files' status alone."""
+    lines = [f"{_READER}"]
+    try:
+        for name in source.files:  # of which there can be many
+            status = os.stat(f"{source.root}/{name}")
+            lines.append(f"{name}\0{status.st_size} {status.st_mtime_ns} {status.st_ino} {status.st_ctime_ns}")
+        metadata = metadata_file.read_bytes() if metadata_file.is_file() else b""
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return hashlib.sha256(os.fsencode("\n".join(lines)) + b"\0" + metadata).hexdigest()
+
+
+def find_stores(dataset_folder: Path | None) -> list[Path]:
+    """Find the places where snapshots may lie: in the dataset folder, then in the user's cache, if there is a home."""
+    cache = os.environ.get("IMAGE_CLASSIFIER_CACHE")
+    if not cache:
+        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "image_classifier")
+    stores = [] if cache.startswith("~") else [Path(cache) / "snapshots"]
+    return stores if dataset_folder is None else [dataset_folder / STORE, *stores]
+
+
+def prune(dataset_folder: Path | None) -> int:
+    """Remove all snapshots from the dataset folder and from the user's cache, and return their size in bytes.
+
+    Only what a snapshot store holds is touched. A snapshot in use stays readable for who has it mapped.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    num_bytes = 0
+    for store in find_stores(dataset_folder):
+        try:
+            if not store.is_dir():
+                continue
+            with _locked(store):
+                for entry in store.iterdir():
+                    if _is_part_of_a_store(entry.name):
+                        num_bytes += sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+                        DISK.remove(entry)
+        except OSError as error:
+            raise StorageError(f"cannot empty {store}: {error.strerror or error}") from error
+    return num_bytes
+
+
+def _is_part_of_a_store(name: str) -> bool:
+    return name in ("index", _TEMPORARY) or re.fullmatch(f"({_DAMAGED_PREFIX})?[0-9a-f]{{64}}", name) is not None
+
+
+class _DamagedError(Exception):
+    """A stored snapshot is not what its name says."""
+
+
+def _find_snapshot(stores: list[Path], fingerprint: str) -> Snapshot | None:
+    for store in stores:
+        try:
+            snapshot = _load_indexed(store, fingerprint)
+        except _DamagedError as error:
+            logger.warning("a snapshot is damaged and will be made again: %s", error)
+            continue
+        if snapshot is not None:
+            return snapshot
+    return None
+
+
+def _load_indexed(store: Path, fingerprint: str) -> Snapshot | None:
+    """Load the snapshot that a store's index names for a fingerprint, if there is one."""
+    entry = _load_record(store / "index" / f"{fingerprint}.json") or {}
+    digest, name = str(entry.get("digest")), str(entry.get("name"))
+    if not re.fullmatch("[0-9a-f]{64}", digest) or not (store / digest).is_dir():
+        return None
+    return _load_checked(store / digest, name)
+
+
+def _load_checked(folder: Path, name: str) -> Snapshot:
+    """Map a snapshot and compute its digest again."""
+    record = _load_record(folder / "snapshot.json")
+    try:
+        if record is None:
+            raise ValueError("snapshot.json cannot be read")
+        images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", mmap_mode="c", allow_pickle=False)
+        classes, num_train = tuple(record["classes"]), int(record["num_train"])
+        if compute_digest(images, labels, classes, num_train) != folder.name:
+            raise ValueError("its content does not have the digest that it is stored under")
+    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+        raise _DamagedError(f"{folder}: {error}") from error
+    return Snapshot(np.asarray(images), np.asarray(labels), classes, num_train, folder.name, name)
+
+
+def _load_record(path: Path) -> dict[str, Any] | None:
+    """Load a JSON object with a format_version, or nothing where none can be read."""
+    try:
+        record = json.loads(path.read_bytes())
+        version = int(record["format_version"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if version > FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format_version {version}, this version of image_classifier reads {FORMAT_VERSION}: "
+            "use a later version, or remove the snapshots with `image_classifier data prune`"
+        )
+    return dict(record)
+
+
+def _make_snapshot(
+    stores: list[Path], dataset_folder: Path, source: Source, metadata: Metadata, fingerprint: str
+) -> Snapshot:
+    """Freeze a source into the first store that can be written."""
+    with _lock_first(stores) as store:
+        try:
+            snapshot = _load_indexed(store, fingerprint)
+        except _DamagedError:
+            snapshot = None
+        if snapshot is not None:  # made by another process while this one waited for the lock
+            return snapshot
+        content = source.read(metadata)
+        try:
+            digest = _write_snapshot(store, content, dataset_folder)
+            if compute_fingerprint(source, dataset_folder / METADATA_FILE) != fingerprint:
+                raise DataError(f"{dataset_folder} was changed while it was read; start again")
+            entry = {"format_version": FORMAT_VERSION, "digest": digest, "name": content.name}
+            (store / "index").mkdir(exist_ok=True)
+            write_atomically(store / "index" / f"{fingerprint}.json", json.dumps(entry).encode())
+            return _load_checked(store / digest, content.name)
+        except OSError as error:
+            raise storage_error(store, error) from error
+        except _DamagedError as error:
+            raise StorageError(f"the disk does not keep what is written to it: {error}; check the disk") from error
+
+
+@contextmanager
+def _lock_first(stores: list[Path]) -> Iterator[Path]:
+    """Lock the first store that can be made and written."""
+    with ExitStack() as stack:
+        for number, store in enumerate(stores, 1):
+            try:
+                stack.enter_context(_locked(store))
+                break
+            except OSError as error:
+                if error.errno not in _DENIED or number == len(stores):
+                    raise storage_error(store, error) from error
+        yield store
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """Keep other writers out of a store; the lock goes with the process, and an empty store with the lock."""
+    lock = store / ".lock"
+    while True:
+        store.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # whoever held the lock has removed the store
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # the file is still there
+            break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        if os.listdir(store) == [lock.name]:
+            DISK.remove(lock)
+            os.rmdir(store)
+        os.close(descriptor)
+
+
+def _write_snapshot(store: Path, content: Content, dataset_folder: Path) -> str:
+    """Write a snapshot beside its place, then move it there, and return its digest."""
+    temporary = store / _TEMPORARY
+    DISK.remove(temporary)
+    try:
+        DISK.make_folder(temporary)
+        num_train, num_test = _write_arrays(temporary, content)
+        if not num_train or not num_test:
+            raise DataError(
+                f"{dataset_folder} has {num_train:,} images to train and {num_test:,} to test with; "
+                "both need at least one"
+            )
+        images, labels = (np.load(temporary / name, mmap_mode="r") for name in ("images.npy", "labels.npy"))
+        record = {
+            "format_version": FORMAT_VERSION,
+            "digest": compute_digest(images, labels, content.classes, num_train),
+            "classes": content.classes,
+            "num_train": num_train,
+            "num_test": num_test,
+            "shape": IMAGE_SHAPE,
+        }
+        DISK.write_file(temporary / "snapshot.json", json.dumps(record, indent=1).encode())
+        for path in (*temporary.iterdir(), temporary):
+            DISK.sync(path)
+        target = store / str(record["digest"])
+        if not _is_whole(target):
+            DISK.rename(temporary, target)
+            DISK.sync(store)
+        return target.name
+    finally:
+        DISK.remove(temporary)
+
+
+def _write_arrays(folder: Path, content: Content) -> tuple[int, int]:
+    """Write images.npy and labels.npy batch by batch, and return the size of the training and of the test set."""
+    from tqdm import tqdm  # which a run that finds its snapshot does not need
+
+    labels: list[NDArray[np.int64]] = []
+    counts = []
+    bar = tqdm(desc="reading", unit=" images", delay=1, leave=False, disable=None)  # None: only on a terminal
+    with bar, open(folder / "images.npy", "xb") as file:
+        _write_header(file, 0)
+        for split in (content.train, content.test):
+            before = sum(map(len, labels))
+            for images, batch_labels in split:
+                file.write(np.ascontiguousarray(images, np.uint8).data)
+                labels.append(np.ascontiguousarray(batch_labels, np.int64))
+                bar.update(len(images))
+            counts.append(sum(map(len, labels)) - before)
+        file.seek(0)
+        _write_header(file, sum(counts))
+    np.save(folder / "labels.npy", np.concatenate(labels) if labels else np.empty(0, np.int64))
+    return counts[0], counts[1]
+
+
+def _write_header(file: BinaryIO, num_images: int) -> None:
+    # numpy pads the header so that the first axis can grow without moving what follows.
+    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *IMAGE_SHAPE)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Say whether a snapshot lies whole under its digest; one that is damaged is set aside."""
+    if not folder.is_dir():
+        return False
+    try:
+        _load_checked(folder, folder.name)
+        return True
+    except _DamagedError:
+        aside = folder.with_name(_DAMAGED_PREFIX + folder.name)
+        DISK.remove(aside)
+        DISK.rename(folder, aside)
+        logger.warning("the damaged snapshot was set aside as %s", aside)
+        return False

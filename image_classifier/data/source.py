@@ -1,0 +1,148 @@
+"""Find out what kind of data set lies at a path, and read it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from image_classifier.data import cifar, folder, parquet
+from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line
+from image_classifier.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was found but not yet read.
+
+    Attributes:
+        title: what it is, for people.
+        root: the folder that it lies in.
+        files: everything that the data is read from, relative to root.
+        read: reads it.
+    """
+
+    title: str
+    root: Path
+    files: tuple[str, ...]
+    read: Callable[[Metadata], Content]
+
+
+def find_source(path: Path) -> Source:
+    """Find the one data set that lies at a path: a dataset folder, or an archive or a Parquet file itself.
+
+    Raises:
+        DataError: nothing is there, or nothing that is known, or more than one data set.
+    """
+    sources = find_sources(path)
+    if not sources and not path.exists():
+        raise DataError(f"no data set at {path}: neither a folder nor a file is there; {_advise(path)}")
+    if not sources:
+        raise DataError(
+            f"no data set in {path}: looked for CIFAR-10 and CIFAR-100 (python or binary layout, folder or .tar.gz), "
+            f"Parquet files, and sub-folders with images; {_advise(path)}"
+        )
+    if len(sources) > 1:
+        titles = " and ".join(source.title for source in sources)
+        raise DataError(f"{path} holds more than one data set: {titles}; leave one of them there")
+    return sources[0]
+
+
+def find_sources(path: Path) -> list[Source]:
+    """Find all data sets that lie at a path, or none.
+
+    Raises:
+        DataError: a file that is no data set, files of which it is not clear how they belong together.
+    """
+    try:
+        if path.is_dir():
+            parquet_folders = sorted({file.parent for file in path.glob("[!.]*/*.parquet")})
+            return [
+                *_find_cifar(path),
+                *_find_parquet(path, parquet_folders),
+                *_find_images(path, {place.name for place in parquet_folders}),
+            ]
+        return [_build_file_source(path)] if path.exists() else []
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {one_line(error)}") from error
+
+
+def _advise(path: Path) -> str:
+    return (
+        f"`image_classifier data prepare --dataset_folder {path}` gets CIFAR-10, with --source sample a generated set"
+    )
+
+
+def _find_cifar(path: Path) -> list[Source]:
+    """Find CIFAR's layouts: as files in the folder, in their published sub-folder, or else in their archive."""
+    sources = []
+    here = cifar.find_layouts({entry.name for entry in path.iterdir() if entry.is_file()})
+    for layout in cifar.LAYOUTS:
+        if layout in here:
+            sources.append(_build_cifar_source(path, layout))
+        if (path / layout.folder).is_dir():
+            sources.append(_build_cifar_source(path / layout.folder, layout))
+        elif (path / layout.archive).is_file() and layout not in here:
+            sources.append(_build_file_source(path / layout.archive))
+    return sources
+
+
+def _build_cifar_source(path: Path, layout: cifar.Layout) -> Source:
+    files = tuple(name for name in (*layout.files, layout.meta) if (path / name).is_file())
+    return Source(f"{layout.title} ({path})", path, files, lambda metadata: cifar.read_folder(path, layout, metadata))
+
+
+def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
+    """Find Parquet files in the folder or in one of the folders below it."""
+    sources = []
+    for place in (path, *below):
+        files = sorted(place.glob("*.parquet"))
+        train = [file for file in files if file.name.startswith("train")]
+        test = [file for file in files if file.name.startswith("test")]
+        if len(files) == 1:
+            train, test = files, []
+        elif files and not (train and test):
+            raise DataError(
+                f"{place} has the Parquet files {', '.join(file.name for file in files)}: there must be "
+                "train-*.parquet and test-*.parquet, or one file of which a sixth is used to test"
+            )
+        others = [file.name for file in files if file not in (*train, *test)]
+        if others:
+            logger.warning("%s is read from train-* and test-* alone, without %s", place, ", ".join(others))
+        if files:
+            sources.append(_build_parquet_source(place, train, test, path.resolve().name))
+    return sources
+
+
+def _build_parquet_source(place: Path, train: list[Path], test: list[Path], name: str) -> Source:
+    return Source(
+        f"Parquet files ({place})",
+        place,
+        tuple(file.name for file in (*train, *test)),
+        lambda metadata: parquet.read_files(train, test, name, metadata),
+    )
+
+
+def _find_images(path: Path, others: set[str]) -> list[Source]:
+    """Find sub-folders with images, apart from those that belong to another kind of data set."""
+    listing = folder.list_images(path, others | {layout.folder for layout in cifar.LAYOUTS})
+    if listing is None:
+        return []
+    return [
+        Source(f"images by class ({path})", path, listing.files, lambda metadata: folder.read_images(listing, metadata))
+    ]
+
+
+def _build_file_source(path: Path) -> Source:
+    if path.name.endswith((".tar.gz", ".tgz")):
+        return Source(
+            f"an archive ({path})", path.parent, (path.name,), lambda metadata: cifar.read_archive(path, metadata)
+        )
+    if path.name.endswith(".parquet"):
+        return _build_parquet_source(path.parent, [path], [], path.stem)
+    if path.name == METADATA_FILE:
+        raise DataError(f"{path} describes a data set: give the folder that it lies in")
+    raise DataError(f"{path} is no data set: give a folder, a .tar.gz of CIFAR, or a .parquet file")

@@ -1,0 +1,53 @@
+"""The errors that are expected: each ends a command with one line and exit status 2.
+
+::
+
+    ImageClassifierError
+    ├── SettingsError        a setting out of range, of the wrong type, or at odds with another
+    ├── DataError            a data set that is missing, damaged, hostile, or not the one named
+    │   ├── ImageError       one image that cannot be read
+    │   └── DownloadError    the data set could not be fetched
+    ├── ModelError           a model file that is missing, damaged, hostile, or of another network
+    ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
+    ├── StorageError         the disk refuses: full, read-only, no permission
+    └── Interrupted          a run was asked to stop and has saved its state
+
+The message is a whole sentence for the person at the terminal: what was wrong, what was got, and the remedy.
+Any other exception is a defect of this package, and keeps its trace.
+"""
+
+
+class ImageClassifierError(Exception):
+    """An expected error; its message is what the user reads."""
+
+
+class SettingsError(ImageClassifierError):
+    """A setting is out of range, of the wrong type, or at odds with another."""
+
+
+class DataError(ImageClassifierError):
+    """A data set is missing, damaged, hostile, or not the one that was named."""
+
+
+class ImageError(DataError):
+    """One image cannot be read."""
+
+
+class DownloadError(DataError):
+    """The data set could not be fetched."""
+
+
+class ModelError(ImageClassifierError):
+    """A model file is missing, damaged, hostile, or of another network."""
+
+
+class RunError(ImageClassifierError):
+    """A run folder exists already, is missing, unfinished, in use, or was changed."""
+
+
+class StorageError(ImageClassifierError):
+    """The disk refuses a write: full, read-only, or without permission."""
+
+
+class Interrupted(ImageClassifierError):
+    """A run was asked to stop and has saved its state."""

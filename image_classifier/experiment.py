@@ -1,0 +1,248 @@
+"""One run, from source to run folder: the page that joins the stages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from image_classifier.config import RunSettings, TrainingSettings
+from image_classifier.data.augment import Augmentation, compute_validation_split
+from image_classifier.data.loader import Loader
+from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.errors import Interrupted, ModelError, SettingsError
+from image_classifier.model.catalog import build_classifier
+from image_classifier.model.classifier import Classifier
+from image_classifier.storage import DISK, Disk
+from image_classifier.tracking.checkpoint import Model, load_model, load_state, serialize_model
+from image_classifier.tracking.identity import compute_weights_digest
+from image_classifier.tracking.record import build_record, check_identity, check_settings
+from image_classifier.tracking.run import (
+    EVALUATION,
+    FIGURE,
+    MODEL,
+    PREDICTIONS,
+    RECORD,
+    is_finished,
+    open_run_folder,
+    read_epochs,
+    read_evaluation,
+    read_manifest,
+    read_record,
+    run_exists_error,
+    serialize_predictions,
+)
+from image_classifier.tracking.state import TrainingState
+from image_classifier.training.determinism import cap_instruction_set, configure_torch, resolve_settings
+from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
+from image_classifier.training.loop import Step, train
+from image_classifier.training.optimizer import build_optimizer
+from image_classifier.visualization.figures import draw_run_figure
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    evaluation: dict[str, Any]
+    weights_digest: str
+
+
+class Reporter:
+    """Told what happens while it happens; this one is silent. A terminal's is in `cli/progress.py`."""
+
+    def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
+        """The record is written; training begins after first_step steps."""
+
+    def step(self, step: Step) -> None:
+        """A step was taken."""
+
+    def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
+        """A line was added to the digest chain."""
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """An epoch ended, and this line was added to metrics.jsonl."""
+
+    def evaluate(self, num_images: int) -> None:
+        """The test set is being evaluated."""
+
+
+def run(
+    settings: RunSettings,
+    *,
+    reporter: Reporter | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    command: Sequence[str] = (),
+    disk: Disk = DISK,
+) -> RunResult:
+    """Train, evaluate and leave a finished run folder; or go on with an interrupted one.
+
+    Args:
+        reporter: told of every step; decides nothing.
+        should_stop: asked after each step; when true, the state is saved and Interrupted is raised.
+        command: the command line, for the record.
+        disk: the seam through which the run folder is written.
+
+    Raises:
+        ImageClassifierError: a setting, the data, the pretrained model or the folder is not as it must be; up to
+            the first step nothing has been written then.
+        Interrupted: should_stop said so; `resume` continues.
+    """
+    reporter = reporter or Reporter()
+    path = settings.run_folder
+    if os.path.lexists(path) and not settings.resume:
+        raise run_exists_error(path)
+
+    cap_instruction_set(settings.training.instruction_set)
+    training = resolve_settings(settings.training)
+    configure_torch(training)
+    if settings.resume and is_finished(path):
+        check_settings(read_record(path), training, path)
+        return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
+
+    snapshot = load_snapshot(settings.dataset_folder)
+    train_indices, validation_indices = split_training_set(snapshot, training)
+    classifier = build_initial_classifier(training, snapshot, settings.pretrained_path)
+    loader = build_loader(snapshot, train_indices, training, settings.num_workers)
+    record = build_record(settings, training, describe_data(snapshot, len(validation_indices)), command)
+
+    with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
+        optimizer = build_optimizer(classifier, training)
+        state = TrainingState(folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"])
+        if (path / RECORD).exists():
+            record = check_identity(read_record(path), record, settings)
+            state.restore(settings.keep_checkpoints)
+        folder.write_json(RECORD, record)
+        reporter.begin(record, state.num_steps, state.step)
+
+        batches = loader.iterate(training.num_epochs, first_step=state.step)
+        checkpoint_steps = settings.compute_checkpoint_steps(loader.steps_per_epoch)
+        for step in train(classifier, batches, optimizer, training, num_steps=state.num_steps, first_step=state.step):
+            state.record_step(step)
+            reporter.step(step)
+            at_end = step.number == state.num_steps
+            if at_end or step.number % training.digest_every == 0:
+                reporter.digest(state.append_digest(), state.get_tensors())
+            if step.number % loader.steps_per_epoch == 0:
+                reporter.epoch(state.append_epoch(validate(classifier, snapshot, validation_indices)))
+            stopping = should_stop() and not at_end
+            if at_end or stopping or step.number % checkpoint_steps == 0:
+                state.save(settings.keep_checkpoints)
+            if stopping:
+                raise Interrupted(f"stopped after step {step.number} of {state.num_steps}; --resume continues {path}")
+
+        state.use_kept_weights()
+        reporter.evaluate(len(snapshot.labels) - snapshot.num_train)
+        evaluation, probabilities = compute_evaluation(
+            classifier, *snapshot.test, snapshot.classes, views=training.views, device=torch.device(training.device)
+        )
+        model = Model(classifier, training.model, snapshot.classes, training.views, describe_origin(record))
+        folder.write(MODEL, serialize_model(model))
+        folder.write(PREDICTIONS, serialize_predictions(probabilities, snapshot.test[1]))
+        folder.write_json(EVALUATION, evaluation)
+        title = f"{settings.experiment_name} / {settings.run_name}"
+        folder.write(FIGURE, draw_run_figure(evaluation, read_epochs(path), title))
+        weights_digest = compute_weights_digest(classifier)
+        folder.finish(weights_digest=weights_digest, chain_head=state.chain_head)
+        return RunResult(path, evaluation, weights_digest)
+
+
+def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split the training set's indices into those trained on and those validated on.
+
+    Raises:
+        SettingsError: too little is left to train on.
+    """
+    split = compute_validation_split(training.seed, snapshot.num_train, training.validation_fraction)
+    num_images = len(split[0])
+    if training.num_epochs > 0 and training.batch_size > num_images:
+        raise SettingsError(
+            f"--batch_size takes at most the {num_images} images that are trained on, got: {training.batch_size}"
+        )
+    return split
+
+
+def build_initial_classifier(training: TrainingSettings, snapshot: Snapshot, pretrained: Path | None) -> Classifier:
+    """Build the network with weights from the seed, or from a pretrained model.
+
+    Raises:
+        ModelError: the pretrained model cannot be read, or is of another architecture or input scaling.
+    """
+    classifier = build_classifier(
+        training.model,
+        len(snapshot.classes),
+        input_mean=training.input_mean,
+        input_std=training.input_std,
+        seed=training.seed,
+    )
+    if pretrained is not None:
+        model = load_model(pretrained)
+        if model.name != training.model:
+            raise ModelError(
+                f"--pretrained_model {pretrained} holds the network {model.name}, not {training.model}; "
+                f"choose --model {model.name}, or another file"
+            )
+        for name in ("input_mean", "input_std"):
+            if not torch.equal(getattr(model.classifier, name), getattr(classifier, name)):
+                values = [round(value, 6) for value in (getattr(model.classifier, name).flatten() / 255).tolist()]
+                raise ModelError(f"--pretrained_model {pretrained} was trained with --{name} {values}; set the same")
+        load_state(classifier, model.classifier.state_dict(), pretrained)
+    return classifier.to(training.device)
+
+
+def build_loader(
+    snapshot: Snapshot, indices: NDArray[np.int64], training: TrainingSettings, num_workers: int
+) -> Loader:
+    """Build the loader of the images that are trained on."""
+    return Loader(
+        images=snapshot.images,
+        labels=snapshot.labels,
+        indices=indices,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        augmentation=Augmentation(training.flip, training.translate, training.cutout),
+        num_workers=num_workers,
+    )
+
+
+def describe_data(snapshot: Snapshot, num_validation: int) -> dict[str, Any]:
+    """Describe for the record what is trained, validated and tested on."""
+    return {
+        "name": snapshot.name,
+        "digest": snapshot.digest,
+        "classes": list(snapshot.classes),
+        "num_train": snapshot.num_train - num_validation,
+        "num_validation": num_validation,
+        "num_test": len(snapshot.labels) - snapshot.num_train,
+    }
+
+
+def describe_origin(record: dict[str, Any]) -> dict[str, str]:
+    """Describe for model.pth which run its weights come from."""
+    return {
+        "experiment_name": record["experiment_name"],
+        "run_name": record["run_name"],
+        "data_digest": record["data"]["digest"],
+        "code_digest": record["code"]["digest"],
+    }
+
+
+def validate(classifier: Classifier, snapshot: Snapshot, indices: NDArray[np.int64]) -> dict[str, float]:
+    """Compute loss and accuracy on the part that was set aside, by single views; nothing if there is none."""
+    if not len(indices):
+        return {}
+    probabilities = compute_probabilities(classifier, snapshot.images[indices], device=classifier.input_mean.device)
+    labels = snapshot.labels[indices]
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return {
+        "validation_loss": float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean()),
+        "validation_accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+    }

@@ -1,0 +1,1 @@
+"""The networks, one file a family, and the catalog that finds them by name."""

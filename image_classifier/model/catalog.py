@@ -1,0 +1,34 @@
+"""The networks by name. A new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from image_classifier.errors import ModelError
+from image_classifier.model.classifier import Classifier
+from image_classifier.model.lenet import LeNet
+from image_classifier.model.resnet import ResNet
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "lenet": LeNet,
+    "resnet": ResNet,
+}
+
+
+def build_classifier(
+    name: str, num_classes: int, *, input_mean: Sequence[float], input_std: Sequence[float], seed: int
+) -> Classifier:
+    """Build a network of the catalogue with weights drawn from the seed; the global generator is left as it was.
+
+    Raises:
+        ModelError: there is no network of this name.
+    """
+    if name not in NETWORKS:
+        raise ModelError(f"no network is called {name!r}; the catalogue has {', '.join(NETWORKS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = NETWORKS[name](num_classes)
+    return Classifier(network, input_mean, input_std).to(memory_format=torch.channels_last)

@@ -1,0 +1,265 @@
+"""Model files and checkpoints: the only place that calls torch.save and torch.load, always with weights_only."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor
+
+from image_classifier.config import Views
+from image_classifier.errors import ModelError, RunError, StorageError
+from image_classifier.model.catalog import NETWORKS, build_classifier
+from image_classifier.model.classifier import Classifier
+from image_classifier.storage import (
+    DISK,
+    TEMPORARY_PREFIX,
+    Disk,
+    remove_folder,
+    storage_error,
+    write_folder_atomically,
+)
+from image_classifier.tracking.run import MANIFEST, is_finished, read_manifest
+
+FORMAT_VERSION = 1
+CHECKPOINT_PREFIX = "step-"
+SET_ASIDE_PREFIX = "bad-"
+
+_FOLDER_NAME = re.compile(f"{CHECKPOINT_PREFIX}([0-9]{{8,}})")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file, read and rebuilt.
+
+    Attributes:
+        name: of the network in the catalogue.
+        views: views of an image that its recipe averages.
+        run: experiment, run and data digest that the weights come from.
+    """
+
+    classifier: Classifier
+    name: str
+    classes: tuple[str, ...]
+    views: Views
+    run: dict[str, str]
+
+
+def serialize_model(model: Model) -> bytes:
+    """Serialize a model with all that is needed to rebuild its network and feed it."""
+    return _serialize(
+        {
+            "format_version": FORMAT_VERSION,
+            "model": model.name,
+            "classes": list(model.classes),
+            "views": model.views,
+            "run": model.run,
+            "state": {
+                name: tensor.detach().cpu().contiguous() for name, tensor in model.classifier.state_dict().items()
+            },
+        }
+    )
+
+
+def load_model(path: Path) -> Model:
+    """Load a model file and rebuild its network on the CPU; one in a finished run is held against its manifest.
+
+    Raises:
+        ModelError: the file is missing, changed, a Git LFS pointer, damaged, hostile, of a later format, or no model.
+        RunError: the manifest beside it is damaged.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path}")
+    raw = path.read_bytes()
+    content = _deserialize(raw, path, "model")
+    if is_finished(path.parent):
+        recorded = read_manifest(path.parent)["files"].get(path.name)
+        if recorded is not None and recorded["sha256"] != hashlib.sha256(raw).hexdigest():
+            raise ModelError(f"{path} was changed after its run: its content is not what {MANIFEST} beside it says")
+    try:
+        name, classes, state = content["model"], tuple(content["classes"]), dict(content["state"])
+        views, run = cast(Views, content["views"]), dict(content["run"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
+    if name not in NETWORKS:
+        raise ModelError(f"{path} holds a network called {name!r}; this version knows {', '.join(NETWORKS)}")
+    if views not in get_args(Views) or not classes or not all(isinstance(label, str) for label in classes):
+        raise ModelError(f"{path} is no model of this package: its classes or its views are not valid")
+    classifier = build_classifier(name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0)
+    load_state(classifier, state, path)
+    return Model(classifier.eval(), name, classes, views, run)
+
+
+def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy a state into a classifier.
+
+    Raises:
+        ModelError: names or shapes differ; the message says which, and nothing was copied.
+    """
+    expected = classifier.state_dict()
+    differences = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    differences += [f"{name} is unknown" for name in state.keys() - expected.keys()]
+    for name in expected.keys() & state.keys():
+        present, wanted = (_describe_tensor(tensors[name]) for tensors in (state, expected))
+        if present != wanted:
+            differences.append(f"{name} has the shape {present} instead of {wanted}")
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ModelError(f"{path} is of another architecture: {'; '.join(sorted(differences)[:3])}{more}")
+    classifier.load_state_dict(state)
+
+
+def _describe_tensor(value: object) -> str:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return "none"
+    kind = "" if value.dtype == torch.float32 else f" of {str(value.dtype).removeprefix('torch.')}"
+    return f"{list(value.shape)}{kind}"
+
+
+def _deserialize(raw: bytes, path: Path, kind: str) -> dict[str, Any]:
+    if raw.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull --include {path}")
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # what it raises for damaged files is documented nowhere, and of many types
+        raise ModelError(f"{path} is no {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
+        raise ModelError(f"{path} is no {kind} file of this package: it holds no format_version")
+    if content["format_version"] > FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has the format {content['format_version']}; this version reads up to {FORMAT_VERSION}"
+        )
+    return content
+
+
+def _serialize(content: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+class Checkpoints:
+    """The checkpoints of one run: `checkpoints/step-00000500/` with `state.pth` and, written last, `manifest.json`."""
+
+    def __init__(self, folder: Path, disk: Disk = DISK) -> None:
+        self.folder = folder
+        self.disk = disk
+
+    def list_steps(self) -> list[int]:
+        """List the steps that have a checkpoint, ascending."""
+        matches = (_FOLDER_NAME.fullmatch(path.name) for path in self.folder.glob(f"{CHECKPOINT_PREFIX}*"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def get_path(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"{CHECKPOINT_PREFIX}{step:08d}"
+
+    def save(self, step: int, state: dict[str, Any], keep: int) -> None:
+        """Save a checkpoint durably; then, once it was read back and verified, remove all but the newest `keep`.
+
+        A step that has a checkpoint keeps it: it is the one that the run was resumed from.
+
+        Raises:
+            StorageError: the disk refused; the earlier checkpoints are as they were.
+        """
+        content = _serialize({"format_version": FORMAT_VERSION, "step": step, **state})
+        try:
+            if not self.folder.is_dir():
+                self.disk.make_folder(self.folder)
+                self.disk.sync(self.folder.parent)
+        except OSError as error:
+            raise storage_error(self.folder, error) from error
+        if not self.get_path(step).exists():
+            files = {"state.pth": content, "manifest.json": _build_manifest(content)}
+            write_folder_atomically(self.get_path(step), files, self.disk)
+        try:
+            self._read(step)
+        except ModelError as error:
+            raise StorageError(f"the disk does not keep what is written to it: {error}; check the disk") from error
+        self.remove_old(keep)
+
+    def remove_old(self, keep: int) -> None:
+        """Remove all but the newest `keep`; call it when the newest was read.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        for step in self.list_steps()[:-keep]:
+            remove_folder(self.get_path(step), self.disk)
+
+    def load_newest(self, check: Callable[[dict[str, Any]], None] = lambda state: None) -> dict[str, Any] | None:
+        """Load the newest checkpoint that is whole; set those that are not aside, with a warning.
+
+        Args:
+            check: raises a RunError where a state that is whole in itself cannot be gone on from.
+
+        Returns None where there is none.
+
+        Raises:
+            StorageError: the disk refused to set one aside.
+        """
+        for step in reversed(self.list_steps()):
+            try:
+                state = self.load(step)
+                check(state)
+                return state
+            except (ModelError, RunError) as error:
+                self._set_aside(step, error)
+        return None
+
+    def load(self, step: int) -> dict[str, Any]:
+        """Load a step's checkpoint after checking it against its manifest.
+
+        Raises:
+            ModelError: it is missing or damaged.
+        """
+        path = self.get_path(step) / "state.pth"
+        return _deserialize(self._read(step), path, "checkpoint")
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process had begun to write or to remove.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+            try:
+                self.disk.remove(path)
+            except OSError as error:
+                raise storage_error(path, error, "remove") from error
+
+    def _read(self, step: int) -> bytes:
+        folder = self.get_path(step)
+        try:
+            content, manifest = ((folder / name).read_bytes() for name in ("state.pth", "manifest.json"))
+        except OSError as error:
+            raise ModelError(f"the checkpoint {folder} is damaged: {error}") from error
+        if manifest != _build_manifest(content):
+            raise ModelError(f"the checkpoint {folder} is damaged: its state is not what its manifest says")
+        return content
+
+    def _set_aside(self, step: int, reason: Exception) -> None:
+        path = self.get_path(step)
+        aside = self.folder / f"{SET_ASIDE_PREFIX}{path.name}"
+        logger.warning("%s; set aside as %s, going on with the checkpoint before it", reason, aside.name)
+        try:
+            self.disk.remove(aside)
+            self.disk.rename(path, aside)
+            self.disk.sync(self.folder)
+        except OSError as error:
+            raise storage_error(aside, error) from error
+
+
+def _build_manifest(content: bytes) -> bytes:
+    facts = {"format_version": FORMAT_VERSION, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return json.dumps(facts).encode()

@@ -1,0 +1,127 @@
+"""The record of a run, run.json: made before the first step, and held against whoever resumes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from image_classifier.config import RunSettings, TrainingSettings
+from image_classifier.errors import RunError
+from image_classifier.storage import compute_file_digest
+from image_classifier.tracking.identity import (
+    describe_code,
+    describe_environment,
+    describe_machine,
+    find_differing_keys,
+)
+from image_classifier.tracking.run import FORMAT_VERSION
+
+
+def build_record(
+    settings: RunSettings, training: TrainingSettings, data: dict[str, Any], command: Sequence[str]
+) -> dict[str, Any]:
+    """Build run.json: the run's identity, and for people where and how it was started.
+
+    Args:
+        training: resolved.
+        data: name, digest, classes and number of images of the snapshot.
+    """
+    pretrained = settings.pretrained_path
+    return {
+        "format_version": FORMAT_VERSION,
+        "experiment_name": settings.experiment_name,
+        "run_name": settings.run_name,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "recipe": settings.recipe,
+        "settings": describe_settings(training),
+        "execution": {
+            "num_workers": settings.num_workers,
+            "checkpoint_every": settings.checkpoint_every,
+            "keep_checkpoints": settings.keep_checkpoints,
+            "dataset_folder": str(settings.dataset_folder),
+            "experiments_folder": str(settings.experiments_folder),
+            "pretrained_model": settings.pretrained_model and str(settings.pretrained_model),
+        },
+        "data": data,
+        "pretrained": pretrained and {"path": str(pretrained), "digest": compute_file_digest(pretrained)},
+        "code": describe_code(),
+        "environment": describe_environment(),
+        "machine": describe_machine(training),
+    }
+
+
+def describe_settings(training: TrainingSettings) -> dict[str, Any]:
+    """Describe training settings as JSON has them."""
+    values = dataclasses.asdict(training)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> dict[str, str]:
+    """Compare two records part by part: what differs in words, by part; a part that is equal is left out.
+
+    The parts are settings, data, pretrained, code, environment and machine.
+    """
+    changes = {}
+    differing = _list_differences(recorded["settings"], present["settings"], prefix="--")
+    if differing:
+        changes["settings"] = differing
+    for part in ("data", "pretrained", "code"):
+        old, new = ((record[part] or {"digest": "none"})["digest"] for record in (recorded, present))
+        if old != new:
+            changes[part] = f"its digest was {old[:12]}, is {new[:12]}"
+    for part, details in (("environment", "distributions"), ("machine", "class")):
+        if recorded[part]["digest"] != present[part]["digest"]:
+            old, new = ({**record[part], **record[part][details]} for record in (recorded, present))
+            for description in (old, new):
+                for name in ("digest", "lock_digest", details):
+                    description.pop(name, None)
+            changes[part] = _list_differences(old, new)
+    return changes
+
+
+def _list_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    return ", ".join(
+        f"{prefix}{name} was {old.get(name)}, is {new.get(name)}" for name in find_differing_keys(old, new)
+    )
+
+
+def check_settings(recorded: dict[str, Any], training: TrainingSettings, folder: Path) -> None:
+    """Check that resolved settings are those of a record.
+
+    Raises:
+        RunError: they are not.
+    """
+    differing = _list_differences(recorded["settings"], describe_settings(training), prefix="--")
+    if differing:
+        raise RunError(f"{folder} cannot be resumed, its settings changed: {differing}; start another run")
+
+
+ALLOWING_OPTIONS = {
+    "code": "allow_code_change",
+    "environment": "allow_environment_change",
+    "machine": "allow_other_machine",
+}
+"""The parts of a run's identity that may change when it is resumed, by the option that allows it."""
+
+
+def check_identity(recorded: dict[str, Any], present: dict[str, Any], settings: RunSettings) -> dict[str, Any]:
+    """Check that a run goes on as what it began; return the record, with what was allowed to change noted in it.
+
+    Raises:
+        RunError: something of its identity differs that must not, or was not allowed to.
+    """
+    changes = find_identity_changes(recorded, present)
+    for part, difference in changes.items():
+        option = ALLOWING_OPTIONS.get(part)
+        if option is None or not getattr(settings, option):
+            remedy = f"go on with --{option}, which the record will say" if option else "start another run"
+            raise RunError(f"{settings.run_folder} cannot be resumed, its {part} changed: {difference}; {remedy}")
+    if not changes:
+        return recorded
+    changed = {part: present[part] for part in changes}
+    history = [*recorded.get("changes", []), {"resumed_at": present["started_at"], **changes}]
+    return {**recorded, **changed, "changes": history}

@@ -1,0 +1,335 @@
+"""The run folder: its record, its growing files, and the manifest that makes it a finished run."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.errors import RunError
+from image_classifier.storage import DISK, TEMPORARY_PREFIX, Disk, storage_error, write_atomically
+
+FORMAT_VERSION = 1
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+CHAIN = "digests.jsonl"
+EVALUATION = "evaluation.json"
+PREDICTIONS = "predictions.npz"
+MODEL = "model.pth"
+FIGURE = "metrics.png"
+MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+ADDED_LATER = ("report.html", "profile", "published")
+"""What may lie in a run folder without being part of the run."""
+
+
+class RunFolder:
+    """A run folder that is being written, by this process alone.
+
+    Args:
+        path: the folder; it exists.
+        disk: the seam through which everything is written.
+    """
+
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
+        self.path = path
+        self.disk = disk
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write one of the run's files whole and durably; return its sha256."""
+        return write_atomically(self.path / name, content, self.disk)
+
+    def write_json(self, name: str, value: Any) -> str:
+        """Write a value as readable, strict JSON."""
+        return self.write(name, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+    def append_line(self, name: str, value: dict[str, Any]) -> None:
+        """Append a line of JSON to a growing file, whole or not at all; `sync_lines` makes it durable."""
+        path, size = self.path / name, 0
+        try:
+            size = path.stat().st_size if path.exists() else 0
+            self.disk.append(path, (json.dumps(value, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise storage_error(path, error) from error
+
+    def sync_lines(self) -> dict[str, dict[str, Any]]:
+        """Force the growing files onto the disk; return the size and sha256 of each, for a checkpoint to remember."""
+        try:
+            paths = [self.path / name for name in (METRICS, CHAIN) if (self.path / name).exists()]
+            for path in paths:
+                self.disk.sync(path)
+            self.disk.sync(self.path)
+            return {path.name: _describe_file(path) for path in paths}
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+
+    def check_lines(self, lines: dict[str, dict[str, Any]]) -> None:
+        """Check that the growing files still begin with what a checkpoint remembers of them.
+
+        Raises:
+            RunError: one is shorter, or was changed.
+        """
+        for name, facts in lines.items():
+            if not _is_as_described(self.path / name, facts, may_go_on=True):
+                raise RunError(f"{self.path / name} has lost or changed lines that the checkpoint counts on")
+
+    def cut_lines(self, lines: dict[str, dict[str, Any]]) -> None:
+        """Cut the growing files back to where they stood at a checkpoint, or to nothing."""
+        for name in (METRICS, CHAIN):
+            path, size = self.path / name, lines.get(name, {"size": 0})["size"]
+            try:
+                if path.exists() and path.stat().st_size > size:
+                    self.disk.truncate(path, size)
+            except OSError as error:
+                raise storage_error(path, error) from error
+
+    def finish(self, **facts: Any) -> None:
+        """Write the manifest over every file of the run: from then on the run is finished."""
+        files = {name: _describe_file(self.path / name) for name in list_run_files(self.path)}
+        manifest = {"format_version": FORMAT_VERSION, **facts, "files": files}
+        self.write_json(MANIFEST, {**manifest, "digest": _compute_manifest_digest(manifest)})
+
+
+def _describe_file(path: Path, size: int = -1) -> dict[str, Any]:
+    """Describe a file, or its first bytes, by size and sha256."""
+    with open(path, "rb") as file:
+        content = file.read(size)
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _is_as_described(path: Path, facts: dict[str, Any], *, may_go_on: bool = False) -> bool:
+    try:
+        return _describe_file(path, facts["size"] if may_go_on else -1) == facts
+    except OSError:
+        return False
+
+
+def list_run_files(folder: Path) -> list[str]:
+    """List the files that are part of a run, relative to its folder, sorted; the manifest itself is left out."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        name.as_posix()
+        for name in names
+        if name.parts[0] not in (MANIFEST, *ADDED_LATER) and not name.name.startswith(TEMPORARY_PREFIX)
+    )
+
+
+@contextmanager
+def open_run_folder(path: Path, *, resume: bool, disk: Disk = DISK) -> Iterator[RunFolder]:
+    """Create a run's folder, or open the one to resume, and hold a lock on it that dies with the process.
+
+    What a killed process had begun to write is removed, and so is a folder that was created and got no record.
+
+    Raises:
+        RunError: it exists (or, to resume, does not, or is no run's), or another process is writing it.
+        StorageError: the disk refuses.
+    """
+    with ExitStack() as stack:
+        try:
+            created = _find_resumable(path) if resume else _create_folders(path, disk)
+            stack.enter_context(_locked(path))
+            stack.callback(_remove_without_record, path, created)
+            for leftover in path.glob(f"{TEMPORARY_PREFIX}*"):
+                disk.remove(leftover)
+        except FileExistsError as error:
+            raise run_exists_error(path) from error
+        except OSError as error:
+            raise storage_error(path, error) from error
+        yield RunFolder(path, disk)
+
+
+def _find_resumable(path: Path) -> list[Path]:
+    """Check that a folder holds a run, or what a killed process has left of its beginning; no folder is created."""
+    if not path.is_dir():
+        raise RunError(f"there is no run {path} to resume; leave out --resume to start it")
+    names = sorted(name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX))
+    if names and RECORD not in names:
+        raise RunError(f"{path} holds {names[0]} but no {RECORD}: it is no run that could be resumed")
+    return []
+
+
+def _create_folders(path: Path, disk: Disk) -> list[Path]:
+    """Create a folder and those missing above it, durably and all or none; return which, the outermost first."""
+    created = []
+    try:
+        for folder in (*reversed(path.parents), path):
+            if folder == path or not folder.exists():
+                disk.make_folder(folder)
+                created.append(folder)
+                disk.sync(folder.parent)
+    except BaseException:
+        _remove_without_record(path, created)
+        raise
+    return created
+
+
+def _remove_without_record(path: Path, created: list[Path]) -> None:
+    with suppress(OSError):  # a folder that holds something stays
+        if not (path / RECORD).exists():
+            for folder in reversed(created):
+                folder.rmdir()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other trainers out of a run folder; the lock dies with the process."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            advice = "wait for it, or choose another --run_name"
+            raise RunError(f"another process is training into {path}; {advice}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def run_exists_error(path: Path) -> RunError:
+    """Say that a run folder is taken, with the advice that fits."""
+    advice = "choose another --run_name"
+    if path.is_dir() and not is_finished(path):
+        advice += ", or continue it with --resume"
+    return RunError(f"the run folder {path} exists already; {advice}")
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether a run came to its end: its manifest is written last."""
+    return os.path.isfile(folder / MANIFEST)
+
+
+def check_finished(folder: Path) -> None:
+    """Check that a folder holds a finished run, all of whose files are there in their recorded size.
+
+    Raises:
+        RunError: it does not; the message says what is missing.
+    """
+    if not folder.is_dir():
+        raise RunError(f"there is no run folder {folder}")
+    if not is_finished(folder):
+        raise RunError(f"{folder} is not a finished run: it has no {MANIFEST}; continue it with --resume")
+    for name, facts in _list_expected(folder).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != facts["size"]:
+            raise RunError(f"{path} is missing or was changed after the run: it should have {facts['size']} bytes")
+
+
+def find_changed_files(folder: Path) -> list[str]:
+    """List the files whose content is not what the manifest says, or that are missing or unknown to it.
+
+    Checkpoints may have been removed all together: Git leaves them out of a run that is committed.
+
+    Raises:
+        RunError: the manifest itself is missing or damaged.
+    """
+    files = _list_expected(folder)
+    changed = [name for name, facts in files.items() if not _is_as_described(folder / name, facts)]
+    return sorted(changed + [name for name in list_run_files(folder) if name not in files])
+
+
+def _list_expected(folder: Path) -> dict[str, dict[str, Any]]:
+    files = read_manifest(folder)["files"]
+    has_checkpoints = (folder / CHECKPOINTS).exists()
+    return {name: facts for name, facts in files.items() if has_checkpoints or not name.startswith(f"{CHECKPOINTS}/")}
+
+
+def verify_files(folder: Path) -> tuple[str, ...]:
+    """Check every file of a finished run against its manifest; return what is wrong, a line a file.
+
+    Raises:
+        RunError: the folder holds no finished run.
+    """
+    if not is_finished(folder):
+        raise RunError(f"{folder} is not a finished run: it has no {MANIFEST}; continue it with --resume")
+    return tuple(f"{name} is not what the manifest says" for name in find_changed_files(folder))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read manifest.json: `files` by name with `size` and `sha256`, `weights_digest`, `chain_head`, and its `digest`.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    manifest = _read_json(folder / MANIFEST, needs=("files", "digest"))
+    if manifest["digest"] != _compute_manifest_digest(manifest):
+        raise RunError(f"{folder / MANIFEST} is damaged: its content does not have the digest that it names")
+    return manifest
+
+
+def _compute_manifest_digest(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read run.json."""
+    return _read_json(folder / RECORD, needs=("settings", "data", "code", "environment", "machine"))
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Read evaluation.json."""
+    return _read_json(folder / EVALUATION, needs=("accuracy", "per_class"))
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl: a dictionary an epoch."""
+    return _read_lines(folder / METRICS)
+
+
+def read_chain(folder: Path) -> list[dict[str, Any]]:
+    """Read digests.jsonl: a dictionary for each digest of the state, and for each break."""
+    return _read_lines(folder / CHAIN)
+
+
+def read_predictions(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Read predictions.npz: probabilities [N, C] and labels [N] of the test set.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        with open(folder / PREDICTIONS, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return arrays["probabilities"], arrays["labels"]
+    except Exception as error:  # what a damaged archive raises is of many types: zlib.error, BadZipFile, ...
+        raise RunError(f"{folder / PREDICTIONS} is missing or damaged: {error}") from error
+
+
+def serialize_predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> bytes:
+    """Serialize predictions as a compressed .npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, probabilities=probabilities, labels=labels)
+    return buffer.getvalue()
+
+
+def _read_json(path: Path, needs: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in needs if key not in value]
+        version = int(value["format_version"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+    if missing:
+        raise RunError(f"{path} is damaged: it has no {', '.join(missing)}")
+    if version > FORMAT_VERSION:
+        raise RunError(f"{path} has the format {version}; this version reads up to {FORMAT_VERSION}")
+    return dict(value)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,177 @@
+"""All that changes while a run trains: how it is recorded, digested, saved and restored."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from image_classifier.config import TrainingSettings
+from image_classifier.errors import RunError
+from image_classifier.model.classifier import Classifier
+from image_classifier.tracking.checkpoint import Checkpoints
+from image_classifier.tracking.identity import compute_json_digest, compute_tensor_digests
+from image_classifier.tracking.run import CHAIN, CHECKPOINTS, METRICS, RunFolder
+from image_classifier.training.loop import Step
+
+PARTS_PER_EPOCH = 20
+"""Points of the loss curve in an epoch's line of metrics.jsonl."""
+
+
+class TrainingState:
+    """The state of a run between two steps.
+
+    Attributes:
+        step: steps taken so far.
+        chain_head: the newest digest of the chain, each over the one before it; "" before the first.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        classifier: Classifier,
+        optimizer: torch.optim.Optimizer,
+        training: TrainingSettings,
+        steps_per_epoch: int,
+        machine: dict[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.classifier = classifier
+        self.optimizer = optimizer
+        self.training = training
+        self.machine = machine
+        self.steps_per_epoch = steps_per_epoch
+        self.num_steps = training.num_epochs * steps_per_epoch
+        self.checkpoints = Checkpoints(folder.path / CHECKPOINTS, folder.disk)
+        self.step = 0
+        self.chain_head = ""
+        self.learning_rate = 0.0
+        self._best: dict[str, Any] = {}
+        self._losses: list[Tensor] = []  # of each step of the present epoch, like the next two
+        self._num_correct: list[Tensor] = []
+        self._num_images: list[int] = []
+        self._seconds = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete."""
+        return self.step // self.steps_per_epoch
+
+    def record_step(self, step: Step) -> None:
+        """Take note of what a step did."""
+        self.step = step.number
+        self.learning_rate = step.learning_rate
+        self._losses.append(step.loss)
+        self._num_correct.append(step.num_correct)
+        self._num_images.append(step.num_images)
+        self._seconds += step.seconds
+
+    def append_epoch(self, validation: dict[str, float]) -> dict[str, Any]:
+        """Append the epoch that has just ended to metrics.jsonl, and return its line.
+
+        Args:
+            validation: loss and accuracy on the validation part, or nothing.
+
+        Raises:
+            RunError: the loss is not a number any more.
+        """
+        losses = torch.stack(self._losses).double().cpu()
+        weights = torch.tensor(self._num_images, dtype=torch.float64)
+        num_images = int(weights.sum())
+        loss = float((losses * weights).sum() / num_images)
+        if not math.isfinite(loss):
+            raise RunError(f"the training diverged in epoch {self.epoch}: the loss is {loss}; lower --learning_rate")
+        line = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "train_loss": loss,
+            "train_accuracy": int(torch.stack(self._num_correct).sum()) / num_images,
+            "loss_by_part": [float(part.mean()) for part in losses.tensor_split(min(PARTS_PER_EPOCH, len(losses)))],
+            "learning_rate": self.learning_rate,
+            "seconds": round(self._seconds, 3),
+            "images_per_second": round(num_images / self._seconds, 1),
+            **validation,
+        }
+        self.folder.append_line(METRICS, line)
+        if self.training.keep == "best" and validation["validation_accuracy"] > self._best.get("accuracy", -1.0):
+            state = {name: tensor.detach().clone() for name, tensor in self.classifier.state_dict().items()}
+            self._best = {"accuracy": validation["validation_accuracy"], "epoch": self.epoch, "classifier": state}
+        self._losses, self._num_correct, self._num_images, self._seconds = [], [], [], 0.0
+        return line
+
+    def use_kept_weights(self) -> None:
+        """Put the weights that become model.pth into the classifier: the last ones, or the best."""
+        if self._best:
+            self.classifier.load_state_dict(self._best["classifier"])
+
+    def get_tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state by name: weights, buffers, and what the optimizer keeps for each weight."""
+        tensors = dict(self.classifier.state_dict())
+        for name, parameter in self.classifier.named_parameters():
+            kept = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{name}.{key}": value for key, value in kept.items() if isinstance(value, Tensor)}
+        return tensors
+
+    def append_digest(self) -> dict[str, Any]:
+        """Append the digest of the whole state to the chain, and return its line."""
+        tensors = compute_tensor_digests(self.get_tensors())
+        self.chain_head = compute_json_digest([self.chain_head, self.step, tensors])
+        shortened = {name: digest[:16] for name, digest in tensors.items()}  # enough to name the first that differs
+        line = {"step": self.step, "digest": self.chain_head, "tensors": shortened}
+        self.folder.append_line(CHAIN, line)
+        return line
+
+    def _append_break(self) -> None:
+        """Append to the chain that the run goes on on a machine of another class."""
+        self.chain_head = compute_json_digest([self.chain_head, self.step, self.machine["digest"]])
+        line = {"step": self.step, "digest": self.chain_head, "break": self.machine["class"]}
+        self.folder.append_line(CHAIN, line)
+
+    def save(self, keep: int) -> None:
+        """Save a checkpoint from which the run continues to the bit, and keep the newest `keep` of them."""
+        state = {
+            "classifier": self.classifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "chain_head": self.chain_head,
+            "machine_digest": self.machine["digest"],
+            "learning_rate": self.learning_rate,
+            "best": self._best,
+            "losses": _join(self._losses),
+            "num_correct": _join(self._num_correct),
+            "num_images": self._num_images,
+            "seconds": self._seconds,
+            "lines": self.folder.sync_lines(),
+        }
+        self.checkpoints.save(self.step, state, keep)
+
+    def restore(self, keep: int) -> None:
+        """Go back to the newest checkpoint that is whole, or to the beginning, and forget all that came after it.
+
+        Checkpoints before the newest `keep` are removed, as the process that was killed would have done.
+        """
+        self.checkpoints.remove_unfinished()
+        state = self.checkpoints.load_newest(lambda state: self.folder.check_lines(state["lines"]))
+        if state is None:
+            self.folder.cut_lines({})
+            return
+        self.step = state["step"]
+        self.chain_head = state["chain_head"]
+        self.learning_rate = state["learning_rate"]
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._best = state["best"]
+        self._losses, self._num_correct = (
+            list(state[name].to(self.training.device)) for name in ("losses", "num_correct")
+        )
+        self._num_images, self._seconds = state["num_images"], state["seconds"]
+        self.folder.cut_lines(state["lines"])
+        self.checkpoints.remove_old(keep)
+        if state["machine_digest"] != self.machine["digest"]:
+            self._append_break()
+
+
+def _join(values: list[Tensor]) -> Tensor:
+    # A tensor a step would make a checkpoint within a long epoch tens of thousands of files in an archive.
+    return torch.stack(values).cpu() if values else torch.empty(0)

@@ -1,0 +1,84 @@
+"""The training loop: reads from top to bottom, and yields what each step did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from image_classifier.config import TrainingSettings
+from image_classifier.training.optimizer import compute_learning_rate
+
+
+class Batch(Protocol):
+    """What a step is taken on."""
+
+    @property
+    def images(self) -> Tensor: ...  # [B, 3, 32, 32] uint8
+
+    @property
+    def labels(self) -> Tensor: ...  # [B] int64
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did; the tensors stay on the device until somebody wants the number.
+
+    Attributes:
+        number: of the step in the run, counted from 1.
+        loss: float32 [], the mean over the batch.
+        num_correct: int64 [], images classified rightly before the step's update.
+        seconds: from the request for the batch to the end of the step.
+    """
+
+    number: int
+    learning_rate: float
+    loss: Tensor
+    num_correct: Tensor
+    num_images: int
+    seconds: float
+
+
+def train(
+    classifier: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    settings: TrainingSettings,
+    *,
+    num_steps: int,
+    first_step: int = 0,
+) -> Iterator[Step]:
+    """Train on each batch in turn, yielding after each step; the state is consistent whenever it yields.
+
+    Args:
+        classifier: maps uint8 images [B, 3, 32, 32] to logits [B, C]; changed in place.
+        batches: the batches from first_step on.
+        settings: resolved.
+        num_steps: length of the whole schedule.
+        first_step: how many steps were taken before.
+    """
+    device = torch.device(settings.device)
+    classifier.train()
+    started = time.perf_counter()
+    for number, batch in enumerate(batches, start=first_step + 1):
+        images = batch.images.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True)
+        learning_rate = compute_learning_rate(settings, number - 1, num_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            logits = classifier(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
+        optimizer.step()
+
+        num_correct = (logits.detach().argmax(dim=1) == labels).sum()
+        yield Step(number, learning_rate, loss.detach(), num_correct, len(labels), time.perf_counter() - started)
+        started = time.perf_counter()

@@ -1,0 +1,274 @@
+"""Proof of a recorded run: its files against its manifest, and the run trained again against its digest chain."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from image_classifier.config import RunSettings, restore_training_settings
+from image_classifier.errors import RunError, SettingsError
+from image_classifier.experiment import Reporter, run
+from image_classifier.tracking.checkpoint import Checkpoints, load_model
+from image_classifier.tracking.identity import describe_machine, find_differing_keys
+from image_classifier.tracking.record import find_identity_changes
+from image_classifier.tracking.run import (
+    CHAIN,
+    CHECKPOINTS,
+    METRICS,
+    MODEL,
+    RECORD,
+    read_chain,
+    read_predictions,
+    read_record,
+    verify_files,
+)
+from image_classifier.training.determinism import cap_instruction_set, resolve_settings
+from image_classifier.training.loop import Step
+
+
+class Verdict(StrEnum):
+    """What a verification comes to."""
+
+    IDENTICAL = "IDENTICAL"
+    DIFFERENT = "DIFFERENT"
+    NOT_COMPARABLE = "NOT COMPARABLE"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verdict and its reasons, a line each."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationSettings:
+    """What to verify, and where the things lie now that the run was made from.
+
+    Attributes:
+        run_folder: The run.
+        dataset_folder: Its data set, if it moved.
+        experiments_folder: Where its pretrained model lies below, if it moved.
+        segment: A:B trains again only from the checkpoint of step A (0: the beginning) up to step B.
+        anyway: Train although this machine is of another class, and say how far apart it ends.
+        allow_code_change: Train although the package's code is not the code of the record.
+        allow_environment_change: Train although the installed libraries are not those of the record.
+        num_workers: Threads that prepare batches.
+    """
+
+    run_folder: Path
+    dataset_folder: Path | None = None
+    experiments_folder: Path | None = None
+    segment: str | None = None
+    anyway: bool = False
+    allow_code_change: bool = False
+    allow_environment_change: bool = False
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.segment is not None:
+            begin, separator, end = self.segment.partition(":")
+            if not separator or not begin.isdecimal() or not end.isdecimal() or int(begin) >= int(end):
+                raise SettingsError(f"--segment takes two steps such as 100:200, got: {self.segment}")
+
+    @property
+    def steps(self) -> tuple[int, int] | None:
+        """The two steps of the segment."""
+        if self.segment is None:
+            return None
+        begin, _, end = self.segment.partition(":")
+        return int(begin), int(end)
+
+
+def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> Verification:
+    """Train a recorded run again in a scratch folder, and hold it against the record.
+
+    Raises:
+        RunError: the run is not finished, or was made from other code, data or libraries than those here.
+        ImageClassifierError: its data or pretrained model cannot be found.
+        Interrupted: the reporter stopped it.
+    """
+    folder = settings.run_folder
+    changed = verify_files(folder)
+    if changed:
+        return Verification(Verdict.DIFFERENT, changed)
+    record, chain = read_record(folder), read_chain(folder)
+    machine = _find_machine_differences(record, chain, settings.steps)
+    if machine and not settings.anyway:
+        return Verification(Verdict.NOT_COMPARABLE, (*machine, "--anyway trains, and says how far apart it ends"))
+
+    with tempfile.TemporaryDirectory(prefix="image-classifier-verify-") as scratch:
+        again = _build_run_settings(settings, record, Path(scratch))
+        witness = _Witness(record, chain, settings, reporter or Reporter())
+        if settings.steps is None:
+            result = run(again, reporter=witness)
+            witness.differences += _compare_results(folder, result.folder)
+        else:
+            _prepare_segment(folder, again.run_folder, settings.steps[0])
+            with suppress(_SegmentEnd):
+                run(again, reporter=witness)
+    if witness.differences:
+        return Verification(Verdict.NOT_COMPARABLE if machine else Verdict.DIFFERENT, (*machine, *witness.differences))
+    part = f"from step {settings.steps[0]} to step {settings.steps[1]}" if settings.steps else "and the final weights"
+    return Verification(Verdict.IDENTICAL, (f"{witness.num_equal} digests of the whole state {part} are equal",))
+
+
+def _find_machine_differences(
+    record: dict[str, Any], chain: list[dict[str, Any]], steps: tuple[int, int] | None
+) -> tuple[str, ...]:
+    """Say what keeps this machine out of the class that the run was trained in; nothing if it is in it."""
+    begin, end = steps or (0, float("inf"))
+    breaks = [line["step"] for line in chain if "break" in line and begin <= line["step"] < end]
+    if breaks:
+        return (f"the run went on on a machine of another class after step {breaks[0]}; --segment verifies a part",)
+    settings = restore_training_settings(record["settings"])
+    cap_instruction_set(settings.instruction_set)
+    try:
+        present = describe_machine(resolve_settings(settings))["class"]
+    except SettingsError as error:  # no GPU here, or a lesser processor
+        return (str(error),)
+    recorded = record["machine"]["class"]
+    return tuple(
+        f"{name} was {recorded.get(name)}, is {present.get(name)}" for name in find_differing_keys(recorded, present)
+    )
+
+
+def _build_run_settings(settings: VerificationSettings, record: dict[str, Any], scratch: Path) -> RunSettings:
+    """Build the settings that train the recorded run again under the scratch folder."""
+    execution = record["execution"]
+    pretrained = None
+    if record["pretrained"] is not None:
+        below = (settings.experiments_folder or Path(execution["experiments_folder"])) / execution["pretrained_model"]
+        pretrained = (below if below.exists() else Path(record["pretrained"]["path"])).absolute()
+    return RunSettings(
+        experiments_folder=scratch,
+        experiment_name=record["experiment_name"],
+        run_name=record["run_name"],
+        dataset_folder=settings.dataset_folder or Path(execution["dataset_folder"]),
+        pretrained_model=pretrained,
+        num_workers=settings.num_workers,
+        resume=settings.steps is not None,
+        allow_code_change=settings.allow_code_change,
+        allow_environment_change=settings.allow_environment_change,
+        allow_other_machine=settings.anyway,
+        recipe=record["recipe"],
+        training=restore_training_settings(record["settings"]),
+    )
+
+
+def _prepare_segment(folder: Path, target: Path, step: int) -> None:
+    """Put into a scratch run what it takes to go on from a step of the recorded one.
+
+    Raises:
+        SettingsError: the run has no checkpoint of that step.
+    """
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    target.mkdir(parents=True)
+    shutil.copy(folder / RECORD, target)
+    if step == 0:
+        return
+    if step not in checkpoints.list_steps():
+        steps = ", ".join(map(str, [0, *checkpoints.list_steps()]))
+        raise SettingsError(f"--segment: {folder} has checkpoints of the steps {steps}, not of {step}")
+    shutil.copytree(checkpoints.get_path(step), target / CHECKPOINTS / checkpoints.get_path(step).name)
+    for name in (METRICS, CHAIN):
+        shutil.copy(folder / name, target)
+
+
+class _SegmentEnd(Exception):
+    """The last step of the segment was compared."""
+
+
+class _Witness(Reporter):
+    """Compares the digests of the run that is trained again with those of the record, as they come."""
+
+    def __init__(
+        self, record: dict[str, Any], chain: list[dict[str, Any]], settings: VerificationSettings, reporter: Reporter
+    ) -> None:
+        self.num_equal = 0
+        self.differences: list[str] = []
+        self._record = record
+        self._settings = settings
+        self._reporter = reporter
+        self._recorded = {line["step"]: line for line in chain if "tensors" in line}
+        if settings.steps is not None:
+            begin, end = settings.steps
+            self._recorded = {step: line for step, line in self._recorded.items() if begin < step <= end}
+            if not self._recorded:
+                raise SettingsError(f"--segment {settings.segment}: the run recorded no digest between these steps")
+
+    def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
+        allowed = {
+            "code": self._settings.allow_code_change,
+            "environment": self._settings.allow_environment_change,
+            "machine": self._settings.anyway,
+        }
+        for part, difference in find_identity_changes(self._record, record).items():
+            if not allowed.get(part, False):
+                remedy = f"--allow_{part}_change trains it all the same" if part in allowed else "put it back"
+                raise RunError(f"this run cannot be verified here, its {part} is another: {difference}; {remedy}")
+        self._reporter.begin(record, num_steps, first_step)
+
+    def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
+        self._reporter.digest(line, state)
+        recorded = self._recorded.get(line["step"])
+        if recorded is not None and recorded["digest"] == line["digest"]:
+            self.num_equal += 1
+        elif not self.differences:
+            names = [
+                name
+                for name in line["tensors"]
+                if (recorded or {"tensors": {}})["tensors"].get(name) != line["tensors"][name]
+            ]
+            what = f"the first of {len(names)} tensors is {names[0]}" if names else "the chain before it is another"
+            self.differences.append(f"the first difference is at step {line['step']}: {what}")
+        if self._settings.steps is not None and line["step"] >= max(self._recorded):
+            raise _SegmentEnd
+
+    def step(self, step: Step) -> None:
+        self._reporter.step(step)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        self._reporter.epoch(line)
+
+    def evaluate(self, num_images: int) -> None:
+        if self.num_equal < len(self._recorded) and not self.differences:
+            self.differences.append("the record has digests of steps that the run does not come to")
+        self._reporter.evaluate(num_images)
+
+
+def _compare_results(recorded: Path, again: Path) -> list[str]:
+    """Say how far the weights and the probabilities of two finished runs are apart; nothing if they are equal."""
+    differences = []
+    old, new = (load_model(folder / MODEL).classifier.state_dict() for folder in (recorded, again))
+    apart = {
+        name: _compute_largest_difference(old[name], new[name]) for name in new if not torch.equal(old[name], new[name])
+    }
+    if apart:
+        name = max(apart, key=lambda name: apart[name])
+        differences.append(
+            f"{len(apart)} of {len(new)} tensors of {MODEL} differ, most of all {name}: by up to {apart[name]:.3g}"
+        )
+    old_probabilities, new_probabilities = (read_predictions(folder)[0] for folder in (recorded, again))
+    if not np.array_equal(old_probabilities, new_probabilities):
+        largest = np.abs(old_probabilities.astype(np.float64) - new_probabilities).max()
+        moved = int((old_probabilities.argmax(axis=1) != new_probabilities.argmax(axis=1)).sum())
+        differences.append(
+            f"the probabilities of the test set differ by up to {largest:.3g}, "
+            f"and {moved} of {len(old_probabilities)} images are classified differently"
+        )
+    return differences
+
+
+def _compute_largest_difference(first: Tensor, second: Tensor) -> float:
+    return float((first.double() - second.double()).abs().max())

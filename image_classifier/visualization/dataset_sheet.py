@@ -1,0 +1,80 @@
+"""A sheet that shows a data set: some images of each class, and how many there are of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from image_classifier.data.snapshot import Snapshot
+from image_classifier.visualization.figures import LIGHT, Theme, apply_style, build_figure, render_png, shorten
+
+_MAX_ROWS = 25  # in one column; more classes are laid out in several
+_MAX_COLUMNS = 8
+_GAP = 2  # pixels between two images
+_ZOOM = 2
+
+
+def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
+    """Draw images of each class from all over the training set, and the class balance beside them; PNG."""
+    num_classes = len(snapshot.classes)
+    num_rows = min(num_classes, max(_MAX_ROWS, math.ceil(num_classes / _MAX_COLUMNS)))
+    num_columns = math.ceil(num_classes / num_rows)
+    num_samples, tile = (12, 0.44) if num_columns == 1 else (6, 0.36)  # inches
+    counts = np.stack([np.bincount(labels, minlength=num_classes) for _, labels in (snapshot.train, snapshot.test)])
+    with apply_style(theme):
+        figure = build_figure(num_columns * (tile * 1.75 * num_samples + 1.2), 1.1 + tile * num_rows)
+        for column, axes in enumerate(figure.subplots(1, num_columns, squeeze=False).flat):
+            classes = range(column * num_rows, min((column + 1) * num_rows, num_classes))
+            _draw_images(axes, snapshot, classes, num_samples, theme)
+            _draw_balance(axes, counts, classes, num_samples, theme)
+            # Length is in images, so that a row of them and its bar share an axis.
+            axes.set_xlim(0, 1.75 * num_samples)
+            axes.set_ylim(num_rows - 0.5, -0.7)
+            axes.set_aspect("equal", anchor="NW")
+            axes.set_xticks([])
+            axes.set_yticks(range(len(classes)), [shorten(snapshot.classes[label]) for label in classes])
+            axes.tick_params(length=0, labelcolor=theme.text)
+            axes.spines[:].set_visible(False)
+            axes.grid(False)
+        num_test = len(snapshot.labels) - snapshot.num_train
+        title = f"{shorten(snapshot.name, 60)}: {num_classes:,} classes, {snapshot.num_train:,} + {num_test:,} images"
+        figure.suptitle(title, x=0.015, ha="left", size=13, weight="bold", parse_math=False)
+        figure.supxlabel(f"sha256 {snapshot.digest}", x=0.015, ha="left", size=8, color=theme.muted, family="monospace")
+        figure.legend(loc="upper right", ncols=2, title_fontsize=9, handlelength=1.2)
+        return render_png(figure)
+
+
+def _draw_images(axes: Axes, snapshot: Snapshot, classes: range, num_samples: int, theme: Theme) -> None:
+    pitch = 32 + _GAP
+    paper = tuple(int(theme.background[digit : digit + 2], 16) for digit in (1, 3, 5))
+    mosaic: NDArray[np.uint8] = np.full((len(classes) * pitch, num_samples * pitch, 3), paper, np.uint8)
+    images, labels = snapshot.train
+    for row, label in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        places = sorted({len(members) * number // num_samples for number in range(num_samples)}) if len(members) else []
+        for column, place in enumerate(places):
+            top, left = row * pitch + _GAP // 2, column * pitch
+            mosaic[top : top + 32, left : left + 32] = images[members[place]].transpose(1, 2, 0)
+    axes.imshow(mosaic.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1), extent=(0, num_samples, len(classes) - 0.5, -0.5))
+
+
+def _draw_balance(axes: Axes, counts: NDArray[np.int64], classes: range, num_samples: int, theme: Theme) -> None:
+    rows = np.arange(len(classes))
+    start = num_samples + 0.3
+    scale = 0.42 * num_samples / counts.sum(axis=0).max()
+    train, test = counts[:, classes.start : classes.stop]
+    labels = ("images to train with", "to test with") if classes.start == 0 else ("", "")
+    axes.barh(rows, train * scale, left=start, height=0.6, color=theme.bar, label=labels[0])
+    axes.barh(rows, test * scale, left=start + train * scale, height=0.6, color=theme.validation, label=labels[1])
+    for row in rows:
+        axes.text(
+            float(start + (train[row] + test[row]) * scale + 0.15),
+            float(row),
+            f"{train[row]:,} + {test[row]:,}",
+            va="center",
+            size=8 if num_samples > 6 else 6.5,
+            color=theme.muted,
+        )

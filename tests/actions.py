@@ -1,0 +1,564 @@
+"""Executes a GitHub workflow on this machine: its expressions, its jobs and every `run:` step, under bash.
+
+What GitHub itself does is behind one seam, `GitHub`: it holds the artifacts, answers `gh`, and records what it was
+given. Only the forms that this project's workflows use are known; any other raises, so that nothing is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Context = Mapping[str, Any]
+TOKEN = "ghs_a-token-that-nobody-may-see"
+REPOSITORY = "somebody/image-classifier"
+
+_TOKENS = re.compile(
+    r"""\s*(?:
+    (?P<text>'(?:[^']|'')*') | (?P<number>-?\d+(?:\.\d+)?(?![\w.])) | (?P<name>[A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*)
+    | (?P<operator>==|!=|&&|\|\||[!(),]) )""",
+    re.VERBOSE,
+)
+_EXPRESSION = re.compile(r"\$\{\{(.*?)\}\}", re.DOTALL)
+_STATUS_FUNCTIONS = ("always", "cancelled", "failure", "success")
+
+
+class UnknownFormError(Exception):
+    """A workflow uses a form that this module does not know."""
+
+
+def evaluate(expression: str, context: Context, functions: Mapping[str, Callable[..., Any]]) -> Any:
+    """Evaluate an expression, written without its braces, as GitHub documents it."""
+    tokens: list[tuple[str, str]] = []
+    position = 0
+    expression = expression.strip()
+    while position < len(expression):
+        match = _TOKENS.match(expression, position)
+        if match is None:
+            raise UnknownFormError(f"in the expression {expression!r}: {expression[position:]!r}")
+        assert match.lastgroup is not None
+        tokens.append((match.lastgroup, match[match.lastgroup]))
+        position = match.end()
+    parser = _Parser(tokens, context, functions)
+    value = parser.parse_or()
+    if parser.tokens:
+        raise UnknownFormError(f"in the expression {expression!r}: {parser.tokens}")
+    return value
+
+
+class _Parser:
+    """Evaluates while it parses; both sides of `&&` and `||` are always looked up, so a wrong name is never missed."""
+
+    def __init__(
+        self, tokens: list[tuple[str, str]], context: Context, functions: Mapping[str, Callable[..., Any]]
+    ) -> None:
+        self.tokens = tokens
+        self._context = context
+        self._functions = functions
+
+    def parse_or(self) -> Any:
+        value = self._parse_and()
+        while self._take("||"):
+            other = self._parse_and()
+            value = value if _is_true(value) else other
+        return value
+
+    def _parse_and(self) -> Any:
+        value = self._parse_comparison()
+        while self._take("&&"):
+            other = self._parse_comparison()
+            value = other if _is_true(value) else value
+        return value
+
+    def _parse_comparison(self) -> Any:
+        value = self._parse_unary()
+        for operator in ("==", "!="):
+            if self._take(operator):
+                return _are_equal(value, self._parse_unary()) == (operator == "==")
+        return value
+
+    def _parse_unary(self) -> Any:
+        if self._take("!"):
+            return not _is_true(self._parse_unary())
+        if self._take("("):
+            value = self.parse_or()
+            self._expect(")")
+            return value
+        kind, text = self.tokens.pop(0)
+        if kind == "text":
+            return text[1:-1].replace("''", "'")
+        if kind == "number":
+            return float(text)
+        if kind != "name":
+            raise UnknownFormError(f"{text!r} where a value should be")
+        if self._take("("):
+            return self._call(text)
+        return (
+            {"true": True, "false": False, "null": None}[text]
+            if text in ("true", "false", "null")
+            else self._find(text)
+        )
+
+    def _call(self, name: str) -> Any:
+        if name not in self._functions:
+            raise UnknownFormError(f"the function {name}")
+        arguments = []
+        if not self._take(")"):
+            arguments.append(self.parse_or())
+            while self._take(","):
+                arguments.append(self.parse_or())
+            self._expect(")")
+        return self._functions[name](*arguments)
+
+    def _find(self, path: str) -> Any:
+        """Look a value up. GitHub takes an unknown name for nothing; here only an output may be missing."""
+        value: Any = self._context
+        names = path.split(".")
+        for name in names:
+            if isinstance(value, Mapping) and name in value:
+                value = value[name]
+            elif isinstance(value, _Optional):
+                return None
+            else:
+                raise UnknownFormError(f"the name {path}")
+        return value
+
+    def _take(self, text: str) -> bool:
+        if self.tokens and self.tokens[0] == ("operator", text):
+            self.tokens.pop(0)
+            return True
+        return False
+
+    def _expect(self, text: str) -> None:
+        if not self._take(text):
+            raise UnknownFormError(f"{text!r} is missing before {self.tokens}")
+
+
+class _Optional(dict[str, Any]):
+    """What may lack a name: the outputs of what was skipped, and a repository's variables."""
+
+
+def _is_true(value: Any) -> bool:
+    return value not in (None, False, "", 0)
+
+
+def _are_equal(first: Any, second: Any) -> bool:
+    if isinstance(first, str) and isinstance(second, str):
+        return first.lower() == second.lower()
+    if type(first) is type(second):
+        return bool(first == second)
+    numbers = [{None: 0.0, "": 0.0, True: 1.0, False: 0.0}.get(value, value) for value in (first, second)]
+    return bool(numbers[0] == numbers[1])
+
+
+def format_value(value: Any) -> str:
+    """Format a value as GitHub writes it into a text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str):
+        return value
+    raise UnknownFormError(f"{type(value).__name__} in a text")
+
+
+@dataclass
+class GitHub:
+    """What GitHub has and does, as far as a workflow meets it; `folder` is the fake's own.
+
+    Attributes:
+        repository: the git repository that checkouts clone.
+        uploads, attestations: what the actions were given, in order.
+    """
+
+    folder: Path
+    repository: Path
+    uploads: list[dict[str, str]] = field(default_factory=list)
+    attestations: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.artifacts = self.folder / "artifacts"
+        self.artifacts.mkdir(parents=True)
+        (self.folder / "bin").mkdir()
+        gh = self.folder / "bin" / "gh"
+        gh.write_text(f"#!{sys.executable}\n{_GH}")
+        gh.chmod(0o755)
+
+    @property
+    def dispatches(self) -> list[dict[str, str]]:
+        """The inputs that `gh workflow run` was given, in order."""
+        return [call["inputs"] for call in self.calls if "inputs" in call]
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """Every call of `gh`: its words, and the inputs that it read."""
+        log = self.folder / "calls.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def get_artifact(self, run_id: str, name: str) -> Path:
+        """Get the folder that holds an artifact's files."""
+        return self.artifacts / run_id / name
+
+    def use(self, action: str, options: dict[str, str], runner: Runner, job: JobRun) -> dict[str, str]:
+        """Do what an action does and return its outputs.
+
+        Raises:
+            StepError: the action would have failed.
+        """
+        match action:
+            case "actions/checkout":
+                self._check_out(options, runner, job.workspace)
+            case "actions/setup-python":
+                job.path.insert(0, str(Path(sys.executable).parent))
+            case "actions/cache":
+                (job.workspace / options["path"]).mkdir(parents=True, exist_ok=True)
+                return {"cache-hit": "true"}
+            case "actions/upload-artifact":
+                return self._upload(options, runner, job.workspace)
+            case "actions/download-artifact":
+                self._download(options, runner, job.workspace)
+            case "actions/attest-build-provenance":
+                self.attestations.append((job.workspace / options["subject-path"]).read_bytes())
+            case _:
+                raise UnknownFormError(f"the action {action}")
+        return {}
+
+    def _check_out(self, options: dict[str, str], runner: Runner, workspace: Path) -> None:
+        if options.get("persist-credentials") != "false":
+            raise UnknownFormError("a checkout that leaves its credentials behind")
+        # `lfs: false` is the action's default: pointers stay pointers
+        environment = {**os.environ, "GIT_LFS_SKIP_SMUDGE": "1"}
+        for words in (
+            ["clone", "--quiet", "--no-checkout", str(self.repository), str(workspace)],
+            ["-C", str(workspace), "checkout", "--quiet", options.get("ref") or runner.commit],
+        ):
+            result = subprocess.run(["git", *words], env=environment, capture_output=True, text=True)
+            if result.returncode:
+                raise StepError(result.stderr)
+
+    def _upload(self, options: dict[str, str], runner: Runner, workspace: Path) -> dict[str, str]:
+        source, target = workspace / options["path"], self.get_artifact(runner.run_id, options["name"])
+        if not options["path"] or not source.is_dir() or not any(source.iterdir()):
+            raise StepError(f"no files were found with the path {options['path']!r}")
+        if target.exists():
+            raise StepError(f"there is an artifact {options['name']} already")
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))  # hidden files are left out
+        self.uploads.append(options)
+        return {"artifact-url": f"https://github.com/{REPOSITORY}/actions/runs/{runner.run_id}/artifacts/1"}
+
+    def _download(self, options: dict[str, str], runner: Runner, workspace: Path) -> None:
+        run_id = options.get("run-id") or runner.run_id
+        if run_id != runner.run_id and options.get("github-token") != TOKEN:
+            raise StepError("the artifact of another run needs a token")
+        source = self.get_artifact(run_id, options["name"])
+        if not source.is_dir():
+            raise StepError(f"the run {run_id} has no artifact {options['name']}")
+        shutil.copytree(source, workspace / options["path"], dirs_exist_ok=True)
+
+
+_GH = '''
+"""`gh`, as the scripts call it: it answers from the fake's folder, and writes down what it was asked."""
+import json, os, pathlib, sys
+
+folder = pathlib.Path(__file__).parents[1]
+words = sys.argv[1:]
+call = {"words": words, "token": os.environ.get("GH_TOKEN")}
+if words[:2] == ["workflow", "run"]:
+    assert words[2:3] == ["training.yaml"] and words[3::2] == ["--repo", "--ref", "--json"], words
+    call["inputs"] = json.load(sys.stdin)
+elif words[0] == "api" and "/actions/artifacts?name=run&" in words[1]:
+    own = {"head_branch": "main", "head_repository_id": 1, "repository_id": 1}
+    runs = [run.name for run in (folder / "artifacts").iterdir() if (run / "run").is_dir()]
+    listed = [
+        {"expired": False, "created_at": f"2026-01-01T00:00:{name:0>2}Z", "workflow_run": {"id": int(name), **own}}
+        for name in runs
+    ]
+    strangers = [  # newer, and not to be taken
+        {"expired": True, "workflow_run": {"id": 901, **own}},
+        {"expired": False, "workflow_run": {"id": 902, **own, "head_branch": "other"}},
+        {"expired": False, "workflow_run": {"id": 903, **own, "head_repository_id": 2}},
+    ]
+    print(json.dumps({"artifacts": listed + [{"created_at": "2027-01-01T00:00:00Z", **s} for s in strangers]}))
+else:
+    sys.exit(f"gh does not know {words}")
+with open(folder / "calls.jsonl", "a") as log:
+    log.write(json.dumps(call) + "\\n")
+'''
+
+
+class StepError(Exception):
+    """A step failed."""
+
+
+@dataclass
+class JobRun:
+    """One job while it runs and afterwards.
+
+    Attributes:
+        result: success, failure or skipped.
+        log: what its steps printed.
+        summary: the Markdown that they wrote.
+    """
+
+    workspace: Path
+    path: list[str]
+    result: str = "success"
+    outputs: _Optional = field(default_factory=_Optional)
+    log: str = ""
+    summary: str = ""
+
+
+class Runner:
+    """Executes one run of a workflow, each job in a clean clone.
+
+    Args:
+        inputs: what was typed in; None for a run that the schedule started.
+        variables: the repository's variables.
+        environment: added to that of each step, for what a test has to steer.
+    """
+
+    def __init__(
+        self,
+        github: GitHub,
+        workflow: str,
+        folder: Path,
+        *,
+        run_id: str,
+        inputs: Mapping[str, str | bool] | None,
+        variables: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.github = github
+        self.run_id = run_id
+        self.commit = _ask_git(github.repository, "rev-parse", "HEAD")
+        self.jobs: dict[str, JobRun] = {}
+        self._folder = folder
+        self._workflow = yaml.safe_load((github.repository / ".github" / "workflows" / workflow).read_text("utf-8"))
+        self._environment = dict(environment or {})
+        event = "workflow_dispatch" if inputs is not None else "schedule"
+        declared = self._workflow[True][event]  # YAML reads the key `on` as a truth value
+        self._context: dict[str, Any] = {
+            "inputs": _take_inputs(self._workflow[True]["workflow_dispatch"]["inputs"], inputs),
+            "vars": _Optional(variables or {}),
+            "github": {
+                "event_name": event if declared else "",
+                "event": {"repository": {"default_branch": "main"}},
+                "ref_name": "main",
+                "repository": REPOSITORY,
+                "run_id": run_id,
+                "server_url": "https://github.com",
+                "sha": self.commit,
+                "token": TOKEN,
+            },
+        }
+
+    def run(self) -> dict[str, JobRun]:
+        """Run all jobs, each after those that it needs."""
+        known = {"name", "on", True, "run-name", "permissions", "concurrency", "env", "jobs"}
+        _check_keys(self._workflow, known, "the workflow")
+        format_value(self._fill(self._workflow["run-name"], self._context, {}))
+        self._fill(self._workflow["concurrency"], self._context, {})
+        pending = dict(self._workflow["jobs"])
+        while pending:
+            name = next(name for name, job in pending.items() if not _list_needs(job) & pending.keys())
+            self.jobs[name] = self._run_job(name, pending.pop(name))
+        return self.jobs
+
+    def _run_job(self, name: str, job: dict[str, Any]) -> JobRun:
+        known = {"name", "needs", "if", "runs-on", "timeout-minutes", "permissions", "outputs", "steps"}
+        _check_keys(job, known, f"the job {name}")
+        needs = _list_needs(job)
+        folder = self._folder / self.run_id / name
+        temporary = folder / "temporary"
+        temporary.mkdir(parents=True)
+        run = JobRun(folder / "workspace", [str(self.github.folder / "bin"), os.environ["PATH"]])
+        run.workspace.mkdir()
+        context = {
+            **self._context,
+            "github": {**self._context["github"], "workspace": str(run.workspace)},
+            "runner": {"temp": str(temporary)},
+            "needs": {
+                needed: {"result": self.jobs[needed].result, "outputs": self.jobs[needed].outputs} for needed in needs
+            },
+        }
+        succeeded = all(self.jobs[needed].result == "success" for needed in self._list_all_needs(needs))
+        if not self._is_wanted(job.get("if", "success()"), context, succeeded):
+            run.result = "skipped"
+            return run
+        environment = {name: self._fill(value, context, {}) for name, value in self._workflow.get("env", {}).items()}
+        with self._files(folder, run) as files:
+            steps = self._run_steps(job["steps"], context, environment | files, run)
+        if run.result == "success":
+            for output, value in job.get("outputs", {}).items():
+                run.outputs[output] = self._fill(value, {**context, "steps": steps}, {})
+        return run
+
+    @contextmanager
+    def _files(self, folder: Path, run: JobRun) -> Iterator[dict[str, str]]:
+        """Make the scratch files that steps write to; those that no workflow here uses must stay empty."""
+        names = ("GITHUB_ENV", "GITHUB_PATH", "GITHUB_STATE", "GITHUB_STEP_SUMMARY")
+        paths = {name: folder / name.lower() for name in names}
+        for path in paths.values():
+            path.touch()
+        yield {name: str(path) for name, path in paths.items()}
+        run.summary = paths.pop("GITHUB_STEP_SUMMARY").read_text(encoding="utf-8")
+        for name, path in paths.items():
+            if path.read_text():
+                raise UnknownFormError(f"{name} was written to")
+
+    def _run_steps(
+        self, steps: list[dict[str, Any]], context: dict[str, Any], environment: dict[str, str], run: JobRun
+    ) -> dict[str, Any]:
+        """Run steps one after the other; return what the context `steps` holds in the end."""
+        done = {step["id"]: {"outputs": _Optional()} for step in steps if "id" in step}
+        context = {**context, "steps": done}
+        for number, step in enumerate(steps):
+            _check_keys(step, {"name", "id", "if", "uses", "with", "env", "run", "shell"}, f"the step {number}")
+            if not self._is_wanted(step.get("if", "success()"), context, run.result == "success"):
+                continue
+            outputs: Mapping[str, str] = {}
+            try:
+                if "run" in step:
+                    added = self._fill_all(step.get("env", {}), context, run)
+                    outputs = self._run_script(step, environment | added, context, run)
+                else:
+                    outputs = self._use(step, context, environment, run)
+            except StepError as error:
+                run.log += f"\n{step.get('name', step.get('uses'))}: {error}\n"
+                run.result = "failure"
+            if "id" in step:
+                done[step["id"]]["outputs"].update(outputs)
+        return done
+
+    def _run_script(
+        self, step: dict[str, Any], environment: dict[str, str], context: dict[str, Any], run: JobRun
+    ) -> dict[str, str]:
+        if "${{" in step["run"]:
+            raise UnknownFormError("an expression in a script, where its value would be executed")
+        if step.get("shell", "bash") != "bash":
+            raise UnknownFormError(f"the shell {step['shell']}")
+        output = run.workspace.parent / "output"
+        output.write_text("")
+        github = context["github"]
+        variables = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")},
+            "PATH": ":".join(run.path),
+            "RUNNER_TEMP": context["runner"]["temp"],
+            **{f"GITHUB_{name.upper()}": str(github[name]) for name in github.keys() - {"event", "token"}},
+            "GITHUB_OUTPUT": str(output),
+            **environment,
+            **self._environment,
+        }
+        options = ["--noprofile", "--norc", "-e", *(["-o", "pipefail"] if "shell" in step else [])]
+        result = subprocess.run(
+            ["bash", *options, "-c", step["run"]],
+            cwd=run.workspace,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=1200,
+        )
+        run.log += result.stdout.decode(errors="replace")
+        if result.returncode:
+            raise StepError(f"exit status {result.returncode}")
+        lines = output.read_text(encoding="utf-8").splitlines()
+        if not all(re.match(r"\w+=", line) for line in lines):
+            raise UnknownFormError(f"in GITHUB_OUTPUT: {lines}")
+        return dict(line.split("=", 1) for line in lines)
+
+    def _use(
+        self, step: dict[str, Any], context: dict[str, Any], environment: dict[str, str], run: JobRun
+    ) -> Mapping[str, str]:
+        action, options = step["uses"], self._fill_all(step.get("with", {}), context, run)
+        if not action.startswith("./"):
+            name, _, commit = action.partition("@")
+            if not re.fullmatch(r"[0-9a-f]{40}", commit):
+                raise UnknownFormError(f"the action {action}, which no commit pins")
+            return self.github.use(name, options, self, run)
+        composite = yaml.safe_load((run.workspace / action / "action.yaml").read_text(encoding="utf-8"))
+        _check_keys(composite, {"name", "description", "inputs", "outputs", "runs"}, action)
+        unknown = options.keys() - composite["inputs"].keys()
+        if unknown:
+            raise UnknownFormError(f"{action} has no inputs {unknown}")
+        inputs = {name: options.get(name, facts.get("default", "")) for name, facts in composite["inputs"].items()}
+        kept = {name: context[name] for name in ("github", "runner")}
+        done = self._run_steps(composite["runs"]["steps"], {**kept, "inputs": inputs}, environment, run)
+        if run.result != "success":
+            raise StepError("a step of it failed")
+        outputs = {name: facts["value"] for name, facts in composite["outputs"].items()}
+        return self._fill_all(outputs, {**kept, "steps": done}, run)
+
+    def _is_wanted(self, condition: str, context: Context, succeeded: bool) -> bool:
+        """Evaluate an `if:`; without a function for the status it also asks for success, as GitHub has it."""
+        match = _EXPRESSION.fullmatch(str(condition).strip())
+        expression = match[1] if match else str(condition)
+        functions = {
+            "always": lambda: True,
+            "cancelled": lambda: False,
+            "failure": lambda: not succeeded,
+            "success": lambda: succeeded,
+        }
+        wanted = _is_true(evaluate(expression, context, functions))
+        asks = any(re.search(rf"\b{name}\(", expression) for name in _STATUS_FUNCTIONS)
+        return wanted and (asks or succeeded)
+
+    def _fill_all(self, values: Mapping[str, Any], context: Context, run: JobRun) -> dict[str, str]:
+        def hash_files(pattern: str) -> str:
+            return str(hash((run.workspace / pattern).read_bytes()))
+
+        return {name: self._fill(value, context, {"hashFiles": hash_files}) for name, value in values.items()}
+
+    def _fill(self, value: Any, context: Context, functions: Mapping[str, Callable[..., Any]]) -> str:
+        """Put the values of its expressions into a text."""
+        if isinstance(value, Mapping):
+            return json.dumps({name: self._fill(part, context, functions) for name, part in value.items()})
+        if isinstance(value, bool | int):
+            return format_value(value if isinstance(value, bool) else float(value))
+        known = {"format": lambda text, *parts: re.sub(r"\{(\d)\}", lambda m: format_value(parts[int(m[1])]), text)}
+        return _EXPRESSION.sub(lambda match: format_value(evaluate(match[1], context, known | dict(functions))), value)
+
+    def _list_all_needs(self, needs: set[str]) -> set[str]:
+        deeper = {name for needed in needs for name in _list_needs(self._workflow["jobs"][needed])}
+        return needs | self._list_all_needs(deeper) if deeper else needs
+
+
+def _take_inputs(declared: Mapping[str, Any], given: Mapping[str, str | bool] | None) -> dict[str, Any]:
+    if given is None:
+        return dict.fromkeys(declared)
+    if given.keys() - declared.keys():
+        raise UnknownFormError(f"no inputs {given.keys() - declared.keys()} are declared")
+    taken: dict[str, Any] = {}
+    for name, facts in declared.items():
+        value = given.get(name, facts.get("default", ""))
+        if facts.get("type") == "boolean":  # `gh workflow run` gives texts, the form a truth value
+            value = value in (True, "true")
+        taken[name] = value
+    return taken
+
+
+def _list_needs(job: Mapping[str, Any]) -> set[str]:
+    needs = job.get("needs", [])
+    return {needs} if isinstance(needs, str) else set(needs)
+
+
+def _check_keys(mapping: Mapping[Any, Any], known: set[Any], what: str) -> None:
+    if mapping.keys() - known:
+        raise UnknownFormError(f"{what} has {mapping.keys() - known}")
+
+
+def _ask_git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", folder, *words], check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,84 @@
+"""The README's commands and its example, in their order, in a copy of the project that has just been set up.
+
+Blocks marked bash and python are executed; what is slow on purpose (all tests) is asked for and not carried out.
+The data is the sample set: the address of CIFAR-10 cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import PROJECT, require_program, run_program
+
+BLOCKS = re.findall(
+    r"^```(bash|python)\n(.*?)^```$", (PROJECT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.fixture(scope="module")
+def checkout(developed_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a user has after `git clone`, in which `.venv` is there already, and a few pictures."""
+    pictures = developed_copy / "pictures"
+    pictures.mkdir()
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (32, 32), colour).save(pictures / f"{number}.png")
+    return developed_copy
+
+
+@pytest.fixture(autouse=True)
+def short_and_offline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten every training through the environment, and let every address be out of reach."""
+    monkeypatch.setenv("PATH", str(checkout / ".venv" / "bin"), prepend=":")
+    for setting, value in {"MODEL": "lenet", "NUM_EPOCHS": "10", "BATCH_SIZE": "100", "NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(f"IMAGE_CLASSIFIER_{setting}", value)
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")
+
+
+def test_make_train_goes_from_a_clone_to_a_trained_network(checkout: Path) -> None:
+    output = run_program(require_program("make"), "train", cwd=checkout)
+    folder = checkout / "experiments" / "quickstart" / "run-1"
+    record, evaluation = (json.loads((folder / name).read_text()) for name in ("run.json", "evaluation.json"))
+    assert (folder / "manifest.json").is_file()
+    assert record["data"]["name"] == "sample"  # and nobody takes it for CIFAR-10
+    assert "experiments/quickstart/run-1" in output
+    assert f"{evaluation['accuracy']:.2%}" in output
+    assert not (checkout / "data" / "cifar_dataset").exists()
+
+    run_program(require_program("make"), "train", "OPTIONS=--num_epochs 0", cwd=checkout)
+    assert (checkout / "experiments" / "quickstart" / "run-2" / "manifest.json").is_file()
+
+
+def test_the_readme_begins_with_both_commands() -> None:
+    assert [code for _, code in BLOCKS[:2]] == ["make train\n", "make test\n"]
+
+
+@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=lambda text: text.partition("\n")[0][:40])
+def test_the_readme_does_what_it_says(checkout: Path, language: str, code: str) -> None:
+    dataset = checkout / "data" / "cifar_dataset"
+    if not dataset.exists():
+        words = ("data", "prepare", "--source", "sample", "--num_train", "1000", "--num_test", "200")
+        run_program("image_classifier", *words, "--dataset_folder", dataset, cwd=checkout)
+    if language == "python":
+        run_program("python", "-W", "error", "-c", code, cwd=checkout)
+    elif code == "make test\n":
+        assert "python -m pytest --cov" in run_program("make", "--dry-run", "test", cwd=checkout)
+    elif code != "make train\n":  # which has a test of its own
+        run_program("bash", "-euo", "pipefail", "-c", code, cwd=checkout)
+
+
+def test_what_the_readme_promises_is_there(checkout: Path) -> None:
+    """After its commands: every file that its table names, predictions of the three pictures, equal weights."""
+    folder = checkout / "experiments" / "cifar10" / "first"
+    section = (PROJECT / "README.md").read_text().partition("### The run folder")[2].partition("\n## ")[0]
+    for name in re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE):
+        assert (folder / name).exists(), name
+    assert len((checkout / "predictions.csv").read_text().splitlines()) == 1 + 3
+    manifests = [checkout / "experiments" / "proof" / run / "manifest.json" for run in ("whole", "killed")]
+    whole, killed = (json.loads(manifest.read_text())["weights_digest"] for manifest in manifests)
+    assert whole == killed

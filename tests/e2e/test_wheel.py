@@ -1,0 +1,135 @@
+"""What is built and installed: all of the package and nothing else, and it trains in a clean environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import tarfile
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from image_classifier import __version__
+from image_classifier.tracking.identity import compute_code_digest
+from tests.conftest import PROJECT, find_dependencies, link_environment, run_program
+
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def list_package(project: Path) -> set[str]:
+    """List the files of the package as they lie in a checkout."""
+    paths = (project / "image_classifier").rglob("*")
+    return {p.relative_to(project).as_posix() for p in paths if p.is_file() and "__pycache__" not in p.parts}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(distributions: dict[str, Path], project_copy: Path) -> None:
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        names = set(wheel.namelist())
+    about = {name for name in names if name.startswith(f"image_classifier-{__version__}.dist-info/")}
+    assert names - about == list_package(project_copy)
+    assert {name.partition("/")[2] for name in about} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_the_sdist_holds_what_builds_the_wheel(distributions: dict[str, Path], project_copy: Path) -> None:
+    """`python -m build` made the wheel from the sdist, so nothing that it needs is missing."""
+    with tarfile.open(distributions["sdist"]) as sdist:
+        names = {member.name.partition("/")[2] for member in sdist if member.isfile()}
+    names -= {name for name in names if ".egg-info/" in name}
+    others = {
+        "CHANGELOG.md",
+        "LICENSE",
+        "MANIFEST.in",
+        "PKG-INFO",
+        "README.md",
+        "pyproject.toml",
+        "setup.cfg",
+        "tox.ini",
+    }
+    assert names - others == list_package(project_copy)
+    assert names >= {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
+
+
+def test_the_metadata_declare_what_pyproject_says(distributions: dict[str, Path]) -> None:
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        metadata = Parser().parsestr(wheel.read(f"image_classifier-{__version__}.dist-info/METADATA").decode())
+    declared = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    assert {str(r) for r in declared if r.marker is None} == {str(Requirement(t)) for t in PYPROJECT["dependencies"]}
+    assert set(metadata.get_all("Provides-Extra", [])) == PYPROJECT["optional-dependencies"].keys()
+    assert (metadata["Version"], metadata["License-Expression"]) == (__version__, "MIT")
+    assert metadata["Requires-Python"] == ">=3.11"
+
+
+def test_the_environment_is_clean_and_complete(installed_environment: Path) -> None:
+    python = installed_environment / "bin" / "python"
+    script = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
+    present = {canonicalize_name(name) for name in run_program(python, "-c", script, cwd=installed_environment).split()}
+    assert present == find_dependencies("image-classifier")
+    assert not present & {"pytest", "pyarrow", "sqlalchemy"}
+
+
+def test_the_installed_trainer_trains_in_any_folder(
+    installed_environment: Path, sample_dataset: Path, tmp_path: Path, project_copy: Path
+) -> None:
+    output = run_program(
+        installed_environment / "bin" / "image_classifier_trainer",
+        *("--experiment_name", "wheel", "--run_name", "first", "--dataset_folder", sample_dataset),
+        *("--model", "lenet", "--num_epochs", "1", "--batch_size", "100", "--num_threads", "1"),
+        cwd=tmp_path,
+    )
+    folder = tmp_path / "experiments" / "wheel" / "first"
+    record = json.loads((folder / "run.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert (folder / "manifest.json").is_file()
+    assert "experiments/wheel/first" in output
+    assert f"{evaluation['accuracy']:.2%}" in output
+    assert record["code"] == {
+        "version": __version__,
+        "digest": compute_code_digest(project_copy / "image_classifier"),
+        "commit": None,
+        "uncommitted_changes": None,
+    }
+    versions = record["environment"]["distributions"]
+    assert versions == {name: importlib.metadata.version(name) for name in versions}
+    assert versions.keys() >= {"torch", "numpy", "pillow"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["image_classifier_trainer", "--help"], "usage: image_classifier_trainer"),
+        (["image_classifier", "--help"], "usage: image_classifier COMMAND"),
+        (["image_classifier", "train", "--help"], "usage: image_classifier"),
+        (["image_classifier", "--version"], f"image_classifier {__version__}"),
+        (["python", "-m", "image_classifier.main", "--help"], "usage: image_classifier_trainer"),
+    ],
+)
+def test_the_installed_commands_answer(
+    installed_environment: Path, tmp_path: Path, words: list[str], expected: str
+) -> None:
+    assert run_program(installed_environment / "bin" / words[0], *words[1:], cwd=tmp_path).startswith(expected)
+
+
+def test_the_sdist_installs_and_answers(distributions: dict[str, Path], tmp_path: Path) -> None:
+    """From the sdist's own files: setuptools is the only other distribution that the build may use."""
+    dependencies = find_dependencies("image-classifier") - {"image-classifier"}
+    link_environment(tmp_path / ".venv", dependencies | {"setuptools", "packaging", "pip"})
+    words = (
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        distributions["sdist"],
+    )
+    run_program(tmp_path / ".venv" / "bin" / "python", *words, cwd=tmp_path)
+    assert re.match(
+        r"image_classifier \d", run_program(tmp_path / ".venv/bin/image_classifier", "--version", cwd=tmp_path)
+    )

@@ -1,0 +1,331 @@
+"""training.yaml, executed: every step under bash in a clean clone, with a real image and real trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from image_classifier.tracking.run import is_finished, read_manifest, read_record, verify_files
+from tests.actions import TOKEN, GitHub, JobRun, Runner
+from tests.conftest import require_program, run_program
+from tests.e2e.conftest import IMAGE_NAME
+
+pytestmark = pytest.mark.timeout(1800)  # the first test that asks for the image waits until it is built
+
+INPUTS: Mapping[str, str | bool] = {
+    "experiment_name": "workflow",
+    "run_name": "first",
+    "dataset": "sample",
+    "recipe": "notebook",
+    "batch_size": "100",
+    "num_epochs": "1",
+}
+Dispatch = Callable[..., dict[str, JobRun]]
+
+
+@pytest.fixture(scope="module")
+def github(tmp_path_factory: pytest.TempPathFactory, project_copy: Path) -> GitHub:
+    """A GitHub that holds the project's copy."""
+    return make_github(tmp_path_factory.mktemp("github"), project_copy)
+
+
+def make_github(folder: Path, repository: Path) -> GitHub:
+    """Make a GitHub whose scripts find the programs that a runner has."""
+    for program in ("git", "git-lfs", "jq", "timeout"):
+        require_program(program)
+    return GitHub(folder, repository)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which each run of the workflow has one."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def dispatch(github: GitHub, training_image: str, runs: Path) -> Dispatch:
+    """Start training.yaml as a person, `gh`, or (with inputs=None) the schedule does."""
+
+    def start(
+        run_id: str, inputs: Mapping[str, str | bool] | None, variables: Mapping[str, str] | None = None
+    ) -> dict[str, JobRun]:
+        environment = {"IMAGE_NAME": IMAGE_NAME}
+        options = {"inputs": inputs, "variables": variables, "environment": environment}
+        jobs = Runner(github, "training.yaml", runs, run_id=run_id, **options).run()  # type: ignore[arg-type]
+        for job in jobs.values():
+            assert TOKEN not in job.log
+        return jobs
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def first(dispatch: Dispatch) -> dict[str, JobRun]:
+    """The jobs of a training that is verified."""
+    return dispatch("1", {**INPUTS, "verify": True})
+
+
+@pytest.fixture(scope="module")
+def second(first: dict[str, JobRun], dispatch: Dispatch) -> dict[str, JobRun]:
+    """The jobs of a training after the first, with another seed."""
+    return dispatch("2", {**INPUTS, "run_name": "second", "seed": "7"})
+
+
+def get_results(jobs: dict[str, JobRun]) -> dict[str, str]:
+    """Get what became of each job."""
+    return {name: job.result for name, job in jobs.items()}
+
+
+def test_the_jobs_do_what_the_inputs_ask_for(first: dict[str, JobRun]) -> None:
+    log = "\n".join(job.log for job in first.values())
+    assert get_results(first) == {
+        "plan": "success",
+        "train": "success",
+        "attest": "success",
+        "verify": "success",
+        "continue": "skipped",
+    }, log
+
+
+def test_the_artifact_is_the_whole_run(first: dict[str, JobRun], github: GitHub) -> None:
+    artifact = github.get_artifact("1", "run")
+    names = {path.name for path in artifact.iterdir()}
+    assert names >= {"model.pth", "metrics.png", "run.json", "evaluation.json", "manifest.json", "report.html"}
+    assert is_finished(artifact)
+    assert verify_files(artifact) == ()
+
+
+def test_the_record_says_what_the_inputs_said(first: dict[str, JobRun], github: GitHub, project_copy: Path) -> None:
+    record = read_record(github.get_artifact("1", "run"))
+    settings = record["settings"]
+    assert (record["experiment_name"], record["run_name"], record["recipe"]) == ("workflow", "first", "notebook")
+    assert (settings["batch_size"], settings["num_epochs"], settings["instruction_set"]) == (100, 1, "avx2")
+    assert record["data"]["name"] == "sample"
+    head = run_program(require_program("git"), "rev-parse", "HEAD", cwd=project_copy).strip()
+    assert record["code"]["commit"] == head
+
+
+def test_the_weights_are_attested(first: dict[str, JobRun], github: GitHub) -> None:
+    assert github.attestations[0] == (github.get_artifact("1", "run") / "model.pth").read_bytes()
+
+
+def test_the_summary_shows_settings_metrics_and_a_picture(first: dict[str, JobRun], github: GitHub) -> None:
+    summary = first["train"].summary
+    artifact = github.get_artifact("1", "run")
+    evaluation = json.loads((artifact / "evaluation.json").read_text())
+    assert summary.startswith("## workflow/first\n")
+    assert f"**{evaluation['accuracy']:.2%}**" in summary
+    assert "| batch_size | `100` |" in summary
+    assert summary.count("```mermaid\nxychart-beta\n") == 3
+    assert "/actions/runs/1/artifacts/" in summary
+    assert "previous run" not in summary
+
+
+def test_a_second_runner_gives_the_verdict(first: dict[str, JobRun]) -> None:
+    assert first["verify"].summary.startswith("## Verification of workflow/first\n\n```\nIDENTICAL\n")
+
+
+def test_a_later_run_is_compared_to_the_one_before(second: dict[str, JobRun]) -> None:
+    assert get_results(second)["train"] == "success", second["train"].log
+    assert get_results(second)["verify"] == "skipped"
+    summary = second["train"].summary
+    assert "### Against the previous run on the default branch" in summary
+    assert "McNemar" in summary
+
+
+def test_the_schedule_verifies_the_newest_published_run(second: dict[str, JobRun], dispatch: Dispatch) -> None:
+    jobs = dispatch("3", None)
+    assert get_results(jobs) == {
+        "plan": "success",
+        "train": "skipped",
+        "attest": "skipped",
+        "verify": "success",
+        "continue": "skipped",
+    }, jobs["plan"].log
+    assert "Verification of workflow/second\n\n```\nIDENTICAL" in jobs["verify"].summary
+
+
+def test_a_run_whose_weights_were_changed_fails_its_verification(
+    second: dict[str, JobRun], github: GitHub, dispatch: Dispatch
+) -> None:
+    published, kept = github.get_artifact("2", "run"), github.folder / "kept"
+    shutil.copytree(published, kept)
+    weights = bytearray((published / "model.pth").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (published / "model.pth").write_bytes(weights)
+    try:
+        jobs = dispatch("4", None)
+    finally:
+        shutil.rmtree(published)
+        kept.rename(published)
+    assert jobs["verify"].result == "failure"
+    assert "DIFFERENT\n  model.pth" in jobs["verify"].summary
+
+
+def test_without_a_published_run_the_schedule_does_nothing(project_copy: Path, tmp_path: Path) -> None:
+    github = make_github(tmp_path / "github", project_copy)
+    jobs = Runner(github, "training.yaml", tmp_path, run_id="1", inputs=None).run()
+    assert get_results(jobs) == {name: "success" if name == "plan" else "skipped" for name in jobs}
+
+
+def expire(workspace: Path, run: Path, limit: str) -> None:
+    """Let the time of a training be over as soon as it has taken some steps, by the signal that `timeout` waits for."""
+    deadline = time.monotonic() + 300
+    chain = run / "digests.jsonl"
+    while not (chain.is_file() and chain.stat().st_size):
+        assert time.monotonic() < deadline, "the training has not begun"
+        time.sleep(0.02)
+    (pid,) = [
+        int(process.name)
+        for process in Path("/proc").iterdir()
+        if process.name.isdigit() and is_timeout(process, workspace, limit)
+    ]
+    os.kill(pid, signal.SIGALRM)
+
+
+def is_timeout(process: Path, workspace: Path, limit: str) -> bool:
+    """Say whether a process is the `timeout` that waits for a training of this workspace."""
+    try:
+        words = (process / "cmdline").read_bytes().decode().split("\0")
+        return words[0] == "timeout" and limit in words and (process / "cwd").resolve() == workspace
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def test_a_run_that_meets_the_limit_goes_on_in_another_and_ends_the_same(
+    github: GitHub, dispatch: Dispatch, runs: Path
+) -> None:
+    long = {**INPUTS, "run_name": "long", "num_epochs": "4", "batch_size": "20"}
+    workspace = runs / "10" / "train" / "workspace"
+    with ThreadPoolExecutor() as pool:
+        expired = pool.submit(expire, workspace, workspace / "experiments" / "workflow" / "long", "12345")
+        jobs = dispatch("10", long, {"TRAINING_TIME_LIMIT_S": "12345"})
+        expired.result()
+    assert get_results(jobs) == {
+        "plan": "success",
+        "train": "success",
+        "attest": "skipped",
+        "verify": "skipped",
+        "continue": "success",
+    }, jobs["train"].log
+    unfinished = github.get_artifact("10", "unfinished-run")
+    assert not is_finished(unfinished)
+    assert any((unfinished / "checkpoints").iterdir())
+    assert not github.get_artifact("10", "run").exists()
+    assert "Stopped after" in jobs["train"].summary
+    assert "continuation 1 of at most 10" in jobs["continue"].summary
+
+    (inputs,) = github.dispatches
+    assert {name: inputs[name] for name in long} == long
+    jobs = dispatch("11", inputs)
+    assert get_results(jobs)["attest"] == "success", jobs["train"].log
+    assert "resumed after step" in jobs["train"].log
+
+    jobs = dispatch("12", {**long, "run_name": "uninterrupted"})
+    assert get_results(jobs)["attest"] == "success", jobs["train"].log
+    manifests = [read_manifest(github.get_artifact(run_id, "run")) for run_id in ("11", "12")]
+    for digest in ("weights_digest", "chain_head"):
+        assert manifests[0][digest] == manifests[1][digest]
+
+
+def test_a_training_starts_from_a_committed_model_on_a_committed_data_set(
+    first: dict[str, JobRun], github: GitHub, sample_dataset: Path, project_copy: Path, tmp_path: Path
+) -> None:
+    git, repository = require_program("git"), tmp_path / "repository"
+    run_program(git, "clone", "--quiet", project_copy, repository, cwd=tmp_path)
+    run_program(git, "lfs", "install", "--local", cwd=repository)
+    shutil.copytree(sample_dataset, repository / "data" / "mine", ignore=shutil.ignore_patterns(".snapshots"))
+    for name in ("wanted", "other"):
+        shutil.copytree(github.get_artifact("1", "run"), repository / "experiments" / "kept" / name)
+    run_program(git, "add", "--force", "data/mine", "experiments/kept", cwd=repository)
+    run_program(git, "commit", "--quiet", "--message=Add data and models", cwd=repository)
+
+    other = make_github(tmp_path / "github", repository)
+    inputs = {**INPUTS, "dataset": "mine", "pretrained_model": "kept/wanted/model.pth", "num_epochs": "0"}
+    runner = Runner(other, "training.yaml", tmp_path, run_id="1", inputs=inputs, environment={"IMAGE_NAME": IMAGE_NAME})
+    train = runner.run()["train"]
+    assert train.result == "success", train.log
+    kept = train.workspace / "experiments" / "kept"
+    assert (kept / "other" / "model.pth").read_bytes().startswith(b"version https://git-lfs"), "it was fetched, too"
+    weights = [read_manifest(run)["weights_digest"] for run in (kept / "wanted", other.get_artifact("1", "run"))]
+    assert weights[0] == weights[1]
+    record = read_record(other.get_artifact("1", "run"))
+    assert record["pretrained"]["path"] == "/experiments/kept/wanted/model.pth"
+    assert record["execution"]["dataset_folder"] == "/data/mine"
+
+
+def test_gh_gets_its_token_from_the_environment(second: dict[str, JobRun], github: GitHub) -> None:
+    assert github.calls
+    for call in github.calls:
+        assert call["token"] == TOKEN
+        assert TOKEN not in " ".join(call["words"])
+
+
+@pytest.mark.parametrize(("number", "status"), [("9", 0), ("10", 1)])
+def test_a_run_is_continued_a_bounded_number_of_times(
+    project_copy: Path, tmp_path: Path, number: str, status: int
+) -> None:
+    github = make_github(tmp_path / "github", project_copy)
+    inputs = {**INPUTS, "instruction_set": "avx2", "verify": "false"}
+    environment = {
+        **{f"INPUT_{name.upper()}": str(value) for name, value in inputs.items()},
+        "PATH": f"{github.folder / 'bin'}:{os.environ['PATH']}",
+        "COMMIT": "0" * 40,
+        "CONTINUATION_NUMBER": number,
+        "MAX_CONTINUATIONS": "10",
+        "GITHUB_REF_NAME": "main",
+        "GITHUB_REPOSITORY": "somebody/image-classifier",
+        "GITHUB_RUN_ID": "20",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }
+    script = project_copy / ".github" / "scripts" / "continue_training.sh"
+    result = subprocess.run([script], env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == status, result.stderr
+    assert [call["continuation"] for call in github.dispatches] == [f"20:10:{'0' * 40}"] * (1 - status)
+    assert result.stdout.startswith("::error::the run is not finished after 10 continuations") == bool(status)
+
+
+HOSTILE = {
+    "command substitution": "$(touch canary)",
+    "backticks": "`touch canary`",
+    "quotes": "a'; touch canary; echo '",
+    "double quotes": 'a"; touch canary; echo "',
+    "a second line": "a\ntouch canary",
+    "a workflow command": "a\n::set-output name=x::y",
+    "a percent sign": "%0A::error::x",
+    "a way out": "../..",
+    "a way out below": "a/../../b",
+    "an absolute path": "/etc/passwd",
+    "an option": "--privileged",
+    "an expression": "${{ github.token }}",
+    "very long": "a" * 5000,
+    "another alphabet": "ａ",
+    "a space": "a b",
+    "a nul escape": "a\x01b",
+}
+FIELDS = (
+    *("experiment_name", "run_name", "dataset", "recipe", "learning_rate", "momentum", "num_epochs", "num_workers"),
+    *("batch_size", "seed", "pretrained_model", "instruction_set", "continuation"),
+)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_hostile_inputs_do_nothing_but_fail_with_a_message(name: str, project_copy: Path, tmp_path: Path) -> None:
+    github = make_github(tmp_path / "github", project_copy)
+    for number, value in enumerate(HOSTILE.values(), start=1):
+        jobs = Runner(github, "training.yaml", tmp_path, run_id=str(number), inputs={**INPUTS, name: value}).run()
+        assert get_results(jobs) == {job: "failure" if job == "plan" else "skipped" for job in jobs}, value
+        (error,) = [line for line in jobs["plan"].log.splitlines() if line.startswith("::")]
+        assert error.startswith(f"::error::the input {name} takes ")
+        assert not list(tmp_path.rglob("canary"))
+        assert len(error) < 500
+    assert not github.calls and not github.uploads

@@ -1,0 +1,217 @@
+"""docker/*.sh as a user calls them, with a `docker` that writes down what it is given; tests/e2e has the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from image_classifier import __version__
+from tests.conftest import require_program, run_program
+
+DOCKER = f"""#!{sys.executable}
+import json, os, pathlib, signal, sys, time
+words, folder = sys.argv[1:], pathlib.Path(os.environ["DOCKER_CALLS"])
+context = pathlib.Path(words[-1])
+call = {{"words": words, "context": sorted(str(p.relative_to(context)) for p in context.rglob("*"))}}
+call["wheel"] = next(context.glob("*.whl")).read_bytes().hex()
+written = folder / f"{{os.getpid()}}.tmp"
+written.write_text(json.dumps(call))
+written.rename(written.with_suffix(".json"))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+time.sleep(float(os.environ.get("DOCKER_TIME_S", 0)))
+sys.exit(int(os.environ.get("DOCKER_STATUS", 0)))
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, project_copy: Path) -> Path:
+    """A clone in a folder whose name has a space, with a dist/ of the user's own."""
+    clone = tmp_path_factory.mktemp("docker") / "a project"
+    run_program(require_program("git"), "clone", "--quiet", project_copy, clone, cwd=project_copy)
+    (clone / "dist").mkdir()
+    (clone / "dist" / "mine.whl").write_text("mine")
+    return clone
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that `docker` writes its calls to; contexts are made in tmp_path/temporary, which must end empty."""
+    for name in ("bin", "calls", "temporary", "elsewhere"):
+        (tmp_path / name).mkdir()
+    docker = tmp_path / "bin" / "docker"
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(docker.parent), prepend=":")
+    monkeypatch.setenv("DOCKER_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setenv("PYTHON", sys.executable)
+    return tmp_path / "calls"
+
+
+def read_calls(calls: Path) -> list[dict[str, Any]]:
+    """Read what `docker` was given, call by call."""
+    return [json.loads(path.read_text()) for path in sorted(calls.glob("*.json"))]
+
+
+def wait_for_call(calls: Path, process: subprocess.Popen[Any]) -> None:
+    """Wait until `docker` runs."""
+    deadline = time.monotonic() + 120
+    while not read_calls(calls):
+        assert process.poll() is None and time.monotonic() < deadline, "docker was never called"
+        time.sleep(0.05)
+
+
+def assert_nothing_is_left(project: Path, calls: Path) -> None:
+    """Assert that neither the temporary folder nor the project holds anything new."""
+    assert not list((calls.parent / "temporary").iterdir())
+    git = require_program("git")
+    assert run_program(git, "status", "--porcelain", "--ignored", cwd=project).split("\n") == ["!! dist/", ""]
+    assert [path.name for path in (project / "dist").iterdir()] == ["mine.whl"]
+
+
+def test_the_image_is_built_from_another_folder(project: Path, calls: Path) -> None:
+    run_program(project / "docker" / "build.sh", "--pull", cwd=calls.parent / "elsewhere")
+    (call,) = read_calls(calls)
+    words = call["words"]
+    assert words[0] == "build"
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--tag"] == [
+        f"image-classifier:{__version__}",
+        "image-classifier:latest",
+    ]
+    revision = run_program(require_program("git"), "rev-parse", "HEAD", cwd=project).strip()
+    arguments = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--build-arg")
+    assert arguments.pop("SOURCE")
+    assert arguments == {"VERSION": __version__, "REVISION": revision}  # the Dockerfile has the base
+    assert words[-2] == "--pull"
+    assert call["context"] == [f"image_classifier-{__version__}-py3-none-any.whl", "requirements-prod.txt", "wheels"]
+    assert_nothing_is_left(project, calls)
+
+
+def test_what_is_configured_is_used(
+    project: Path, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "torch-1-py3-none-any.whl").touch()
+    variables = {"IMAGE_NAME": "mine", "IMAGE_VERSION": "7", "BASE_IMAGE": "base:1", "IMAGE_PLATFORM": "linux/arm64"}
+    for name, value in {**variables, "IMAGE_SOURCE": "here", "IMAGE_WHEELS": str(wheels)}.items():
+        monkeypatch.setenv(name, value)
+    run_program(project / "docker" / "build.sh", cwd=project)
+    (call,) = read_calls(calls)
+    line = " ".join(call["words"])
+    for expected in ("--tag mine:7 --tag mine:latest", "--platform linux/arm64", "BASE_IMAGE=base:1", "SOURCE=here"):
+        assert expected in line
+    assert "wheels/torch-1-py3-none-any.whl" in call["context"]
+    assert_nothing_is_left(project, calls)
+
+
+def test_what_signs_in_at_the_origin_gets_into_no_label(project: Path, calls: Path) -> None:
+    git = require_program("git")
+    origin = run_program(git, "remote", "get-url", "origin", cwd=project).strip()
+    run_program(git, "remote", "set-url", "origin", "https://me:secret@example.org/a/b.git", cwd=project)
+    try:
+        run_program(project / "docker" / "build.sh", cwd=project)
+    finally:
+        run_program(git, "remote", "set-url", "origin", origin, cwd=project)
+    assert "SOURCE=https://example.org/a/b.git" in read_calls(calls)[0]["words"]
+
+
+def test_the_wheel_holds_the_package_and_is_the_same_each_time(project: Path, calls: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run_program(project / "docker" / "build.sh", cwd=project)
+        time.sleep(2)  # the clock of a zip file goes in steps of two seconds
+    first, second = (bytes.fromhex(call["wheel"]) for call in read_calls(calls))
+    assert first == second
+    (tmp_path / "wheel.whl").write_bytes(first)
+    with zipfile.ZipFile(tmp_path / "wheel.whl") as wheel:
+        assert wheel.read("image_classifier/main.py") == (project / "image_classifier" / "main.py").read_bytes()
+
+
+@pytest.mark.parametrize("state", ["set -eu", "set +eu; CDPATH=/", "set -- --not-for-docker"])
+def test_sourcing_leaves_the_shell_as_it_was(project: Path, calls: Path, state: str) -> None:
+    look = (
+        'echo "$PWD $- $*"; trap; compgen -A variable | grep -vE "^(BASH_.*|_|PIPESTATUS|LINENO)$";'
+        " compgen -A function || true"
+    )
+    script = f"""
+        {state}
+        {{ {look}; }} > before
+        source "{project}/docker/build.sh" 2> output
+        echo "status $?"
+        {{ {look}; }} > after
+    """
+    elsewhere = calls.parent / "elsewhere"
+    assert run_program(require_program("bash"), "-c", script, cwd=elsewhere) == "status 0\n"
+    assert (elsewhere / "after").read_text() == (elsewhere / "before").read_text()
+    assert "--not-for-docker" not in read_calls(calls)[0]["words"]
+    assert_nothing_is_left(project, calls)
+
+
+@pytest.mark.parametrize("how", ["", "source "])
+def test_a_build_that_fails_says_so_and_leaves_nothing(project: Path, calls: Path, how: str) -> None:
+    script = f'{how}docker/build.sh 2>/dev/null || echo "status $?, goes on"'
+    output = run_program(require_program("bash"), "-c", script, cwd=project, DOCKER_STATUS="7")
+    assert output == "status 7, goes on\n"
+    assert read_calls(calls)
+    assert_nothing_is_left(project, calls)
+
+
+def test_a_wheel_that_cannot_be_built_ends_it(project: Path, calls: Path) -> None:
+    result = subprocess.run([project / "docker" / "build.sh"], cwd=project, env={**os.environ, "PYTHON": "/bin/false"})
+    assert result.returncode != 0
+    assert not read_calls(calls)
+    assert_nothing_is_left(project, calls)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("how", ["exec ", "source "])
+def test_an_interrupted_build_leaves_nothing(
+    project: Path, calls: Path, number: signal.Signals, status: int, how: str
+) -> None:
+    """The signal goes to the whole group, as Ctrl-C does on a terminal."""
+    words = [require_program("bash"), "-c", f"{how}docker/build.sh"]
+    environment = {**os.environ, "DOCKER_TIME_S": "120"}
+    with subprocess.Popen(words, cwd=project, env=environment, start_new_session=True) as process:
+        wait_for_call(calls, process)
+        assert list((calls.parent / "temporary").iterdir())
+        began = time.monotonic()
+        os.killpg(process.pid, number)
+        returned = process.wait(timeout=60)
+    assert returned in (status, -number)
+    assert time.monotonic() - began < 30
+    wait_until_empty(calls.parent / "temporary")
+    assert_nothing_is_left(project, calls)
+
+
+def wait_until_empty(folder: Path) -> None:
+    """Wait for a shell that cleans up after the one that was waited for."""
+    deadline = time.monotonic() + 10
+    while list(folder.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_two_builds_at_once_do_not_meet(project: Path, calls: Path) -> None:
+    builds = [subprocess.Popen([project / "docker" / "build.sh"], cwd=project) for _ in range(2)]
+    assert [build.wait(timeout=120) for build in builds] == [0, 0]
+    first, second = read_calls(calls)
+    assert first["words"][-1] != second["words"][-1]
+    assert first["wheel"] == second["wheel"]
+    assert_nothing_is_left(project, calls)
+
+
+def test_only_a_build_context_is_cleaned_up(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    words = [project / "docker" / "cleanup_build_context.sh", tmp_path / "precious"]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.endswith("is no build context; nothing is removed\n")
+    assert (tmp_path / "precious").is_dir()

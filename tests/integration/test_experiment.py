@@ -1,0 +1,282 @@
+"""A run as a whole: what it leaves, that it is true, and what it refuses before it writes anything."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from image_classifier.config import RunSettings
+from image_classifier.data.snapshot import load_snapshot
+from image_classifier.errors import DataError, ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
+from image_classifier.experiment import Reporter, RunResult, run
+from image_classifier.tracking.checkpoint import Checkpoints, load_model
+from image_classifier.tracking.identity import compute_weights_digest
+from image_classifier.tracking.run import (
+    check_finished,
+    read_chain,
+    read_epochs,
+    read_manifest,
+    read_predictions,
+    read_record,
+    verify_files,
+)
+from image_classifier.training.loop import Step
+from tests.tiny import make_settings, write_tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> RunResult:
+    return run(make_settings(tmp_path_factory.mktemp("experiments"), dataset), command=["trainer", "--x"])
+
+
+def test_a_run_leaves_every_file_of_a_run_and_a_manifest_over_them(finished: RunResult) -> None:
+    names = {path.name for path in finished.folder.iterdir()}
+    files = "run.json metrics.jsonl digests.jsonl model.pth metrics.png evaluation.json predictions.npz manifest.json"
+    assert names == {*files.split(), "checkpoints"}
+    check_finished(finished.folder)
+    assert verify_files(finished.folder) == ()
+    assert read_manifest(finished.folder)["weights_digest"] == finished.weights_digest
+
+
+def test_the_accuracy_is_that_of_the_predictions_counted_by_hand(finished: RunResult) -> None:
+    probabilities, labels = read_predictions(finished.folder)
+    assert probabilities.shape == (60, 10) and probabilities.dtype == np.float32 and labels.dtype == np.int64
+    hits = sum(int(row.argmax() == label) for row, label in zip(probabilities, labels, strict=True))
+    assert finished.evaluation["accuracy"] == pytest.approx(hits / 60, abs=1e-7)
+    assert json.loads((finished.folder / "evaluation.json").read_text()) == finished.evaluation
+
+
+def test_model_pth_alone_gives_the_predictions_again(finished: RunResult, dataset: Path) -> None:
+    model = load_model(finished.folder / "model.pth")
+    images, _ = load_snapshot(dataset).test
+    with torch.inference_mode():
+        probabilities = model.classifier(torch.from_numpy(np.array(images))).softmax(dim=1).numpy()
+    assert np.array_equal(probabilities, read_predictions(finished.folder)[0])
+    assert model.classes == load_snapshot(dataset).classes
+    assert compute_weights_digest(model.classifier) == finished.weights_digest
+
+
+def test_the_record_says_what_it_is_a_run_of(finished: RunResult, dataset: Path) -> None:
+    record = read_record(finished.folder)
+    assert record["command"] == ["trainer", "--x"]
+    assert record["data"]["digest"] == load_snapshot(dataset).digest and record["data"]["name"] == "sample"
+    assert (record["data"]["num_train"], record["data"]["num_validation"], record["data"]["num_test"]) == (200, 0, 60)
+    assert "auto" not in record["settings"].values() and record["settings"]["num_threads"] == 1
+
+
+def test_metrics_have_a_line_an_epoch_and_the_chain_a_line_every_ten_steps(finished: RunResult) -> None:
+    epochs = read_epochs(finished.folder)
+    assert [(line["epoch"], line["step"]) for line in epochs] == [(1, 20), (2, 40)]
+    for line in epochs:
+        assert 0 <= line["train_accuracy"] <= 1 and line["images_per_second"] > 0
+        assert np.mean(line["loss_by_part"]) == pytest.approx(line["train_loss"])
+    assert [line["step"] for line in read_chain(finished.folder)] == [10, 20, 30, 40]
+
+
+def test_two_runs_end_with_the_same_bits_and_another_seed_with_others(
+    finished: RunResult, dataset: Path, tmp_path: Path
+) -> None:
+    same = run(make_settings(tmp_path, dataset, "same", num_workers=2))
+    assert same.weights_digest == finished.weights_digest
+    assert read_chain(same.folder) == read_chain(finished.folder)
+    assert run(make_settings(tmp_path, dataset, "other", seed=1)).weights_digest != finished.weights_digest
+
+
+def test_no_random_number_comes_from_the_global_generators(dataset: Path, tmp_path: Path) -> None:
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()
+    run(make_settings(tmp_path, dataset, num_epochs=1, model="resnet"))
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert all(np.array_equal(one, two) for one, two in zip(np.random.get_state(), numpy_state, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60, 200])
+def test_the_batch_size_does_not_change_an_evaluation(batch_size: int, dataset: Path, tmp_path: Path) -> None:
+    one = run(make_settings(tmp_path, dataset, "a", num_epochs=0))
+    other = run(make_settings(tmp_path, dataset, "b", num_epochs=0, batch_size=batch_size))
+    assert one.evaluation == other.evaluation
+
+
+def test_zero_epochs_evaluate_a_pretrained_model_as_it_is(finished: RunResult, dataset: Path, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, dataset, num_epochs=0, pretrained_model=finished.folder / "model.pth")
+    result = run(settings)
+    assert result.weights_digest == finished.weights_digest and result.evaluation == finished.evaluation
+    assert read_epochs(result.folder) == []
+    assert (
+        read_record(result.folder)["pretrained"]["digest"]
+        == read_manifest(finished.folder)["files"]["model.pth"]["sha256"]
+    )
+
+
+def test_training_goes_on_from_a_pretrained_model_below_the_experiments_folder(
+    finished: RunResult, dataset: Path
+) -> None:
+    experiments = finished.folder.parents[1]
+    result = run(make_settings(experiments, dataset, "on", pretrained_model=Path("tiny/run/model.pth")))
+    assert result.weights_digest != finished.weights_digest
+    first, second = read_epochs(finished.folder)[0], read_epochs(result.folder)[0]
+    assert second["train_loss"] < first["train_loss"]
+
+
+def test_the_best_weights_on_the_validation_part_are_kept(dataset: Path, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"num_epochs": 6, "validation_fraction": 0.25, "learning_rate": 0.02}
+    settings = make_settings(tmp_path, dataset, keep="best", keep_checkpoints=6, **values)
+    result = run(settings)
+    epochs = read_epochs(result.folder)
+    accuracies = [line["validation_accuracy"] for line in epochs]
+    best = accuracies.index(max(accuracies))
+    state = Checkpoints(result.folder / "checkpoints").load(epochs[best]["step"])["classifier"]
+    weights = load_model(result.folder / "model.pth").classifier.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
+    record = read_record(result.folder)["data"]
+    assert (record["num_train"], record["num_validation"]) == (150, 50)
+
+
+def test_a_run_that_diverges_is_stopped_with_the_remedy(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="diverged in epoch 1.*lower --learning_rate"):
+        run(make_settings(tmp_path, dataset, learning_rate=1e30))
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
+    finished: RunResult, dataset: Path, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    class Counter(Reporter):
+        def step(self, step: Step) -> None:
+            steps.append(step.number)
+
+    for stop_at in (1, 7, 20, 33):
+        with pytest.raises(Interrupted, match=f"stopped after step {stop_at} of 40; --resume continues"):
+            settings = make_settings(tmp_path, dataset, resume=stop_at > 1)
+            run(settings, reporter=Counter(), should_stop=lambda stop=stop_at: steps[-1] == stop)  # type: ignore[misc]
+    result = run(make_settings(tmp_path, dataset, resume=True), reporter=Counter())
+    assert steps == list(range(1, 41))
+    assert result.weights_digest == finished.weights_digest and result.evaluation == finished.evaluation
+    assert read_chain(result.folder) == read_chain(finished.folder)
+    timing = {"seconds", "images_per_second"}
+    for one, other in zip(read_epochs(result.folder), read_epochs(finished.folder), strict=True):
+        assert {key: one[key] for key in one.keys() - timing} == {key: other[key] for key in other.keys() - timing}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"learning_rate": 0.02}, "settings changed: --learning_rate was 0.01, is 0.02"),
+        ({"dataset_folder": "other"}, "data changed"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another(values: dict[str, Any], words: str, dataset: Path, tmp_path: Path) -> None:
+    if "dataset_folder" in values:
+        values = {"dataset": write_tiny_dataset(tmp_path / "other", seed=1)}
+    with pytest.raises(Interrupted):
+        run(make_settings(tmp_path, dataset), should_stop=lambda: True)
+    with pytest.raises(RunError, match=words):
+        run(make_settings(tmp_path, **{"dataset": dataset, "resume": True, **values}))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "option"),
+    [
+        ("code", {"digest": "0" * 64}, "allow_code_change"),
+        ("environment", {"digest": "0" * 64, "distributions": {"torch": "1.0"}}, "allow_environment_change"),
+        ("machine", {"digest": "0" * 64, "class": {"processor": "z80"}}, "allow_other_machine"),
+    ],
+)
+def test_what_may_change_must_be_allowed_and_is_recorded(
+    part: str, change: dict[str, Any], option: str, dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run(make_settings(tmp_path, dataset), should_stop=lambda: True)
+    path = tmp_path / "tiny" / "run" / "run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, part: {**record[part], **change}}))
+    if part == "machine":
+        checkpoints = Checkpoints(path.parent / "checkpoints")
+        state = checkpoints.load(1)
+        checkpoints.save(2, {**state, "machine_digest": "0" * 64}, keep=1)
+        # step 2's name with step 1's content: what counts is whose machine wrote it
+    with pytest.raises(RunError, match=f"its {part} changed: .*--{option}"):
+        run(make_settings(tmp_path, dataset, resume=True))
+    allowed: dict[str, Any] = {option: True}
+    result = run(make_settings(tmp_path, dataset, resume=True, **allowed))
+    changes = read_record(result.folder)["changes"]
+    assert len(changes) == 1 and part in changes[0]
+    breaks = [line for line in read_chain(result.folder) if "break" in line]
+    assert len(breaks) == (1 if part == "machine" else 0)
+
+
+def expect_refusal(settings: RunSettings, error: type[ImageClassifierError], words: str) -> None:
+    """A refusal is one line, and nothing was written."""
+    before = sorted(settings.experiments_folder.rglob("*"))
+    with pytest.raises(error, match=words) as caught:
+        run(settings)
+    assert "\n" not in str(caught.value)
+    assert sorted(settings.experiments_folder.rglob("*")) == before
+
+
+def test_a_run_folder_that_exists_is_left_alone(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny" / "run").mkdir(parents=True)
+    expect_refusal(make_settings(tmp_path, dataset), RunError, "exists already; choose another --run_name")
+
+
+def test_a_missing_data_set_is_refused(tmp_path: Path) -> None:
+    expect_refusal(make_settings(tmp_path / "e", tmp_path / "none"), DataError, "none")
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(dataset: Path, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, dataset, batch_size=201)
+    expect_refusal(settings, SettingsError, "--batch_size takes at most the 200 images.*got: 201")
+
+
+def test_resuming_what_was_never_begun_is_refused(dataset: Path, tmp_path: Path) -> None:
+    expect_refusal(make_settings(tmp_path, dataset, resume=True), RunError, "there is no run .* to resume")
+
+
+class Hostile:
+    """Pickled, it would create a file when loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pretrained_model_that_is_none_is_refused(finished: RunResult, dataset: Path, tmp_path: Path) -> None:
+    def refuse(content: bytes | None, words: str, **values: Any) -> None:
+        path = tmp_path / "pretrained.pth"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        settings = make_settings(tmp_path / "e", dataset, pretrained_model=path, **values)
+        expect_refusal(settings, ModelError, words)
+
+    good = (finished.folder / "model.pth").read_bytes()
+    refuse(None, "pretrained.pth")
+    refuse(b"", "no model file, or is damaged")
+    refuse(b"rubbish", "no model file, or is damaged")
+    refuse(good[: len(good) // 2], "no model file, or is damaged")
+    refuse(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer.*git lfs pull")
+    refuse(pickle.dumps(Hostile(tmp_path / "pwned")), "no model file, or is damaged")
+    assert not (tmp_path / "pwned").exists()
+    refuse(good, "holds the network lenet, not resnet; choose --model lenet", model="resnet")
+    refuse(good, r"was trained with --input_mean \[0.5, 0.5, 0.5\]", input_mean=(0.4, 0.5, 0.5))
+
+
+def test_a_pretrained_model_with_other_classes_says_which_tensor_differs(finished: RunResult, tmp_path: Path) -> None:
+    content = torch.load(finished.folder / "model.pth", weights_only=True)
+    content["classes"] = content["classes"][:7]
+    torch.save(content, tmp_path / "seven.pth")
+    with pytest.raises(ModelError, match=r"network.fc3.bias .*\[10\].*\[7\]"):
+        load_model(tmp_path / "seven.pth")

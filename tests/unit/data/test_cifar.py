@@ -1,0 +1,297 @@
+"""CIFAR's layouts: read back equal to what was written, or refused with the file's name."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from image_classifier.data.cifar import LAYOUTS, Layout, find_layouts, read_archive, read_folder
+from image_classifier.data.content import Content, Metadata
+from image_classifier.errors import DataError
+from tests.datasets import (
+    OURS,
+    Arrays,
+    make_arrays,
+    pickle_python2,
+    write_archive,
+    write_cifar10_binary,
+    write_cifar10_python,
+    write_cifar100_binary,
+    write_cifar100_python,
+)
+
+PYTHON10, BINARY10, PYTHON100, BINARY100 = LAYOUTS
+FINE = [f"fine_{number}" for number in range(100)]
+WRITERS: list[tuple[Layout, Callable[[Path, Arrays], None]]] = [
+    (PYTHON10, write_cifar10_python),
+    (BINARY10, write_cifar10_binary),
+    (PYTHON100, lambda folder, arrays: write_cifar100_python(folder, arrays, FINE)),
+    (BINARY100, lambda folder, arrays: write_cifar100_binary(folder, arrays, FINE)),
+]
+EACH_LAYOUT = pytest.mark.parametrize("layout, write", WRITERS, ids=lambda item: getattr(item, "title", ""))
+
+
+def collect(content: Content) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """Read everything."""
+    train, test = list(content.train), list(content.test)
+    images = np.concatenate([images for images, _ in train + test])
+    return images, np.concatenate([labels for _, labels in train + test]), sum(len(labels) for _, labels in train)
+
+
+def assert_equal(content: Content, arrays: Arrays) -> None:
+    images, labels, num_train = collect(content)
+    assert images.dtype == np.uint8 and labels.dtype == np.int64
+    np.testing.assert_array_equal(images, arrays.images)
+    np.testing.assert_array_equal(labels, arrays.labels)
+    assert num_train == arrays.num_train
+
+
+@EACH_LAYOUT
+def test_folder_and_archive_are_read_back_equal(layout: Layout, write: Any, tmp_path: Path) -> None:
+    arrays = make_arrays(num_classes=layout.num_classes)
+    write(tmp_path / layout.folder, arrays)
+    write_archive(tmp_path / layout.archive, tmp_path / layout.folder)
+    for content in (
+        read_folder(tmp_path / layout.folder, layout, Metadata()),
+        read_archive(tmp_path / layout.archive, Metadata()),
+    ):
+        assert_equal(content, arrays)
+        assert content.name == layout.name
+        assert list(content.classes) == (OURS if layout.num_classes == 10 else FINE)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_batches_pickled_again_by_python_3_are_read_back_equal(protocol: int, tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_cifar10_python(tmp_path, arrays, protocol=protocol)
+    assert_equal(read_folder(tmp_path, PYTHON10, Metadata()), arrays)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(5, 40), st.integers(1, 12), st.integers(0, 2**32), st.sampled_from([BINARY10, PYTHON10]))
+def test_any_number_of_images_is_read_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, num_train: int, num_test: int, seed: int, layout: Layout
+) -> None:
+    folder = tmp_path_factory.mktemp("cifar")
+    arrays = make_arrays(num_train, num_test, seed=seed)
+    (write_cifar10_binary if layout is BINARY10 else write_cifar10_python)(folder, arrays)
+    assert_equal(read_folder(folder, layout, Metadata()), arrays)
+
+
+def test_each_layout_is_found_by_any_of_its_files() -> None:
+    for layout in LAYOUTS:
+        for name in layout.files:
+            assert find_layouts({name, "readme.html"}) == [layout]
+    assert find_layouts({"readme.html"}) == []
+
+
+def test_metadata_names_the_data_set_and_its_classes(tmp_path: Path) -> None:
+    write_cifar10_python(tmp_path, make_arrays())
+    content = read_folder(tmp_path, PYTHON10, Metadata(name="mine", classes=tuple("abcdefghij")))
+    assert (content.name, content.classes) == ("mine", tuple("abcdefghij"))
+
+
+@pytest.mark.parametrize("layout", [PYTHON10, BINARY10])
+def test_class_names_of_another_data_set_in_this_layout_are_kept(layout: Layout, tmp_path: Path) -> None:
+    names = [f"kind_{number}" for number in range(10)]
+    (write_cifar10_python if layout.pickled else write_cifar10_binary)(tmp_path / "own", make_arrays())
+    meta = pickle_python2({"label_names": names}) if layout.pickled else "\n".join(names).encode()
+    (tmp_path / "own" / layout.meta).write_bytes(meta)
+    content = read_folder(tmp_path / "own", layout, Metadata())
+    assert (content.name, list(content.classes)) == ("own", names)
+
+
+def test_cifar10_without_meta_has_this_package_s_names(tmp_path: Path) -> None:
+    write_cifar10_binary(tmp_path, make_arrays())
+    (tmp_path / BINARY10.meta).unlink()
+    assert list(read_folder(tmp_path, BINARY10, Metadata()).classes) == OURS
+
+
+def test_cifar100_without_meta_needs_names(tmp_path: Path) -> None:
+    write_cifar100_binary(tmp_path, make_arrays(), FINE)
+    (tmp_path / BINARY100.meta).unlink()
+    with pytest.raises(
+        DataError, match="no file fine_label_names.txt that names the classes; name them in metadata.json"
+    ):
+        read_folder(tmp_path, BINARY100, Metadata())
+
+
+@EACH_LAYOUT
+def test_a_missing_file_is_named(layout: Layout, write: Any, tmp_path: Path) -> None:
+    folder = tmp_path / layout.folder
+    write(folder, make_arrays())
+    (folder / layout.test).unlink()
+    write_archive(tmp_path / layout.archive, folder)
+    complaint = f"holds {re.escape(layout.title)} without {layout.test};"
+    with pytest.raises(DataError, match=complaint):
+        read_folder(folder, layout, Metadata())
+    with pytest.raises(DataError, match=complaint):
+        read_archive(tmp_path / layout.archive, Metadata())
+
+
+@EACH_LAYOUT
+def test_a_truncated_file_is_named_wherever_it_ends(layout: Layout, write: Any, tmp_path: Path) -> None:
+    write(tmp_path, make_arrays(num_classes=layout.num_classes))
+    path = tmp_path / layout.train[-1]
+    content = path.read_bytes()
+    for sixteenth in range(16):
+        path.write_bytes(content[: len(content) * sixteenth // 16 - (sixteenth > 0)])  # not between two records
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            collect(read_folder(tmp_path, layout, Metadata()))
+
+
+@EACH_LAYOUT
+def test_a_label_outside_the_classes_is_named(layout: Layout, write: Any, tmp_path: Path) -> None:
+    arrays = make_arrays(num_classes=layout.num_classes)
+    arrays.labels[arrays.num_train + 3] = layout.num_classes
+    write(tmp_path, arrays)
+    with pytest.raises(DataError, match=rf"{layout.test} has the label {layout.num_classes} at image 3, but there are"):
+        collect(read_folder(tmp_path, layout, Metadata()))
+
+
+@pytest.mark.parametrize(
+    "batch, reason",
+    [
+        ({"labels": [1]}, "data must be uint8 .* got: NoneType"),
+        ({"data": np.zeros((1, 3071), np.uint8), "labels": [1]}, r"data must be uint8 .* got: uint8 \[1, 3071\]"),
+        ({"data": np.zeros(3072, np.uint8), "labels": [1]}, r"got: uint8 \[3072\]"),
+        ({"data": np.zeros((1, 3072), np.int16), "labels": [1]}, r"got: int16 \[1, 3072\]"),
+        ({"data": np.zeros((), np.uint8), "labels": [1]}, r"got: uint8 \[\]"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "labels must be 2 whole numbers"),
+        ({"data": np.zeros((1, 3072), np.uint8)}, "labels must be 1 whole numbers"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["a"]}, "labels must be 1 whole numbers"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [2**100]}, "test_batch"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": [-1]}, "has the label -1"),
+        ({"data": np.zeros((1, 3072), np.uint8), "labels": np.array([10])}, "has the label 10"),
+    ],
+)
+def test_a_batch_of_the_wrong_shape_is_refused(batch: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    write_cifar10_python(tmp_path, make_arrays())
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(batch))
+    with pytest.raises(DataError, match=reason):
+        collect(read_folder(tmp_path, PYTHON10, Metadata()))
+
+
+@pytest.mark.parametrize("names", [["a", "a"], [], ["a\nb"], [1], [""], "ab"])
+def test_class_names_that_are_none_are_refused(names: Any, tmp_path: Path) -> None:
+    write_cifar10_python(tmp_path, make_arrays())
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    with pytest.raises(DataError, match=r"batches\.meta .*class names"):
+        read_folder(tmp_path, PYTHON10, Metadata())
+
+
+def test_a_file_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    write_cifar10_python(tmp_path, make_arrays())
+    (tmp_path / "test_batch").unlink()
+    (tmp_path / "test_batch").mkdir()
+    with pytest.raises(DataError, match="test_batch cannot be read: Is a directory"):
+        collect(read_folder(tmp_path, PYTHON10, Metadata()))
+
+
+def write_members(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
+    """Write an archive of members as they are given."""
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        for name, content in members.items():
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+            archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+
+
+def list_members(folder: Path) -> dict[str, bytes | tarfile.TarInfo]:
+    """Write a data set and return its files by name."""
+    write_cifar10_binary(folder, make_arrays())
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_archive_cut_short_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    write_cifar10_binary(tmp_path / "data", make_arrays())
+    write_archive(tmp_path / "whole.tar.gz", tmp_path / "data")
+    content = (tmp_path / "whole.tar.gz").read_bytes()
+    for sixteenth in range(16):
+        path = tmp_path / "part.tar.gz"
+        path.write_bytes(content[: len(content) * sixteenth // 16])
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            collect(read_archive(path, Metadata()))
+
+
+def test_an_archive_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    """But for bits that mean nothing, such as the length of a code that no byte uses: they change no image."""
+    write_cifar10_binary(tmp_path / "data", make_arrays())
+    path = tmp_path / "archive.tar.gz"
+    write_archive(path, tmp_path / "data")
+    good = path.read_bytes()
+    num_refused = 0
+    for sixteenth in range(1, 16):
+        content = bytearray(good)
+        content[len(content) * sixteenth // 16] ^= 4
+        path.write_bytes(content)
+        try:
+            assert_equal(read_archive(path, Metadata()), make_arrays())
+        except DataError as error:
+            assert "archive.tar.gz" in str(error)
+            num_refused += 1
+    assert num_refused > 10
+
+
+def test_names_that_leave_the_archive_write_nothing(tmp_path: Path) -> None:
+    members = {f"../../{name}": content for name, content in list_members(tmp_path / "data").items()}
+    members["../escaped"] = members["/escaped"] = b"escaped"
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    write_members(inner / "hostile.tar.gz", members)
+    before = sorted(tmp_path.rglob("*"))
+    assert_equal(read_archive(inner / "hostile.tar.gz", Metadata()), make_arrays())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_members_that_are_no_files_are_not_read(kind: bytes, tmp_path: Path) -> None:
+    members = list_members(tmp_path / "data")
+    link = tarfile.TarInfo("test_batch.bin")
+    link.type, link.linkname = kind, "/etc/passwd"
+    write_members(tmp_path / "hostile.tar.gz", members | {"test_batch.bin": link})
+    with pytest.raises(DataError, match="without test_batch.bin"):
+        read_archive(tmp_path / "hostile.tar.gz", Metadata())
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    write_members(tmp_path / "bomb.tar.gz", {"zeros": bytes(3_000_000), **list_members(tmp_path / "data")})
+    assert (tmp_path / "bomb.tar.gz").stat().st_size < 200_000
+    assert_equal(read_archive(tmp_path / "bomb.tar.gz", Metadata(), max_bytes=4_000_000), make_arrays())
+    with pytest.raises(DataError, match="bomb.tar.gz unpacks to more than 2,000,000 bytes"):
+        read_archive(tmp_path / "bomb.tar.gz", Metadata(), max_bytes=2_000_000)
+
+
+def test_a_member_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
+    huge = tarfile.TarInfo("test_batch.bin")
+    huge.size = 2**40
+    with gzip.open(tmp_path / "huge.tar.gz", "wb") as file:
+        file.write(huge.tobuf(tarfile.GNU_FORMAT) + bytes(512))
+    with pytest.raises(DataError, match=r"holds test_batch.bin of 1,099,511,627,776 bytes"):
+        read_archive(tmp_path / "huge.tar.gz", Metadata())
+
+
+def test_an_archive_needs_one_data_set(tmp_path: Path) -> None:
+    members = list_members(tmp_path / "data")
+    write_members(tmp_path / "two.tar.gz", members | {"train": b"", "test": b""})
+    write_members(tmp_path / "none.tar.gz", {"readme.html": b""})
+    write_members(tmp_path / "twice.tar.gz", members | {"again/test_batch.bin": b""})
+    with pytest.raises(DataError, match="holds CIFAR-10 in the binary layout and CIFAR-100 in the python layout"):
+        read_archive(tmp_path / "two.tar.gz", Metadata())
+    with pytest.raises(DataError, match="holds no CIFAR data set"):
+        read_archive(tmp_path / "none.tar.gz", Metadata())
+    with pytest.raises(DataError, match="holds test_batch.bin twice"):
+        read_archive(tmp_path / "twice.tar.gz", Metadata())

@@ -1,0 +1,134 @@
+"""Parquet files as Hugging Face publishes them: read back equal, or refused with file, row and reason."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from image_classifier.data.content import Metadata
+from image_classifier.data.parquet import iterate_images, read_files
+from image_classifier.errors import DataError
+from tests.conftest import PROJECT
+from tests.datasets import OURS, PUBLISHED, encode, make_arrays, write_parquet, write_parquet_file
+from tests.unit.data.test_cifar import assert_equal, collect
+
+NAMES = ("ant", "bee", "cow")
+
+
+def read_all(folder: Path, metadata: Metadata = Metadata()) -> Any:
+    """Read a folder's train-* and test-*."""
+    return read_files(sorted(folder.glob("train*")), sorted(folder.glob("test*")), "name", metadata)
+
+
+@pytest.mark.parametrize("columns", [("img", "label"), ("image", "label"), ("img", "fine_label"), ("image", "labels")])
+def test_files_are_read_back_equal(columns: tuple[str, str], tmp_path: Path) -> None:
+    arrays = make_arrays(num_classes=3)
+    write_parquet(tmp_path, arrays, NAMES, columns=columns)
+    content = read_all(tmp_path)
+    assert_equal(content, arrays)
+    assert (content.name, content.classes) == ("name", NAMES)
+
+
+def test_cifar10_is_known_by_its_published_names(tmp_path: Path) -> None:
+    write_parquet(tmp_path, make_arrays(), PUBLISHED)
+    content = read_all(tmp_path)
+    assert (content.name, list(content.classes)) == ("cifar10", OURS)
+
+
+def test_one_file_is_split_by_the_seed(tmp_path: Path) -> None:
+    encoded = [encode(np.full((3, 32, 32), number, np.uint8)) for number in range(60)]
+    write_parquet_file(tmp_path / "all.parquet", encoded, [number % 3 for number in range(60)], NAMES)
+    chosen = []
+    for seed in (0, 0, 1):
+        images, labels, num_train = collect(
+            read_files([tmp_path / "all.parquet"], [], "all", Metadata(split_seed=seed))
+        )
+        rows = images[:, 0, 0, 0]
+        np.testing.assert_array_equal(labels, rows % 3)
+        assert np.bincount(labels[num_train:]).tolist() == [3, 3, 3]
+        assert sorted(rows) == list(range(60)) and all(np.diff(rows[:num_train].astype(int)) > 0)
+        chosen.append(set(rows[num_train:]))
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_a_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"image": [encode(np.full((3, 5, 7), 9, np.uint8))] * 6, "label": [0] * 6})
+    pyarrow.parquet.write_table(table, tmp_path / "all.parquet")
+    images, _, _ = collect(read_files([tmp_path / "all.parquet"], [], "all", Metadata(classes=("a", "b"))))
+    assert images.shape == (6, 3, 32, 32) and (images == 9).all()
+
+
+@pytest.mark.parametrize("names", [None, [], ["a", "a"]])
+def test_without_names_metadata_must_give_them(names: list[str] | None, tmp_path: Path) -> None:
+    write_parquet(tmp_path, make_arrays(num_classes=2), names)
+    with pytest.raises(
+        DataError, match="does not name the classes in its Hugging Face metadata: name them in a metadata"
+    ):
+        read_all(tmp_path)
+    assert read_all(tmp_path, Metadata(classes=("a", "b"))).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("label", [3, -1, None, "ant", 1.5])
+def test_a_label_outside_the_classes_is_named(label: Any, tmp_path: Path) -> None:
+    labels = [type(label)(0), type(label)(0), label] if label is not None else [0, 0, None]
+    write_parquet_file(tmp_path / "all.parquet", [encode(np.zeros((3, 32, 32), np.uint8))] * 3, labels, NAMES)
+    with pytest.raises(
+        DataError, match=r"all\.parquet has the label .* in row \d; it must be a whole number from 0 to 2"
+    ):
+        read_files([tmp_path / "all.parquet"], [], "all", Metadata())
+
+
+def test_unreadable_images_are_listed_with_row_and_reason(tmp_path: Path) -> None:
+    good = encode(np.zeros((3, 32, 32), np.uint8))
+    write_parquet_file(tmp_path / "train.parquet", [good, b"none", good, None], [0] * 4, NAMES)
+    write_parquet_file(tmp_path / "test.parquet", [good], [0], NAMES)
+    with pytest.raises(
+        DataError,
+        match=r"2 of the images .* \S+train.parquet row 1: no image .* \S+train.parquet row 3: there are no bytes",
+    ):
+        collect(read_all(tmp_path))
+    rows = [("0.png", good), ("1.png", b"none"), ("2.png", good), ("3.png", None)]
+    assert list(iterate_images(tmp_path / "train.parquet")) == rows
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a", make_arrays(), NAMES, columns=("picture", "label"))
+    write_parquet(tmp_path / "b", make_arrays(), NAMES, columns=("img", "kind"))
+    with pytest.raises(DataError, match="needs a column img or image, but it has picture, label"):
+        collect(read_all(tmp_path / "a", Metadata(classes=tuple(OURS))))
+    with pytest.raises(DataError, match="needs a column label or fine_label or labels, but it has img, kind"):
+        read_all(tmp_path / "b")
+
+
+def test_a_damaged_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    write_parquet(tmp_path, make_arrays(), NAMES)
+    path = tmp_path / "test-00000-of-00001.parquet"
+    content = path.read_bytes()
+    for sixteenth in range(16):
+        path.write_bytes(content[: len(content) * sixteenth // 16])
+        with pytest.raises(DataError, match=f"{re.escape(str(path))} .*get it again"):
+            collect(read_all(tmp_path, Metadata(classes=tuple(OURS))))
+
+
+def test_without_pyarrow_the_remedy_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path, make_arrays(), PUBLISHED)
+    script = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from image_classifier.__main__ import main\n"
+        "sys.exit(main(['data', 'info', '--dataset_folder', sys.argv[1]]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert "needs pyarrow, which is not installed: pip install image-classifier[parquet]" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

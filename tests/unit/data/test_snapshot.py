@@ -1,0 +1,483 @@
+"""Snapshots: the same bits from each source, found again without reading it, whole or made again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from image_classifier.data.snapshot import Snapshot, compute_digest, find_stores, load_snapshot, prune
+from image_classifier.errors import DataError, StorageError
+from tests.conftest import PROJECT, require_real_data
+from tests.datasets import (
+    OURS,
+    PUBLISHED,
+    Arrays,
+    make_arrays,
+    write_archive,
+    write_cifar10_binary,
+    write_cifar10_python,
+    write_image_folder,
+    write_parquet,
+)
+
+LOAD = "import sys; from pathlib import Path; from image_classifier.data.snapshot import load_snapshot\n"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "snapshots"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A dataset folder."""
+    write_cifar10_python(tmp_path / "dataset", make_arrays())
+    return tmp_path / "dataset"
+
+
+def run_python(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own."""
+    command = [sys.executable, "-W", "error", "-c", script, *map(str, words)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+def list_files(folder: Path) -> list[str]:
+    """List all files and folders below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def compute_digest_again(arrays: Arrays, classes: list[str]) -> str:
+    """Compute a digest as the documentation of `compute_digest` has it."""
+    num_test = len(arrays.labels) - arrays.num_train
+    names = ",".join(json.dumps(name) for name in classes)
+    header = (
+        f'{{"classes":[{names}],"format":"image_classifier snapshot 1","num_test":{num_test},'
+        f'"num_train":{arrays.num_train},"shape":[3,32,32]}}\n'
+    )
+    labels = b"".join(int(label).to_bytes(8, "little", signed=True) for label in arrays.labels)
+    return hashlib.sha256(header.encode() + arrays.images.tobytes() + labels).hexdigest()
+
+
+@contextmanager
+def write_denied(folder: Path) -> Iterator[None]:
+    """Deny writing to a folder, to root too."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    parents = [
+        parent for parent in folder.parents if os.stat(parent).st_uid == os.getuid() and not os.stat(parent).st_mode & 1
+    ]
+    for parent in parents:
+        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o011)
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # nobody; takes root's rights over files away until it is taken back
+    try:
+        with pytest.raises(PermissionError):
+            (folder / "proof").touch()
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(mode)
+        for parent in parents:
+            parent.chmod(stat.S_IMODE(parent.stat().st_mode) & ~0o011)
+
+
+def test_what_is_loaded_is_what_was_written(dataset: Path) -> None:
+    arrays = make_arrays()
+    snapshot = load_snapshot(dataset)
+    assert snapshot.images.dtype == np.uint8 and snapshot.labels.dtype == np.int64
+    np.testing.assert_array_equal(snapshot.images, arrays.images)
+    np.testing.assert_array_equal(snapshot.labels, arrays.labels)
+    assert (snapshot.num_train, snapshot.name, list(snapshot.classes)) == (arrays.num_train, "cifar10", OURS)
+    for (images, labels), (expected_images, expected_labels) in zip(
+        (snapshot.train, snapshot.test), arrays.splits, strict=True
+    ):
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(labels, expected_labels)
+
+
+def test_the_digest_is_as_documented(dataset: Path) -> None:
+    assert load_snapshot(dataset).digest == compute_digest_again(make_arrays(), OURS)
+
+
+def test_each_source_of_the_same_images_has_the_same_digest(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    # A folder of images is in the order of its classes' names, so for it to be the same data set the others are too.
+    cut = arrays.num_train
+    splits = [
+        sorted(part, key=OURS.__getitem__) for part in (arrays.labels[:cut].tolist(), arrays.labels[cut:].tolist())
+    ]
+    labels = np.array(splits[0] + splits[1])
+    arrays = Arrays(arrays.images, labels, cut)
+    write_cifar10_python(tmp_path / "python" / "cifar-10-batches-py", arrays)
+    write_cifar10_python(tmp_path / "again", arrays, protocol=4)
+    write_cifar10_binary(tmp_path / "binary" / "cifar-10-batches-bin", arrays)
+    write_archive(tmp_path / "python.tar.gz", tmp_path / "python" / "cifar-10-batches-py")
+    (tmp_path / "packed").mkdir()
+    write_archive(tmp_path / "packed" / "cifar-10-binary.tar.gz", tmp_path / "binary" / "cifar-10-batches-bin")
+    write_parquet(tmp_path / "parquet" / "plain_text", arrays, PUBLISHED)
+    write_image_folder(tmp_path / "folder", arrays, OURS)
+    (tmp_path / "folder" / "metadata.json").write_text(json.dumps({"classes": OURS}), encoding="utf-8")
+    digests = {
+        name: load_snapshot(tmp_path / name).digest
+        for name in ("python", "again", "binary", "python.tar.gz", "packed", "parquet", "folder")
+    }
+    assert digests == dict.fromkeys(digests, compute_digest_again(arrays, OURS))
+
+
+def test_digest_differs_with_each_thing_it_is_over() -> None:
+    arrays, classes = make_arrays(), tuple(OURS)
+    digest = compute_digest(arrays.images, arrays.labels, classes, 23)
+    images, labels = arrays.images.copy(), arrays.labels.copy()
+    images[5, 1, 2, 3] ^= 1
+    labels[5] += 1
+    others = {
+        compute_digest(images, arrays.labels, classes, 23),
+        compute_digest(arrays.images, labels, classes, 23),
+        compute_digest(arrays.images, arrays.labels, classes, 22),
+        compute_digest(arrays.images, arrays.labels, (*classes, "boat"), 23),
+        compute_digest(arrays.images, arrays.labels, (*classes[:9], "boat"), 23),
+    }
+    assert len(others) == 5 and digest not in others
+
+
+def test_the_second_load_does_not_read_the_source(dataset: Path) -> None:
+    script = LOAD + (
+        "opened = []\n"
+        "sys.addaudithook(lambda event, words: opened.append(str(words[0])) if event == 'open' else None)\n"
+        "print(load_snapshot(Path(sys.argv[1])).digest, *opened, sep='\\n')\n"
+    )
+    first, second = (run_python(script, dataset).stdout.splitlines() for _ in range(2))
+    source = {str(path) for path in dataset.iterdir() if path.is_file()}
+    assert len(source) == 7 and source <= set(first)
+    assert second[0] == first[0] and not source & set(second)
+
+
+def test_a_mapped_snapshot_makes_tensors_without_a_warning_and_protects_the_disk(dataset: Path) -> None:
+    import torch
+
+    snapshot = load_snapshot(dataset)
+    assert not isinstance(snapshot.images, np.memmap) and snapshot.images.base is not None
+    tensor = torch.from_numpy(snapshot.images)
+    tensor[0] = 7
+    assert (load_snapshot(dataset).images[0] == make_arrays().images[0]).all()
+
+
+def test_a_changed_source_is_read_again(dataset: Path) -> None:
+    before = load_snapshot(dataset)
+    arrays = make_arrays()
+    arrays.images[0, 0, 0, 0] ^= 1
+    status = (dataset / "data_batch_1").stat()
+    write_cifar10_python(dataset, arrays)
+    os.utime(dataset / "data_batch_1", ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
+    after = load_snapshot(dataset)
+    assert after.digest != before.digest
+    assert after.images[0, 0, 0, 0] == arrays.images[0, 0, 0, 0]
+
+
+def test_changed_metadata_is_used(dataset: Path) -> None:
+    before = load_snapshot(dataset)
+    classes = [f"class_{number}" for number in range(10)]
+    (dataset / "metadata.json").write_text(json.dumps({"name": "mine", "classes": classes}), encoding="utf-8")
+    after = load_snapshot(dataset)
+    assert (after.name, list(after.classes)) == ("mine", classes) and after.digest != before.digest
+    (dataset / "metadata.json").write_text(json.dumps({"name": "other", "classes": classes}), encoding="utf-8")
+    assert (load_snapshot(dataset).name, load_snapshot(dataset).digest) == ("other", after.digest)
+
+
+def test_the_digest_in_metadata_must_be_the_data_s(dataset: Path) -> None:
+    digest = load_snapshot(dataset).digest
+    (dataset / "metadata.json").write_text(json.dumps({"digest": digest.upper()}), encoding="utf-8")
+    assert load_snapshot(dataset).digest == digest
+    (dataset / "metadata.json").write_text(json.dumps({"digest": "0" * 64}), encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"has the digest {digest}, but its metadata.json names {'0' * 64}"):
+            load_snapshot(dataset)
+
+
+@pytest.mark.parametrize("num_train, num_test", [(0, 3), (3, 0)])
+def test_both_splits_need_an_image(num_train: int, num_test: int, tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "dataset", make_arrays(num_train, num_test, num_classes=2), ["a", "b"])
+    with pytest.raises(DataError, match=f"has {num_train} images to train and {num_test} to test with; both need"):
+        load_snapshot(tmp_path / "dataset")
+    assert not (tmp_path / "dataset" / ".snapshots").exists()
+
+
+def flip_bit(path: Path) -> None:
+    """Change the last byte."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("images.npy", flip_bit),
+        ("labels.npy", flip_bit),
+        ("images.npy", lambda path: os.truncate(path, 4000)),
+        ("images.npy", lambda path: os.truncate(path, 0)),
+        ("labels.npy", lambda path: os.truncate(path, 100)),
+        ("images.npy", Path.unlink),
+        ("snapshot.json", Path.unlink),
+        ("snapshot.json", lambda path: path.write_bytes(b"{")),
+        ("snapshot.json", lambda path: path.write_bytes(b'{"format_version": 1}')),
+        ("snapshot.json", lambda path: path.write_bytes(b'{"format_version": 1, "classes": 3, "num_train": 2}')),
+        ("images.npy", lambda path: np.save(path, np.array([{}], object), allow_pickle=True)),
+    ],
+)
+def test_a_damaged_snapshot_is_set_aside_and_made_again(
+    name: str, damage: Callable[[Path], None], dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = load_snapshot(dataset).digest
+    folder = dataset / ".snapshots" / digest
+    damage(folder / name)
+    with caplog.at_level(logging.WARNING):
+        snapshot = load_snapshot(dataset)
+    assert snapshot.digest == digest
+    np.testing.assert_array_equal(snapshot.images, make_arrays().images)
+    assert "damaged" in caplog.text and (dataset / ".snapshots" / f"damaged-{digest}").is_dir()
+    caplog.clear()
+    assert load_snapshot(dataset).digest == digest and caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b"{"), lambda path: path.write_bytes(b"[]")]
+)
+def test_a_damaged_index_is_made_again(damage: Callable[[Path], None], dataset: Path) -> None:
+    digest = load_snapshot(dataset).digest
+    before = list_files(dataset)
+    (entry,) = (dataset / ".snapshots" / "index").iterdir()
+    damage(entry)
+    assert load_snapshot(dataset).digest == digest
+    assert list_files(dataset) == before
+
+
+@pytest.mark.parametrize("pattern", ["index/*.json", "*/snapshot.json"])
+def test_a_later_format_is_refused(pattern: str, dataset: Path) -> None:
+    load_snapshot(dataset)
+    (path,) = [path for path in (dataset / ".snapshots").glob(pattern)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}), encoding="utf-8")
+    with pytest.raises(
+        DataError, match="format_version 2, this version of image_classifier reads 1: use a later version"
+    ):
+        load_snapshot(dataset)
+
+
+def test_a_file_s_snapshot_lies_in_the_cache(dataset: Path, cache: Path, tmp_path: Path) -> None:
+    write_archive(tmp_path / "archive.tar.gz", dataset)
+    snapshot = load_snapshot(tmp_path / "archive.tar.gz")
+    assert (cache / snapshot.digest / "images.npy").is_file()
+    assert load_snapshot(tmp_path / "archive.tar.gz").digest == snapshot.digest
+
+
+def test_a_folder_that_cannot_be_written_has_its_snapshot_in_the_cache(dataset: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    with write_denied(dataset):
+        snapshot = load_snapshot(dataset)
+        assert load_snapshot(dataset).digest == snapshot.digest
+    assert (cache / snapshot.digest / "images.npy").is_file() and not (dataset / ".snapshots").exists()
+
+
+def test_a_snapshot_in_a_folder_that_cannot_be_written_any_more_is_used(dataset: Path, cache: Path) -> None:
+    digest = load_snapshot(dataset).digest
+    with write_denied(dataset):
+        assert load_snapshot(dataset).digest == digest
+    assert not cache.exists()
+
+
+def test_no_place_to_write_is_said(dataset: Path, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("in the way", encoding="utf-8")
+    with write_denied(dataset), pytest.raises(StorageError, match=f"cannot write {cache}"):
+        load_snapshot(dataset)
+
+
+def test_processes_that_start_at_once_make_one_snapshot(dataset: Path) -> None:
+    script = LOAD + "sys.stdin.readline(); print(load_snapshot(Path(sys.argv[1])).digest)"
+    command = [sys.executable, "-W", "error", "-c", script, str(dataset)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    time.sleep(0.5)  # they wait for a line, with everything imported
+    outputs = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        outputs.append(process.communicate(timeout=60))
+    assert outputs == [(f"{compute_digest_again(make_arrays(), OURS)}\n", "")] * 4
+    assert sorted(os.listdir(dataset / ".snapshots")) == [".lock", outputs[0][0].strip(), "index"]
+
+
+def test_processes_that_make_and_prune_at_once_do_not_hinder_each_other(dataset: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from image_classifier.data.snapshot import load_snapshot, prune\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(30):\n"
+        "    load_snapshot(Path(sys.argv[1])) if sys.argv[2] == 'load' else prune(Path(sys.argv[1]))\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", script, str(dataset), action],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for action in ("load", "load", "prune", "prune")
+    ]
+    time.sleep(0.5)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+
+
+LIMITED = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (50_000, r.RLIM_INFINITY))\n"
+UNLIMITED = "r.setrlimit(r.RLIMIT_FSIZE, (r.RLIM_INFINITY, r.RLIM_INFINITY))\n"
+
+
+def test_no_space_left_leaves_nothing(dataset: Path) -> None:
+    before = list_files(dataset)
+    # What is written at the process's exit, by coverage, may be longer.
+    load = f"try: load_snapshot(Path(sys.argv[1]))\nfinally: {UNLIMITED}"
+    result = run_python(LOAD + LIMITED + load, dataset)
+    assert re.match(
+        r"image_classifier\.errors\.StorageError: cannot write .*File too large", result.stderr.splitlines()[-1]
+    )
+    assert list_files(dataset) == before
+
+
+def test_a_process_killed_while_it_writes_leaves_no_trace_in_the_next(dataset: Path) -> None:
+    kill = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"  # the write over the limit kills
+    result = run_python(LOAD + LIMITED + kill + "load_snapshot(Path(sys.argv[1]))", dataset)
+    assert result.returncode == -signal.SIGXFSZ
+    assert (dataset / ".snapshots" / ".tmp-snapshot" / "images.npy").stat().st_size == 50_000
+    snapshot = load_snapshot(dataset)
+    np.testing.assert_array_equal(snapshot.images, make_arrays().images)
+    assert sorted(os.listdir(dataset / ".snapshots")) == [".lock", snapshot.digest, "index"]
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(dataset: Path) -> None:
+    over = threading.Event()
+
+    def change() -> None:
+        for time_ns in itertools.count():
+            os.utime(dataset / "test_batch", ns=(time_ns, time_ns))
+            if over.is_set():
+                return
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        with pytest.raises(DataError, match="was changed while it was read; start again"):
+            load_snapshot(dataset)
+    finally:
+        over.set()
+        thread.join()
+    assert load_snapshot(dataset).num_train == 23
+
+
+def test_prune_removes_snapshots_and_nothing_else(dataset: Path, cache: Path, tmp_path: Path) -> None:
+    before = list_files(dataset)
+    snapshot = load_snapshot(dataset)
+    flip_bit(dataset / ".snapshots" / snapshot.digest / "labels.npy")
+    load_snapshot(dataset)  # sets one aside
+    write_archive(tmp_path / "archive.tar.gz", dataset)
+    load_snapshot(tmp_path / "archive.tar.gz")
+    (cache / "notes.txt").write_text("mine", encoding="utf-8")
+    (cache.parent / "other").mkdir()
+    size = sum(
+        path.stat().st_size
+        for store in (dataset / ".snapshots", cache)
+        for path in store.rglob("*")
+        if path.name != "notes.txt" and path.is_file()
+    )
+    images = load_snapshot(dataset).images
+    assert prune(dataset) == size > 0
+    assert list_files(dataset) == before
+    assert list_files(cache.parent) == ["other", "snapshots", "snapshots/.lock", "snapshots/notes.txt"]
+    np.testing.assert_array_equal(images, make_arrays().images)  # still mapped
+    assert prune(dataset) == 0
+
+
+def test_prune_follows_no_link_out_of_the_store(dataset: Path, tmp_path: Path) -> None:
+    digest = load_snapshot(dataset).digest
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_bytes(b"1")
+    shutil.rmtree(dataset / ".snapshots" / digest)
+    (dataset / ".snapshots" / digest).symlink_to(tmp_path / "precious")
+    prune(dataset)
+    assert (tmp_path / "precious" / "file").exists() and not (dataset / ".snapshots").exists()
+
+
+def test_stores_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert find_stores(tmp_path) == [tmp_path / ".snapshots", tmp_path / "cache" / "snapshots"]
+    monkeypatch.delenv("IMAGE_CLASSIFIER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert find_stores(None) == [tmp_path / "xdg" / "image_classifier" / "snapshots"]
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_stores(None) == [tmp_path / ".cache" / "image_classifier" / "snapshots"]
+
+
+def compute_published_digest(snapshot: Snapshot) -> str:
+    """Compute a digest over pixels and labels, batch by batch, with labels of one byte."""
+    size = snapshot.num_train // 5
+    starts = [*range(0, snapshot.num_train, size), snapshot.num_train, len(snapshot.labels)]
+    digest = hashlib.sha256()
+    for start, end in zip(starts, starts[1:]):
+        digest.update(snapshot.images[start:end].tobytes() + snapshot.labels[start:end].astype(np.uint8).tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "variable, digest",
+    [
+        ("IMAGE_CLASSIFIER_CIFAR10", "161b6a210413e330cb110774430d88f004cb137346bc69717035d5463e495909"),
+        ("IMAGE_CLASSIFIER_CIFAR10_ORIGINAL", "23be911656870598d1664b0ca20f4cca4c28c74caca8f693107224715b383c4e"),
+    ],
+)
+def test_real_data_are_read_bit_for_bit(variable: str, digest: str) -> None:
+    snapshot = load_snapshot(require_real_data(variable))
+    assert compute_published_digest(snapshot) == digest
+    assert list(snapshot.classes) == OURS
+
+
+def test_a_second_run_on_real_data_starts_reading_within_a_third_of_a_second() -> None:
+    folder = require_real_data("IMAGE_CLASSIFIER_CIFAR10")
+    load_snapshot(folder)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        snapshot = load_snapshot(folder)
+        snapshot.images[:500].sum()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.3

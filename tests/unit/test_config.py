@@ -1,0 +1,138 @@
+"""Settings: complete, checked when made, and the recipes that give them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from image_classifier.config import (
+    RECIPES,
+    RunSettings,
+    TrainingSettings,
+    get_recipe_path,
+    load_recipe,
+    restore_training_settings,
+)
+from image_classifier.errors import SettingsError
+
+
+def make_run_settings(**values: Any) -> RunSettings:
+    return RunSettings(**{"experiment_name": "e", "run_name": "r", **values})
+
+
+def test_the_default_recipe_is_what_the_settings_are_without_options() -> None:
+    recipe = load_recipe("default")
+    defaults = dataclasses.asdict(TrainingSettings())
+    assert {name: defaults[name] for name in recipe} == {
+        name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
+    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "num_threads", "instruction_set"}
+    assert load_recipe(name).keys() | left_open | {"deterministic"} == TrainingSettings.__dataclass_fields__.keys()
+    assert restore_training_settings(load_recipe(name))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("num_epochs", -1),
+        ("batch_size", 0),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("weight_decay", -1e-9),
+        ("weight_decay", float("nan")),
+        ("warmup_fraction", 1.0),
+        ("label_smoothing", 1.0),
+        ("translate", 17),
+        ("cutout", -1),
+        ("input_mean", (0.5, 0.5, 1.5)),
+        ("input_std", (0.5, 0.0, 0.5)),
+        ("validation_fraction", 1.0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("num_threads", -1),
+        ("digest_every", 0),
+        ("model", "alexnet"),
+        ("device", "tpu"),
+        ("precision", "fp64"),
+        ("flip", "always"),
+    ],
+)
+def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: str, value: Any) -> None:
+    with pytest.raises(SettingsError) as error:
+        TrainingSettings(**{option: value})
+    message = str(error.value)
+    assert message.startswith(f"--{option} takes ") and str(value) in message and "\n" not in message
+
+
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(SettingsError, match="--nesterov needs a --momentum"):
+        TrainingSettings(momentum=0.0)
+    with pytest.raises(SettingsError, match="--keep best needs a --validation_fraction"):
+        TrainingSettings(keep="best")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "/x", "a/b", "a\\b", "a\nb", "a\0b", "a\x85b", ".x", " x", "x ", "x" * 101]
+)
+@pytest.mark.parametrize("option", ["experiment_name", "run_name"])
+def test_a_name_that_is_no_plain_folder_name_is_refused(option: str, name: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        make_run_settings(**{option: name})
+    assert str(error.value).startswith(f"--{option} ") and "\n" not in str(error.value)
+
+
+@given(st.text())
+def test_whatever_name_is_taken_stays_inside_the_experiments_folder(name: str) -> None:
+    try:
+        settings = make_run_settings(run_name=name)
+    except SettingsError:
+        return
+    assert settings.run_folder.parent == Path("experiments/e")
+    assert settings.run_folder.name == name
+
+
+@pytest.mark.parametrize(
+    "value", ["", "1", "epochs", "0steps", "-1steps", "1.5epochs", "1epoch", " 1epochs", "1epochs\n"]
+)
+def test_a_checkpoint_interval_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="--checkpoint_every"):
+        make_run_settings(checkpoint_every=value)
+
+
+def test_a_checkpoint_interval_counts_epochs_or_steps() -> None:
+    assert make_run_settings(checkpoint_every="2epochs").compute_checkpoint_steps(100) == 200
+    assert make_run_settings(checkpoint_every="7steps").compute_checkpoint_steps(100) == 7
+
+
+def test_a_pretrained_model_is_looked_for_under_the_experiments_folder_first(tmp_path: Path) -> None:
+    settings = make_run_settings(experiments_folder=tmp_path, pretrained_model=Path("e/r/model.pth"))
+    assert settings.pretrained_path == Path("e/r/model.pth")
+    (tmp_path / "e/r").mkdir(parents=True)
+    (tmp_path / "e/r/model.pth").touch()
+    assert settings.pretrained_path == tmp_path / "e/r/model.pth"
+
+
+def test_settings_come_back_from_their_record_and_unknown_ones_are_refused() -> None:
+    settings = TrainingSettings(seed=7, input_mean=(0.1, 0.2, 0.3))
+    recorded = {**dataclasses.asdict(settings), "input_mean": [0.1, 0.2, 0.3]}
+    assert restore_training_settings(recorded) == settings
+    with pytest.raises(SettingsError, match="warp_factor"):
+        restore_training_settings({**recorded, "warp_factor": 9})
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--recipe takes one of default, notebook, got: '../secret'"):
+        get_recipe_path("../secret")

@@ -1,0 +1,144 @@
+"""The prose against what it speaks of: options, recipes, commands, exit statuses, trees, links, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from docstring_parser import parse
+
+import image_classifier
+from benchmarks.tables import build_recipe_line, build_tables
+from image_classifier.__main__ import COMMANDS
+from image_classifier.cli.command import ExitStatus
+from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
+from tests.conftest import PROJECT
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted(
+    path for pattern in ("*.md", "data/*.md", "docs/*.md", "experiments/*.md") for path in PROJECT.glob(pattern)
+)
+PACKAGE = PROJECT / "image_classifier"
+TYPES = {
+    int: "whole number",
+    float: "number",
+    bool: "true, false",
+    str: "text",
+    Path: "path",
+    Path | None: "path",
+    tuple[float, float, float]: "three numbers",
+}
+
+
+def get_section(title: str) -> str:
+    """Get the text of one section of the README."""
+    sections = re.split(r"^##+ ", README, flags=re.MULTILINE)
+    (section,) = (text for text in sections if text.partition("\n")[0] == title)
+    return section
+
+
+def build_options_table(settings: type[RunSettings] | type[TrainingSettings]) -> str:
+    """Build the README's table of options from the settings and their docstring."""
+    meanings = FLAGS | {entry.arg_name: entry.description or "" for entry in parse(settings.__doc__ or "").params}
+    hints: dict[str, Any] = get_type_hints(settings)
+    lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
+    for field in fields(settings):
+        if field.name in ("recipe", "training"):
+            continue
+        hint = hints[field.name]
+        takes = ", ".join(get_args(hint)) if get_origin(hint) is Literal else TYPES[hint]
+        default = "" if field.default in ("", None) else str(field.default).lower().strip("()")
+        meaning = " ".join(meanings[field.name].split()).rstrip(".")
+        if field.name in FLAGS:
+            takes = default = ""
+        lines.append(f"| `--{field.name}` | {takes} | {default} | {meaning[0].upper()}{meaning[1:]} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("settings", [RunSettings, TrainingSettings])
+def test_every_option_is_documented_as_it_is(settings: type[RunSettings] | type[TrainingSettings]) -> None:
+    table = build_options_table(settings)
+    assert table in README, f"the README needs this table:\n{table}"
+
+
+@pytest.mark.parametrize("option", ["recipe", "config", "print_config"])
+def test_the_options_that_are_no_settings_are_documented(option: str) -> None:
+    assert f"`--{option}" in get_section("Options")
+
+
+def test_the_settings_of_the_default_recipe_are_the_defaults() -> None:
+    recipe = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in load_recipe("default").items()
+    }
+    assert {name: getattr(TrainingSettings(), name) for name in recipe} == recipe
+
+
+def test_every_recipe_has_its_row() -> None:
+    assert re.findall(r"^\| `(\w+)`", get_section("Recipes"), flags=re.MULTILINE) == list(RECIPES)
+
+
+def test_every_command_has_its_row() -> None:
+    assert re.findall(r"^\| `(\w+)", get_section("Commands"), flags=re.MULTILINE) == list(COMMANDS)
+
+
+def test_every_exit_status_has_its_row() -> None:
+    assert re.findall(r"^\| (\d+)", get_section("Exit statuses"), flags=re.MULTILINE) == [
+        str(int(s)) for s in ExitStatus
+    ]
+
+
+def test_the_printed_tree_is_the_tree() -> None:
+    """A line holds a file and what it does, or a folder and its files."""
+    printed: set[str] = set()
+    for line in re.findall(r"^[├└]── (.+)$", get_section("Layout"), flags=re.MULTILINE):
+        name, _, rest = line.partition(" ")
+        printed |= {name + file for file in re.split(r" +· +", rest.strip())} if name.endswith("/") else {name}
+    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts]
+    real = {path.as_posix() for path in paths if path.name != "__init__.py" or len(path.parts) == 1}
+    assert printed == real
+
+
+@pytest.mark.parametrize("name", build_tables())
+def test_the_figures_of_the_readme_are_those_of_the_benchmarks(name: str) -> None:
+    assert f"<!-- {name} -->\n{build_tables()[name]}\n<!-- end -->" in README
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_opens_with_its_command_and_what_it_was_measured_at(name: str) -> None:
+    lines = get_recipe_path(name).read_text(encoding="utf-8").splitlines()
+    assert lines[1].startswith("#   image_classifier_trainer --experiment_name ")
+    assert lines[2] == build_recipe_line(name)
+
+
+def test_every_folder_of_the_repository_is_described() -> None:
+    described = re.findall(r"^\| `([\w.]+)/`", get_section("Layout"), flags=re.MULTILINE)
+    tracked = {path.name for path in PROJECT.iterdir() if path.is_dir()} - {"dist", "build"}
+    assert set(described) == {name for name in tracked if not name.startswith((".", "_")) and "egg-info" not in name}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", text)}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        assert (document.parent / path).exists(), link
+        assert not anchor or path or anchor in anchors, link
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changelog = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d[^\]]*)\]", changelog, flags=re.MULTILINE)
+    assert released[0] == image_classifier.__version__ == importlib.metadata.version("image-classifier")
+
+
+def test_the_tiers_of_the_tests_have_their_share_of_the_time() -> None:
+    contributing = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tiers = {path.name for path in (PROJECT / "tests").iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert set(re.findall(r"^\| `tests/(\w+)/?`.*minutes", contributing, flags=re.MULTILINE)) >= tiers - {"data"}

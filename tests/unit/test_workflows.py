@@ -1,0 +1,168 @@
+"""What the workflows, the Dockerfile and their documentation promise, read from the files; and the means of the tests
+that execute them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from benchmarks.container import DOCUMENT, MARKS, build_table
+from image_classifier.config import RECIPES, InstructionSet
+from tests.actions import UnknownFormError, evaluate, format_value
+from tests.conftest import PROJECT
+
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yaml"))
+SOURCES = [*WORKFLOWS, *sorted((PROJECT / ".github" / "actions").glob("*/action.yaml"))]
+
+
+def load(path: Path) -> dict[Any, Any]:
+    """Load a workflow; the key `on` is read as a truth value."""
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def list_steps(path: Path) -> list[dict[str, Any]]:
+    """List all steps of a workflow or of a composite action."""
+    content = load(path)
+    jobs = content["jobs"].values() if "jobs" in content else [content["runs"]]
+    return [step for job in jobs for step in job["steps"]]
+
+
+def get_name(path: Path) -> str:
+    """Name a file within the project."""
+    return path.relative_to(PROJECT).as_posix()
+
+
+TRAINING = load(PROJECT / ".github" / "workflows" / "training.yaml")
+
+
+def test_every_action_is_pinned_to_one_commit_that_has_a_tag() -> None:
+    pins: dict[str, set[str]] = {}
+    for path in SOURCES:
+        for action in re.findall(r"uses: (\S+.*)", path.read_text(encoding="utf-8")):
+            if action.startswith("./"):
+                continue
+            match = re.fullmatch(r"([\w./-]+)@([0-9a-f]{40} # v\d+\.\d+\.\d+)", action)
+            assert match is not None, action
+            owner, name = match[1].split("/")[:2]  # one repository may hold several actions
+            pins.setdefault(f"{owner}/{name}", set()).add(match[2])
+    assert pins
+    assert {name for name, versions in pins.items() if len(versions) > 1} == set()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=get_name)
+def test_a_workflow_has_no_rights_but_those_of_its_jobs(path: Path) -> None:
+    workflow = load(path)
+    assert workflow["permissions"] == {}
+    for name, job in workflow["jobs"].items():
+        assert job["permissions"], name
+        assert job["timeout-minutes"] < 360, name
+        signs = {"id-token", "attestations"} & job["permissions"].keys()
+        runs_training = any("training-image" in step.get("uses", "") for step in job["steps"])
+        assert not (signs and runs_training), f"{name} signs and runs what it signs"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=get_name)
+def test_no_input_reaches_a_script_but_through_the_environment(path: Path) -> None:
+    for step in list_steps(path):
+        assert "${{" not in step.get("run", "")
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+
+
+def test_the_choices_are_those_of_the_trainer() -> None:
+    inputs = TRAINING[True]["workflow_dispatch"]["inputs"]
+    assert inputs["recipe"]["options"] == list(RECIPES)
+    assert set(inputs["instruction_set"]["options"]) == set(get_args(InstructionSet))
+    assert inputs["instruction_set"]["default"] == "avx2"
+
+
+def test_every_input_is_handed_over_checked_and_documented() -> None:
+    inputs = TRAINING[True]["workflow_dispatch"]["inputs"]
+    assert TRAINING["env"] == {f"INPUT_{name.upper()}": f"${{{{ inputs.{name} }}}}" for name in inputs}
+    script = (PROJECT / ".github" / "scripts" / "check_inputs.sh").read_text(encoding="utf-8")
+    loops = re.findall(r"^for input in (.+); do$", script, flags=re.MULTILINE)
+    checked = re.findall(r"^check (\w+)", script, flags=re.MULTILINE) + " ".join(loops).split()
+    assert sorted(checked) == sorted(inputs)
+    table = DOCUMENT.read_text(encoding="utf-8").split("| input | takes |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]+)\|", table, flags=re.MULTILINE)))) == set(inputs)
+
+
+def test_every_script_is_called_or_explained() -> None:
+    scripts = [path for path in (PROJECT / ".github" / "scripts").iterdir() if path.suffix in (".sh", ".py", ".mjs")]
+    names = {path.name for path in scripts}
+    texts = [*SOURCES, *scripts, DOCUMENT, PROJECT / "pyproject.toml"]
+    text = "".join(path.read_text(encoding="utf-8") for path in texts)
+    assert {name for name in names if not re.search(rf"[/ ]{re.escape(name)}\b", text)} == set()
+
+
+def test_every_workflow_is_documented() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert [path.name for path in WORKFLOWS if f"`{path.name}`" not in text] == []
+
+
+def test_the_base_image_is_named_by_digest() -> None:
+    text = (PROJECT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}$", text, flags=re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", text, flags=re.MULTILINE)) == {"${BASE_IMAGE}", "requirements"}
+
+
+def test_the_figures_of_the_image_are_those_that_were_measured() -> None:
+    result = PROJECT / "benchmarks" / "results" / "container.json"
+    shown = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0]
+    if result.is_file():
+        assert shown == build_table(json.loads(result.read_text(encoding="utf-8")))
+    else:
+        assert shown.startswith("Not measured yet")
+
+
+CONTEXT = {"inputs": {"name": "First", "flag": False, "none": None}, "steps": {"a-step": {"outputs": {"x": "1"}}}}
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("inputs.name", "First"),
+        ("inputs.name == 'first'", True),
+        ("inputs.name != 'it''s'", True),
+        ("inputs.none == ''", True),
+        ("inputs.flag == 0", True),
+        ("steps.a-step.outputs.x == 1", False),
+        ("!inputs.flag && inputs.name", "First"),
+        ("inputs.flag && 'yes' || 'no'", "no"),
+        ("'a' || 'b' && ''", "a"),
+        ("('a' || 'b') && 'c'", "c"),
+        ("inputs.none || 18000", 18000.0),
+        ("success() == true", True),
+    ],
+)
+def test_expressions_have_the_values_that_github_gives_them(expression: str, value: object) -> None:
+    result = evaluate(expression, CONTEXT, {"success": lambda: True})
+    assert (result, type(result)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "inputs.nam",
+        "secrets.TOKEN",
+        "steps.b.outputs.x",
+        "failure()",
+        "inputs.name < 3",
+        "inputs['name']",
+        "'open",
+        "a b",
+    ],
+)
+def test_an_unknown_form_is_never_passed_over(expression: str) -> None:
+    with pytest.raises(UnknownFormError):
+        evaluate(expression, CONTEXT, {"success": lambda: True})
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, ""), (True, "true"), (18000.0, "18000"), ("a", "a")])
+def test_values_are_written_as_github_writes_them(value: object, text: str) -> None:
+    assert format_value(value) == text

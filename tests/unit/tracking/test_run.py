@@ -1,0 +1,275 @@
+"""A run folder is begun whole, written by one process, goes on from where it stood, and finished under a manifest."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from image_classifier.errors import RunError, StorageError
+from image_classifier.storage import FaultyDisk
+from image_classifier.tracking.run import (
+    CHAIN,
+    METRICS,
+    RECORD,
+    RunFolder,
+    check_finished,
+    find_changed_files,
+    is_finished,
+    open_run_folder,
+    read_chain,
+    read_epochs,
+    read_evaluation,
+    read_manifest,
+    read_predictions,
+    read_record,
+)
+from tests.conftest import PROJECT
+from tests.runs import write_run
+
+
+def refuse() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# Begin.
+
+
+def test_a_new_folder_is_there_with_those_above_it_and_stays_when_it_has_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "experiments" / "experiment" / "run"
+    with open_run_folder(path, resume=False) as folder:
+        assert path.is_dir()
+        folder.write_json(RECORD, {"format_version": 1})
+    assert [file.name for file in path.iterdir()] == [RECORD]
+
+
+def test_a_folder_that_gets_no_record_is_removed_with_those_that_were_made_for_it(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        with open_run_folder(tmp_path / "experiments" / "experiment" / "run", resume=False):
+            raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_beginning_that_the_disk_refuses_at_any_call_leaves_nothing(tmp_path: Path) -> None:
+    def begin(disk: FaultyDisk) -> None:
+        with open_run_folder(tmp_path / "experiments" / "experiment" / "run", resume=False, disk=disk) as folder:
+            folder.write_json(RECORD, {"format_version": 1})
+
+    begin(unharmed := FaultyDisk(refuse, 0))
+    assert [name for name, _ in unharmed.calls].count("make_folder") == 3
+    for number in range(1, len(unharmed.calls)):  # all but the last, after which the record is there
+        shutil.rmtree(tmp_path / "experiments", ignore_errors=True)
+        with pytest.raises(StorageError, match=r"^cannot write .*run.*: No space left on device; free some space$"):
+            begin(FaultyDisk(refuse, number, partly=True))
+        assert list(tmp_path.iterdir()) == [], f"call {number}: {unharmed.calls[number - 1]}"
+
+
+def test_a_folder_that_exists_is_refused_with_the_advice_that_fits(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    for words in (r"exists already; choose another --run_name$", "or continue it with --resume$"):
+        with pytest.raises(RunError, match=words):
+            with open_run_folder(run, resume=False):
+                pass
+        (run / "manifest.json").unlink(missing_ok=True)
+    assert (run / RECORD).exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "experiments").write_text("not a folder")
+    with pytest.raises(StorageError, match="Not a directory"):
+        with open_run_folder(tmp_path / "experiments" / "experiment" / "run", resume=False):
+            pass
+
+
+# Go on.
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    for name, words in (("none", "there is no run .*none to resume"), ("photos", "holds cat.jpg but no run.json")):
+        with pytest.raises(RunError, match=words):
+            with open_run_folder(tmp_path / name, resume=True):
+                pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "cat.jpg"]
+
+
+def test_what_was_killed_before_its_record_goes_on_and_what_it_had_begun_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-run.json").write_bytes(b'{"format_ver')
+    with open_run_folder(tmp_path, resume=True):
+        assert list(tmp_path.iterdir()) == []
+    assert tmp_path.is_dir(), "it was there before"
+
+
+def test_a_second_process_is_kept_out_until_the_first_has_ended_however_it_ended(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from image_classifier.tracking.run import open_run_folder\n"
+        "with open_run_folder(Path(sys.argv[1]), resume=True): print('locked', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", program, str(run)]
+    with subprocess.Popen(words, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(RunError, match="another process is training into .*; wait for it, or choose another"):
+            with open_run_folder(run, resume=True):
+                pass
+        other.kill()
+    for _ in range(2):
+        with open_run_folder(run, resume=True):
+            pass
+
+
+# Growing files.
+
+LINES = st.lists(st.tuples(st.sampled_from([METRICS, CHAIN]), st.dictionaries(st.text(max_size=5), st.floats(0, 1))))
+
+
+@given(before=LINES, after=LINES)
+def test_lines_are_cut_back_to_where_they_stood(
+    tmp_path_factory: pytest.TempPathFactory, before: list[tuple[str, Any]], after: list[tuple[str, Any]]
+) -> None:
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    for name, value in before:
+        folder.append_line(name, value)
+    stood = folder.sync_lines()
+    for name, value in after:
+        folder.append_line(name, value)
+    folder.check_lines(stood)
+    folder.cut_lines(stood)
+    assert read_epochs(folder.path) == [value for name, value in before if name == METRICS]
+    assert read_chain(folder.path) == [value for name, value in before if name == CHAIN]
+    folder.cut_lines({})
+    assert read_epochs(folder.path) == read_chain(folder.path) == []
+
+
+@pytest.mark.parametrize("name", [METRICS, CHAIN])
+def test_lost_and_changed_lines_are_noticed(name: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for number in range(3):
+        folder.append_line(METRICS, {"epoch": number})
+        folder.append_line(CHAIN, {"step": number})
+    stood = folder.sync_lines()
+    path = tmp_path / name
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], content.replace(b"1", b"3"), bytes(len(content)), None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        with pytest.raises(RunError, match=f"{name} has lost or changed lines"):
+            folder.check_lines(stood)
+    path.write_bytes(content + b'{"torn": ')
+    folder.check_lines(stood)
+    folder.cut_lines(stood)
+    assert path.read_bytes() == content
+
+
+def test_a_line_that_the_disk_refuses_is_not_there_in_part(tmp_path: Path) -> None:
+    RunFolder(tmp_path).append_line(METRICS, {"epoch": 1})
+    with pytest.raises(StorageError, match="metrics.jsonl: No space left on device"):
+        RunFolder(tmp_path, FaultyDisk(refuse, 1, partly=True)).append_line(METRICS, {"epoch": 2})
+    assert read_epochs(tmp_path) == [{"epoch": 1}]
+
+
+def test_a_disk_that_refuses_to_sync_or_to_cut_is_reported(tmp_path: Path) -> None:
+    RunFolder(tmp_path).append_line(METRICS, {"epoch": 1})
+    folder = RunFolder(tmp_path, FaultyDisk(refuse, 1))
+    with pytest.raises(StorageError, match="No space left on device"):
+        folder.sync_lines()
+    folder.disk = FaultyDisk(refuse, 1)
+    with pytest.raises(StorageError, match="metrics.jsonl: No space left on device"):
+        folder.cut_lines({})
+
+
+def test_a_torn_line_is_not_read_as_a_line(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(RunError, match="metrics.jsonl is damaged"):
+        read_epochs(tmp_path)
+
+
+# Finish.
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    run = write_run(tmp_path / "experiments")
+    folder = RunFolder(run)
+    (run / "checkpoints" / "step-00000300").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000300" / "state.pth").write_bytes(b"state")
+    folder.finish(weights_digest="0" * 64, chain_head="1" * 64)
+    return run
+
+
+def test_a_run_is_finished_once_it_has_its_manifest(finished: Path) -> None:
+    check_finished(finished)
+    assert find_changed_files(finished) == []
+    manifest = read_manifest(finished)
+    assert (manifest["weights_digest"], manifest["chain_head"]) == ("0" * 64, "1" * 64)
+    assert {"run.json", "metrics.jsonl", "checkpoints/step-00000300/state.pth"} < manifest["files"].keys()
+    (finished / "manifest.json").unlink()
+    assert not is_finished(finished)
+    with pytest.raises(RunError, match="is not a finished run: it has no manifest.json; continue it with --resume"):
+        check_finished(finished)
+
+
+def test_changed_missing_and_unknown_files_are_named(finished: Path) -> None:
+    content = (finished / "evaluation.json").read_bytes()
+    (finished / "evaluation.json").write_bytes(content.replace(b"1", b"2"))
+    (finished / "digests.jsonl").unlink()
+    (finished / "notes.txt").write_text("unknown")
+    assert find_changed_files(finished) == ["digests.jsonl", "evaluation.json", "notes.txt"]
+    with pytest.raises(RunError, match="digests.jsonl is missing or was changed after the run"):
+        check_finished(finished)
+
+
+def test_what_is_added_later_is_no_part_of_the_run(finished: Path) -> None:
+    (finished / "report.html").write_text("<html>")
+    (finished / "published").mkdir()
+    (finished / "published" / "model.onnx").write_bytes(b"")
+    assert find_changed_files(finished) == []
+
+
+def test_the_checkpoints_may_be_removed_all_together_but_not_in_part(finished: Path) -> None:
+    (finished / "checkpoints" / "step-00000300" / "state.pth").unlink()
+    assert find_changed_files(finished) == ["checkpoints/step-00000300/state.pth"]
+    shutil.rmtree(finished / "checkpoints")
+    assert find_changed_files(finished) == []
+    check_finished(finished)
+
+
+def test_a_run_without_its_folder_is_no_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no run folder"):
+        check_finished(tmp_path / "none")
+
+
+@pytest.mark.parametrize("read", [read_record, read_evaluation, read_manifest])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", "{}", '{"format_version": "x"}', '{"format_version": 1}', "[" * 99999]
+)
+def test_a_damaged_file_is_an_expected_error(read: Any, content: str, finished: Path) -> None:
+    for name in ("run.json", "evaluation.json", "manifest.json"):
+        (finished / name).write_text(content)
+    with pytest.raises(RunError, match="is missing or damaged|is damaged: it has no") as caught:
+        read(finished)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_later_format_is_named(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**record, "format_version": 2}))
+    with pytest.raises(RunError, match="has the format 2; this version reads up to 1"):
+        read_record(finished)
+
+
+def test_damaged_predictions_are_an_expected_error(finished: Path) -> None:
+    content = (finished / "predictions.npz").read_bytes()
+    for damaged in (b"", content[:100], content[:-100], content[:200] + bytes(300) + content[500:]):
+        (finished / "predictions.npz").write_bytes(damaged)
+        with pytest.raises(RunError, match="predictions.npz is missing or damaged"):
+            read_predictions(finished)
