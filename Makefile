@@ -65,7 +65,9 @@ lock: $(VENV)/.develops ## Make the locks again from pyproject.toml and the .in 
 	requirements/compile.sh $(if $(UPGRADE),--upgrade)
 
 benchmark: $(VENV)/.develops ## Measure again what the README says, on real CIFAR-10 in DATASET_FOLDER; takes hours
-	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.recipes --recipe quick --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.record_cost --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.crash_campaign

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import ctypes.util
 import json
 import os
 import platform
@@ -10,12 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from image_classifier.config import InstructionSet
+from image_classifier.training.determinism import CAPS
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -28,6 +33,15 @@ class Measurement:
     seconds: float
     cpu_seconds: float
     peak_memory_mb: float
+    last_line: str
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """Build a benchmark's parser: which data, and the cap on the instruction set."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--dataset_folder", type=Path, required=True)
+    parser.add_argument("--instruction_set", choices=get_args(InstructionSet), default="native")
+    return parser
 
 
 def measure_command(command: Sequence[str | Path], **environment: str) -> Measurement:
@@ -44,10 +58,86 @@ def measure_command(command: Sequence[str | Path], **environment: str) -> Measur
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            output.seek(0)
-            sys.exit(f"{' '.join(map(str, command))}\nexit status {process.returncode}\n{output.read().decode()}")
-    return Measurement(round(seconds, 3), round(usage.ru_utime + usage.ru_stime, 3), round(usage.ru_maxrss / 1024, 1))
+        output.seek(0)
+        printed = output.read().decode()
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\nexit status {process.returncode}\n{printed}")
+    cpu_seconds = round(usage.ru_utime + usage.ru_stime, 3)
+    last_line = (printed.splitlines() or [""])[-1]
+    return Measurement(round(seconds, 3), cpu_seconds, round(usage.ru_maxrss / 1024, 1), last_line)
+
+
+def measure_recipe(recipe: str, seed: int, dataset_folder: Path, instruction_set: str = "native") -> dict[str, Any]:
+    """Train a recipe by its command; return accuracy, time, memory and the digests of code, data and weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        names = f"--experiments_folder {scratch} --experiment_name recipes --run_name run".split()
+        command = [sys.executable, "-m", "image_classifier.main", *names, "--instruction_set", instruction_set]
+        options = ["--recipe", recipe, "--seed", str(seed), "--dataset_folder", str(dataset_folder)]
+        measurement = measure_command([*command, *options])
+        folder = Path(scratch) / "recipes" / "run"
+        evaluation, record, manifest = (
+            json.loads((folder / name).read_text()) for name in ("evaluation.json", "run.json", "manifest.json")
+        )
+        epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    per_class = evaluation["per_class"].values()
+    return {
+        "seed": seed,
+        **to_row(measurement),
+        "training_seconds": round(sum(epoch["seconds"] for epoch in epochs), 3),
+        "accuracy": evaluation["accuracy"],
+        "accuracy_single_view": evaluation["accuracy_single_view"],
+        "images_per_class": sorted({facts["support"] for facts in per_class}),
+        **{name: record["settings"][name] for name in ("precision", "engine", "num_threads", "instruction_set")},
+        "code_digest": record["code"]["digest"],
+        "data_digest": record["data"]["digest"],
+        "weights_digest": manifest["weights_digest"],
+    }
+
+
+def measure_baseline(
+    name: str, seed: int, dataset_folder: Path, instruction_set: InstructionSet = "native", **environment: str
+) -> dict[str, Any]:
+    """Train one of benchmarks/baselines under the same cap; return time, memory and what its last line says."""
+    module = [sys.executable, "-m", f"benchmarks.baselines.{name}"]
+    command = [*module, "--dataset_folder", str(dataset_folder), "--seed", str(seed)]
+    measurement = measure_command(command, **CAPS[instruction_set], **environment)
+    return {"seed": seed, **to_row(measurement), **json.loads(measurement.last_line)}
+
+
+def measure_in_turn(name: str, sides: Mapping[str, Callable[[int], dict[str, Any]]], num_runs: int) -> None:
+    """Measure each side once for each seed, in turn, and save after each run, with the ratio of the sides' means.
+
+    Args:
+        sides: `trainer` and `baseline`, each a function from the seed to at least its `seconds` and `accuracy`.
+    """
+    runs: dict[str, list[dict[str, Any]]] = load_result(name).get("runs", {})
+    for seed in range(num_runs):
+        for side, measure in sides.items():
+            done = runs.setdefault(side, [])
+            if seed in {run["seed"] for run in done}:
+                continue
+            done.append(measure(seed))
+            print(f"{side} seed {seed}: {done[-1]['accuracy']:.2%} in {done[-1]['seconds']:.0f} s", flush=True)
+            figures = {
+                side: {key: summarize([run[key] for run in done]) for key in ("seconds", "accuracy", "peak_memory_mb")}
+                for side, done in runs.items()
+                if done
+            }
+            pairs = [
+                (ours["seconds"] / theirs["seconds"])
+                for ours in runs.get("trainer", [])
+                for theirs in runs.get("baseline", [])
+                if ours["seed"] == theirs["seed"]
+            ]
+            ratio = {"ratio": summarize(pairs)} if pairs else {}
+            save_result(name, {**ratio, **figures, "runs": runs})
+
+
+def find_jemalloc() -> dict[str, str]:
+    """Find jemalloc on this system; the environment that preloads it with pages kept, or none where there is none."""
+    library = ctypes.util.find_library("jemalloc")
+    settings = "dirty_decay_ms:-1,muzzy_decay_ms:-1"
+    return {"LD_PRELOAD": library, "MALLOC_CONF": settings} if library else {}
 
 
 def describe_origin() -> dict[str, Any]:
@@ -97,4 +187,4 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 def to_row(measurement: Measurement) -> dict[str, float]:
     """Turn a measurement into JSON."""
-    return asdict(measurement)
+    return {name: value for name, value in asdict(measurement).items() if name != "last_line"}

@@ -1,4 +1,4 @@
-"""What proving a run costs: the time that record, digests, checkpoints and manifest take of a `default` run.
+"""What proving a run costs: the time that record, digests, checkpoints and manifest take of a `fast` run.
 
     python -m benchmarks.record_cost --dataset_folder DATA [--runs 3]
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measure import save_result, summarize
 from image_classifier import experiment
-from image_classifier.config import RunSettings
+from image_classifier.config import RunSettings, load_recipe, restore_training_settings
 from image_classifier.tracking.run import RunFolder
 from image_classifier.tracking.state import TrainingState
 
@@ -56,7 +56,7 @@ def time_calls(spent: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Train the default recipe a few times and save what the record took of each run."""
+    """Train the recipe a few times and save what the record took of each run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_folder", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=3)
@@ -74,6 +74,7 @@ def main() -> None:
                     experiment_name="cost",
                     run_name=f"run-{seed}",
                     dataset_folder=arguments.dataset_folder,
+                    training=restore_training_settings(load_recipe("fast")),
                 )
             )
             seconds = time.perf_counter() - started

@@ -21,12 +21,13 @@ Engine = Literal["eager"]
 Flip = Literal["none", "random", "alternating"]
 InstructionSet = Literal["native", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
-ModelName = Literal["lenet", "resnet"]
+ModelName = Literal["airbench", "airbench_small", "lenet", "resnet"]
+OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "triangular"]
-Views = Literal["one", "mirror"]
+Views = Literal["one", "mirror", "six"]
 
-RECIPES = ("default", "notebook")
+RECIPES = ("fast", "quick", "notebook")
 
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
@@ -40,17 +41,20 @@ class TrainingSettings:
         model: Name of the network in the catalogue.
         num_epochs: How often the whole training set is gone through; 0 evaluates only.
         batch_size: Images a step.
-        learning_rate: The highest learning rate of the schedule.
-        momentum: Momentum of SGD, 0 up to but not including 1.
+        image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run.
+        optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal.
+        learning_rate: The highest learning rate of the schedule; with muon that of the filters.
+        momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
         nesterov: Nesterov's variant of the momentum.
-        weight_decay: L2 penalty, for weights of two and more dimensions.
+        weight_decay: L2 penalty of sgd, for weights of two and more dimensions; with muon, part of the head and the
+            biases that a step at the highest learning rate takes off.
         schedule: constant, or triangular: a linear rise to learning_rate, then a linear fall to 0.
         warmup_fraction: Part of all steps that the rise of a triangular schedule takes.
         label_smoothing: Part of the target that is spread over all classes.
         flip: Mirrored images: none, random for each image and epoch, or alternating by epoch.
         translate: Images are shifted by up to so many pixels, reflected at the edge.
         cutout: Side in pixels of a square that is greyed out in each image; 0 for none.
-        views: Views of a test image that are averaged: the image alone, or with its mirror image.
+        views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure.
         input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
         input_std: Standard deviation of the red, green and blue inputs that is divided by.
         validation_fraction: Part of the training set that is set aside, by the seed, and not trained on.
@@ -68,6 +72,8 @@ class TrainingSettings:
     model: ModelName = "resnet"
     num_epochs: int = 8
     batch_size: int = 500
+    image_sizes: tuple[int, ...] = (32,)
+    optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.4
     momentum: float = 0.9
     nesterov: bool = True
@@ -96,6 +102,8 @@ class TrainingSettings:
         _check_choices(self)
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
+        sizes_fit = bool(self.image_sizes) and all(16 <= size <= 64 for size in self.image_sizes)
+        _check(self, "image_sizes", sizes_fit, "whole numbers from 16 to 64, such as [16, 24, 32]")
         _check(self, "learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0")
         _check(self, "momentum", 0 <= self.momentum < 1, "a number from 0 up to but not including 1")
         _check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "a number of 0 or more")
@@ -113,6 +121,11 @@ class TrainingSettings:
         _check(self, "digest_every", self.digest_every >= 1, "a whole number of 1 or more")
         if self.nesterov and self.momentum == 0:
             raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
+        if self.model == "lenet" and (self.optimizer != "sgd" or set(self.image_sizes) != {32}):
+            raise SettingsError(
+                "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
+                "--image_sizes [32], as --recipe notebook has them"
+            )
         if self.keep == "best" and self.validation_fraction == 0:
             raise SettingsError("--keep best needs a --validation_fraction above 0, on which to judge what is best")
 
@@ -129,7 +142,11 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()
     }
-    return TrainingSettings(**values)
+    return TrainingSettings(**{**_BEFORE_THEY_WERE_SETTINGS, **values})
+
+
+_BEFORE_THEY_WERE_SETTINGS: dict[str, Any] = {"image_sizes": (32,), "optimizer": "sgd"}
+"""What runs did whose records are older than these settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +176,8 @@ class RunSettings:
     allow_code_change: bool = False
     allow_environment_change: bool = False
     allow_other_machine: bool = False
-    recipe: str = "default"
+    profile: bool = False
+    recipe: str = "fast"
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -199,6 +217,7 @@ class RunSettings:
 
 FLAGS = {
     "resume": "continue the interrupted run of this name from its last good checkpoint",
+    "profile": "measure where the time of a few steps goes; the run folder gets profile/ with a table and a trace",
     "allow_code_change": "resume although this package's code is not the code of the record",
     "allow_environment_change": "resume although the installed libraries are not those of the record",
     "allow_other_machine": "resume although this machine is of another class; puts a break into the digest chain",
@@ -230,6 +249,7 @@ def _check(settings: object, option: str, good: bool, takes: str) -> None:
 
 _CHOICES = {
     "model": ModelName,
+    "optimizer": OptimizerName,
     "schedule": Schedule,
     "flip": Flip,
     "views": Views,

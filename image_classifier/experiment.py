@@ -29,6 +29,7 @@ from image_classifier.tracking.run import (
     FIGURE,
     MODEL,
     PREDICTIONS,
+    PROFILE,
     RECORD,
     is_finished,
     open_run_folder,
@@ -43,8 +44,12 @@ from image_classifier.tracking.state import TrainingState
 from image_classifier.training.determinism import cap_instruction_set, configure_torch, resolve_settings
 from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
 from image_classifier.training.loop import Step, train
+from image_classifier.training.memory import keep_freed_memory
 from image_classifier.training.optimizer import build_optimizer
+from image_classifier.training.profiling import profile_steps
 from image_classifier.visualization.figures import draw_run_figure
+
+NUM_IMAGES_TO_INITIALIZE = 5000  # Jordan's number of images to compute whitening from
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,14 @@ def run(
     cap_instruction_set(settings.training.instruction_set)
     training = resolve_settings(settings.training)
     configure_torch(training)
+    keep_freed_memory()
     if settings.resume and is_finished(path):
         check_settings(read_record(path), training, path)
         return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
 
     snapshot = load_snapshot(settings.dataset_folder)
     train_indices, validation_indices = split_training_set(snapshot, training)
-    classifier = build_initial_classifier(training, snapshot, settings.pretrained_path)
+    classifier = build_initial_classifier(training, snapshot, train_indices, settings.pretrained_path)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
     record = build_record(settings, training, describe_data(snapshot, len(validation_indices)), command)
 
@@ -125,7 +131,10 @@ def run(
 
         batches = loader.iterate(training.num_epochs, first_step=state.step)
         checkpoint_steps = settings.compute_checkpoint_steps(loader.steps_per_epoch)
-        for step in train(classifier, batches, optimizer, training, num_steps=state.num_steps, first_step=state.step):
+        steps = train(classifier, batches, optimizer, training, num_steps=state.num_steps, first_step=state.step)
+        if settings.profile:
+            steps = profile_steps(steps, lambda files: folder.write_folder(PROFILE, files))
+        for step in steps:
             state.record_step(step)
             reporter.step(step)
             at_end = step.number == state.num_steps
@@ -170,8 +179,10 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
     return split
 
 
-def build_initial_classifier(training: TrainingSettings, snapshot: Snapshot, pretrained: Path | None) -> Classifier:
-    """Build the network with weights from the seed, or from a pretrained model.
+def build_initial_classifier(
+    training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Path | None
+) -> Classifier:
+    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's.
 
     Raises:
         ModelError: the pretrained model cannot be read, or is of another architecture or input scaling.
@@ -182,8 +193,11 @@ def build_initial_classifier(training: TrainingSettings, snapshot: Snapshot, pre
         input_mean=training.input_mean,
         input_std=training.input_std,
         seed=training.seed,
+        image_size=training.image_sizes[-1],
     )
-    if pretrained is not None:
+    if pretrained is None:
+        classifier.initialize_from(torch.from_numpy(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]]))
+    else:
         model = load_model(pretrained)
         if model.name != training.model:
             raise ModelError(

@@ -132,18 +132,8 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, sample_dataset: Path) 
     run_program(
         *(sys.executable, "-m", "image_classifier.main"),
         *("--experiments_folder", experiments, "--experiment_name", "experiment", "--run_name", "run"),
-        *(
-            "--dataset_folder",
-            sample_dataset,
-            "--model",
-            "lenet",
-            "--num_epochs",
-            "2",
-            "--batch_size",
-            "100",
-            "--num_threads",
-            "1",
-        ),
+        *("--dataset_folder", sample_dataset, "--recipe", "notebook", "--views", "mirror"),
+        *("--batch_size", "20", "--learning_rate", "0.02", "--num_threads", "1"),
         cwd=PROJECT,
     )
     return experiments / "experiment" / "run"

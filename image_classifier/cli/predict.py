@@ -59,7 +59,7 @@ def _predict(argv: Sequence[str] | None) -> int:
     num_read, num_unreadable = 0, 0
     bar = tqdm(unit="img", dynamic_ncols=True, disable=not sys.stderr.isatty())
     with bar, _open_output(arguments.output) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Lines(file))
         sources = iterate_sources([Path(image) for image in arguments.images])
         while batch := list(itertools.islice(sources, BATCH_SIZE)):
             names, images = [], []
@@ -93,6 +93,19 @@ def _predict(argv: Sequence[str] | None) -> int:
 
 Source = Path | bytes | ImageError
 """Where an image is: in a file, in bytes, or nowhere, for a reason."""
+
+
+class _Lines:
+    """A file for csv.writer that ends lines with a line feed alone.
+
+    Told to do so itself, it would leave a carriage return in a name without quotes before Python 3.13.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
 
 
 def iterate_sources(paths: Sequence[Path]) -> Iterator[tuple[str, Source]]:

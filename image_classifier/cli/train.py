@@ -51,7 +51,7 @@ def _train(argv: Sequence[str] | None) -> int:
 def build_trainer_parser() -> ArgumentParser:
     """Build the trainer's parser; its options are the fields of the settings."""
     parser = build_parser("image_classifier_trainer", "Train a network, evaluate it, and leave a complete run folder.")
-    parser.add_argument("--recipe", default="default", help=f"named settings to start from: {', '.join(RECIPES)}")
+    parser.add_argument("--recipe", default="fast", help=f"named settings to start from: {', '.join(RECIPES)}")
     parser.add_argument("--config", type=Path | None, default=None, help="YAML file with settings, above the recipe's")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
     for flag, purpose in FLAGS.items():

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from image_classifier.errors import ModelError
+from image_classifier.model.airbench import Airbench
 from image_classifier.model.classifier import Classifier
 from image_classifier.model.lenet import LeNet
 from image_classifier.model.resnet import ResNet
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "airbench": Airbench,
+    "airbench_small": partial(Airbench, widths=(32, 64, 128)),
     "lenet": LeNet,
     "resnet": ResNet,
 }
 
 
 def build_classifier(
-    name: str, num_classes: int, *, input_mean: Sequence[float], input_std: Sequence[float], seed: int
+    name: str,
+    num_classes: int,
+    *,
+    input_mean: Sequence[float],
+    input_std: Sequence[float],
+    seed: int,
+    image_size: int = 32,
 ) -> Classifier:
     """Build a network of the catalogue with weights drawn from the seed; the global generator is left as it was.
 
@@ -31,4 +41,4 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = NETWORKS[name](num_classes)
-    return Classifier(network, input_mean, input_std).to(memory_format=torch.channels_last)
+    return Classifier(network, input_mean, input_std, image_size).to(memory_format=torch.channels_last)

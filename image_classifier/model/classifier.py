@@ -5,25 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from image_classifier.model.airbench import Airbench
 
 
 class Classifier(nn.Module):
     """Uint8 images [N, 3, 32, 32] in, float32 logits [N, num_classes] out.
 
-    The scaling is part of the module, so that evaluation, prediction and serving cannot scale differently.
+    The scaling, of values and of size, is part of the module, so that evaluation, prediction and serving cannot scale
+    differently.
+
+    Attributes:
+        image_size: side in pixels of the images that the network is used on.
     """
 
     input_mean: Tensor  # [1, 3, 1, 1] float32, in units of a pixel's 0 to 255
     input_std: Tensor  # [1, 3, 1, 1] float32, likewise
 
-    def __init__(self, network: nn.Module, input_mean: Sequence[float], input_std: Sequence[float]) -> None:
+    def __init__(
+        self, network: nn.Module, input_mean: Sequence[float], input_std: Sequence[float], image_size: int = 32
+    ) -> None:
         super().__init__()
         self.network = network
+        self.image_size = image_size
         for name, values in (("input_mean", input_mean), ("input_std", input_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).mul(255).reshape(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def initialize_from(self, images: Tensor) -> None:
+        """Let a network that has weights to compute from training images do so; uint8 [N, 3, 32, 32]."""
+        if isinstance(self.network, Airbench):
+            self.network.initialize_from(self.scale(images, images.shape[-1]))
+
+    def scale(self, images: Tensor, image_size: int) -> Tensor:
+        """Scale uint8 images [N, 3, H, W] to what the network takes: float32 [N, 3, image_size, image_size]."""
         scaled = (images.contiguous(memory_format=torch.channels_last).float() - self.input_mean) / self.input_std
-        logits: Tensor = self.network(scaled)
+        if images.shape[-1] == image_size:
+            return scaled
+        return F.interpolate(scaled, size=(image_size, image_size), mode="bilinear", antialias=True)
+
+    def forward(self, images: Tensor, image_size: int | None = None) -> Tensor:
+        logits: Tensor = self.network(self.scale(images, image_size or self.image_size))
         return logits.float()

@@ -63,6 +63,7 @@ def serialize_model(model: Model) -> bytes:
             "model": model.name,
             "classes": list(model.classes),
             "views": model.views,
+            "image_size": model.classifier.image_size,
             "run": model.run,
             "state": {
                 name: tensor.detach().cpu().contiguous() for name, tensor in model.classifier.state_dict().items()
@@ -89,13 +90,16 @@ def load_model(path: Path) -> Model:
     try:
         name, classes, state = content["model"], tuple(content["classes"]), dict(content["state"])
         views, run = cast(Views, content["views"]), dict(content["run"])
+        image_size = int(content.get("image_size", 32))  # the first models had one size only
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
     if name not in NETWORKS:
         raise ModelError(f"{path} holds a network called {name!r}; this version knows {', '.join(NETWORKS)}")
     if views not in get_args(Views) or not classes or not all(isinstance(label, str) for label in classes):
         raise ModelError(f"{path} is no model of this package: its classes or its views are not valid")
-    classifier = build_classifier(name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0)
+    classifier = build_classifier(
+        name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
+    )
     load_state(classifier, state, path)
     return Model(classifier.eval(), name, classes, views, run)
 

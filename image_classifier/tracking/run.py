@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.errors import RunError
-from image_classifier.storage import DISK, TEMPORARY_PREFIX, Disk, storage_error, write_atomically
+from image_classifier.storage import (
+    DISK,
+    TEMPORARY_PREFIX,
+    Disk,
+    remove_folder,
+    storage_error,
+    write_atomically,
+    write_folder_atomically,
+)
 
 FORMAT_VERSION = 1
 RECORD = "run.json"
@@ -28,7 +36,8 @@ MODEL = "model.pth"
 FIGURE = "metrics.png"
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
-ADDED_LATER = ("report.html", "profile", "published")
+PROFILE = "profile"
+ADDED_LATER = ("report.html", PROFILE, "published")
 """What may lie in a run folder without being part of the run."""
 
 
@@ -47,6 +56,12 @@ class RunFolder:
     def write(self, name: str, content: bytes) -> str:
         """Write one of the run's files whole and durably; return its sha256."""
         return write_atomically(self.path / name, content, self.disk)
+
+    def write_folder(self, name: str, files: dict[str, bytes]) -> None:
+        """Write a folder beside the run's files whole, in the place of an earlier one."""
+        if (self.path / name).exists():
+            remove_folder(self.path / name, self.disk)
+        write_folder_atomically(self.path / name, files, self.disk)
 
     def write_json(self, name: str, value: Any) -> str:
         """Write a value as readable, strict JSON."""

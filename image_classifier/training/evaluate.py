@@ -19,6 +19,17 @@ BATCH_SIZE = 500
 NUM_CALIBRATION_BINS = 15
 """As in Guo et al.: On Calibration of Modern Neural Networks, 2017."""
 
+SURE = 0.2
+"""Six views are averaged for an image only if the two likeliest classes of the first are closer together than this."""
+
+_VIEWS: dict[Views, list[tuple[float, bool, int]]] = {  # weight, whether mirrored, shift down and to the right
+    "one": [(1.0, False, 0)],
+    "mirror": [(0.5, False, 0), (0.5, True, 0)],
+    "six": [
+        (weight, mirror, shift) for weight, shift in ((0.25, 0), (0.125, -1), (0.125, 1)) for mirror in (False, True)
+    ],
+}
+
 _AVERAGED = {"precision": "precision", "recall": "recall", "f1": "f1_score"}  # our name: torchmetrics'
 _CPU = torch.device("cpu")
 
@@ -43,9 +54,7 @@ def compute_evaluation(
     if not len(images):
         raise DataError("there are no images to evaluate on: the test set is empty; choose a data set that has one")
     single_view = compute_probabilities(classifier, images, device=device)
-    probabilities = single_view
-    if views == "mirror":
-        probabilities = (single_view + _compute_view(classifier, images, True, device, BATCH_SIZE)) / np.float32(2)
+    probabilities = _average_views(classifier, images, single_view, views, device, BATCH_SIZE)
     evaluation = {
         "format_version": 1,
         "num_images": len(labels),
@@ -69,7 +78,9 @@ def compute_probabilities(
     Args:
         classifier: on device; maps uint8 images [B, 3, 32, 32] to logits [B, C]; left in the mode it was in.
         images: uint8 [N, 3, 32, 32].
-        views: `mirror` averages the probabilities of the image and of its mirror image along the width.
+        views: `mirror` averages the probabilities of the image and of its mirror image along the width; `six` also
+            those of both shifted by a pixel to the upper left and the lower right, at half the weight, for images that
+            the first view leaves unsure (views of Jordan: 94% on CIFAR-10 in 3.29 Seconds, 2024).
 
     Returns:
         float32 [N, C].
@@ -77,14 +88,46 @@ def compute_probabilities(
     Raises:
         ModelError: an output is not finite.
     """
-    probabilities = _compute_view(classifier, images, False, device, batch_size)
-    if views == "mirror":
-        probabilities = (probabilities + _compute_view(classifier, images, True, device, batch_size)) / np.float32(2)
+    single_view = _compute_view(classifier, images, False, 0, device, batch_size)
+    return _average_views(classifier, images, single_view, views, device, batch_size)
+
+
+def _average_views(
+    classifier: nn.Module,
+    images: NDArray[np.uint8],
+    single_view: NDArray[np.float32],
+    views: Views,
+    device: torch.device,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    if views == "one":
+        return single_view
+    rows = np.arange(len(images))
+    if views == "six":
+        ordered = np.sort(single_view, axis=1)
+        rows = np.flatnonzero(ordered[:, -1] - ordered[:, -2:-1].sum(axis=1) < SURE)  # of one class there is no second
+    chosen = images[rows]
+    averaged = sum(
+        np.float32(weight)
+        * (
+            _compute_view(classifier, chosen, mirror, shift, device, batch_size)
+            if mirror or shift
+            else single_view[rows]
+        )
+        for weight, mirror, shift in _VIEWS[views]
+    )
+    probabilities = single_view.copy()
+    probabilities[rows] = averaged
     return probabilities
 
 
 def _compute_view(
-    classifier: nn.Module, images: NDArray[np.uint8], mirror: bool, device: torch.device, batch_size: int
+    classifier: nn.Module,
+    images: NDArray[np.uint8],
+    mirror: bool,
+    shift: int,
+    device: torch.device,
+    batch_size: int,
 ) -> NDArray[np.float32]:
     was_training = classifier.training
     classifier.eval()
@@ -95,17 +138,20 @@ def _compute_view(
             torch.autocast(device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),  # TF32 is not fp32
         ):
-            parts = [_compute_batch(classifier, images[i : i + batch_size], mirror, device) for i in starts]
+            parts = [_compute_batch(classifier, images[i : i + batch_size], mirror, shift, device) for i in starts]
     finally:
         classifier.train(was_training)
     return np.concatenate(parts)
 
 
 def _compute_batch(
-    classifier: nn.Module, images: NDArray[np.uint8], mirror: bool, device: torch.device
+    classifier: nn.Module, images: NDArray[np.uint8], mirror: bool, shift: int, device: torch.device
 ) -> NDArray[np.float32]:
-    batch = torch.from_numpy(np.array(images)).to(device)  # a copy: torch warns of memory that is mapped read-only
-    logits: Tensor = classifier(batch.flip(-1) if mirror else batch)
+    rows, columns = (np.arange(size) for size in images.shape[2:])
+    if shift:  # reflected at the edge, as training images are
+        rows, columns = ((len(r) - 1) - np.abs((len(r) - 1) - np.abs(r - shift)) for r in (rows, columns))
+    view = images[:, :, rows[:, None], columns[::-1] if mirror else columns]  # a copy, which may be written to
+    logits: Tensor = classifier(torch.from_numpy(view).to(device))
     if not torch.isfinite(logits).all():
         raise ModelError(
             "the network gives outputs that are not numbers: its training went out of bounds; "

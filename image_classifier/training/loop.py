@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
-from image_classifier.training.optimizer import compute_learning_rate
+from image_classifier.training.optimizer import compute_schedule
 
 
 class Batch(Protocol):
@@ -56,7 +56,7 @@ def train(
     """Train on each batch in turn, yielding after each step; the state is consistent whenever it yields.
 
     Args:
-        classifier: maps uint8 images [B, 3, 32, 32] to logits [B, C]; changed in place.
+        classifier: maps uint8 images [B, 3, 32, 32] and the size to scale them to, to logits [B, C]; changed in place.
         batches: the batches from first_step on.
         settings: resolved.
         num_steps: length of the whole schedule.
@@ -68,17 +68,27 @@ def train(
     for number, batch in enumerate(batches, start=first_step + 1):
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
-        learning_rate = compute_learning_rate(settings, number - 1, num_steps)
+        schedule = compute_schedule(settings, number - 1, num_steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["initial_lr"] * schedule
 
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = classifier(images)
+            logits = classifier(images, compute_image_size(settings, number, num_steps))
         loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
         optimizer.step()
 
         num_correct = (logits.detach().argmax(dim=1) == labels).sum()
-        yield Step(number, learning_rate, loss.detach(), num_correct, len(labels), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        yield Step(number, settings.learning_rate * schedule, loss.detach(), num_correct, len(labels), seconds)
         started = time.perf_counter()
+
+
+def compute_image_size(settings: TrainingSettings, number: int, num_steps: int) -> int:
+    """Compute the side in pixels that a step's images are scaled to, the step counted from 1.
+
+    Training on small images first and large ones last takes fewer operations to the same accuracy (Howard: Training
+    Imagenet in 3 hours for $25, 2018).
+    """
+    return settings.image_sizes[(number - 1) * len(settings.image_sizes) // num_steps]

@@ -21,7 +21,7 @@ from tests.e2e.conftest import IMAGE_NAME, build_docker_words, build_image, make
 pytestmark = pytest.mark.timeout(1800)  # the first test that asks for the image waits until it is built
 
 SETTINGS = (
-    *("--model", "lenet", "--batch_size", "50", "--num_epochs", "8"),
+    *("--recipe", "notebook", "--batch_size", "50", "--num_epochs", "8", "--learning_rate", "0.02"),
     *("--instruction_set", "avx2", "--num_threads", "1", "--digest_every", "10"),
 )
 

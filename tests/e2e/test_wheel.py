@@ -79,7 +79,7 @@ def test_the_installed_trainer_trains_in_any_folder(
     output = run_program(
         installed_environment / "bin" / "image_classifier_trainer",
         *("--experiment_name", "wheel", "--run_name", "first", "--dataset_folder", sample_dataset),
-        *("--model", "lenet", "--num_epochs", "1", "--batch_size", "100", "--num_threads", "1"),
+        *("--recipe", "notebook", "--num_epochs", "1", "--batch_size", "100", "--num_threads", "1"),
         cwd=tmp_path,
     )
     folder = tmp_path / "experiments" / "wheel" / "first"

@@ -26,6 +26,7 @@ from image_classifier.tracking.run import (
     read_record,
     verify_files,
 )
+from image_classifier.training.evaluate import compute_probabilities
 from image_classifier.training.loop import Step
 from tests.tiny import make_settings, write_tiny_dataset
 
@@ -167,6 +168,55 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
     timing = {"seconds", "images_per_second"}
     for one, other in zip(read_epochs(result.folder), read_epochs(finished.folder), strict=True):
         assert {key: one[key] for key in one.keys() - timing} == {key: other[key] for key in other.keys() - timing}
+
+
+def test_growing_images_and_muon_go_on_with_the_same_bits_and_the_model_knows_its_size(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """Interrupted at the last step of small images and at the first of larger ones."""
+    values: dict[str, Any] = {
+        "model": "airbench_small",
+        "optimizer": "muon",
+        "image_sizes": (16, 20),
+        "batch_size": 50,
+        "learning_rate": 0.2,
+        "momentum": 0.6,
+        "weight_decay": 1e-3,
+        "digest_every": 1,
+        "views": "six",
+    }
+    whole = run(make_settings(tmp_path / "whole", dataset, **values))
+    for number, num_steps in enumerate((4, 1)):
+        settings = make_settings(tmp_path / "parts", dataset, resume=number > 0, **values)
+        with pytest.raises(Interrupted):
+            run(settings, should_stop=iter([False] * (num_steps - 1) + [True]).__next__)
+    result = run(make_settings(tmp_path / "parts", dataset, resume=True, **values))
+    assert read_chain(result.folder) == read_chain(whole.folder)
+    assert result.weights_digest == whole.weights_digest and result.evaluation == whole.evaluation
+    assert whole.evaluation["views"] == "six"
+
+    model = load_model(whole.folder / "model.pth")
+    assert model.classifier.image_size == 20
+    images, _ = load_snapshot(dataset).test
+    probabilities = compute_probabilities(model.classifier, images, views=model.views)
+    assert np.array_equal(probabilities, read_predictions(whole.folder)[0])
+
+
+def test_a_profile_is_added_and_changes_no_bit(finished: RunResult, dataset: Path, tmp_path: Path) -> None:
+    result = run(make_settings(tmp_path, dataset, profile=True))
+    assert {path.name for path in (result.folder / "profile").iterdir()} == {"operators.txt", "trace.json"}
+    assert read_chain(result.folder) == read_chain(finished.folder)
+    assert verify_files(result.folder) == () and "profile/trace.json" not in read_manifest(result.folder)["files"]
+
+
+def test_a_profile_takes_the_place_of_an_earlier_one(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(make_settings(tmp_path, dataset, profile=True), should_stop=iter([False] * 15 + [True]).__next__)
+    settings = make_settings(tmp_path, dataset, profile=True, resume=True)
+    first = (settings.run_folder / "profile" / "trace.json").read_bytes()
+    result = run(settings)
+    assert (result.folder / "profile" / "trace.json").read_bytes() != first
+    assert verify_files(result.folder) == ()
 
 
 @pytest.mark.parametrize(

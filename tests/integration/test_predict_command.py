@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -198,6 +198,7 @@ def test_a_parquet_file_of_bytes_and_a_damaged_one(
         lambda name: not {0, ord("/")} & set(name) and name not in (b".", b"..")
     )
 )
+@example(name=b"\r")
 def test_a_path_of_any_bytes_comes_out_as_it_is(tmp_path: Path, model: Path, name: bytes) -> None:
     folder = os.fsencode(tmp_path)
     path = os.path.join(folder, name)

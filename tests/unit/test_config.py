@@ -25,12 +25,8 @@ def make_run_settings(**values: Any) -> RunSettings:
     return RunSettings(**{"experiment_name": "e", "run_name": "r", **values})
 
 
-def test_the_default_recipe_is_what_the_settings_are_without_options() -> None:
-    recipe = load_recipe("default")
-    defaults = dataclasses.asdict(TrainingSettings())
-    assert {name: defaults[name] for name in recipe} == {
-        name: tuple(value) if isinstance(value, list) else value for name, value in recipe.items()
-    }
+def test_the_first_recipe_is_that_of_a_run_without_options() -> None:
+    assert make_run_settings().recipe == RECIPES[0]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -68,6 +64,10 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
         ("device", "tpu"),
         ("precision", "fp64"),
         ("flip", "always"),
+        ("optimizer", "adam"),
+        ("image_sizes", ()),
+        ("image_sizes", (15, 32)),
+        ("image_sizes", (32, 65)),
     ],
 )
 def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: str, value: Any) -> None:
@@ -82,6 +82,17 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         TrainingSettings(momentum=0.0)
     with pytest.raises(SettingsError, match="--keep best needs a --validation_fraction"):
         TrainingSettings(keep="best")
+    unfit: list[dict[str, Any]] = [{"optimizer": "muon"}, {"image_sizes": (16, 32)}]
+    for values in unfit:
+        with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them"):
+            TrainingSettings(model="lenet", **values)
+
+
+def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
+    recorded = dataclasses.asdict(TrainingSettings())
+    del recorded["image_sizes"], recorded["optimizer"]
+    restored = restore_training_settings(recorded)
+    assert (restored.image_sizes, restored.optimizer) == ((32,), "sgd")
 
 
 @pytest.mark.parametrize(
@@ -134,5 +145,5 @@ def test_settings_come_back_from_their_record_and_unknown_ones_are_refused() -> 
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(SettingsError, match="--recipe takes one of default, notebook, got: '../secret'"):
+    with pytest.raises(SettingsError, match="--recipe takes one of fast, quick, notebook, got: '../secret'"):
         get_recipe_path("../secret")

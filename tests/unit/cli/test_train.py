@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from image_classifier.cli.train import build_settings, build_trainer_parser, main, parse_settings
-from image_classifier.config import RunSettings, TrainingSettings
+from image_classifier.config import RunSettings, load_recipe, restore_training_settings
 
 NAMES = ["--experiment_name", "e", "--run_name", "r"]
 
@@ -17,8 +17,9 @@ def parse(*options: str) -> RunSettings:
     return build_settings(parse_settings(build_trainer_parser(), [*NAMES, *options]))
 
 
-def test_without_options_the_settings_are_the_defaults() -> None:
-    assert parse() == RunSettings(experiment_name="e", run_name="r", training=TrainingSettings())
+def test_without_options_the_settings_are_those_of_the_first_recipe() -> None:
+    training = restore_training_settings(load_recipe("fast"))
+    assert parse() == RunSettings(experiment_name="e", run_name="r", training=training)
 
 
 def test_options_are_above_the_environment_above_the_config_file_above_the_recipe(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from image_classifier.config import ModelName
 from image_classifier.errors import ModelError
+from image_classifier.model.airbench import Airbench
 from image_classifier.model.catalog import NETWORKS, build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.model.lenet import LeNet
@@ -17,7 +20,8 @@ SCALING = {"input_mean": (0.5, 0.4, 0.3), "input_std": (0.5, 0.25, 0.2)}
 
 
 def build(name: str, num_classes: int = 10, seed: int = 0) -> Classifier:
-    return build_classifier(name, num_classes, seed=seed, **SCALING)
+    mean, std = SCALING["input_mean"], SCALING["input_std"]
+    return build_classifier(name, num_classes, input_mean=mean, input_std=std, seed=seed)
 
 
 def test_the_catalogue_and_the_setting_have_the_same_names() -> None:
@@ -47,8 +51,50 @@ def test_weights_are_drawn_from_the_seed_and_the_global_generator_is_left_alone(
     assert any(not torch.equal(one, two) for one, two in weights)
 
 
+@pytest.mark.parametrize("name", ["airbench", "airbench_small", "resnet"])
+@pytest.mark.parametrize("image_size", [16, 20, 32, 40])
+def test_a_network_takes_images_of_other_sizes(name: str, image_size: int) -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert build(name).eval()(images, image_size).shape == (3, 10)
+
+
+def test_images_are_scaled_to_the_networks_size_as_pillow_scales_them() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((20, 20), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    classifier = Classifier(torch.nn.Identity(), (0, 0, 0), (1 / 255,) * 3, image_size=20)
+    scaled = classifier(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()))[0].numpy()
+    assert np.abs(scaled - expected).max() <= 1  # Pillow rounds to whole values, twice
+
+
+def test_airbench_is_as_large_as_published() -> None:
+    assert sum(parameter.numel() for parameter in Airbench(10).parameters() if parameter.requires_grad) == 1_971_352
+
+
+def test_airbench_whitens_patches() -> None:
+    """The answers of the first twelve filters have no correlation, and variance 1 where there is any."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (500, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    images[:, 1] = images[:, 0] // 2 + images[:, 1] // 2
+    classifier = build("airbench")
+    network = classifier.network
+    assert isinstance(network, Airbench)
+    classifier.initialize_from(images)
+    weight = network.whiten.weight
+    answers = torch.nn.functional.conv2d(classifier.scale(images, 32), weight).transpose(0, 1).flatten(1)
+    moments = answers[:12] @ answers[:12].T / answers.shape[1]
+    assert torch.allclose(moments, torch.eye(12), atol=0.02)
+    assert torch.equal(weight[12:], -weight[:12]) and not weight.requires_grad
+
+
+def test_networks_without_whitening_leave_their_weights_as_drawn() -> None:
+    classifier = build("resnet")
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    classifier.initialize_from(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+
+
 def test_inputs_are_scaled_as_the_settings_say() -> None:
-    classifier = Classifier(torch.nn.Flatten(), **SCALING)
+    classifier = Classifier(torch.nn.Flatten(), **SCALING, image_size=1)
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = [
         (value / 255 - mean) / std

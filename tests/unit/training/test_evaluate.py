@@ -143,6 +143,35 @@ def test_mirror_views_average_the_image_and_its_mirror_image() -> None:
     assert one.dtype == both.dtype == np.dtype("float32")
 
 
+def test_six_views_are_averaged_where_one_is_unsure_and_only_there() -> None:
+    """The network's logit is the brightness of the corner, which each view has another pixel at."""
+
+    class Corner(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logit = images.float()[:, 0, 0, 0] / 100
+            return torch.stack([logit, -logit], dim=1)
+
+    images = np.zeros((2, 3, 32, 32), dtype=np.uint8)
+    images[0, :, 0, 0], images[0, :, 0, 31], images[0, :, 1, 1], images[0, :, 1, 30] = 2, 10, 30, 50
+    images[1, :, 0, 0] = 200  # sure by itself
+
+    one = compute_probabilities(Corner(), images)
+    six = compute_probabilities(Corner(), images, views="six")
+
+    weights = {2: 0.25, 10: 0.25, 30: 0.25, 50: 0.25}  # both shifts bring the pixel at (1, 1) to the corner
+    expected = sum(weight / (1 + np.exp(-2 * pixel / 100)) for pixel, weight in weights.items())
+    assert six[0, 0] == pytest.approx(expected)
+    assert six[1].tolist() == one[1].tolist()
+    assert six.dtype == np.dtype("float32")
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_six_views_do_with_few_classes(num_classes: int) -> None:
+    classifier = build_classifier("lenet", num_classes, input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    assert np.allclose(compute_probabilities(classifier, images, views="six").sum(1), 1)
+
+
 @settings(max_examples=25, deadline=None)
 @given(num_images=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 99))
 def test_any_batch_size_gives_the_same_evaluation(num_images: int, batch_size: int, seed: int) -> None:

@@ -14,7 +14,15 @@ from image_classifier.training.loop import train
 from image_classifier.training.optimizer import build_optimizer
 
 SETTINGS = TrainingSettings(
-    device="cpu", precision="fp32", schedule="constant", learning_rate=0.05, label_smoothing=0.0, weight_decay=0.0
+    model="resnet",
+    optimizer="sgd",
+    image_sizes=(32,),
+    device="cpu",
+    precision="fp32",
+    schedule="constant",
+    learning_rate=0.05,
+    label_smoothing=0.0,
+    weight_decay=0.0,
 )
 
 
@@ -31,7 +39,7 @@ class Linear(nn.Module):
             torch.manual_seed(0)
             self.layer = nn.Linear(3 * 32 * 32, 10)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, image_size: int = 32) -> Tensor:
         logits: Tensor = self.layer(images.flatten(1).float() / 255)
         return logits
 
@@ -75,6 +83,30 @@ def test_the_loop_stops_between_steps_and_can_go_on() -> None:
     for _ in train(parts, make_batches(4), optimizer, SETTINGS, num_steps=6, first_step=2):
         pass
     assert torch.equal(whole.layer.weight, parts.layer.weight)
+
+
+def test_each_image_size_has_an_equal_part_of_the_steps() -> None:
+    sizes: list[int] = []
+
+    class Sized(Linear):
+        def forward(self, images: Tensor, image_size: int = 32) -> Tensor:
+            sizes.append(image_size)
+            return super().forward(images)
+
+    settings = replace(SETTINGS, image_sizes=(16, 20, 32))
+    for first_step, count in ((0, 7), (4, 3)):
+        model = Sized()
+        list(
+            train(
+                model,
+                make_batches(count),
+                build_optimizer(model, settings),
+                settings,
+                num_steps=7,
+                first_step=first_step,
+            )
+        )
+    assert sizes == [16, 16, 16, 20, 20, 32, 32] + [20, 32, 32]
 
 
 def test_nothing_is_drawn_from_the_global_generator() -> None:

@@ -1,4 +1,4 @@
-"""The optimizer against its formula, and the schedule against its picture."""
+"""The optimizers against their formulas, and the schedule against its picture."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from image_classifier.config import TrainingSettings
-from image_classifier.training.optimizer import build_optimizer, compute_learning_rate
+from image_classifier.config import OptimizerName, TrainingSettings
+from image_classifier.training.optimizer import (
+    BIAS_LEARNING_RATE,
+    HEAD_LEARNING_RATE,
+    Muon,
+    build_optimizer,
+    compute_schedule,
+    orthogonalize,
+)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_step_is_that_of_sgd_with_decay_on_weights_only(nesterov: bool) -> None:
     layer = nn.Linear(3, 2)
-    settings = TrainingSettings(learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+    settings = TrainingSettings(optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
     optimizer = build_optimizer(layer, settings)
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.1, 0.1]
     expected = {name: parameter.detach().double().clone() for name, parameter in layer.named_parameters()}
     velocity = {name: torch.zeros_like(value) for name, value in expected.items()}
     generator = torch.Generator().manual_seed(0)
@@ -29,17 +37,77 @@ def test_a_step_is_that_of_sgd_with_decay_on_weights_only(nesterov: bool) -> Non
         assert torch.allclose(parameter.double(), expected[name], atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(24, 216), (64, 27), (16, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_is_made_nearly_orthogonal(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    vectors, values, others = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalize(matrix.to(dtype)).double()
+    assert result.shape == shape
+    left = vectors.double().T @ result @ others.double().T  # the singular vectors stay
+    assert (left - torch.diag(left.diagonal())).abs().max() < (0.05 if dtype == torch.bfloat16 else 1e-4)
+    large = left.diagonal()[values > 0.2 * values.max()]
+    assert 0.5 < large.min() and large.max() < 1.3
+
+
+def test_muon_steps_along_the_orthogonalized_nesterov_gradient_of_filters_of_fixed_norm() -> None:
+    convolution = nn.Conv2d(3, 8, 3)
+    settings = TrainingSettings(
+        model="airbench", optimizer="muon", learning_rate=0.1, momentum=0.6, batch_size=10, weight_decay=0.01
+    )
+    optimizer = build_optimizer(convolution, settings)
+    assert isinstance(optimizer, Muon)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] / 2
+    weight, bias = convolution.weight.detach().clone(), convolution.bias.detach().clone()  # type: ignore[union-attr]
+    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for parameter in convolution.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        gradient = convolution.weight.grad
+        bias_gradient = convolution.bias.grad  # type: ignore[union-attr]
+        assert gradient is not None and bias_gradient is not None
+        weight_momentum = 0.6 * weight_momentum + gradient
+        update = orthogonalize((gradient + 0.6 * weight_momentum).flatten(1)).reshape(weight.shape)
+        weight = weight * 8**0.5 / weight.norm() - 0.05 * update
+        lr = BIAS_LEARNING_RATE * 10  # the loss is a mean over ten images
+        decayed = bias_gradient + 0.01 / lr * bias
+        bias_momentum = 0.85 * bias_momentum + decayed
+        bias = bias - lr / 2 * (decayed + 0.85 * bias_momentum)
+        optimizer.step()
+    assert torch.allclose(convolution.weight, weight, atol=1e-5)
+    assert torch.allclose(convolution.bias, bias, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_muon_treats_a_linear_head_as_sgd_does() -> None:
+    layer = nn.Linear(3, 2, bias=False)
+    optimizer = build_optimizer(layer, TrainingSettings(model="airbench", optimizer="muon", batch_size=10))
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    assert [(group["initial_lr"], group["orthogonalize"]) for group in groups] == [(10 * HEAD_LEARNING_RATE, False)]
+
+
+def test_what_is_not_trained_is_not_optimized() -> None:
+    layer = nn.Conv2d(3, 2, 2)
+    layer.weight.requires_grad_(False)
+    optimizers: tuple[OptimizerName, ...] = ("sgd", "muon")
+    for optimizer in optimizers:
+        settings = TrainingSettings(model="airbench", optimizer=optimizer)
+        groups = build_optimizer(layer, settings).param_groups
+        assert [parameter.shape for group in groups for parameter in group["params"]] == [(2,)]
+
+
 def test_a_constant_schedule_is_constant() -> None:
-    settings = TrainingSettings(schedule="constant", learning_rate=0.5)
-    assert {compute_learning_rate(settings, step, 100) for step in range(100)} == {0.5}
+    settings = TrainingSettings(schedule="constant")
+    assert {compute_schedule(settings, step, 100) for step in range(100)} == {1.0}
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.25, 0.9])
 def test_a_triangular_schedule_rises_once_falls_once_and_stays_positive(num_steps: int, warmup_fraction: float) -> None:
-    settings = TrainingSettings(schedule="triangular", learning_rate=0.5, warmup_fraction=warmup_fraction)
-    rates = [compute_learning_rate(settings, step, num_steps) for step in range(num_steps)]
+    settings = TrainingSettings(schedule="triangular", warmup_fraction=warmup_fraction)
+    rates = [compute_schedule(settings, step, num_steps) for step in range(num_steps)]
     peak = rates.index(max(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert 0 < min(rates) and max(rates) <= 0.5
+    assert 0 < min(rates) and max(rates) <= 1
     assert peak == pytest.approx(warmup_fraction * num_steps, abs=1)

@@ -1,0 +1,80 @@
+"""The floor of recipe `fast`: the operations of its training over the fastest rate that this machine multiplies at.
+
+    python -m benchmarks.floor
+
+The operations are counted by torch's counter on a step of each image size; the rate is that of large matrices in the
+recipe's precision. Compared with the training seconds that benchmarks/results/time_to_accuracy_native.json has.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import load_result, save_result
+from image_classifier.config import load_recipe, restore_training_settings
+from image_classifier.model.catalog import build_classifier
+from image_classifier.training.determinism import configure_torch, resolve_settings
+
+NUM_IMAGES = 50_000
+SIDE = 4096
+
+
+def count_operations(image_size: int) -> float:
+    """Count the floating-point operations of forward and backward pass for one image of `fast`."""
+    settings = restore_training_settings(load_recipe("fast"))
+    mean, std = settings.input_mean, settings.input_std
+    classifier = build_classifier(settings.model, 10, input_mean=mean, input_std=std, seed=0).train()
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        loss = F.cross_entropy(classifier(images, image_size), torch.tensor([0, 1]))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
+    return float(counter.get_total_flops()) / 2
+
+
+def measure_rate(dtype: torch.dtype, repeats: int = 20) -> float:
+    """Measure the floating-point operations a second of a product of two large matrices: the best of several."""
+    left, right = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - started)
+    return 2 * SIDE**3 / min(seconds)
+
+
+def main() -> None:
+    """Count, measure and save."""
+    settings = resolve_settings(restore_training_settings(load_recipe("fast")))
+    configure_torch(settings)
+    sizes = [
+        settings.image_sizes[epoch * len(settings.image_sizes) // settings.num_epochs]
+        for epoch in range(settings.num_epochs)
+    ]
+    by_size = {size: count_operations(size) for size in sorted(set(sizes))}
+    operations = NUM_IMAGES * sum(by_size[size] for size in sizes)
+    rate = measure_rate(torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    runs = load_result("time_to_accuracy_native")["runs"]["trainer"]
+    training = sum(run["training_seconds"] for run in runs) / len(runs)
+    floor = operations / rate
+    facts = {"floor_seconds": floor, "training_seconds": training, "training_over_floor": training / floor}
+    save_result(
+        "floor",
+        {
+            "operations": operations,
+            "operations_by_image_size": by_size,
+            "precision": settings.precision,
+            "operations_per_second": rate,
+            **facts,
+        },
+    )
+    print(
+        f"{operations / 1e12:.0f} TFLOP at {rate / 1e9:.0f} GFLOP/s: {floor:.0f} s; the training takes {training:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Time to the accuracy of the 94 % record: recipe `fast` against the record's algorithm, moved to this CPU.
+
+    python -m benchmarks.time_to_accuracy --dataset_folder DATA [--instruction_set avx2] [--runs 5]
+
+DATA holds real CIFAR-10. The trainer's seconds are those of the whole command, with start, record, digests and files;
+the baseline's only those from the data in memory to its evaluation. It gets jemalloc where the system has it. Both
+sides run in turn; an interrupted call goes on with the seeds that are missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.measure import build_parser, find_jemalloc, measure_baseline, measure_in_turn, measure_recipe
+
+
+def main() -> None:
+    """Measure both sides and save the ratio."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    folder, instruction_set = arguments.dataset_folder, arguments.instruction_set
+
+    def measure_fast(seed: int) -> dict[str, Any]:
+        return measure_recipe("fast", seed, folder, instruction_set)
+
+    def measure_record(seed: int) -> dict[str, Any]:
+        run = measure_baseline("airbench94_muon", seed, folder, instruction_set, **find_jemalloc())
+        return {**run, "seconds": run["training_seconds"]}
+
+    sides = {"trainer": measure_fast, "baseline": measure_record}
+    measure_in_turn(f"time_to_accuracy_{instruction_set}", sides, arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
