@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
-from benchmarks.measure import measure_command, save_result, summarize
+from benchmarks.measure import PROJECT, measure_command, save_result, summarize
 
 LOAD = """
 import sys, time
@@ -31,6 +33,23 @@ def measure_reading(dataset_folder: Path) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def measure_first_step(dataset_folder: Path) -> float:
+    """Measure the seconds from the trainer's command to the end of its first step, which its chain of digests shows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        names = f"--experiments_folder {scratch} --experiment_name start --run_name run --digest_every 1".split()
+        command = [sys.executable, "-m", "image_classifier.main", *names, "--dataset_folder", str(dataset_folder)]
+        chain = Path(scratch) / "start" / "run" / "digests.jsonl"
+        started = time.perf_counter()
+        with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while not chain.exists() and process.poll() is None:
+                time.sleep(0.002)
+            seconds = time.perf_counter() - started
+            if process.poll() is not None:
+                sys.exit(f"the trainer ended with exit status {process.returncode} before its first step")
+            process.kill()
+    return seconds
+
+
 def main() -> None:
     """Measure each several times in turn and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,9 +59,10 @@ def main() -> None:
     arguments = parser.parse_args()
     module = [sys.executable, "-m"]
     measure_reading(arguments.dataset_folder)
-    figures: dict[str, list[float]] = {"help": [], "read_again": [], "verify_files_only": []}
+    figures: dict[str, list[float]] = {"help": [], "read_again": [], "verify_files_only": [], "first_step": []}
     for _ in range(arguments.runs):
         figures["help"].append(measure_command([*module, "image_classifier.main", "--help"]).seconds)
+        figures["first_step"].append(measure_first_step(arguments.dataset_folder))
         figures["read_again"].append(measure_reading(arguments.dataset_folder))
         verify = [*module, "image_classifier", "verify", arguments.run, "--files_only"]
         figures["verify_files_only"].append(measure_command(verify).seconds)

@@ -19,8 +19,8 @@ RECIPES = {
 COMPARISONS = {
     "time_to_accuracy": (
         "fast",
-        "time to the accuracy of the 94 % record",
-        "the record's algorithm on this CPU, without its start",
+        "training to about 90%",
+        "the algorithm of the record to 94% of the published images",
     ),
     "notebook_job": ("notebook", "the notebook's job", "the notebook's own way"),
 }
@@ -48,9 +48,7 @@ def _build_recipes_table() -> str:
         result = _load_recipe_result(name)
         accuracy, seconds, memory = result["accuracy"], result["seconds"], result["peak_memory_mb"]
         lines.append(
-            f"| `{name}` | {title} | {accuracy['mean']:.1%} ± {accuracy['standard_deviation']:.1%} "
-            f"({accuracy['runs']} seeds: {accuracy['least']:.1%} to {accuracy['most']:.1%}) "
-            f"| {seconds['mean']:.0f} s ({seconds['least']:.0f} to {seconds['most']:.0f}) "
+            f"| `{name}` | {title} | {_describe_accuracy(accuracy)} | {_describe_range(seconds, unit=' s')} "
             f"| {memory['most'] / 1000:.1f} GB |"
         )
     return "\n".join(lines).replace("%", " %") + (
@@ -61,10 +59,22 @@ def _build_recipes_table() -> str:
 
 
 def _load_recipe_result(name: str) -> dict[str, Any]:
-    """Load what a recipe was measured at: beside a baseline where it has one, else alone."""
-    compared = {recipe: result for result, (recipe, _, _) in COMPARISONS.items()}
-    result = load_result(f"{compared[name]}_native" if name in compared else f"recipe_{name}")
+    """Load what a recipe was measured at: by itself, or else beside a baseline."""
+    compared = {recipe: f"{result}_native" for result, (recipe, _, _) in COMPARISONS.items()}
+    result = load_result(f"recipe_{name}") or load_result(compared[name])
     return {**result, **result.get("trainer", {})}
+
+
+def _describe_accuracy(accuracy: dict[str, float]) -> str:
+    if accuracy["runs"] == 1:
+        return f"{accuracy['mean']:.1%} (1 seed)"
+    spread = f"{accuracy['runs']} seeds: {accuracy['least']:.1%} to {accuracy['most']:.1%}"
+    return f"{accuracy['mean']:.1%} ± {accuracy['standard_deviation']:.1%} ({spread})"
+
+
+def _describe_range(figure: dict[str, float], digits: int = 0, unit: str = "") -> str:
+    mean = f"{figure['mean']:.{digits}f}{unit}"
+    return mean if figure["runs"] == 1 else f"{mean} ({figure['least']:.{digits}f} to {figure['most']:.{digits}f})"
 
 
 def _build_speed_table() -> str:
@@ -76,10 +86,18 @@ def _build_speed_table() -> str:
             f"run{'s' * (side['seconds']['runs'] > 1)}"
             for side in (result["trainer"], result["baseline"])
         ]
-        ratio = result["ratio"]
-        spread = f"{ratio['mean']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
-        lines.append(f"| {what} | `{recipe}`: {sides[0]} | {other}: {sides[1]} | {spread} |")
-    return "\n".join(lines).replace("%", " %")
+        lines.append(
+            f"| {what} | `{recipe}`: {sides[0]} | {other}: {sides[1]} | {_describe_range(result['ratio'], 2)} |"
+        )
+    floor, start = load_result("floor"), load_result("start")
+    return "\n".join(lines).replace("%", " %") + (
+        f"\n\nThe arithmetic of `fast` is {floor['operations'] / 1e12:.0f} TFLOP; at the "
+        f"{floor['operations_per_second'] / 1e9:,.0f} GFLOP/s at which this machine multiplies large "
+        f"{floor['precision']} matrices that is a floor of {floor['floor_seconds']:.0f} s, and the training takes "
+        f"{floor['training_over_floor']:.1f} times as long (`python -m benchmarks.floor`). From the command to the end "
+        f"of the first step it is {start['first_step']['mean']:.1f} s ({start['first_step']['least']:.1f} to "
+        f"{start['first_step']['most']:.1f}; `python -m benchmarks.start`)."
+    )
 
 
 def build_recipe_line(name: str) -> str:
@@ -88,7 +106,8 @@ def build_recipe_line(name: str) -> str:
     accuracy = result["accuracy"]
     text = (
         f"# Measured: {result['cores']} cores of an {result['processor']}, {result['seconds']['mean']:.0f} s, "
-        f"{accuracy['mean']:.1%} test accuracy (mean of {accuracy['runs']} runs, on the JPEG copy of CIFAR-10)."
+        f"{accuracy['mean']:.1%} test accuracy (mean of {accuracy['runs']} run{'s' * (accuracy['runs'] > 1)}, "
+        "on the JPEG copy of CIFAR-10)."
     )
     return text.replace("%", " %")
 

@@ -28,6 +28,8 @@ Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 
 RECIPES = ("fast", "quick", "notebook")
+DEFAULT_RECIPE = "default"
+"""Another name of the first recipe, for a run without options."""
 
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
@@ -177,7 +179,7 @@ class RunSettings:
     allow_environment_change: bool = False
     allow_other_machine: bool = False
     profile: bool = False
-    recipe: str = "fast"
+    recipe: str = DEFAULT_RECIPE
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -231,8 +233,10 @@ def get_recipe_path(name: str) -> Path:
     Raises:
         SettingsError: there is no recipe of this name.
     """
+    if name == DEFAULT_RECIPE:
+        name = RECIPES[0]
     if name not in RECIPES:
-        raise SettingsError(f"--recipe takes one of {', '.join(RECIPES)}, got: {name!r}")
+        raise SettingsError(f"--recipe takes one of {', '.join((DEFAULT_RECIPE, *RECIPES))}, got: {name!r}")
     return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
 
 

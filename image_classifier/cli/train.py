@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path
+from image_classifier.config import DEFAULT_RECIPE, FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path
 from image_classifier.errors import Interrupted, SettingsError
 
 
@@ -51,7 +51,8 @@ def _train(argv: Sequence[str] | None) -> int:
 def build_trainer_parser() -> ArgumentParser:
     """Build the trainer's parser; its options are the fields of the settings."""
     parser = build_parser("image_classifier_trainer", "Train a network, evaluate it, and leave a complete run folder.")
-    parser.add_argument("--recipe", default="fast", help=f"named settings to start from: {', '.join(RECIPES)}")
+    names = f"{DEFAULT_RECIPE} (that is {RECIPES[0]}), {', '.join(RECIPES)}"
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"named settings to start from: {names}")
     parser.add_argument("--config", type=Path | None, default=None, help="YAML file with settings, above the recipe's")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
     for flag, purpose in FLAGS.items():

@@ -23,7 +23,6 @@ SURE = 0.2
 """Six views are averaged for an image only if the two likeliest classes of the first are closer together than this."""
 
 _VIEWS: dict[Views, list[tuple[float, bool, int]]] = {  # weight, whether mirrored, shift down and to the right
-    "one": [(1.0, False, 0)],
     "mirror": [(0.5, False, 0), (0.5, True, 0)],
     "six": [
         (weight, mirror, shift) for weight, shift in ((0.25, 0), (0.125, -1), (0.125, 1)) for mirror in (False, True)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks.container import DOCUMENT, MARKS, build_table
-from image_classifier.config import RECIPES, InstructionSet
+from image_classifier.config import DEFAULT_RECIPE, RECIPES, InstructionSet
 from tests.actions import UnknownFormError, evaluate, format_value
 from tests.conftest import PROJECT
 
@@ -76,7 +76,7 @@ def test_no_input_reaches_a_script_but_through_the_environment(path: Path) -> No
 
 def test_the_choices_are_those_of_the_trainer() -> None:
     inputs = TRAINING[True]["workflow_dispatch"]["inputs"]
-    assert inputs["recipe"]["options"] == list(RECIPES)
+    assert inputs["recipe"]["options"] == [DEFAULT_RECIPE, *RECIPES]
     assert set(inputs["instruction_set"]["options"]) == set(get_args(InstructionSet))
     assert inputs["instruction_set"]["default"] == "avx2"
 
