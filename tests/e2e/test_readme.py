@@ -34,7 +34,12 @@ def checkout(developed_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def short_and_offline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten every training through the environment, and let every address be out of reach."""
     monkeypatch.setenv("PATH", str(checkout / ".venv" / "bin"), prepend=":")
-    for setting, value in {"MODEL": "lenet", "NUM_EPOCHS": "10", "BATCH_SIZE": "100", "NUM_THREADS": "1"}.items():
+    for setting, value in {
+        "MODEL": "airbench_small",
+        "NUM_EPOCHS": "10",
+        "BATCH_SIZE": "100",
+        "NUM_THREADS": "1",
+    }.items():
         monkeypatch.setenv(f"IMAGE_CLASSIFIER_{setting}", value)
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:1")
