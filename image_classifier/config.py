@@ -128,6 +128,11 @@ class TrainingSettings:
                 "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
                 "--image_sizes [32], as --recipe notebook has them"
             )
+        if self.optimizer == "muon" and not self.model.startswith("airbench"):
+            raise SettingsError(
+                f"--optimizer muon has rates for the airbench networks; with --model {self.model} choose "
+                "--optimizer sgd and its --learning_rate and --momentum, such as 0.4 and 0.9"
+            )
         if self.keep == "best" and self.validation_fraction == 0:
             raise SettingsError("--keep best needs a --validation_fraction above 0, on which to judge what is best")
 

@@ -86,6 +86,8 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     for values in unfit:
         with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them"):
             TrainingSettings(model="lenet", **values)
+    with pytest.raises(SettingsError, match="--optimizer muon .* with --model resnet choose --optimizer sgd"):
+        TrainingSettings(model="resnet", optimizer="muon")
 
 
 def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
