@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def build_optimizer(classifier: nn.Module, settings: TrainingSettings) -> torch.
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     if settings.optimizer == "muon":
         return _build_muon(parameters, settings)
-    optimizer = torch.optim.SGD(
+    optimizer = SGD(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -65,7 +66,22 @@ def _build_muon(parameters: list[nn.Parameter], settings: TrainingSettings) -> M
     return Muon(groups, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
 
 
-class Muon(torch.optim.Optimizer):
+class Light(torch.optim.Optimizer):
+    """An optimizer without the compiler, which torch's import (1.2 s) only to have it leave these methods alone."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class SGD(Light, torch.optim.SGD):
+    """Torch's SGD."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class Muon(Light):
     """SGD with Nesterov momentum whose updates of convolution filters are made orthogonal (Jordan: Muon, 2024).
 
     The filters' norm is held at the square root of their number before each step, which takes the place of weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from image_classifier.training.optimizer import (
     compute_schedule,
     orthogonalize,
 )
+from tests.conftest import PROJECT, run_program
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -95,6 +98,30 @@ def test_what_is_not_trained_is_not_optimized() -> None:
         settings = TrainingSettings(model="airbench", optimizer=optimizer)
         groups = build_optimizer(layer, settings).param_groups
         assert [parameter.shape for group in groups for parameter in group["params"]] == [(2,)]
+
+
+STEP = """
+import sys
+import torch
+from torch import nn
+from image_classifier.config import TrainingSettings
+from image_classifier.training.optimizer import build_optimizer
+layer = nn.Conv2d(3, 2, 2)
+optimizer = build_optimizer(layer, TrainingSettings(model="airbench", optimizer=sys.argv[1]))
+layer(torch.ones(1, 3, 2, 2)).sum().backward()
+before = layer.weight.detach().clone()
+optimizer.param_groups[0]["lr"] = 0.1
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+optimizer.zero_grad()
+assert not torch.equal(layer.weight, before) and layer.weight.requires_grad and layer.weight.grad is None
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_a_step_does_not_wait_for_the_compiler_to_be_imported(optimizer: str) -> None:
+    assert run_program(sys.executable, "-W", "error", "-c", STEP, optimizer, cwd=PROJECT) == "False\n"
 
 
 def test_a_constant_schedule_is_constant() -> None:
