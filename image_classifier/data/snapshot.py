@@ -289,7 +289,11 @@ def _locked(store: Path) -> Iterator[None]:
     finally:
         if os.listdir(store) == [lock.name]:
             DISK.remove(lock)
-            os.rmdir(store)
+            try:
+                os.rmdir(store)
+            except OSError as error:  # the next process has made its lock in there by now, or has even removed it all
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise
         os.close(descriptor)
 
 

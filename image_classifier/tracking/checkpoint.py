@@ -112,7 +112,8 @@ def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) 
     """
     expected = classifier.state_dict()
     differences = [f"{name} is missing" for name in expected.keys() - state.keys()]
-    differences += [f"{name} is unknown" for name in state.keys() - expected.keys()]
+    unknown = (name if str(name).isprintable() else repr(name) for name in state.keys() - expected.keys())
+    differences += [f"{name} is unknown" for name in unknown]
     for name in expected.keys() & state.keys():
         present, wanted = (_describe_tensor(tensors[name]) for tensors in (state, expected))
         if present != wanted:

@@ -294,6 +294,14 @@ def test_a_damaged_model_file_is_refused_or_read_but_never_a_defect(tmp_path: Pa
         assert "\n" not in str(error)
 
 
+def test_a_tensor_of_another_name_is_named_in_one_line(tmp_path: Path) -> None:
+    state = load_model(write_model(tmp_path / "good.pth")).classifier.state_dict()
+    write_model(tmp_path / "model.pth", state={f"a\n{name}": tensor for name, tensor in state.items()})
+    with pytest.raises(ModelError, match=r"'a\\ninput_mean' is unknown") as caught:
+        load_model(tmp_path / "model.pth")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_in_a_finished_run_is_held_against_its_manifest(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write("model.pth", write_model(tmp_path / "other.pth").read_bytes())
