@@ -47,7 +47,6 @@ from image_classifier.training.loop import Step, train
 from image_classifier.training.memory import keep_freed_memory
 from image_classifier.training.optimizer import build_optimizer
 from image_classifier.training.profiling import profile_steps
-from image_classifier.visualization.figures import draw_run_figure
 
 NUM_IMAGES_TO_INITIALIZE = 5000  # Jordan's number of images to compute whitening from
 
@@ -147,6 +146,8 @@ def run(
                 state.save(settings.keep_checkpoints)
             if stopping:
                 raise Interrupted(f"stopped after step {step.number} of {state.num_steps}; --resume continues {path}")
+
+        from image_classifier.visualization.figures import draw_run_figure  # 0.6 s that no step need wait for
 
         state.use_kept_weights()
         reporter.evaluate(len(snapshot.labels) - snapshot.num_train)
