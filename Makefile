@@ -69,6 +69,7 @@ benchmark: $(VENV)/.develops ## Measure again what the README says, on real CIFA
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.recipes --recipe quick --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.record_cost --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.publishing --dataset_folder $(DATASET_FOLDER) experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.crash_campaign
 	python -m benchmarks.container

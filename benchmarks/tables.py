@@ -32,6 +32,7 @@ def build_tables() -> dict[str, str]:
     return {
         "recipes": _build_recipes_table(),
         "speed": _build_speed_table(),
+        "publishing": _build_publishing_table(),
         "record": _build_record_sentence(),
         "crashes": _build_crash_sentence(),
         "container": _build_container_sentence(),
@@ -110,6 +111,34 @@ def build_recipe_line(name: str) -> str:
         "on the JPEG copy of CIFAR-10)."
     )
     return text.replace("%", " %")
+
+
+def _build_publishing_table() -> str:
+    result = load_result("publishing")
+    lines = [
+        "| recipe, test views | largest difference | size, fp32 and int8 | accuracy, fp32 and int8 "
+        "| images/s: torch, fp32, int8 |",
+        "|---|---|---|---|---|",
+    ]
+    for model in result["models"]:
+        int8, speed = model["int8"], model["images_per_second"]
+        difference = max(line["largest_difference"] for line in model["parity"])
+        has_int8 = int8["published"]
+        sizes = [f"{int8['bytes'][name] / 1e6:.2f} MB" for name in ("fp32", "int8")[: 1 + has_int8]]
+        accuracy = [f"{int8['accuracy'][name]:.2%}" for name in ("fp32", "int8")[: 1 + has_int8]]
+        rates = [f"{speed[name]:,.0f}" for name in ("torch", "fp32", "int8")[: 2 + has_int8]]
+        lines.append(
+            f"| `{model['recipe']}`, {model['views']} | {difference:.1e} | {', '.join(sizes)} | {', '.join(accuracy)} "
+            f"| {', '.join(rates)} |"
+        )
+    lines_of_all = [line for model in result["models"] for line in model["parity"]]
+    batch_sizes = ", ".join(str(size) for size in dict.fromkeys(line["batch_size"] for line in lines_of_all))
+    agreement = min(line["agreement"] for line in lines_of_all)
+    return "\n".join(lines).replace("%", " %") + (
+        f"\n\nDifferences of a probability over all {result['models'][0]['num_images']:,} test images in batches of "
+        f"{batch_sizes}; {agreement:.2%} of the classes are equal. Speed in batches of 64 on {result['cores']} "
+        "cores, torch eager on the same (`python -m benchmarks.publishing`). Without figures, int8 was not worth it."
+    ).replace("%", " %")
 
 
 def _build_record_sentence() -> str:

@@ -1,9 +1,9 @@
-"""Reproducible training of image classifiers, from a CIFAR data set to a proved run.
+"""Reproducible training of image classifiers, from a CIFAR data set to a proved run and a published model.
 
 The way the data goes, and the folder that each stage lies in::
 
-    source ──> snapshot ──> batches ──> network ──> training loop ──> run folder
-    data/      data/        data/       model/      training/         tracking/
+    source ──> snapshot ──> batches ──> network ──> training loop ──> run folder ──> published model
+    data/      data/        data/       model/      training/         tracking/      publishing/, serving/
 
 `experiment.py` joins the stages on one page; `cli/` holds one file a command. `config.py` has every setting,
 `errors.py` every expected error. Nothing is imported here, so that `--help` answers at once.

@@ -16,6 +16,8 @@ COMMANDS = {
     "predict": "classify images with a run's model",
     "compare": "put runs side by side, with the test that says whether they differ",
     "report": "write one page of pictures and facts about a run",
+    "publish": "make one ONNX file of a run, proved to answer as the run does",
+    "registry": "name versions of published models, promote them, check their files and signatures",
 }
 
 USAGE = "usage: image_classifier COMMAND [OPTIONS]\n\n{}\n\n`image_classifier COMMAND --help` explains each."

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -24,12 +25,16 @@ Keep = Literal["last", "best"]
 ModelName = Literal["airbench", "airbench_small", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
+ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 
 RECIPES = ("fast", "quick", "notebook")
 DEFAULT_RECIPE = "default"
 """Another name of the first recipe, for a run without options."""
+
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
+"""Of the addresses of MLflow's stores."""
 
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
@@ -169,6 +174,7 @@ class RunSettings:
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
         keep_checkpoints: How many of the newest checkpoints are kept.
+        tracking_uri: MLflow server or database that settings, metrics and files are also written to.
     """
 
     experiments_folder: Path = Path("experiments")
@@ -179,6 +185,7 @@ class RunSettings:
     num_workers: int = 1
     checkpoint_every: str = "1epochs"
     keep_checkpoints: int = 2
+    tracking_uri: str | None = None
     resume: bool = False
     allow_code_change: bool = False
     allow_environment_change: bool = False
@@ -202,6 +209,8 @@ class RunSettings:
         _check(
             self, "checkpoint_every", bool(_INTERVAL.fullmatch(self.checkpoint_every)), "such as 1epochs or 500steps"
         )
+        if self.tracking_uri is not None:
+            check_tracking_uri(self.tracking_uri)
 
     @property
     def run_folder(self) -> Path:
@@ -230,6 +239,26 @@ FLAGS = {
     "allow_other_machine": "resume although this machine is of another class; puts a break into the digest chain",
 }
 """The settings of RunSettings that are switches, with what each does."""
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Check that the address of an MLflow store is one, without a password, which the record of a run would keep.
+
+    Raises:
+        SettingsError: it is not, or has one.
+    """
+    try:
+        parts = urlsplit(uri)
+        kind, has_password = parts.scheme.partition("+")[0], parts.password is not None
+    except ValueError as error:
+        raise SettingsError(f"--tracking_uri is no address: {error}") from error
+    if kind not in TRACKING_SCHEMES or "://" not in uri:
+        raise SettingsError(f"--tracking_uri takes {', '.join(f'{s}://' for s in TRACKING_SCHEMES)}, got: {kind!a}")
+    if has_password:
+        raise SettingsError(
+            "--tracking_uri must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN; a database's goes into its own password file"
+        )
 
 
 def get_recipe_path(name: str) -> Path:

@@ -9,6 +9,7 @@
     │   └── DownloadError    the data set could not be fetched
     ├── ModelError           a model file that is missing, damaged, hostile, or of another network
     ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
+    ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
     ├── StorageError         the disk refuses: full, read-only, no permission
     └── Interrupted          a run was asked to stop and has saved its state
 
@@ -43,6 +44,10 @@ class ModelError(ImageClassifierError):
 
 class RunError(ImageClassifierError):
     """A run folder exists already, is missing, unfinished, in use, or was changed."""
+
+
+class RegistryError(ImageClassifierError):
+    """A registry of models cannot be reached, refuses, or lacks what was named."""
 
 
 class StorageError(ImageClassifierError):

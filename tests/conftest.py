@@ -23,6 +23,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 REAL_DATA = ("IMAGE_CLASSIFIER_CIFAR10", "IMAGE_CLASSIFIER_CIFAR10_ORIGINAL")
 """Variables that name folders with real CIFAR-10: all 60,000 images that JPEG changed a little, and 6,102 unchanged."""
 
+PROGRAMS = ("IMAGE_CLASSIFIER_MLFLOW",)
+"""Variables that name programs which do not lie on the PATH: mlflow with its server, which needs other libraries."""
+
 GIT_CONFIG = """
 [user]
     name = A Developer
@@ -85,13 +88,14 @@ def _same_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     git_config.write_text(GIT_CONFIG)
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
-            if name.startswith(("IMAGE_CLASSIFIER_", "GIT_", "MAKE")) and name not in REAL_DATA:
+            if name.startswith(("IMAGE_CLASSIFIER_", "GIT_", "MAKE")) and name not in REAL_DATA + PROGRAMS:
                 patch.delenv(name)
         for name, value in {
             "IMAGE_CLASSIFIER_CACHE": str(tmp_path_factory.mktemp("cache")),
             "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("home-cache")),
             "GIT_CONFIG_GLOBAL": str(git_config),
             "GIT_CONFIG_NOSYSTEM": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
             "MPLBACKEND": "agg",
         }.items():
             patch.setenv(name, value)
@@ -137,6 +141,15 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, sample_dataset: Path) 
         cwd=PROJECT,
     )
     return experiments / "experiment" / "run"
+
+
+@pytest.fixture(scope="session")
+def published_run(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
+    """The folder of a published model, <experiments>/experiment/run/published. Read only: copy it to change it."""
+    run = tmp_path_factory.mktemp("experiments") / "experiment" / "run"
+    shutil.copytree(trained_run, run)
+    run_program(sys.executable, "-m", "image_classifier", "publish", run, cwd=PROJECT)
+    return run / "published"
 
 
 @pytest.fixture(scope="session")

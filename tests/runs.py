@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.config import TrainingSettings, Views
+from image_classifier.metrics import compute_metrics
 from image_classifier.model.catalog import build_classifier
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.run import RunFolder, serialize_predictions
-from image_classifier.training.evaluate import compute_metrics
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -28,5 +28,6 @@ for input in num_epochs num_workers batch_size seed; do
 done
 check pretrained_model "($name(/$name){0,7}\.pth)?" "the path of a .pth file under experiments/, or nothing"
 check verify 'true|false' "true or false"
+check publish 'true|false' "true or false"
 check continuation '([0-9]{1,20}:[1-9][0-9]{0,2}:[0-9a-f]{40})?' "nothing: the workflow sets it when it starts itself"
 exit "$failed"

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from types import FrameType
 from typing import Any, NoReturn
@@ -96,6 +96,22 @@ def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] 
         return ExitStatus.INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def execute_action(
+    command: str, actions: Mapping[str, Callable[[Sequence[str] | None], int]], argv: Sequence[str] | None
+) -> int:
+    """Run the action of a command that the first word names and return its exit status; without one, list them."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<10} {action.__doc__}" for name, action in actions.items())
+        usage = f"image_classifier {command} ACTION"
+        print(f"usage: {usage} [OPTIONS]\n\n{listed}\n\n`{usage} --help` explains each.")
+        return ExitStatus.DONE
+    if words[0] not in actions:
+        print(f"error: {words[0]!a} is no action; the actions are {', '.join(actions)}", file=sys.stderr)
+        return ExitStatus.EXPECTED_ERROR
+    return execute(actions[words[0]], words[1:])
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
 from image_classifier.cli.table import format_table
 from image_classifier.errors import DataError
 
@@ -27,17 +27,7 @@ SAMPLE_FOLDER = "sample_dataset"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the action that the first word names and return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    usage = (
-        "usage: image_classifier data ACTION [OPTIONS]\n\n{}\n\n`image_classifier data ACTION --help` explains each."
-    )
-    if not words or words[0] in ("-h", "--help"):
-        print(usage.format("\n".join(f"  {name:<10} {action.__doc__}" for name, action in ACTIONS.items())))
-        return ExitStatus.DONE
-    if words[0] not in ACTIONS:
-        print(f"error: {words[0]!a} is no action; the actions are {', '.join(ACTIONS)}", file=sys.stderr)
-        return ExitStatus.EXPECTED_ERROR
-    return execute(ACTIONS[words[0]], words[1:])
+    return execute_action("data", ACTIONS, argv)
 
 
 def build_prepare_parser() -> ArgumentParser:

@@ -1,4 +1,4 @@
-"""`image_classifier evaluate`: a run's model on the test set of a data set."""
+"""`image_classifier evaluate`: a run's model, or a published one, on the test set of a data set."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
-from image_classifier.config import Device
 from image_classifier.errors import DataError, SettingsError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,60 +20,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str] | None) -> int:
-    parser = build_parser("evaluate", "Evaluate a run's model on the test set of a data set.")
-    parser.add_argument("run", type=Path, help="folder of a finished run, or a model.pth")
+    parser = build_parser("evaluate", "Evaluate a run's model, or a published one, on the test set of a data set.")
+    add_model_arguments(parser)
     parser.add_argument("--dataset_folder", type=Path | None, default=None, help="data set; the run's own by default")
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file to write all metrics to")
-    parser.add_argument(
-        "--device", type=Device, default="auto", help="where to compute; auto takes a GPU if there is one"
-    )
     arguments = parse_arguments(parser, argv)
-    model_path = find_model(arguments.run)
-    dataset_folder = arguments.dataset_folder or find_dataset_folder(model_path)
+    model = load(arguments)
+    dataset_folder = arguments.dataset_folder or find_dataset_folder(model.path)
 
     from image_classifier.data.snapshot import load_snapshot
     from image_classifier.storage import write_atomically
-    from image_classifier.tracking.checkpoint import load_model
-    from image_classifier.training.evaluate import compute_evaluation
 
-    device = choose_device(arguments.device)
-    model = load_model(model_path)
     snapshot = load_snapshot(dataset_folder)
     if snapshot.classes != model.classes:
         raise DataError(
-            f"{dataset_folder} has other classes than {model_path}: {_list_names(snapshot.classes)} instead of "
+            f"{dataset_folder} has other classes than {model.path}: {_list_names(snapshot.classes)} instead of "
             f"{_list_names(model.classes)}; choose the data set that the model was trained for"
         )
-    is_data_of_run = snapshot.digest == model.run.get("data_digest")
+    is_data_of_run = snapshot.digest == model.data_digest
     if not is_data_of_run:
         print(f"note: {dataset_folder} is not the data that the model was trained on", file=sys.stderr)
     images, labels = snapshot.test
     if sys.stderr.isatty():
         print(f"evaluating on {len(labels):,} test images", file=sys.stderr)
-    evaluation, _ = compute_evaluation(
-        model.classifier.to(device), images, labels, model.classes, views=model.views, device=device
-    )
+    evaluation = model.evaluate(images, labels)
     data = {"name": snapshot.name, "digest": snapshot.digest, "is_data_of_run": is_data_of_run}
     if arguments.output is not None:
-        content = json.dumps({**evaluation, "model": str(model_path), "data": data}, indent=2, allow_nan=False)
+        content = json.dumps({**evaluation, "model": str(model.path), "data": data}, indent=2, allow_nan=False)
         write_atomically(arguments.output, (content + "\n").encode())
-    print(f"{make_printable(str(model_path))} on {snapshot.name} (data {snapshot.digest[:12]})\n")
+    print(f"{make_printable(str(model.path))} on {snapshot.name} (data {snapshot.digest[:12]})\n")
     print(format_evaluation(evaluation))
     return ExitStatus.DONE
-
-
-def find_model(run: Path) -> Path:
-    """Find the model file of a finished run, or take the path for a model file itself.
-
-    Raises:
-        RunError: the folder is not a finished run.
-    """
-    from image_classifier.tracking.run import MODEL, check_finished
-
-    if run.is_file():
-        return run
-    check_finished(run)
-    return run / MODEL
 
 
 def find_dataset_folder(model_path: Path) -> Path:
@@ -88,27 +62,13 @@ def find_dataset_folder(model_path: Path) -> Path:
     """
     from image_classifier.tracking.run import RECORD, read_record
 
-    folder = model_path.parent
+    folder = model_path.parent.parent if model_path.suffix == ".onnx" else model_path.parent
     if not (folder / RECORD).is_file():
-        raise SettingsError(f"--dataset_folder is required: no {RECORD} beside {model_path} says where its data lies")
+        raise SettingsError(f"--dataset_folder is required: no {RECORD} in {folder} says where its data lies")
     dataset_folder = Path(read_record(folder)["execution"]["dataset_folder"])
     if not dataset_folder.exists():
         raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
     return dataset_folder
-
-
-def choose_device(device: Device) -> torch.device:
-    """Choose where to compute.
-
-    Raises:
-        SettingsError: a GPU was asked for and there is none.
-    """
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise SettingsError("--device cuda: torch sees no GPU here; choose cpu, or auto")
-    return torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
 
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`image_classifier predict`: a run's model on images, to CSV."""
+"""`image_classifier predict`: a run's model, or a published one, on images, to CSV."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
-from image_classifier.cli.evaluate import choose_device, find_model
+from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import make_printable
-from image_classifier.config import Device
 from image_classifier.errors import DataError, ImageError, StorageError
 from image_classifier.storage import DISK, written_beside
 
@@ -35,27 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(argv: Sequence[str] | None) -> int:
     parser = build_parser(
         "predict",
-        "Classify images with a run's model, as CSV: path, class, probability, and the probability of each class.",
+        "Classify images with a run's model, or a published one, as CSV: path, class, probability, and the probability "
+        "of each class.",
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run, or a model.pth")
+    add_model_arguments(parser)
     # Taken as text, because jsonargparse cannot take names that are no UTF-8 for paths.
     parser.add_argument("images", nargs="+", type=str, help="image files, folders with images, or Parquet files")
     parser.add_argument("--output", type=Path | None, default=None, help="CSV file to write instead of stdout")
-    parser.add_argument(
-        "--device", type=Device, default="auto", help="where to compute; auto takes a GPU if there is one"
-    )
     arguments = parse_arguments(parser, argv)
-    model_path = find_model(arguments.run)
+    model = load(arguments)
 
     import numpy as np
     from tqdm import tqdm
 
-    from image_classifier.tracking.checkpoint import load_model
-    from image_classifier.training.evaluate import compute_probabilities
-
-    device = choose_device(arguments.device)
-    model = load_model(model_path)
-    classifier = model.classifier.to(device)
     num_read, num_unreadable = 0, 0
     bar = tqdm(unit="img", dynamic_ncols=True, disable=not sys.stderr.isatty())
     with bar, _open_output(arguments.output) as file:
@@ -77,7 +68,7 @@ def _predict(argv: Sequence[str] | None) -> int:
                 writer.writerow(["path", "class", "probability", *model.classes])
             num_read += len(images)
             pixels = np.stack(images).transpose(0, 3, 1, 2)
-            probabilities = compute_probabilities(classifier, pixels, views=model.views, device=device)
+            probabilities = model.predict(pixels)
             for name, row in zip(names, probabilities, strict=True):
                 best = row.argmax()
                 writer.writerow([name, model.classes[best], *(f"{value:.6g}" for value in (row[best], *row))])

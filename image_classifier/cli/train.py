@@ -37,9 +37,10 @@ def _train(argv: Sequence[str] | None) -> int:
     with StopRequest() as stop:
         try:
             from image_classifier.cli.progress import TerminalReporter, print_summary
+            from image_classifier.cli.tracking import open_tracker
             from image_classifier.experiment import run
 
-            with closing(TerminalReporter(stop)) as reporter:
+            with closing(TerminalReporter(stop)) as terminal, open_tracker(settings, terminal) as reporter:
                 result = run(settings, reporter=reporter, should_stop=stop.is_set, command=command)
         except Interrupted as interruption:
             print(interruption, file=sys.stderr)

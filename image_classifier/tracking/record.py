@@ -45,6 +45,7 @@ def build_record(
             "dataset_folder": str(settings.dataset_folder),
             "experiments_folder": str(settings.experiments_folder),
             "pretrained_model": settings.pretrained_model and str(settings.pretrained_model),
+            "tracking_uri": settings.tracking_uri,
         },
         "data": data,
         "pretrained": pretrained and {"path": str(pretrained), "digest": compute_file_digest(pretrained)},

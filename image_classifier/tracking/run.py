@@ -136,7 +136,8 @@ def list_run_files(folder: Path) -> list[str]:
     return sorted(
         name.as_posix()
         for name in names
-        if name.parts[0] not in (MANIFEST, *ADDED_LATER) and not name.name.startswith(TEMPORARY_PREFIX)
+        if name.parts[0] not in (MANIFEST, *ADDED_LATER)
+        and not any(part.startswith(TEMPORARY_PREFIX) for part in name.parts)
     )
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 
+from tests.conftest import report_lack
 from tests.crash import Campaign
 
 
@@ -16,3 +22,39 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     campaign = Campaign(tmp_path_factory.mktemp("campaign"), num_workers=len(os.sched_getaffinity(0)))
     yield campaign
     campaign.close()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server on loopback."""
+    program = os.environ.get("IMAGE_CLASSIFIER_MLFLOW")
+    if not program:
+        report_lack("IMAGE_CLASSIFIER_MLFLOW is not set: the program mlflow of an environment with all of MLflow")
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [program, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += [
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    log = folder / "log"
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(log, "wb") as file:
+        process = subprocess.Popen(words, cwd=folder, stdout=file, stderr=file, env=environment, start_new_session=True)
+    try:
+        for _ in range(600):
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):  # noqa: S310
+                    break
+            except OSError:
+                if process.poll() is not None:
+                    pytest.fail(f"the MLflow server ended: {log.read_text()[-2000:]}")
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its workers wait for each other on SIGTERM
+        process.wait(30)

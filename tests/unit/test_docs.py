@@ -29,6 +29,7 @@ TYPES = {
     bool: "true, false",
     str: "text",
     Path: "path",
+    str | None: "text",
     Path | None: "path",
     tuple[float, float, float]: "three numbers",
     tuple[int, ...]: "whole numbers",

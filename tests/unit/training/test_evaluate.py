@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from image_classifier.errors import DataError, ModelError
+from image_classifier.metrics import compute_metrics
 from image_classifier.model.catalog import build_classifier
-from image_classifier.training.evaluate import compute_evaluation, compute_metrics, compute_probabilities
+from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
 
 
 def draw_predictions(

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
+from image_classifier.metrics import NUM_CALIBRATION_BINS, compute_metrics
 from image_classifier.tracking.compare import compare_runs
-from image_classifier.training.evaluate import NUM_CALIBRATION_BINS, compute_metrics
 from image_classifier.visualization import figures
 from image_classifier.visualization.figures import (
     DARK,

@@ -1,0 +1,139 @@
+"""What `evaluate` and `predict` compute with: a run's model, with torch, or a published one, without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from image_classifier.config import Device, ServingPrecision
+from image_classifier.errors import SettingsError
+from image_classifier.serving.published import is_published
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+BATCH_SIZE = 500
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that answers.
+
+    Attributes:
+        path: the model's file, or the folder of a published one.
+        views: of an image that its answers average.
+        data_digest: of the data that it was trained on.
+        predict: uint8 images [N, 3, 32, 32] to float32 probabilities [N, C].
+        evaluate: images and labels int64 [N] to what evaluation.json holds.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    views: str
+    data_digest: str | None
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    evaluate: Callable[[NDArray[np.uint8], NDArray[np.int64]], dict[str, Any]]
+
+
+def add_model_arguments(parser: ArgumentParser) -> None:
+    """Add the argument that names a model, and the options that say how to compute with it."""
+    parser.add_argument("run", type=Path, help="folder of a finished run or of a published model, a model.pth or .onnx")
+    parser.add_argument(
+        "--device", type=Device, default="auto", help="where to compute; auto takes a GPU if there is one"
+    )
+    parser.add_argument("--precision", type=ServingPrecision, default="fp32", help="which of a published model's two")
+    parser.add_argument(
+        "--public_key", type=Path | None, default=None, help="PEM file of the key that a published model is signed by"
+    )
+
+
+def load(arguments: Namespace) -> LoadedModel:
+    """Load the model that the arguments name.
+
+    Raises:
+        ImageClassifierError: there is none, or it was changed, or an option is for the other kind of model.
+    """
+    path: Path = arguments.run
+    return _load_published(path, arguments) if is_published(path) else _load_trained(path, arguments)
+
+
+def _load_published(path: Path, arguments: Namespace) -> LoadedModel:
+    import numpy as np
+
+    from image_classifier.metrics import build_evaluation
+    from image_classifier.serving.predictor import load_predictor
+
+    if arguments.device == "cuda":
+        raise SettingsError("--device cuda: a published model is computed on the processor; choose cpu, or auto")
+    predictor = load_predictor(path, public_key=arguments.public_key, precision=arguments.precision)
+    model = predictor.model
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        starts = range(0, max(len(pixels), 1), BATCH_SIZE)
+        return np.concatenate([predictor.predict(pixels[start : start + BATCH_SIZE]) for start in starts])
+
+    def evaluate(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
+        probabilities = predict(images)
+        single_view = probabilities if model.views == "one" else None
+        return build_evaluation(probabilities, labels, model.classes, views=model.views, single_view=single_view)
+
+    return LoadedModel(path, model.classes, model.views, model.data_digest, predict, evaluate)
+
+
+def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
+    if arguments.precision != "fp32" or arguments.public_key is not None:
+        raise SettingsError(
+            f"--precision and --public_key are for published models, which {path} is not; "
+            "make one with: image_classifier publish RUN"
+        )
+    model_path = find_model(path)
+
+    from image_classifier.tracking.checkpoint import load_model
+    from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
+
+    device = choose_device(arguments.device)
+    model = load_model(model_path)
+    classifier, views = model.classifier.to(device), model.views
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return compute_probabilities(classifier, images, views=views, device=device)
+
+    def evaluate(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
+        return compute_evaluation(classifier, images, labels, model.classes, views=views, device=device)[0]
+
+    return LoadedModel(model_path, model.classes, views, model.run.get("data_digest"), predict, evaluate)
+
+
+def find_model(run: Path) -> Path:
+    """Find the model file of a finished run, or take the path for a model file itself.
+
+    Raises:
+        RunError: the folder is not a finished run.
+    """
+    from image_classifier.tracking.run import MODEL, check_finished
+
+    if run.is_file():
+        return run
+    check_finished(run)
+    return run / MODEL
+
+
+def choose_device(device: Device) -> torch.device:
+    """Choose where to compute.
+
+    Raises:
+        SettingsError: a GPU was asked for and there is none.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise SettingsError("--device cuda: torch sees no GPU here; choose cpu, or auto")
+    return torch.device("cuda" if has_gpu and device != "cpu" else "cpu")

@@ -1,0 +1,39 @@
+"""`image_classifier publish RUN`: a finished run to one ONNX file that is proved to answer as the run does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Publish as the command line says and return the exit status."""
+    return execute(_publish, argv)
+
+
+def _publish(argv: Sequence[str] | None) -> int:
+    parser = build_parser(
+        "publish",
+        "Publish a finished run: RUN/published with one ONNX file whose answers are proved equal to the run's.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--views", action="store_true", help="average the recipe's test views, inside the graph")
+    parser.add_argument("--opset", type=int, default=20, help="version of ONNX's operators, 18 to 23")
+    parser.add_argument(
+        "--license", type=str, default="unknown", help="licence of the weights, such as mit, for the card"
+    )
+    parser.add_argument(
+        "--sign_key", type=str | None, default=None, help="private key to sign with (elliptic curve, PEM), or keyless"
+    )
+    parser.add_argument("--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was published of this run before")
+    options = dict(parse_arguments(parser, argv))
+
+    from image_classifier.publishing.publish import PublishSettings, publish
+
+    folder = publish(options.pop("run"), PublishSettings(**options), say=lambda line: print(line, file=sys.stderr))
+    print(folder)
+    return ExitStatus.DONE

@@ -1,0 +1,167 @@
+"""`image_classifier registry`: versions and aliases of published models, and whether their files are whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
+from image_classifier.cli.table import format_table, make_printable
+from image_classifier.errors import SettingsError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from image_classifier.publishing.registry import Registry
+
+GITHUB_ISSUER = "https://token.actions.githubusercontent.com"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the action that the first word names and return the exit status."""
+    return execute_action("registry", ACTIONS, argv)
+
+
+def _build_parser(action: str, description: str) -> ArgumentParser:
+    parser = build_parser(f"registry {action}", description)
+    parser.add_argument(
+        "--tracking_uri", type=str | None, default=None, help="MLflow server or database; a SQLite file by default"
+    )
+    parser.add_argument(
+        "--experiments_folder", type=Path, default=Path("experiments"), help="folder that the SQLite file lies under"
+    )
+    return parser
+
+
+def _add_key(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--public_key", type=Path | None, default=None, help="PEM file of the key that the model must be signed by"
+    )
+
+
+def _open(arguments: Namespace) -> Registry:
+    from image_classifier.publishing.registry import Registry
+
+    return Registry(arguments.tracking_uri, arguments.experiments_folder)
+
+
+def _add(argv: Sequence[str] | None) -> int:
+    """register a published run as the next version of a model"""
+    parser = _build_parser("add", "Register a published run as the next version of a model; prints NAME/VERSION.")
+    parser.add_argument("run", type=Path, help="folder of a published run, or of the published model in it")
+    parser.add_argument("--name", type=str | None, default=None, help="of the model; the experiment's by default")
+    parser.add_argument("--alias", type=str | None, default=None, help="alias to point to it, such as challenger")
+    _add_key(parser)
+    arguments = parse_arguments(parser, argv)
+
+    from image_classifier.publishing.registry import CHAMPION
+    from image_classifier.serving.published import find_published, read_manifest
+
+    if arguments.alias == CHAMPION:
+        raise SettingsError(f"--alias {CHAMPION} is given by: registry promote NAME/VERSION")
+    folder = find_published(arguments.run)
+    name = arguments.name or read_manifest(folder)["experiment_name"]
+    version = _open(arguments).add(folder, name, alias=arguments.alias, public_key=arguments.public_key)
+    print(f"{version.name}/{version.number}")
+    return ExitStatus.DONE
+
+
+def _list(argv: Sequence[str] | None) -> int:
+    """show models, versions, aliases and their accuracy"""
+    parser = _build_parser("list", "Show models, their versions, aliases, runs and accuracy.")
+    parser.add_argument("--name", type=str | None, default=None, help="show this model alone")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parse_arguments(parser, argv)
+    versions = _open(arguments).list(arguments.name)
+    if arguments.json:
+        rows = [
+            {"name": v.name, "version": v.number, "aliases": v.aliases, **v.tags, "run_id": v.run_id} for v in versions
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        heading = ["model", "version", "aliases", "run", "accuracy"]
+        lines = [
+            [v.name, v.number, ", ".join(v.aliases), v.tags.get("run", ""), _format_accuracy(v.tags)] for v in versions
+        ]
+        print(format_table([heading, *lines], num_left=4) if versions else "no model is registered")
+    return ExitStatus.DONE
+
+
+def _format_accuracy(tags: dict[str, str]) -> str:
+    return f"{100 * float(tags['accuracy']):.2f} %" if "accuracy" in tags else "-"
+
+
+def _promote(argv: Sequence[str] | None) -> int:
+    """point an alias to a version that is not significantly worse than the present one"""
+    parser = _build_parser(
+        "promote",
+        "Point an alias to a version, unless it is significantly worse than the one that the alias points to.",
+    )
+    parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
+    parser.add_argument("--alias", type=str, default="champion", help="the alias to point to it")
+    parser.add_argument("--allow_loss", action="store_true", help="promote it although it is worse, or not comparable")
+    _add_key(parser)
+    arguments = parse_arguments(parser, argv)
+    promotion = _open(arguments).promote(
+        arguments.reference, alias=arguments.alias, allow_loss=arguments.allow_loss, public_key=arguments.public_key
+    )
+    comparison = f"; it was {promotion.former}" if promotion.former else ""
+    if promotion.difference is not None:
+        comparison += f", {100 * promotion.difference:+.2f} points of accuracy (p = {promotion.p_value:.2g})"
+    print(f"{promotion.name}@{promotion.alias} is version {promotion.number}{comparison}")
+    return ExitStatus.DONE
+
+
+def _resolve(argv: Sequence[str] | None) -> int:
+    """print the folder of a version, which is fetched and checked"""
+    parser = _build_parser("resolve", "Print the folder of a version; it is fetched if need be, and checked.")
+    parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
+    _add_key(parser)
+    arguments = parse_arguments(parser, argv)
+    folder, _ = _open(arguments).resolve(arguments.reference, public_key=arguments.public_key)
+    print(folder)
+    return ExitStatus.DONE
+
+
+def _check(argv: Sequence[str] | None) -> int:
+    """check a published model's files against its manifest and its signature"""
+    parser = _build_parser("check", "Check a published model's files against its manifest and its signature.")
+    parser.add_argument("reference", type=str, help="folder of a published run or model, or NAME/VERSION or NAME@ALIAS")
+    _add_key(parser)
+    parser.add_argument(
+        "--identity",
+        type=str | None,
+        default=None,
+        help="who must have signed it keyless, such as a workflow's address",
+    )
+    parser.add_argument("--issuer", type=str, default=GITHUB_ISSUER, help="who vouches for the identity")
+    arguments = parse_arguments(parser, argv)
+
+    from image_classifier.serving.published import (
+        SIGNATURE,
+        check_identity_signature,
+        check_published,
+        find_published,
+    )
+
+    if Path(arguments.reference).exists():
+        folder = find_published(Path(arguments.reference))
+    else:
+        folder, _ = _open(arguments).resolve(arguments.reference)
+    manifest = check_published(folder, arguments.public_key)
+    if arguments.identity is not None:
+        check_identity_signature(folder, arguments.identity, arguments.issuer)
+    signers = [str(signer) for signer in (arguments.public_key, arguments.identity) if signer is not None]
+    if signers:
+        signature = f"signed by {' and '.join(signers)}"
+    elif (folder / SIGNATURE).exists():
+        signature = "signed, by whom was not asked: give --public_key or --identity"
+    else:
+        signature = "not signed"
+    print(f"INTACT\n  {len(manifest['files'])} files are as the manifest has them\n  {make_printable(signature)}")
+    return ExitStatus.DONE
+
+
+ACTIONS = {"add": _add, "list": _list, "promote": _promote, "resolve": _resolve, "check": _check}

@@ -1,0 +1,206 @@
+"""A finished run to a published folder: exported, proved, described, signed, and there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier import __version__
+from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.errors import DataError, RunError
+from image_classifier.metrics import compute_metrics
+from image_classifier.publishing.card import CardFacts, build_card
+from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
+from image_classifier.publishing.parity import BATCH_SIZES, TOLERANCE, check_parity, compute_parity
+from image_classifier.publishing.quantize import NUM_CALIBRATION_IMAGES, compare_precisions, quantize
+from image_classifier.publishing.sbom import build_sbom
+from image_classifier.publishing.signing import build_signer
+from image_classifier.serving.predictor import load_predictor
+from image_classifier.serving.published import (
+    CARD,
+    FORMAT_VERSION,
+    INT8_MODEL,
+    MANIFEST,
+    MODEL,
+    PARITY,
+    PUBLISHED,
+    SBOM,
+    describe_content,
+    serialize_manifest,
+)
+from image_classifier.storage import DISK, Disk, remove_folder, written_beside
+from image_classifier.tracking import run as run_files
+from image_classifier.tracking.checkpoint import load_model
+from image_classifier.training.evaluate import compute_probabilities
+
+
+@dataclass(frozen=True)
+class PublishSettings:
+    """How a run is published.
+
+    Attributes:
+        views: average the views of the recipe inside the graph; else only the image itself is looked at.
+        opset: version of ONNX's operators.
+        license: identifier of the licence of the weights, as Hugging Face spells them.
+        sign_key: PEM file of a private key on an elliptic curve, or `keyless`; None signs nothing.
+        dataset_folder: where the run's data lies, if it moved.
+        overwrite: replace what was published of the run before.
+    """
+
+    views: bool = False
+    opset: int = DEFAULT_OPSET
+    license: str = "unknown"
+    sign_key: str | None = None
+    dataset_folder: Path | None = None
+    overwrite: bool = False
+
+
+_DEFAULTS = PublishSettings()
+
+
+def publish(
+    run: Path, settings: PublishSettings = _DEFAULTS, *, say: Callable[[str], None] = print, disk: Disk = DISK
+) -> Path:
+    """Publish a finished run under its own folder, and return the folder of the published model.
+
+    Args:
+        say: told of each stage.
+
+    Raises:
+        ImageClassifierError: the run is unfinished or was changed, its data is not there, the key is of another kind,
+            the network cannot be exported, or its answers are others; nothing is left of what was begun.
+    """
+    folder = run / PUBLISHED
+    record, manifest = _check_run(run)
+    if folder.exists() and not settings.overwrite:
+        raise RunError(f"{folder} exists already; remove it, or replace it with --overwrite")
+    sign = build_signer(settings.sign_key) if settings.sign_key is not None else None
+    snapshot = _load_data(run, record, settings.dataset_folder)
+    images, labels = snapshot.test
+    model = load_model(run / run_files.MODEL)
+    views = model.views if settings.views else "one"
+    sbom = build_sbom(record, manifest["weights_digest"])
+
+    say("exporting the network")
+    content = export_model(model, views=views, opset=settings.opset)
+    with written_beside(folder, disk) as temporary:
+        files = _Files(temporary, disk)
+        files.write(MODEL, content)
+
+        say(f"comparing its answers with the trainer's: {len(images):,} images, {len(BATCH_SIZES)} sizes of a batch")
+        single_view = compute_probabilities(model.classifier, images)
+        expected = single_view if views == "one" else compute_probabilities(model.classifier, images, views=views)
+        predictor = load_predictor(temporary / MODEL)
+        lines, answers = compute_parity(predictor, images, expected, single_view, views=views)
+        check_parity(lines, len(images))
+
+        say("quantizing it")
+        quantized = quantize(content, snapshot.train[0][:NUM_CALIBRATION_IMAGES])
+        files.write(INT8_MODEL, quantized)
+        predictors = {"fp32": predictor, "int8": load_predictor(temporary / INT8_MODEL)}
+        int8 = compare_precisions(predictors, images, labels)
+        int8 = {"published": int8["verdict"] is None, **int8, "bytes": {"fp32": len(content), "int8": len(quantized)}}
+        if not int8["published"]:
+            files.remove(INT8_MODEL)
+
+        parity: dict[str, Any] = {
+            "format_version": 1,
+            "num_images": len(images),
+            "views": views,
+            "tolerance": TOLERANCE,
+        }
+        parity |= {"fp32": lines, "int8": int8}
+        metrics = {"num_images": len(images), **compute_metrics(answers, labels, model.classes)}
+        card = build_card(
+            CardFacts(
+                record=record,
+                metrics=metrics,
+                parity=parity,
+                license=settings.license,
+                weights_digest=manifest["weights_digest"],
+                views=views,
+                opset=settings.opset,
+            )
+        )
+        files.write_json(PARITY, parity)
+        files.write(CARD, card.encode("utf-8", "backslashreplace"))
+        files.write(SBOM, sbom)
+        described = {
+            "format_version": FORMAT_VERSION,
+            "experiment_name": record["experiment_name"],
+            "run_name": record["run_name"],
+            "classes": record["data"]["classes"],
+            "views": views,
+            "opset": settings.opset,
+            "data_digest": record["data"]["digest"],
+            "code_digest": record["code"]["digest"],
+            "weights_digest": manifest["weights_digest"],
+            "run_manifest_digest": manifest["digest"],
+            "package_version": __version__,
+            "metrics": {name: metrics[name] for name in ("accuracy", "top5_accuracy", "loss", "num_images")},
+            "right": _pack_bits(answers.argmax(axis=1) == labels),
+            "files": files.described,
+        }
+        files.write(MANIFEST, serialize_manifest(described))
+        if sign is not None:
+            say("signing it")
+            sign(temporary)
+        disk.sync(temporary)
+        if folder.exists():
+            remove_folder(folder, disk)
+    return folder
+
+
+class _Files:
+    """The files of a folder that is being written."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self.folder = folder
+        self.described: dict[str, dict[str, Any]] = {}
+        self._disk = disk
+        disk.make_folder(folder)
+
+    def write(self, name: str, content: bytes) -> None:
+        self._disk.write_file(self.folder / name, content)
+        self._disk.sync(self.folder / name)
+        self.described[name] = describe_content(content)
+
+    def remove(self, name: str) -> None:
+        self._disk.remove(self.folder / name)
+        del self.described[name]
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        self.write(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _pack_bits(is_right: NDArray[np.bool_]) -> str:
+    """Pack which test images are classified rightly into hexadecimal digits: two models are compared by them alone."""
+    return np.packbits(is_right).tobytes().hex()
+
+
+def _check_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the record and the manifest of a run of which every file is as it was left."""
+    run_files.check_finished(run)
+    changed = run_files.find_changed_files(run)
+    if changed:
+        raise RunError(f"{run} was changed after the run: {', '.join(changed[:3])} is not what its manifest says")
+    return run_files.read_record(run), run_files.read_manifest(run)
+
+
+def _load_data(run: Path, record: dict[str, Any], dataset_folder: Path | None) -> Snapshot:
+    dataset_folder = dataset_folder or Path(record["execution"]["dataset_folder"])
+    if not dataset_folder.exists():
+        raise DataError(f"the data set of {run} was at {dataset_folder}, where nothing is; give --dataset_folder")
+    snapshot = load_snapshot(dataset_folder)
+    if snapshot.digest != record["data"]["digest"]:
+        raise DataError(
+            f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but {run} is on "
+            f"{record['data']['digest'][:12]}; --dataset_folder says where that lies"
+        )
+    return snapshot

@@ -1,0 +1,1 @@
+"""Serving: a published model checked, loaded and asked, without torch."""

@@ -1,0 +1,155 @@
+"""A published model, loaded with ONNX Runtime: uint8 images in, probabilities out. Never imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.config import ServingPrecision
+from image_classifier.errors import DataError, ModelError
+from image_classifier.extras import load_extra
+from image_classifier.imaging import SIDE
+from image_classifier.serving.published import (
+    FORMAT_VERSION,
+    INT8_MODEL,
+    MANIFEST,
+    MODEL,
+    check_published,
+    one_line,
+    read_file,
+    read_manifest,
+)
+
+INPUT, OUTPUT = "images", "probabilities"
+METADATA_PREFIX = "image_classifier."
+"""Of the keys of an ONNX file's metadata that say what it is."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """What a published model says about itself.
+
+    Attributes:
+        path: the folder, or the ONNX file.
+        version: the registry's, or else the first 12 digits of the ONNX file's sha256.
+        views: views of an image that are averaged inside.
+        data_digest: of the snapshot that it was trained on.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    version: str
+    experiment_name: str
+    run_name: str
+    data_digest: str
+    views: str
+    format_version: int
+
+
+class Predictor:
+    """Answers for one model; safe to be called from several threads.
+
+    Attributes:
+        model: what the model says about itself.
+    """
+
+    def __init__(self, session: Any, model: PublishedModel) -> None:
+        self.model = model
+        self._session = session
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the probability of each class: uint8 [N, 32, 32, 3] RGB to float32 [N, C].
+
+        Raises:
+            DataError: the images have another type or shape.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
+            raise DataError(f"images must be uint8 [N, {SIDE}, {SIDE}, 3], got: {images.dtype} {list(images.shape)}")
+        if not len(images):
+            return np.empty((0, len(self.model.classes)), np.float32)
+        (probabilities,) = self._session.run([OUTPUT], {INPUT: images})
+        return np.asarray(probabilities, np.float32)
+
+
+def load_predictor(
+    path: Path,
+    *,
+    public_key: Path | None = None,
+    num_threads: int = 0,
+    precision: ServingPrecision = "fp32",
+    version: str | None = None,
+) -> Predictor:
+    """Check a published model and load it.
+
+    Args:
+        path: its folder, or an ONNX file; one in a published folder is held against the manifest there.
+        public_key: the key that it must be signed by.
+        num_threads: threads that compute one batch; 0 for all cores.
+        precision: which of the folder's two models.
+        version: what the registry calls it.
+
+    Raises:
+        ModelError: it is missing, changed, not signed by the key, of a later format, or cannot be computed here.
+        SettingsError: the key is of another kind, or ONNX Runtime is not installed.
+    """
+    content = _read_model(path, public_key, precision)
+    runtime = load_extra("onnxruntime", "serve")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = num_threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # A thread that spins while it waits takes the processor from the ones that decode and answer.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of types that the runtime alone knows: a newer opset, an unknown operator, no model
+        raise ModelError(f"{path} cannot be loaded by ONNX Runtime {runtime.__version__}: {one_line(error)}") from error
+    version = version or hashlib.sha256(content).hexdigest()[:12]
+    return Predictor(session, _describe(path, session, version))
+
+
+def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision) -> bytes:
+    folder, name = (path, INT8_MODEL if precision == "int8" else MODEL) if path.is_dir() else (path.parent, path.name)
+    if path.is_dir() or public_key is not None or (folder / MANIFEST).is_file():
+        manifest = check_published(folder, public_key) if path.is_dir() or public_key else read_manifest(folder)
+        if name not in manifest["files"]:
+            raise ModelError(f"{folder} was published without {name}; choose --precision fp32")
+        return read_file(folder, name, manifest)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"there is no published model {path}: {error.strerror}") from error
+
+
+def _describe(path: Path, session: Any, version: str) -> PublishedModel:
+    metadata = {
+        key.removeprefix(METADATA_PREFIX): value
+        for key, value in session.get_modelmeta().custom_metadata_map.items()
+        if key.startswith(METADATA_PREFIX)
+    }
+    try:
+        format_version = int(metadata["format_version"])
+        if format_version > FORMAT_VERSION:
+            raise ModelError(
+                f"{path} has the format {format_version}; this version reads up to {FORMAT_VERSION}: "
+                "install a later one"
+            )
+        return PublishedModel(
+            path=path,
+            classes=tuple(json.loads(metadata["classes"])),
+            version=version,
+            experiment_name=metadata["experiment_name"],
+            run_name=metadata["run_name"],
+            data_digest=metadata["data_digest"],
+            views=metadata["views"],
+            format_version=format_version,
+        )
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{path} is no model that this package published: it has no valid {error}") from error

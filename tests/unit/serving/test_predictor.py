@@ -1,0 +1,101 @@
+"""The predictor: what it answers, what it refuses, and that it stands without torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from image_classifier.errors import DataError, ModelError
+from image_classifier.serving.predictor import METADATA_PREFIX, load_predictor
+from image_classifier.serving.published import MANIFEST, MODEL, serialize_manifest
+from tests.conftest import PROJECT, run_program
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+
+
+def test_it_answers_the_same_for_any_size_of_a_batch(published_run: Path) -> None:
+    predictor = load_predictor(published_run, num_threads=1)
+    whole = predictor.predict(IMAGES)
+    assert whole.shape == (5, 10)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([predictor.predict(IMAGES[i : i + 1]) for i in range(5)]), whole, atol=1e-6
+    )
+    assert predictor.predict(IMAGES[:0]).shape == (0, 10)
+
+
+def test_it_says_what_it_is_a_model_of(published_run: Path) -> None:
+    model = load_predictor(published_run).model
+    manifest = json.loads((published_run / MANIFEST).read_text())
+    assert (model.experiment_name, model.run_name) == ("experiment", "run")
+    assert (model.data_digest, list(model.classes)) == (manifest["data_digest"], manifest["classes"])
+    assert model.version == manifest["files"][MODEL]["sha256"][:12]
+    assert load_predictor(published_run / MODEL, version="7").model.version == "7"
+
+
+@pytest.mark.parametrize(
+    "images",
+    [IMAGES.astype(np.float32), IMAGES[:, :, :, 0], IMAGES.transpose(0, 3, 1, 2)],
+    ids=["type", "grey", "order"],
+)
+def test_images_of_another_type_or_shape_are_refused(published_run: Path, images: NDArray[Any]) -> None:
+    with pytest.raises(DataError, match=r"uint8 \[N, 32, 32, 3\], got"):
+        load_predictor(published_run).predict(images)
+
+
+def test_it_never_imports_torch(published_run: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; import numpy as np;"
+        "from image_classifier.serving.predictor import load_predictor;"
+        f"predictor = load_predictor(Path({str(published_run)!r}));"
+        "print(predictor.predict(np.zeros((1, 32, 32, 3), np.uint8)).shape, 'torch' in sys.modules)"
+    )
+    assert run_program(sys.executable, "-c", program, cwd=PROJECT) == "(1, 10) False\n"
+
+
+def test_a_model_that_is_missing_or_no_model_is_refused(tmp_path: Path, published_run: Path) -> None:
+    with pytest.raises(ModelError, match="no published model"):
+        load_predictor(tmp_path / "nothing.onnx")
+    with pytest.raises(ModelError, match="has no manifest.json"):
+        load_predictor(tmp_path)
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    with pytest.raises(ModelError, match="cannot be loaded by ONNX Runtime"):
+        load_predictor(tmp_path / "noise.onnx")
+    stranger = onnx.load(published_run / MODEL)
+    del stranger.metadata_props[:]
+    onnx.save(stranger, tmp_path / "stranger.onnx")
+    with pytest.raises(ModelError, match="no model that this package published"):
+        load_predictor(tmp_path / "stranger.onnx")
+
+
+def test_a_later_format_is_refused(tmp_path: Path, published_run: Path) -> None:
+    model = onnx.load(published_run / MODEL)
+    for entry in model.metadata_props:
+        if entry.key == f"{METADATA_PREFIX}format_version":
+            entry.value = "2"
+    onnx.save(model, tmp_path / "later.onnx")
+    with pytest.raises(ModelError, match="has the format 2; this version reads up to 1"):
+        load_predictor(tmp_path / "later.onnx")
+    folder = shutil.copytree(published_run, tmp_path / "later")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_bytes(serialize_manifest(manifest | {"format_version": 2}))
+    with pytest.raises(ModelError, match="has the format 2"):
+        load_predictor(folder)
+
+
+def test_an_opset_of_the_future_is_refused_in_one_line(tmp_path: Path, published_run: Path) -> None:
+    model = onnx.load(published_run / MODEL)
+    model.opset_import[0].version = 99
+    (tmp_path / "future.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="cannot be loaded by ONNX Runtime") as caught:
+        load_predictor(tmp_path / "future.onnx")
+    assert "\n" not in str(caught.value)
