@@ -5,15 +5,17 @@ endif
 VENV := .venv
 DATASET_FOLDER := data/cifar_dataset
 EXPERIMENT := quickstart
+MODEL := $(lastword $(sort $(wildcard experiments/$(EXPERIMENT)/*/published)))
+PORT := 8000
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint format type lint-workflows wheel lock benchmark clean
+.PHONY: help venv train test lint format type lint-workflows wheel lock benchmark run example-request open-docs clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # Each stamp is newer than what it was made from, so that a changed lock installs again and an unchanged one costs nothing.
 $(VENV)/.made:
@@ -73,7 +75,20 @@ benchmark: $(VENV)/.develops ## Measure again what the README says, on real CIFA
 	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.crash_campaign
 	python -m benchmarks.container
+	python -m benchmarks.serving --run experiments/$(EXPERIMENT)/run-1
+	python -m benchmarks.soak --run experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.tables
+
+run: $(VENV)/.develops ## Serve MODEL (default: the last published run of quickstart) at PORT; OPTIONS adds options
+	@[ -n "$(MODEL)" ] || { echo 'error: nothing is published yet: image_classifier publish RUN, or MODEL=...' >&2; exit 1; }
+	image_classifier serve "$(MODEL)" --port $(PORT) $(OPTIONS)
+
+example-request: ## Ask the server at PORT what is in an image
+	@curl --fail-with-body --silent --show-error --header 'Content-Type: image/png' --data-binary @docs/example.png \
+		http://127.0.0.1:$(PORT)/predict && echo
+
+open-docs: ## Open the description of the server at PORT in a browser
+	$(PYTHON) -m webbrowser http://127.0.0.1:$(PORT)/docs
 
 clean: ## Remove what was built and cached; keeps .venv, data and experiments
 	rm -rf build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .tox

@@ -2,7 +2,11 @@
 # shellcheck disable=SC2034  # read by those that source this
 # What the image is called and made from; what is set in the environment stays. Source it from the docker folder.
 
-IMAGE_NAME=${IMAGE_NAME:-image-classifier}
+# Which image: what is built from what. The server's name is the other's with -serve behind it.
+case ${target:-train} in
+    serve) IMAGE_FILE=Dockerfile.serve IMAGE_LOCK=requirements-serve.txt IMAGE_NAME=${IMAGE_NAME:-image-classifier}-serve ;;
+    *) IMAGE_FILE=Dockerfile IMAGE_LOCK=requirements-prod.txt IMAGE_NAME=${IMAGE_NAME:-image-classifier} ;;
+esac
 # A tag takes no plus sign, which a local version has.
 IMAGE_VERSION=${IMAGE_VERSION:-$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' ../image_classifier/__init__.py | tr + -)}
 # The locks hold wheels for this platform.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fills an empty folder with what the image is built from: create_build_context.sh FOLDER
+# Fills an empty folder with what an image is built from: create_build_context.sh FOLDER [LOCK]
 # The wheel is built from a copy, so that the project's own build/ and dist/ stay as they are. IMAGE_WHEELS may name a
 # folder with wheels of the locked requirements, as `pip download` leaves them.
 set -euo pipefail
@@ -9,7 +9,7 @@ CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" >/dev/null || python=python3
 
-cp requirements/requirements-prod.txt "$context"
+cp "requirements/${2:-requirements-prod.txt}" "$context"
 mkdir "$context/source" "$context/wheels"
 if [ -n "${IMAGE_WHEELS-}" ]; then cp --recursive --link "$IMAGE_WHEELS/." "$context/wheels"; fi
 

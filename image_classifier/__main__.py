@@ -18,6 +18,7 @@ COMMANDS = {
     "report": "write one page of pictures and facts about a run",
     "publish": "make one ONNX file of a run, proved to answer as the run does",
     "registry": "name versions of published models, promote them, check their files and signatures",
+    "serve": "serve a published model over HTTP",
 }
 
 USAGE = "usage: image_classifier COMMAND [OPTIONS]\n\n{}\n\n`image_classifier COMMAND --help` explains each."

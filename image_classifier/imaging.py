@@ -1,9 +1,10 @@
 """Decode the bytes of an image file to what the network takes: uint8 [32, 32, 3] RGB. Free of torch.
 
-An image is decoded by one of four decoders and no other, after its size in bytes and in pixels was checked. It is
-turned as its EXIF data say, what is transparent becomes white, 16 bits a channel become 8 (the upper ones), and
-colour profiles are left aside. Another size than 32 x 32 is resized as a whole (the sides' ratio is not kept), with
-antialiasing; a plain RGB image of 32 x 32 comes out bit for bit.
+An image is decoded by one of four decoders and no other, after its size in bytes and in pixels was checked; one that
+is animated is refused (a JPEG's further pictures, such as the depth that phones add, are left aside). It is turned as
+its EXIF data say, what is transparent becomes white, 16 bits a channel become 8 (the upper ones), and colour profiles
+are left aside. Another size than 32 x 32 is resized as a whole (the sides' ratio is not kept), with antialiasing; a
+plain RGB image of 32 x 32 comes out bit for bit.
 """
 
 from __future__ import annotations
@@ -45,22 +46,30 @@ def load_image(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: {error}") from error
 
 
-def decode_image(content: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(
+    content: bytes,
+    *,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+) -> NDArray[np.uint8]:
     """Decode the bytes of an image file: uint8 [32, 32, 3] RGB.
 
     Raises:
-        ImageError: no known format, damaged, truncated, or over a limit; the message is the reason.
+        ImageError: none of the formats, animated, damaged, truncated, or over a limit; the message is the reason.
     """
     if not content:
         raise ImageError("there are no bytes of an image")
     if len(content) > max_bytes:
         raise ImageError(f"more than {max_bytes:,} bytes")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{image.width} x {image.height} pixels, but at most {max_pixels:,} are decoded")
+            if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+                raise ImageError("the image is animated; choose one of its frames")
             image.verify()  # a PNG's checksums, which decoding does not look at; leaves the image unusable
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -68,7 +77,7 @@ def decode_image(content: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int 
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"no image in one of the formats {', '.join(FORMATS)}") from error
+        raise ImageError(f"no image in one of the formats {', '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"more than {max_pixels:,} pixels") from error
     except Exception as error:  # decoders raise what they like: struct.error, SyntaxError, zlib.error

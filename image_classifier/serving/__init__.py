@@ -1,1 +1,1 @@
-"""Serving: a published model checked, loaded and asked, without torch."""
+"""A published model over HTTP: loaded and checked, batched, guarded, observed. Never imports torch."""

@@ -96,6 +96,16 @@ def test_the_image_is_built_from_another_folder(project: Path, calls: Path) -> N
     assert_nothing_is_left(project, calls)
 
 
+def test_the_servers_image_is_built_of_its_own_lock(project: Path, calls: Path) -> None:
+    run_program(project / "docker" / "build.sh", "serve", "--pull", cwd=project)
+    (call,) = read_calls(calls)
+    line = " ".join(call["words"])
+    assert f"--file Dockerfile.serve --tag image-classifier-serve:{__version__} --tag" in line
+    assert call["words"][-2] == "--pull" and " serve " not in line
+    assert call["context"] == [f"image_classifier-{__version__}-py3-none-any.whl", "requirements-serve.txt", "wheels"]
+    assert_nothing_is_left(project, calls)
+
+
 def test_what_is_configured_is_used(
     project: Path, calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

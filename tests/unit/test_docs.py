@@ -16,6 +16,7 @@ from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.__main__ import COMMANDS
 from image_classifier.cli.command import ExitStatus
 from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
+from image_classifier.serving.settings import ServerSettings
 from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -43,14 +44,14 @@ def get_section(title: str) -> str:
     return section
 
 
-def build_options_table(settings: type[RunSettings] | type[TrainingSettings]) -> str:
+def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | type[ServerSettings]) -> str:
     """Build the README's table of options from the settings and their docstring."""
     meanings = FLAGS | {entry.arg_name: entry.description or "" for entry in parse(settings.__doc__ or "").params}
     hints: dict[str, Any] = get_type_hints(settings)
     recipe = load_recipe(RECIPES[0]) if settings is TrainingSettings else {}
     lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for field in fields(settings):
-        if field.name in ("recipe", "training"):
+        if field.name in ("recipe", "training") or (settings is ServerSettings and field.name == "model"):
             continue
         hint = hints[field.name]
         takes = ", ".join(get_args(hint)) if get_origin(hint) is Literal else TYPES[hint]
@@ -67,6 +68,11 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings]) ->
 def test_every_option_is_documented_as_it_is(settings: type[RunSettings] | type[TrainingSettings]) -> None:
     table = build_options_table(settings)
     assert table in README, f"the README needs this table:\n{table}"
+
+
+def test_every_option_of_the_server_is_documented_as_it_is() -> None:
+    table = build_options_table(ServerSettings)
+    assert table in (PROJECT / "docs" / "serving.md").read_text(encoding="utf-8"), f"it needs this table:\n{table}"
 
 
 @pytest.mark.parametrize("option", ["recipe", "config", "print_config"])

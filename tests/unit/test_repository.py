@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import PROJECT, require_program, require_real_data
 
-LOCKS = ("build", "cq", "dev", "prod", "publish")
+LOCKS = ("build", "cq", "dev", "prod", "serve", "publish")
 PACKAGE = PROJECT / "image_classifier"
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -61,7 +61,7 @@ def test_a_lock_names_no_address_and_no_path_of_a_machine(name: str) -> None:
     assert not re.findall(r"(?m)^-.*|\w+://\S*|file:\S+|(?<![\w.])/\w+|--(?:extra-)?index-url|--find-links", text)
 
 
-@pytest.mark.parametrize("name", ("build", "cq", "prod", "publish"))
+@pytest.mark.parametrize("name", ("build", "cq", "prod", "publish", "serve"))
 def test_the_developers_lock_holds_the_others(name: str) -> None:
     assert read_lock(name).items() <= read_lock("dev").items()
 
@@ -70,9 +70,12 @@ def test_the_developers_lock_holds_the_others(name: str) -> None:
 def test_a_lock_holds_what_its_source_asks_for(name: str) -> None:
     source = (PROJECT / "requirements" / f"requirements-{name}.in").read_text(encoding="utf-8")
     asked = [line for line in source.splitlines() if line and not line.startswith(("#", "-"))]
-    extras = {"prod": ("parquet", "database"), "publish": ("publish", "tracking")}.get(name, ())
+    extras: tuple[str, ...] = {"prod": ("parquet", "database"), "publish": ("publish", "tracking")}.get(name, ())
     if extras:
         asked += PYPROJECT["project"]["dependencies"]
+    if name == "serve":  # which takes of the base what it needs, and no torch
+        extras = ("serve",)
+        assert "torch" not in read_lock("serve")
     for extra in extras:
         asked += PYPROJECT["project"]["optional-dependencies"][extra]
     lock = read_lock(name)

@@ -1,0 +1,590 @@
+"""This server beside what people would pick instead, with wrk, on one machine in one run; then overload and stopping.
+
+    python -m benchmarks.serving --run EXPERIMENTS/lenet/run --run EXPERIMENTS/fast/run
+
+Each run must be published. Needs wrk. The other servers get environments of their own below the user's cache folder,
+once. Every server must give the same classes on the same images before it is measured. Writes
+benchmarks/results/serving.json and the tables in docs/serving.md that come from it; `--only tables` writes these alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import venv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import PROJECT, load_result, save_result
+from image_classifier.imaging import decode_image
+from image_classifier.serving.predictor import load_predictor
+
+CONNECTIONS = (1, 8, 32, 128)
+NUM_CHECKED = 1000
+KEY = "benchmark"
+DOCUMENT = PROJECT / "docs" / "serving.md"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image_classifier-benchmarks"
+CORES = len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Body:
+    """What is sent for an image."""
+
+    content_type: str
+    build: Callable[[bytes], bytes]
+
+
+def encode_png(pixels: bytes) -> bytes:
+    """Encode 3,072 bytes of pixels as PNG."""
+    return encode(pixels, "PNG")
+
+
+def encode(pixels: bytes, image_format: str) -> bytes:
+    """Encode 3,072 bytes of pixels as an image file."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (32, 32), pixels).save(buffer, image_format, quality=90)
+    return buffer.getvalue()
+
+
+def wrap_form(pixels: bytes) -> bytes:
+    """Wrap a PNG into a form, as a browser does."""
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    return head + encode_png(pixels) + b"\r\n--x--\r\n"
+
+
+def wrap_json(name: str, is_list: bool = False) -> Callable[[bytes], bytes]:
+    """Build what wraps pixels into JSON."""
+
+    def wrap(pixels: bytes) -> bytes:
+        text = base64.b64encode(pixels).decode()
+        return json.dumps({name: [text] if is_list else text}).encode()
+
+    return wrap
+
+
+RAW = Body("application/octet-stream", bytes)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is measured.
+
+    Attributes:
+        requirements: what is installed for it; none for this project's own environment.
+        command: from the paths of interpreter, run and model, and the port, to the words that start it.
+    """
+
+    title: str
+    body: Body
+    path: str
+    requirements: tuple[str, ...]
+    command: Callable[[Path, Path, int], list[str]]
+    with_project: bool = False
+
+
+def build_own_command(python: Path, run: Path, port: int, *options: str) -> list[str]:
+    """Build the words that start this project's server, with keys, limits, metrics and log as shipped."""
+    keys = CACHE / "keys"
+    keys.parent.mkdir(parents=True, exist_ok=True)
+    keys.write_text(f"benchmark:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    words = [str(python), "-m", "image_classifier", "serve", str(run / "published"), "--port", str(port)]
+    return [*words, "--api_keys_file", str(keys), "--drain_s", "0", *options]
+
+
+PEERS = PROJECT / "benchmarks" / "peers"
+RUNTIME = ("onnxruntime==1.31.1", "numpy==2.4.6")
+SERVERS = {
+    "own": Server("this server, 3,072-byte body", RAW, "/predict", (), build_own_command),
+    "mosec": Server(
+        "mosec 0.9.8, batches of 64, wait 2 ms, 3,072-byte body",
+        RAW,
+        "/inference",
+        ("mosec==0.9.8", *RUNTIME),
+        lambda python, run, port: [
+            str(python),
+            str(PEERS / "mosec_server.py"),
+            "--port",
+            str(port),
+            "--timeout",
+            "60000",
+        ],
+    ),
+    "litserve": Server(
+        "LitServe 0.2.19, batches of 32, JSON with base64",
+        Body("application/json", wrap_json("image")),
+        "/predict",
+        ("litserve==0.2.19", *RUNTIME),
+        lambda python, run, port: [str(python), str(PEERS / "litserve_server.py")],
+    ),
+    "fastapi": Server(
+        "FastAPI as tutorials write it: multipart PNG, Pillow, torch in eager mode",
+        Body("multipart/form-data; boundary=x", wrap_form),
+        "/predict",
+        ("fastapi", "uvicorn[standard]", "python-multipart"),
+        lambda python, run, port: [
+            *(str(python), "-m", "uvicorn", "benchmarks.peers.plain_fastapi:app"),
+            *("--port", str(port), "--log-level", "warning"),
+        ],
+        with_project=True,
+    ),
+    "bentoml": Server(
+        "BentoML 1.4.39, adaptive batching of 32, JSON with base64",
+        Body("application/json", wrap_json("images", is_list=True)),
+        "/predict",
+        ("bentoml==1.4.39", *RUNTIME),
+        lambda python, run, port: [
+            *(str(python.with_name("bentoml")), "serve", "bentoml_service:Classifier"),
+            *("--port", str(port), "--working-dir", str(PEERS)),
+        ],
+    ),
+}
+
+
+def make_environment(name: str, server: Server) -> Path:
+    """Make the environment of a server, unless it is there, and return its interpreter."""
+    if not server.requirements:
+        return Path(sys.executable)
+    key = hashlib.sha256(repr((server.requirements, sys.version)).encode()).hexdigest()[:12]
+    folder = CACHE / f"{name}-{key}"
+    python = folder / "bin" / "python"
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *server.requirements], check=True)
+        if server.with_project:  # it is the network's torch that is measured, and there is one of it
+            (site,) = folder.glob("lib/python*/site-packages")
+            own = next(path for path in sys.path if path.endswith("site-packages"))
+            (site / "project.pth").write_text(f"{own}\n{PROJECT}\n")
+        (folder / "done").touch()
+    return python
+
+
+@contextmanager
+def serving(name: str, run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a server until the block ends, in a session of its own; yield its process and port once it answers."""
+    server = SERVERS[name]
+    python = make_environment(name, server)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    words = server.command(python, run, port) + list(options)
+    variables = {"PEER_RUN": run, "PEER_MODEL": run / "published" / "model.onnx", "PEER_PORT": port}
+    environment = os.environ | {key: str(value) for key, value in variables.items()} | {"PEER_THREADS": str(CORES)}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(words, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    ask(name, port, bytes(3072))
+                    break
+                except OSError as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        log.seek(0)
+                        sys.exit(f"{' '.join(words)}\n{log.read().decode()[-3000:]}\n{error}")
+                    time.sleep(0.02)
+            yield process, port
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                pass
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+def ask(name: str, port: int, pixels: bytes) -> str:
+    """Ask a server for the class of an image."""
+    server = SERVERS[name]
+    headers = {"Content-Type": server.body.content_type, "Authorization": f"Bearer {KEY}"}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{server.path}", data=server.body.build(pixels), headers=headers
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        document = json.loads(answer.read())
+    if isinstance(document, list):
+        return str(document[0])
+    return str(document["predictions"][0]["class"] if "predictions" in document else document["class"])
+
+
+def load_images(run: Path) -> list[bytes]:
+    """Load the first test images of the run's data: 3,072 bytes each."""
+    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.tracking.run import read_record
+
+    images, _ = load_snapshot(Path(read_record(run)["execution"]["dataset_folder"])).test
+    pixels = np.ascontiguousarray(np.asarray(images[:NUM_CHECKED]).transpose(0, 2, 3, 1))
+    return [image.tobytes() for image in pixels]
+
+
+def check_classes(name: str, port: int, run: Path, images: Sequence[bytes]) -> int:
+    """Count the images of which a server gives another class than the model; more than a few void the comparison."""
+    predictor = load_predictor(run / "published")
+    shares = predictor.predict(np.frombuffer(b"".join(images), np.uint8).reshape(-1, 32, 32, 3))
+    expected = [predictor.model.classes[best] for best in shares.argmax(axis=1)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda pixels: ask(name, port, pixels), images))
+    return sum(answer != best for answer, best in zip(answers, expected, strict=True))
+
+
+SCRIPT = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "{content_type}"
+wrk.headers["Authorization"] = "Bearer {key}"
+local file = io.open("{body}", "rb")
+wrk.body = file:read("*a")
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format("RESULT %d %d %d %d %d %d %d\\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(95), latency:percentile(99), errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout))
+end
+"""
+
+
+def load_with_wrk(
+    port: int, path: str, body: Body, pixels: bytes, connections: int, seconds: float
+) -> dict[str, float]:
+    """Ask a server as fast as it answers; requests a second that were answered with 200, and percentiles in ms."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "body").write_bytes(body.build(pixels))
+        script = SCRIPT.format(content_type=body.content_type, key=KEY, body=f"{scratch}/body")
+        (Path(scratch) / "post.lua").write_text(script)
+        words = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:g}s"]
+        words += ["--timeout", "30s", "--script", f"{scratch}/post.lua", f"http://127.0.0.1:{port}{path}"]
+        output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", output)
+    assert found is not None, output
+    requests, duration, p50, p95, p99, refused, broken = map(int, found.groups())
+    return {
+        "requests_per_second": round((requests - refused) / (duration / 1e6), 1),
+        "p50_ms": p50 / 1e3,
+        "p95_ms": p95 / 1e3,
+        "p99_ms": p99 / 1e3,
+        "refused": refused,
+        "broken": broken,
+    }
+
+
+def list_processes(leader: int) -> list[int]:
+    """List the processes of a session."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            try:
+                if os.getsid(int(path.name)) == leader:
+                    found.append(int(path.name))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+def measure_processes(leader: int) -> dict[str, float]:
+    """Measure all processes of a session: processor seconds so far, and resident memory, the peak of each added up."""
+    seconds = megabytes = 0.0
+    for pid in list_processes(leader):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        except OSError:
+            continue
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        megabytes += int(peak[1]) / 1024 if peak else 0
+    return {"cpu_seconds": seconds, "memory_mb": round(megabytes, 1)}
+
+
+def measure_server(name: str, run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Measure one server with one network at every number of connections."""
+    server = SERVERS[name]
+    with serving(name, run) as (process, port):
+        differing = check_classes(name, port, run, images)
+        rows = {}
+        for connections in CONNECTIONS:
+            before = measure_processes(process.pid)["cpu_seconds"]
+            row = load_with_wrk(port, server.path, server.body, images[0], connections, seconds)
+            spent = measure_processes(process.pid)["cpu_seconds"] - before
+            row["cpu_seconds_per_1000"] = round(spent / max(1.0, row["requests_per_second"] * seconds) * 1000, 3)
+            rows[str(connections)] = row
+        memory = measure_processes(process.pid)["memory_mb"]
+    return {"title": server.title, "differing_classes": differing, "memory_mb": memory, "connections": rows}
+
+
+def measure_runtime(run: Path, seconds: float) -> dict[str, float]:
+    """Measure ONNX Runtime alone, in process, by batch size, with as many threads as there are cores."""
+    rates = {}
+    for precision in ("fp32", "int8"):
+        if precision == "int8" and not (run / "published" / "model.int8.onnx").exists():
+            continue
+        predictor = load_predictor(run / "published", precision=precision)
+        for size in (1, 8, 16, 32, 64):
+            images = np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
+            predictor.predict(images)
+            began, number = time.perf_counter(), 0
+            while (spent := time.perf_counter() - began) < seconds:
+                predictor.predict(images)
+                number += size
+            rates[f"{precision} batch {size}"] = round(number / spent, 1)
+    return rates
+
+
+def measure_bodies(run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Measure what image files cost beside bare pixels, and decoding alone."""
+    result: dict[str, Any] = {}
+    with serving("own", run) as (_, port):
+        for kind in ("PNG", "JPEG"):
+            body = Body(f"image/{kind.lower()}", lambda pixels, kind=kind: encode(pixels, kind))  # type: ignore[misc]
+            result[kind] = load_with_wrk(port, "/predict", body, images[0], 32, seconds)
+    for kind in ("PNG", "JPEG"):
+        content = encode(images[0], kind)
+        began, number = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < min(1.0, seconds):
+            decode_image(content)
+            number += 1
+        result[kind]["decoded_per_second_on_one_thread"] = round(number / spent, 1)
+    return result
+
+
+def measure_start(run: Path) -> dict[str, float]:
+    """Measure the seconds from the command to the first answer."""
+    began = time.perf_counter()
+    with serving("own", run):
+        return {"seconds": round(time.perf_counter() - began, 3)}
+
+
+def read_rejections(port: int) -> dict[str, float]:
+    """Read the server's counts of what it refused."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read().decode()
+    found = re.findall(r'image_classifier_rejected_total\{reason="([^"]+)"\} ([\d.e+]+)', text)
+    return {reason: float(count) for reason, count in found}
+
+
+def measure_overload(run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Measure a server that gets more than it can do: four times the queue in clients that retry at once."""
+    with serving("own", run, "--max_queue", "128", "--max_images", "64") as (_, port):
+        alone = load_with_wrk(port, "/predict", RAW, images[0], 64, seconds)
+        under = load_with_wrk(port, "/predict", RAW, images[0], 512, seconds)
+        began = time.perf_counter()
+        ask("own", port, images[0])
+        recovered = time.perf_counter() - began
+        after = load_with_wrk(port, "/predict", RAW, images[0], 64, seconds)
+        rejections = read_rejections(port)
+    return {
+        "queue": 128,
+        "clients": 512,
+        "before": alone,
+        "under": under,
+        "first_answer_after_s": round(recovered, 4),
+        "after": after,
+        "rejections": rejections,
+    }
+
+
+class Clients:
+    """Clients that ask again and again, each on its own connection, and count what went wrong."""
+
+    def __init__(self, port: int, pixels: bytes, number: int) -> None:
+        self.answered = self.lost = 0
+        self._lock = threading.Lock()
+        head = f"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 3072\r\n"
+        self._request = head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + pixels
+        self._port = port
+        self.threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(number)]
+        for thread in self.threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        while True:
+            try:
+                connection = socket.create_connection(("127.0.0.1", self._port), timeout=30)
+            except OSError:
+                return  # nobody listens any more
+            with connection:
+                is_open = True
+                while is_open:
+                    try:
+                        connection.sendall(self._request)
+                        answer = connection.recv(65536)
+                    except OSError:
+                        answer = b""
+                    with self._lock:
+                        self.answered += answer.startswith(b"HTTP/1.1 200")
+                        self.lost += not answer.startswith(b"HTTP/1.1 200")
+                    if not answer:
+                        return
+                    is_open = b"connection: close" not in answer
+
+
+def measure_stop(run: Path, images: Sequence[bytes]) -> dict[str, Any]:
+    """Measure SIGTERM under load: what was lost, and how long it took."""
+    with serving("own", run, "--drain_s", "1") as (process, port):
+        clients = Clients(port, images[0], 32)
+        time.sleep(2)
+        began = time.perf_counter()
+        process.terminate()
+        status = process.wait(60)
+        seconds = time.perf_counter() - began
+        for thread in clients.threads:
+            thread.join(30)
+    return {"answered": clients.answered, "lost": clients.lost, "exit_status": status, "seconds": round(seconds, 2)}
+
+
+def measure_hostile_clients(run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Measure what others get while 200 clients leave before their answer, and while 200 send their heads slowly."""
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 3072\r\n"
+    request = head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + images[0]
+    with serving("own", run, "--header_timeout_s", "2") as (_, port):
+        alone = load_with_wrk(port, "/predict", RAW, images[0], 32, seconds)
+        for _ in range(200):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(request)
+        left = load_with_wrk(port, "/predict", RAW, images[0], 32, seconds)
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        for connection in slow:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHo")
+        meanwhile = load_with_wrk(port, "/predict", RAW, images[0], 32, seconds)
+        time.sleep(3)
+        closed = 0
+        for connection in slow:
+            connection.settimeout(5)
+            closed += connection.recv(4096)[:12] in (b"HTTP/1.1 408", b"")
+            connection.close()
+        rejections = read_rejections(port)
+    return {
+        "alone": alone,
+        "after_200_that_left": left,
+        "beside_200_slow_heads": meanwhile,
+        "slow_heads_closed": closed,
+        "rejections": rejections,
+    }
+
+
+def measure_all(runs: Mapping[str, Path], names: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Measure every server with every network, in turn, and then this one under what it should withstand."""
+    result = load_result("serving")
+    load = list(os.getloadavg())  # of others, who would be in every figure
+    result = {"seconds_a_measurement": seconds, "load_average_before": load, "networks": result.get("networks", {})}
+    for network, run in runs.items():
+        images = load_images(run)
+        facts = result["networks"].setdefault(network, {"servers": {}})
+        facts["onnxruntime_alone"] = measure_runtime(run, min(1.0, seconds))
+        for name in names:
+            facts["servers"][name] = row = measure_server(name, run, images, seconds)
+            print(network, name, {key: value["requests_per_second"] for key, value in row["connections"].items()})
+        if "own" in names:
+            facts["bodies"] = measure_bodies(run, images, seconds)
+            facts["start"] = measure_start(run)
+            facts["overload"] = measure_overload(run, images, seconds)
+            facts["stop"] = measure_stop(run, images)
+            facts["clients"] = measure_hostile_clients(run, images, seconds)
+    return result
+
+
+def build_tables(result: Mapping[str, Any]) -> str:
+    """Build the tables of docs/serving.md."""
+    parts = []
+    for network, facts in result["networks"].items():
+        lines = [
+            f"### {network}",
+            "",
+            "| server, its own best way in | requests/s at 1 · 8 · 32 · 128 connections | p99 ms | "
+            "CPU seconds per 1,000 at 32 | memory MB |",
+            "|---|---|---|---|---|",
+        ]
+        for row in facts["servers"].values():
+            rows = row["connections"].values()
+            rates = " · ".join(f"{each['requests_per_second']:,.0f}" for each in rows)
+            tails = " · ".join(f"{each['p99_ms']:.1f}" for each in rows)
+            cpu = row["connections"]["32"]["cpu_seconds_per_1000"]
+            lines.append(f"| {row['title']} | {rates} | {tails} | {cpu:.2f} | {row['memory_mb']:.0f} |")
+        alone = facts["onnxruntime_alone"]
+        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in alone.items())
+        lines += ["", f"ONNX Runtime alone, in process, images/s: {rates}.", ""]
+        if "overload" in facts:
+            lines += [_describe_endurance(facts), ""]
+        parts.append("\n".join(lines))
+    where = f"{result['processor']}, {result['cores']} cores, commit {result['commit'][:12]}"
+    how = f"{result['seconds_a_measurement']:g} s a measurement, load from wrk on the same cores"
+    busy = result.get("load_average_before", [1.0])[0]
+    if busy > 0.5:
+        how += "; the machine had other work meanwhile: only what was measured in the same run may be compared"
+    return "\n".join([*parts, f"Measured by `python -m benchmarks.serving` on {where}; {how}.", ""])
+
+
+def _describe_endurance(facts: Mapping[str, Any]) -> str:
+    overload, stop, clients, bodies = (facts[name] for name in ("overload", "stop", "clients", "bodies"))
+
+    def count(row: Mapping[str, float]) -> str:
+        return f"{row['requests_per_second']:,.0f}"
+
+    decoded = {kind: f"{row['decoded_per_second_on_one_thread']:,.0f}" for kind, row in bodies.items()}
+    return (
+        f"PNG bodies {count(bodies['PNG'])}/s and JPEG {count(bodies['JPEG'])}/s at 32 connections (one "
+        f"thread decodes {decoded['PNG']} and {decoded['JPEG']}). From the command to the first answer "
+        f"{facts['start']['seconds']:.2f} s. "
+        f"Overload, {overload['clients']} clients that retry at once and a queue of {overload['queue']}: "
+        f"{count(overload['under'])} good answers a second (before: {count(overload['before'])}), "
+        f"{overload['under']['refused']:,} refused with 429; the first request after it took "
+        f"{overload['first_answer_after_s'] * 1000:.0f} ms. SIGTERM under the load of 32 clients: {stop['answered']:,} "
+        f"answered, {stop['lost']} lost, exit status {stop['exit_status']}. After 200 clients that left: "
+        f"{count(clients['after_200_that_left'])} requests/s; beside 200 that send their heads slowly: "
+        f"{count(clients['beside_200_slow_heads'])} (alone: {count(clients['alone'])}), and "
+        f"{clients['slow_heads_closed']} of the 200 were cut off."
+    )
+
+
+def write_tables() -> None:
+    """Put the tables into docs/serving.md."""
+    marks = ("<!-- from benchmarks/results/serving.json -->\n", "<!-- end -->\n")
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    DOCUMENT.write_text(before + marks[0] + build_tables(load_result("serving")) + marks[1] + after, encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, save, and write the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, action="append", required=False, default=[], help="a published run")
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--only", nargs="*", choices=[*SERVERS, "tables"], default=list(SERVERS))
+    arguments = parser.parse_args()
+    names = [name for name in arguments.only if name != "tables"]
+    if names:
+        runs = {run.resolve().parent.name: run.resolve() for run in arguments.run}
+        save_result("serving", measure_all(runs, names, arguments.seconds))
+    write_tables()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`image_classifier serve MODEL`: a published model over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from image_classifier.cli.command import build_parser, execute, get_options, parse_arguments
+from image_classifier.errors import SettingsError
+from image_classifier.extras import load_extra
+from image_classifier.serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from image_classifier.serving.server import Resolve
+
+ENVIRONMENT_FILE = ".env"
+MODULES = (
+    "onnxruntime",
+    "orjson",
+    "prometheus_client",
+    "starlette",
+    "uvicorn",
+    "httptools",
+    "uvloop",
+    "jwt",
+    "python_multipart",
+)
+"""Without one of them there is nothing to serve with."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve as the command line says and return the exit status."""
+    return execute(_serve, argv)
+
+
+def _serve(argv: Sequence[str] | None) -> int:
+    load_environment_file(Path(ENVIRONMENT_FILE))
+    parser = build_parser(
+        "serve",
+        "Serve a published model over HTTP. Each option can also come from the environment, as "
+        "IMAGE_CLASSIFIER_<OPTION>, and from a file .env in the current folder.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=str,
+        default=os.environ.get("IMAGE_CLASSIFIER_MODEL", ""),
+        help="published folder, ONNX file, or models:/NAME@ALIAS",
+    )
+    parser.add_class_arguments(ServerSettings, None, skip={"model"})
+    arguments = parse_arguments(parser, argv)
+    settings = ServerSettings(**get_options(arguments, list(ServerSettings.__dataclass_fields__)))
+
+    for module in MODULES:
+        load_extra(module, "serve")
+    from image_classifier.serving.server import serve
+
+    return serve(settings, find_resolver(settings))
+
+
+def load_environment_file(path: Path) -> None:
+    """Add the IMAGE_CLASSIFIER_ settings of a file to the environment, below what stands there.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    if not path.is_file():
+        return
+    try:
+        values = load_extra("dotenv", "serve").dotenv_values(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read {path}: {error}") from error
+    for name, value in values.items():
+        if name.startswith(("IMAGE_CLASSIFIER_", "OTEL_")) and value is not None:
+            os.environ.setdefault(name, value)
+
+
+def find_resolver(settings: ServerSettings) -> Resolve | None:
+    """Find what looks up the model's name, if it is one of the registry's."""
+    if not settings.model.startswith("models:/"):
+        return None
+    return partial(resolve_name, settings.tracking_uri or None, settings.experiments_folder)
+
+
+def resolve_name(tracking_uri: str | None, experiments_folder: Path, name: str) -> tuple[Path, str]:
+    """Resolve models:/NAME@ALIAS to the published folder, fetched and checked, and the version's number.
+
+    Raises:
+        RegistryError: the registry cannot be reached, or has no such version.
+        ModelError: its files are not what was registered.
+    """
+    from image_classifier.publishing.registry import Registry
+
+    folder, version = Registry(tracking_uri, experiments_folder).resolve(name)
+    return folder, version.number

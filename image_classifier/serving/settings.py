@@ -1,0 +1,145 @@
+"""Every setting of the server: frozen, and checked when made."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from image_classifier.errors import SettingsError
+
+LogFormat = Literal["plain", "ecs"]
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What is served, where, to whom, and within which limits.
+
+    Attributes:
+        model: Published folder, ONNX file, or models:/NAME@ALIAS of the registry.
+        tracking_uri: MLflow server or database that models:/ names are looked up in; by default the SQLite file under
+            experiments_folder.
+        experiments_folder: Folder that holds all experiments, and the registry's file.
+        model_name: Name of the model in the Open Inference Protocol; by default the registry's name, or
+            image_classifier.
+        public_key: Key that the model's signature must be made with; without it signatures are not checked.
+        precision: fp32, or the int8 network where one was published.
+        host: Address to listen on; any but a loopback address needs api_keys_file, jwt_issuer or no_auth.
+        port: Port to listen on; 0 takes a free one.
+        workers: Processes that listen on the port together.
+        num_threads: Threads that compute one batch; 0 for all cores, divided among the workers.
+        max_batch: Images that are computed at once, at most.
+        max_queue: Images that may wait; one more is refused with 429.
+        timeout_s: Seconds from a request's acceptance to its answer; later it is given up with 503.
+        max_body_bytes: Bytes of a request's body.
+        max_pixels: Pixels of an image file, width times height.
+        max_images: Images in one request.
+        max_connections: Open connections of one process; one more is refused with 503.
+        header_timeout_s: Seconds that a client may take to send the head of a request.
+        body_timeout_s: Seconds that a client may take to send the body.
+        keep_alive_s: Seconds that a connection may idle between two requests.
+        drain_s: Seconds after SIGTERM in which the server says not ready and still takes requests.
+        grace_s: Seconds after that in which accepted requests are finished.
+        cache_size: Answers that are kept for images that come again; 0 for none.
+        reload_every_s: Seconds between two looks at whether the alias moved; 0 for never. SIGHUP looks at once.
+        api_keys_file: File with a line NAME:SHA256 for each key that is accepted.
+        jwt_issuer: Issuer (iss) of the JSON web tokens that are accepted.
+        jwt_audience: Audience (aud) that such a token must name.
+        jwt_jwks: File or https address of the issuer's public keys (JWKS).
+        no_auth: Answer everybody, on any address.
+        root_path: Path under which a proxy in front shows the server.
+        trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are believed.
+        log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
+        log_lines_per_s: Lines about requests in a second, at most; the next line says how many were left out.
+        traces: Send OpenTelemetry traces to where the OTEL_EXPORTER_OTLP_ variables say.
+    """
+
+    model: str
+    tracking_uri: str = ""
+    experiments_folder: Path = Path("experiments")
+    model_name: str = ""
+    public_key: Path | None = None
+    precision: Precision = "fp32"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    num_threads: int = 0
+    max_batch: int = 32
+    max_queue: int = 1024
+    timeout_s: float = 5.0
+    max_body_bytes: int = 16 * 2**20
+    max_pixels: int = 25_000_000
+    max_images: int = 64
+    max_connections: int = 960
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    keep_alive_s: int = 75
+    drain_s: float = 1.0
+    grace_s: float = 30.0
+    cache_size: int = 0
+    reload_every_s: float = 30.0
+    api_keys_file: Path | None = None
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_jwks: str = ""
+    no_auth: bool = False
+    root_path: str = ""
+    trusted_proxies: str = ""
+    log_format: LogFormat = "plain"
+    log_lines_per_s: int = 20
+    traces: bool = False
+
+    def __post_init__(self) -> None:
+        self._check("model", bool(self.model), "a published folder, an ONNX file, or models:/NAME@ALIAS")
+        for name, kind in (("precision", Precision), ("log_format", LogFormat)):
+            self._check(name, getattr(self, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
+        self._check("port", 0 <= self.port <= 65535, "a whole number from 0 to 65535")
+        for name in ("workers", "max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_images"):
+            self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
+        for name in ("max_connections", "keep_alive_s"):
+            self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
+        for name in ("num_threads", "cache_size", "log_lines_per_s"):
+            self._check(name, getattr(self, name) >= 0, "a whole number of 0 or more")
+        for name in ("timeout_s", "header_timeout_s", "body_timeout_s"):
+            self._check(name, 0 < getattr(self, name) < float("inf"), "a number above 0")
+        for name in ("drain_s", "grace_s", "reload_every_s"):
+            self._check(name, 0 <= getattr(self, name) < float("inf"), "a number of 0 or more")
+        self._check("max_images", self.max_images <= self.max_queue, "no more than --max_queue")
+        is_path = self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/"))
+        self._check("root_path", is_path, "a path such as /classifier, without a slash at the end")
+        jwt = (self.jwt_issuer, self.jwt_audience, self.jwt_jwks)
+        if any(jwt) and not all(jwt):
+            raise SettingsError("--jwt_issuer, --jwt_audience and --jwt_jwks are needed together; give all three")
+        if self.no_auth and (self.api_keys_file or any(jwt)):
+            raise SettingsError("--no_auth contradicts --api_keys_file and --jwt_issuer; leave one of them out")
+        if not (self.no_auth or self.has_auth or self.is_local):
+            raise SettingsError(
+                f"--host {self.host} can be reached from other machines: give --api_keys_file, or --jwt_issuer with "
+                "--jwt_audience and --jwt_jwks, or say --no_auth"
+            )
+
+    def _check(self, name: str, is_good: bool, takes: str) -> None:
+        if not is_good:
+            raise SettingsError(f"--{name} takes {takes}, got: {getattr(self, name)!r}")
+
+    @property
+    def has_auth(self) -> bool:
+        """Whether callers must say who they are."""
+        return self.api_keys_file is not None or bool(self.jwt_issuer)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def count_threads(self) -> int:
+        """Count the threads that compute one batch in each worker."""
+        return self.num_threads or max(1, len(os.sched_getaffinity(0)) // self.workers)

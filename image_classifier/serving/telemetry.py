@@ -1,0 +1,210 @@
+"""What is seen of the server from outside: Prometheus metrics, and a line a request."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+    multiprocess,
+)
+
+from image_classifier.serving.batching import Observer, Ticket
+from image_classifier.serving.predictor import PublishedModel
+from image_classifier.serving.settings import LogFormat
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+"""Where the workers of one server keep their counts together; set before prometheus_client is imported."""
+
+HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+"""OpenTelemetry's for `http.server.request.duration`."""
+
+FINE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
+
+
+class Metrics(Observer):
+    """Every metric of the server; those of a batch are noted when it is done."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        prefix = "image_classifier"
+        self.requests = Histogram(
+            "http_server_request_duration_seconds",
+            "Duration of HTTP requests, from the head to the answer",
+            ("http_request_method", "http_route", "http_response_status_code"),
+            buckets=HTTP_BUCKETS,
+            registry=registry,
+        )
+        self.inference = Histogram(
+            f"{prefix}_inference_duration_seconds", "Computing of a batch", buckets=FINE_BUCKETS, registry=registry
+        )
+        self.queue_wait = Histogram(
+            f"{prefix}_queue_wait_seconds",
+            "Wait of an image from its acceptance to its batch, decoding included",
+            buckets=FINE_BUCKETS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            f"{prefix}_batch_size",
+            "Images of a batch",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )
+        self.pending = Gauge(
+            f"{prefix}_pending_images",
+            "Images that wait or are being computed",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.connections = Gauge(
+            f"{prefix}_open_connections", "Open connections", registry=registry, multiprocess_mode="livesum"
+        )
+        self.rejected = Counter(
+            f"{prefix}_rejected",
+            "Requests and images that got no prediction, by reason",
+            ("reason",),
+            registry=registry,
+        )
+        self.cache = Counter(f"{prefix}_cache_lookups", "Look-ups in the cache", ("result",), registry=registry)
+        self.predicted = Counter(f"{prefix}_predictions", "Predicted images, by class", ("class",), registry=registry)
+        self.confidence = Histogram(
+            f"{prefix}_confidence",
+            "Probability of the predicted class",
+            buckets=CONFIDENCE_BUCKETS,
+            registry=registry,
+        )
+        self.reloads = Counter(f"{prefix}_reloads", "Attempts to load another version", ("result",), registry=registry)
+        self.model = Gauge(
+            f"{prefix}_model_info",
+            "The model that is served, as labels",
+            ("name", "version", "experiment_name", "run_name", "data_digest"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        for reason in ("queue-full", "deadline", "client_left"):
+            self.rejected.labels(reason)
+        for result in ("hit", "miss"):
+            self.cache.labels(result)
+        for result in ("done", "failed"):
+            self.reloads.labels(result)
+        if not os.environ.get(MULTIPROCESS):  # of one process among several they would say nothing
+            ProcessCollector(registry=registry)
+            PlatformCollector(registry=registry)
+        self.observe_request = cache(self._get_observer)
+
+    def _get_observer(self, method: str, route: str, status: int) -> Callable[[float], None]:
+        return self.requests.labels(method if method in METHODS else "_OTHER", route, str(status)).observe
+
+    def show_model(self, name: str, model: PublishedModel) -> None:
+        """Say which model is served from now on."""
+        self.model.clear()
+        self.model.labels(name, model.version, model.experiment_name, model.run_name, model.data_digest).set(1)
+
+    def on_batch(self, tickets: Sequence[Ticket], seconds: float) -> None:
+        self.inference.observe(seconds)
+        self.batch_size.observe(len(tickets))
+        observe = self.queue_wait.observe
+        for ticket in tickets:
+            observe(ticket.taken_at - ticket.submitted_at)
+        self.count_predictions(tickets)
+
+    def count_predictions(self, tickets: Sequence[Ticket]) -> None:
+        """Count what was predicted, also where it was kept from an earlier request."""
+        classes = tickets[0].classifier.model.classes
+        observe = self.confidence.observe
+        counts: dict[int, int] = {}
+        for ticket in tickets:
+            best = ticket.order[0]
+            observe(ticket.row[best])
+            counts[best] = counts.get(best, 0) + 1
+        for index, count in counts.items():
+            self.predicted.labels(classes[index]).inc(count)
+
+    def count_refusal(self, kind: str) -> None:
+        """Count a request that was refused for want of room or time; a deadline is counted with its image."""
+        if kind == "queue-full":
+            self.rejected.labels(kind).inc()
+
+    def on_drop(self, ticket: Ticket, reason: str) -> None:
+        self.rejected.labels(reason).inc()
+
+    def render(self) -> bytes:
+        """Render all metrics, of all workers, in Prometheus's text format."""
+        if not os.environ.get(MULTIPROCESS):
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+class RequestLog:
+    """Writes a line a request, up to so many in a second; the next line says how many were left out.
+
+    Errors of this package are always written. Nothing of a request's body ever is.
+    """
+
+    def __init__(self, lines_per_s: int) -> None:
+        self._lines_per_s = lines_per_s
+        self._second = 0
+        self._written = 0
+        self._left_out = 0
+        self._logger = logging.getLogger("image_classifier.serving.request")
+
+    def has_room(self) -> bool:
+        """Say whether a line may be written now, and count it."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._written = second, 0
+        if self._written < self._lines_per_s:
+            self._written += 1
+            return True
+        self._left_out += 1
+        return False
+
+    def write(self, method: str, path: str, status: int, seconds: float, **fields: Any) -> None:
+        """Write the line of a request, for which `has_room` has said yes."""
+        extra: dict[str, Any] = {
+            "http.request.method": method,
+            "url.path": path[:256],
+            "http.response.status_code": status,
+            "event.duration": round(seconds * 1e9),
+            **{name.replace("__", "."): value for name, value in fields.items() if value},
+        }
+        left_out = ""
+        if self._left_out:
+            extra["labels.lines_left_out"] = self._left_out
+            left_out = f" ({self._left_out} lines left out before)"
+            self._left_out = 0
+        printable = path[:256].encode("unicode_escape").decode()
+        self._logger.info("%s %s %d %.1f ms%s", method, printable, status, seconds * 1e3, left_out, extra=extra)
+
+
+def configure_logging(log_format: LogFormat) -> None:
+    """Send all logs to stderr, as lines for people or as JSON in the Elastic Common Schema."""
+    formatter: logging.Formatter
+    if log_format == "ecs":
+        import ecs_logging
+
+        formatter = ecs_logging.StdlibFormatter(extra={"service": {"name": "image_classifier"}})
+    else:
+        formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(os.environ.get("IMAGE_CLASSIFIER_LOG_LEVEL", "INFO").upper())
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Installs what the server runs on, from the lock, into the environment whose python is first on the PATH.
+# Run it or source it, from any folder: the subshell keeps the caller's shell where and as it was.
+(
+    CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")" &&
+        python -m pip install --require-hashes --requirement requirements-serve.txt
+)

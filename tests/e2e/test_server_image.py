@@ -1,0 +1,127 @@
+"""The server's image, built and run for real: by any user, read-only, without rights, and stopped under load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import numpy as np
+import pytest
+
+from image_classifier.data.snapshot import load_snapshot
+from image_classifier.serving.predictor import load_predictor
+from image_classifier.tracking.checkpoint import load_model
+from image_classifier.training.evaluate import compute_probabilities
+from tests.conftest import run_program
+from tests.e2e.conftest import IMAGE_NAME, build_docker_words
+from tests.integration.test_server import Clients
+from tests.serving import PIXELS, Running, draw_images, encode, find_port, wait_until_ready
+
+pytestmark = pytest.mark.timeout(1200)  # the first test that asks for the image waits until it is built
+
+MAX_BYTES = 450e6
+
+
+@pytest.fixture(scope="module")
+def server_image(docker: str, project_copy: Path) -> str:
+    """The image that docker/build.sh serve makes of the project's copy."""
+    words = (project_copy / "docker" / "build.sh", "serve")
+    run_program(*words, cwd=project_copy, timeout_s=1000, PYTHON=sys.executable, IMAGE_NAME=IMAGE_NAME)
+    return f"{IMAGE_NAME}-serve:latest"
+
+
+@pytest.fixture
+def server(docker: str, server_image: str, published_run: Path, tmp_path: Path) -> Iterator[Running]:
+    """A container that serves a published run, with no more than it needs."""
+    port, name = find_port(), f"image-classifier-{uuid.uuid4().hex}"
+    settings = {"PORT": str(port), "NO_AUTH": "true", "DRAIN_S": "0.5"}
+    options = ["--name", name, "--publish", f"127.0.0.1:{port}:{port}"]
+    for variable, value in settings.items():
+        options += ["--env", f"IMAGE_CLASSIFIER_{variable}={value}"]
+    for path in published_run.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    words = build_docker_words(docker, f"{published_run}:/model:ro", options=tuple(options), user="54321:54321")
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen([*words, server_image], stdout=log, stderr=log)
+    running = Running(process, f"http://127.0.0.1:{port}", port, tmp_path / "log")
+    try:
+        wait_until_ready(running, timeout_s=120)
+        yield running
+    finally:
+        if process.poll() is None:
+            subprocess.run([docker, "stop", "--time", "30", name], capture_output=True, timeout=120)
+            process.wait(60)
+
+
+def inspect(docker: str, image: str) -> dict[str, Any]:
+    """Read what an image says about itself."""
+    (facts,) = json.loads(run_program(docker, "inspect", image, cwd=Path("/")))
+    return dict(facts)
+
+
+def test_the_image_is_small_and_nobody_is_root(docker: str, server_image: str) -> None:
+    facts = inspect(docker, server_image)
+    assert facts["Size"] < MAX_BYTES
+    assert int(facts["Config"]["User"].partition(":")[0]) > 0
+    assert not facts["Config"].get("Entrypoint")
+    check = facts["Config"].get("Healthcheck") or facts["Healthcheck"]  # Podman has it at another place than Docker
+    assert "/health/ready" in " ".join(check["Test"])
+
+
+def test_there_is_no_torch_in_it_and_nothing_of_the_building(docker: str, server_image: str, tmp_path: Path) -> None:
+    leftovers = r"\( -name torch -o -name 'image_classifier*.whl' -o -path '/venv/*/pip' \)"
+    script = f"(find / -xdev {leftovers}; command -v gcc) 2>/dev/null; true"
+    assert run_program(*build_docker_words(docker), server_image, "sh", "-c", script, cwd=tmp_path) == ""
+
+
+def test_it_answers_as_the_model_does_and_refuses_rubbish(server: Running, published_run: Path) -> None:
+    predictor = load_predictor(published_run)
+    images = draw_images(32)
+    expected = [predictor.model.classes[best] for best in predictor.predict(images).argmax(axis=1)]
+    answers = [httpx.post(f"{server.url}/predict", content=image.tobytes(), headers=PIXELS) for image in images]
+    assert [answer.json()["predictions"][0]["class"] for answer in answers] == expected
+    answer = httpx.post(f"{server.url}/predict", content=encode(images[0]), headers={"content-type": "image/png"})
+    assert answer.json()["predictions"][0]["class"] == expected[0]
+    for body, kind, status in ((b"x", "image/png", 422), (b"[" * 10_000, "application/json", 400), (b"x", "a/b", 415)):
+        answer = httpx.post(f"{server.url}/predict", content=body, headers={"content-type": kind})
+        assert answer.status_code == status
+    assert httpx.get(f"{server.url}/health/live").status_code == 200
+    assert json.loads(server.log.read_text().splitlines()[-1])["ecs.version"]
+
+
+def test_it_classifies_as_the_run_did(server: Running, published_run: Path, sample_dataset: Path) -> None:
+    images, _ = load_snapshot(sample_dataset).test
+    model = load_model(published_run.parent / "model.pth")
+    expected = compute_probabilities(model.classifier, np.asarray(images), views="one")
+    pixels = np.ascontiguousarray(np.asarray(images).transpose(0, 2, 3, 1))
+    for index in range(0, len(pixels), 32):
+        body = pixels[index : index + 32].tobytes()
+        predictions = httpx.post(f"{server.url}/predict", content=body, headers=PIXELS).json()["predictions"]
+        names = [model.classes[best] for best in expected[index : index + 32].argmax(axis=1)]
+        assert [prediction["class"] for prediction in predictions] == names
+
+
+def test_docker_stop_loses_nothing(docker: str, server: Running) -> None:
+    clients = Clients(server, 8)
+    time.sleep(1)
+    words = [str(word) for word in cast("list[str]", server.process.args)]
+    run_program(docker, "stop", "--time", "30", words[words.index("--name") + 1], cwd=Path("/"))
+    assert server.process.wait(60) == 0
+    clients.join()
+    assert clients.lost == [] and set(clients.answered) == {200}
+
+
+def test_without_a_word_about_who_may_ask_it_does_not_listen(
+    docker: str, server_image: str, published_run: Path
+) -> None:
+    words = build_docker_words(docker, f"{published_run}:/model:ro")
+    result = subprocess.run([*words, server_image], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert "--no_auth" in result.stderr

@@ -1,0 +1,226 @@
+"""A server process, real sockets to talk to it, and images that are none: what the tests of serving share."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from tests.conftest import PROJECT
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PIXELS = {"content-type": "application/octet-stream"}
+
+
+def write_model(path: Path, *, seed: int = 0, classes: Sequence[str] = CLASSES, width: int = 0) -> Path:
+    """Write an ONNX file as `publish` does, of a network with random weights.
+
+    Args:
+        width: channels of a convolution in front, which makes it slow; 0 for a linear network that takes no time.
+    """
+    generator = np.random.default_rng(seed)
+
+    def draw(name: str, *shape: int) -> Any:
+        weights = generator.normal(0, float(np.prod(shape[:-1])) ** -0.5, shape).astype(np.float32)
+        return numpy_helper.from_array(weights, name)
+
+    scale = numpy_helper.from_array(np.array(1 / 64, np.float32), "scale")
+    nodes = [helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("Mul", ["float", "scale"], ["scaled"]))
+    weights = [scale]
+    last = "scaled"
+    if width:
+        weights += [draw("kernel", width, 3, 3, 3), draw("kernel2", width, width, 3, 3)]
+        nodes.append(helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]))
+        nodes.append(helper.make_node("Conv", ["planes", "kernel"], ["first"], pads=[1] * 4))
+        nodes.append(helper.make_node("Conv", ["first", "kernel2"], ["second"], pads=[1] * 4))
+        nodes.append(helper.make_node("AveragePool", ["second"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]))
+        last = "pooled"
+    nodes.append(helper.make_node("Flatten", [last], ["flat"]))
+    weights.append(draw("matrix", width * 16 if width else 3072, len(classes)))
+    nodes.append(helper.make_node("MatMul", ["flat", "matrix"], ["logits"]))
+    nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 32, 32, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(classes)])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    facts = {"classes": json.dumps(list(classes)), "experiment_name": "tests", "run_name": f"seed-{seed}"}
+    facts |= {"data_digest": "0" * 64, "views": "one", "format_version": "1"}
+    for name, value in facts.items():
+        model.metadata_props.add(key=f"image_classifier.{name}", value=value)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def draw_images(number: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Draw images: uint8 [N, 32, 32, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
+
+
+def encode(pixels: NDArray[np.uint8], image_format: str = "PNG", **options: Any) -> bytes:
+    """Encode an image."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+@dataclass
+class Running:
+    """A server process that is ready.
+
+    Attributes:
+        log: its stderr, in a file.
+    """
+
+    process: subprocess.Popen[bytes]
+    url: str
+    port: int
+    log: Path
+
+    def connect(self, timeout_s: float = 10) -> socket.socket:
+        """Open a connection of our own, to send what no client would."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
+
+    def read_metric(self, name: str, **labels: str) -> float:
+        """Read a metric: the sum over all label sets that have these labels."""
+        text = httpx.get(f"{self.url}/metrics").text
+        values = re.findall(rf"^{name}(\{{[^}}]*\}})? ([\d.e+-]+)$", text, flags=re.MULTILINE)
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(value) for found, value in values if all(each in found for each in wanted))
+
+    def measure_memory(self) -> float:
+        """Measure the resident memory, in MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+
+    def stop(self, timeout_s: float = 60) -> int:
+        """Send SIGTERM and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+def find_port() -> int:
+    """Find a port that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def serving(model: Path | str, log: Path, *options: str | Path, timeout_s: float = 60) -> Iterator[Running]:
+    """Serve a model in a process of its own until the block ends; fail unless it becomes ready and ends well."""
+    port = find_port()
+    words = [sys.executable, "-m", "image_classifier", "serve", model, "--port", port, "--num_threads", 1]
+    words += ["--drain_s", "0", *options]
+    with open(log, "wb") as file:
+        process = subprocess.Popen([str(word) for word in words], cwd=PROJECT, stdout=file, stderr=file)
+    server = Running(process, f"http://127.0.0.1:{port}", port, log)
+    try:
+        wait_until_ready(server, timeout_s)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def wait_until_ready(server: Running, timeout_s: float = 60) -> None:
+    """Wait until a server says that it is ready."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the server ended: {server.log.read_text()}")
+        try:
+            if httpx.get(f"{server.url}/health/ready", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError(f"the server is not ready: {server.log.read_text()}")
+
+
+class Answer(NamedTuple):
+    """One HTTP answer; of status 0 where none came before the end of the connection."""
+
+    status: int
+    body: bytes
+    is_last: bool
+
+
+def read_answer(connection: socket.socket) -> Answer:
+    """Read one HTTP answer off a connection."""
+    content = b""
+    while b"\r\n\r\n" not in content:
+        part = connection.recv(65536)
+        if not part:
+            return Answer(0, content, True)
+        content += part
+    head, _, body = content.partition(b"\r\n\r\n")
+    lengths = re.findall(rb"(?i)content-length: (\d+)", head)
+    while lengths and len(body) < int(lengths[0]):
+        part = connection.recv(65536)
+        if not part:
+            return Answer(0, body, True)
+        body += part
+    return Answer(int(head.split()[1]), body, b"connection: close" in head.lower())
+
+
+def build_request(body: bytes, content_type: str = PIXELS["content-type"], path: str = "/predict") -> bytes:
+    """Build the bytes of a POST."""
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"\r\n" + body
+
+
+def build_png_of(width: int, height: int) -> bytes:
+    """Build a small PNG that claims to be, and decodes to, a large one-bit image."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = zlib.compress(bytes((width + 7) // 8 + 1) * height, 9)
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def build_zip() -> bytes:
+    """Build a zip file with an image in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("image.png", encode(draw_images(1)[0]))
+    return buffer.getvalue()
+
+
+def build_animation(image_format: str) -> bytes:
+    """Build an animation of two frames."""
+    first, second = (Image.fromarray(image) for image in draw_images(2))
+    buffer = io.BytesIO()
+    first.save(buffer, image_format, save_all=True, append_images=[second], duration=100)
+    return buffer.getvalue()

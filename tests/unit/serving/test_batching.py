@@ -1,0 +1,250 @@
+"""Batching: what waits is taken together, nobody gets another's answer, and nothing is computed for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from image_classifier.errors import ImageError
+from image_classifier.serving.batching import (
+    Batcher,
+    DeadlineError,
+    InferenceError,
+    Observer,
+    QueueFullError,
+    Ticket,
+)
+from image_classifier.serving.predictor import PublishedModel
+from tests.serving import draw_images, encode
+
+MODEL = PublishedModel(
+    path=Path("model.onnx"),
+    classes=("a", "b", "c"),
+    version="1",
+    experiment_name="e",
+    run_name="r",
+    data_digest="0",
+    views="one",
+    format_version=1,
+)
+
+
+class Gated:
+    """Answers with the first three pixels of an image, when it is let; keeps the size of each batch."""
+
+    def __init__(self, *, is_open: bool = True) -> None:
+        self.model = MODEL
+        self.sizes: list[int] = []
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        if is_open:
+            self.gate.set()
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.sizes.append(len(images))
+        self.entered.set()
+        assert self.gate.wait(20)
+        return images[:, 0, 0, :].astype(np.float32)
+
+
+class Broken(Gated):
+    """Fails as a library does that has lost its mind."""
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise RuntimeError("out of order")
+
+
+class Dropped(Observer):
+    """Keeps why images were dropped."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def on_drop(self, ticket: Ticket, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+def build(
+    classifier: Gated, *, max_batch: int = 4, max_queue: int = 100, timeout_s: float = 20, **others: Any
+) -> Batcher:
+    batcher = Batcher(classifier, max_batch=max_batch, max_queue=max_queue, timeout_s=timeout_s, **others)
+    batcher.start()
+    return batcher
+
+
+def build_tickets(images: NDArray[np.uint8]) -> list[Ticket]:
+    return [Ticket(image.tobytes()) for image in images]
+
+
+async def wait_for(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, 20)
+
+
+def test_what_waits_is_taken_together_and_no_batch_is_too_large() -> None:
+    async def work() -> None:
+        classifier = Gated(is_open=False)
+        batcher = build(classifier)
+        first = batcher.submit(build_tickets(draw_images(1))[0])
+        await wait_for(classifier.entered)
+        others = [batcher.submit(ticket) for ticket in build_tickets(draw_images(10))]
+        assert batcher.num_pending == 11
+        classifier.gate.set()
+        await asyncio.gather(first, *others)
+        assert classifier.sizes == [1, 4, 4, 2]
+        assert batcher.num_pending == 0
+        batcher.stop()
+
+    run(work)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.booleans())
+def test_everybody_gets_his_own_answer(sizes: Sequence[int], is_encoded: bool) -> None:
+    async def work() -> None:
+        batcher = build(Gated(), num_decoders=2)
+
+        async def ask(seed: int, size: int) -> None:
+            images = draw_images(size, seed)
+            contents = [encode(image) if is_encoded else image.tobytes() for image in images]
+            tickets = [Ticket(None, each, ("PNG",)) if is_encoded else Ticket(each) for each in contents]
+            for image, future in zip(images, [batcher.submit(ticket) for ticket in tickets], strict=True):
+                ticket = await future
+                assert ticket.row == image[0, 0].tolist()
+                assert [ticket.row[index] for index in ticket.order] == sorted(ticket.row, reverse=True)
+
+        await asyncio.gather(*(ask(seed, size) for seed, size in enumerate(sizes)))
+        batcher.stop()
+
+    run(work)
+
+
+def test_a_full_queue_has_no_room() -> None:
+    async def work() -> None:
+        classifier = Gated(is_open=False)
+        batcher = build(classifier, max_queue=3)
+        futures = [batcher.submit(ticket) for ticket in build_tickets(draw_images(3))]
+        with pytest.raises(QueueFullError):
+            batcher.check_room(1)
+        classifier.gate.set()
+        await asyncio.gather(*futures)
+        batcher.check_room(3)
+        batcher.stop()
+
+    run(work)
+
+
+def test_what_waits_too_long_is_given_up_though_the_thread_is_busy() -> None:
+    async def work() -> None:
+        dropped = Dropped()
+        classifier = Gated(is_open=False)
+        batcher = build(classifier, timeout_s=0.1, observer=dropped)
+        first, second = [batcher.submit(ticket) for ticket in build_tickets(draw_images(2))]
+        await wait_for(classifier.entered)
+        with pytest.raises(DeadlineError):
+            await second
+        with pytest.raises(DeadlineError):
+            await first
+        classifier.gate.set()
+        while batcher.num_pending:
+            await asyncio.sleep(0.01)
+        assert sum(classifier.sizes) in (1, 2) and dropped.reasons == ["deadline"] * 2
+        batcher.stop()
+
+    run(work)
+
+
+def test_what_nobody_waits_for_is_not_computed() -> None:
+    async def work() -> None:
+        dropped = Dropped()
+        classifier = Gated(is_open=False)
+        batcher = build(classifier, observer=dropped)
+        first = batcher.submit(build_tickets(draw_images(1))[0])
+        await wait_for(classifier.entered)
+        others = [batcher.submit(ticket) for ticket in build_tickets(draw_images(6))]
+        for future in others[:5]:
+            future.cancel()
+        classifier.gate.set()
+        await asyncio.gather(first, others[5])
+        assert classifier.sizes == [1, 1]
+        assert dropped.reasons == ["client_left"] * 5
+        batcher.stop()
+
+    run(work)
+
+
+def test_an_image_that_cannot_be_read_fails_alone() -> None:
+    async def work() -> None:
+        batcher = build(Gated())
+        good = batcher.submit(Ticket(None, encode(draw_images(1)[0]), ("PNG",)))
+        bad = batcher.submit(Ticket(None, b"bad", ("PNG",)))
+        with pytest.raises(ImageError, match="no image"):
+            await bad
+        assert (await good).pixels == draw_images(1)[0].tobytes()
+        assert batcher.num_pending == 0
+        batcher.stop()
+
+    run(work)
+
+
+def test_an_image_is_computed_by_the_model_that_was_current_when_it_came() -> None:
+    async def work() -> None:
+        old, new = Gated(is_open=False), Gated()
+        batcher = build(old, max_batch=8)
+        before = [batcher.submit(ticket) for ticket in build_tickets(draw_images(3))]
+        await wait_for(old.entered)
+        batcher.replace_classifier(new)
+        after = [batcher.submit(ticket) for ticket in build_tickets(draw_images(3))]
+        old.gate.set()
+        assert {(await future).classifier for future in before} == {old}
+        assert {(await future).classifier for future in after} == {new}
+        assert sum(old.sizes) == sum(new.sizes) == 3
+        batcher.stop()
+
+    run(work)
+
+
+def test_a_dead_thread_fails_what_waits_and_is_told() -> None:
+    async def work() -> None:
+        deaths: list[BaseException] = []
+        batcher = build(Broken(), on_death=deaths.append)
+        assert batcher.is_beating()
+        futures = [batcher.submit(ticket) for ticket in build_tickets(draw_images(3))]
+        for future in futures:
+            with pytest.raises(InferenceError):
+                await future
+        assert [str(death) for death in deaths] == ["out of order"]
+        assert not batcher.is_beating()
+        with pytest.raises(InferenceError):
+            batcher.check_room(1)
+
+    run(work)
+
+
+def test_a_batch_that_takes_too_long_is_no_heartbeat() -> None:
+    async def work() -> None:
+        classifier = Gated(is_open=False)
+        batcher = build(classifier)
+        future = batcher.submit(build_tickets(draw_images(1))[0])
+        await wait_for(classifier.entered)
+        assert batcher.is_beating(within_s=10)
+        await asyncio.sleep(0.05)
+        assert not batcher.is_beating(within_s=0.01)
+        classifier.gate.set()
+        await future
+        assert batcher.is_beating(within_s=0.01)
+        batcher.stop()
+
+    run(work)

@@ -1,0 +1,50 @@
+"""The server's settings check themselves, and open nothing by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from image_classifier.errors import SettingsError
+from image_classifier.serving.settings import ServerSettings
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_the_loopback_address_is_open(host: str) -> None:
+    assert ServerSettings(model="m", host=host).is_local
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.com", ""])
+def test_any_other_address_needs_a_word_about_who_may_ask(host: str) -> None:
+    with pytest.raises(SettingsError, match="--api_keys_file"):
+        ServerSettings(model="m", host=host)
+    ServerSettings(model="m", host=host, no_auth=True)
+    ServerSettings(model="m", host=host, api_keys_file=Path("keys"))
+    ServerSettings(model="m", host=host, jwt_issuer="i", jwt_audience="a", jwt_jwks="j")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": ""}, "--model takes"),
+        ({"port": 65536}, "--port takes"),
+        ({"max_images": 2000}, "--max_images takes no more than --max_queue"),
+        ({"timeout_s": float("nan")}, "--timeout_s takes"),
+        ({"timeout_s": 0}, "--timeout_s takes"),
+        ({"drain_s": -1}, "--drain_s takes"),
+        ({"root_path": "classifier"}, "--root_path takes"),
+        ({"precision": "fp16"}, "--precision takes one of fp32, int8"),
+        ({"jwt_issuer": "i"}, "needed together"),
+        ({"no_auth": True, "api_keys_file": Path("keys")}, "contradicts"),
+    ],
+)
+def test_what_is_out_of_range_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        ServerSettings(**{"model": "m", **settings})
+
+
+def test_workers_share_the_cores() -> None:
+    assert ServerSettings(model="m", workers=64).count_threads() == 1
+    assert ServerSettings(model="m", num_threads=3).count_threads() == 3
