@@ -75,6 +75,7 @@ benchmark: $(VENV)/.develops ## Measure again what the README says, on real CIFA
 	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.crash_campaign
 	python -m benchmarks.container
+	python -m benchmarks.database --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.serving --run experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.soak --run experiments/$(EXPERIMENT)/run-1
 	python -m benchmarks.tables

@@ -11,7 +11,7 @@ from image_classifier import __version__
 COMMANDS = {
     "train": "train a network and evaluate it (the same as image_classifier_trainer)",
     "verify": "train a recorded run again and say whether every bit is the same",
-    "data": "prepare a data set, show what is in it, empty its caches",
+    "data": "prepare a data set, show what is in it, keep it in a database, empty its caches",
     "evaluate": "evaluate a run's model on a data set",
     "predict": "classify images with a run's model",
     "compare": "put runs side by side, with the test that says whether they differ",

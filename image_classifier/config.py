@@ -6,7 +6,9 @@ class they are a run's identity. `RunSettings` say where things lie and how the 
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -15,6 +17,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -38,6 +41,61 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
+_DATABASE_PREFIX = "db:"
+_REFERENCE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,99})(?:@([1-9][0-9]{0,8}))?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A data set in a database, and which of its versions; None is the newest."""
+
+    name: str
+    version: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Parse NAME or NAME@VERSION.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        raise SettingsError(
+            "a data set in a database is NAME or NAME@VERSION, of letters, digits, dots, dashes and underscores and a "
+            f"whole number, got: {text[:200]!a}"
+        )
+    return Reference(match[1], int(match[2]) if match[2] else None)
+
+
+def get_reference(dataset: Path | str) -> Reference | None:
+    """Parse db:NAME or db:NAME@VERSION, which may stand where a folder may; None for a path.
+
+    Raises:
+        SettingsError: it begins with db: and does not go on so.
+    """
+    text = str(dataset)
+    return parse_reference(text.removeprefix(_DATABASE_PREFIX)) if text.startswith(_DATABASE_PREFIX) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseAccess:
+    """How the database is reached.
+
+    Attributes:
+        config: YAML file that says where it is; None takes the packaged db_connect.yaml.
+        password: what the server asks for; None if nobody gave one.
+        ask: asks a person for the password where the server wants one and nobody gave it.
+        dataset_folder: where SQLite's file lies, and the snapshots of what is read.
+    """
+
+    config: Path | None = None
+    password: Secret | None = None
+    ask: Callable[[], Secret] | None = None
+    dataset_folder: Path = Path("data/cifar_dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +228,9 @@ class RunSettings:
         experiment_name: Name of the experiment, a folder under experiments_folder (required).
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
         dataset_folder: Folder (or archive, or Parquet file) with the data set.
+        database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
+        db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
+        db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
         pretrained_model: A model.pth to start from, relative to experiments_folder, or any path.
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
@@ -181,6 +242,9 @@ class RunSettings:
     experiment_name: str = ""
     run_name: str = ""
     dataset_folder: Path = Path("data/cifar_dataset")
+    database: str | None = None
+    db_config: Path | None = None
+    db_pass_file: Path | None = None
     pretrained_model: Path | None = None
     num_workers: int = 1
     checkpoint_every: str = "1epochs"
@@ -193,6 +257,8 @@ class RunSettings:
     profile: bool = False
     recipe: str = DEFAULT_RECIPE
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    db_password: Secret | None = None
+    ask_db_password: Callable[[], Secret] | None = None
 
     def __post_init__(self) -> None:
         for option in ("experiment_name", "run_name"):
@@ -204,6 +270,12 @@ class RunSettings:
                     f"--{option} takes the name of a folder (no slash, no control character, no leading dot, "
                     f"at most 100 characters), got: {name!r}"
                 )
+        in_database = get_reference(self.dataset_folder)
+        if in_database is not None:
+            object.__setattr__(self, "database", str(in_database))
+            object.__setattr__(self, "dataset_folder", DatabaseAccess().dataset_folder)
+        if self.database is not None:
+            parse_reference(self.database)
         _check(self, "num_workers", 0 <= self.num_workers <= 256, "a whole number from 0 to 256")
         _check(self, "keep_checkpoints", self.keep_checkpoints >= 1, "a whole number of 1 or more")
         _check(
@@ -218,6 +290,25 @@ class RunSettings:
         return self.experiments_folder / self.experiment_name / self.run_name
 
     @property
+    def dataset(self) -> Path:
+        """The data set: dataset_folder, or db:NAME@VERSION."""
+        return self.dataset_folder if self.database is None else Path(_DATABASE_PREFIX + self.database)
+
+    @property
+    def database_access(self) -> DatabaseAccess:
+        """How the database is reached, if the data set lies in one.
+
+        Raises:
+            SettingsError: db_pass_file cannot be read.
+        """
+        password = self.db_password
+        if password is None and self.database is not None:
+            password = resolve_password(self.db_pass_file)
+        return DatabaseAccess(
+            config=self.db_config, password=password, ask=self.ask_db_password, dataset_folder=self.dataset_folder
+        )
+
+    @property
     def pretrained_path(self) -> Path | None:
         """The file to start from: the path under the experiments folder if it exists there, else as given."""
         if self.pretrained_model is None:
@@ -229,6 +320,18 @@ class RunSettings:
         """Compute the number of steps between two checkpoints."""
         count, unit = _INTERVAL.fullmatch(self.checkpoint_every).groups()  # type: ignore[union-attr]  # checked above
         return int(count) * (max(steps_per_epoch, 1) if unit == "epochs" else 1)
+
+
+def resolve_password(file: Path | None) -> Secret | None:
+    """Load the password of the database from a file, or else from DB_PASSWORD.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    if file is not None:
+        return load_secret(file, "db_pass_file")
+    text = os.environ.get("DB_PASSWORD")
+    return Secret(text) if text else None
 
 
 FLAGS = {

@@ -6,7 +6,8 @@
     ├── SettingsError        a setting out of range, of the wrong type, or at odds with another
     ├── DataError            a data set that is missing, damaged, hostile, or not the one named
     │   ├── ImageError       one image that cannot be read
-    │   └── DownloadError    the data set could not be fetched
+    │   ├── DownloadError    the data set could not be fetched
+    │   └── DatabaseError    the database cannot be reached, refuses, or lacks what was asked for
     ├── ModelError           a model file that is missing, damaged, hostile, or of another network
     ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
     ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
@@ -36,6 +37,10 @@ class ImageError(DataError):
 
 class DownloadError(DataError):
     """The data set could not be fetched."""
+
+
+class DatabaseError(DataError):
+    """The database cannot be reached, refuses, or lacks what was asked for."""
 
 
 class ModelError(ImageClassifierError):

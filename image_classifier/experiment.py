@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def run(
         check_settings(read_record(path), training, path)
         return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
 
-    snapshot = load_snapshot(settings.dataset_folder)
+    snapshot = load_snapshot(settings.dataset, settings.database_access)
+    settings = replace(settings, database=snapshot.database)  # the version that the newest one was
     train_indices, validation_indices = split_training_set(snapshot, training)
     classifier = build_initial_classifier(training, snapshot, train_indices, settings.pretrained_path)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
@@ -233,6 +234,7 @@ def describe_data(snapshot: Snapshot, num_validation: int) -> dict[str, Any]:
     return {
         "name": snapshot.name,
         "digest": snapshot.digest,
+        "database": snapshot.database,
         "classes": list(snapshot.classes),
         "num_train": snapshot.num_train - num_validation,
         "num_validation": num_validation,

@@ -30,7 +30,7 @@ MAX_PIXELS = 50_000_000
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def load_image(path: Path) -> NDArray[np.uint8]:
+def load_image(path: Path, *, resize: bool = True) -> NDArray[np.uint8]:
     """Load an image file: uint8 [32, 32, 3] RGB.
 
     Raises:
@@ -39,7 +39,7 @@ def load_image(path: Path) -> NDArray[np.uint8]:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-        return decode_image(content)
+        return decode_image(content, resize=resize)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from error
     except ImageError as error:
@@ -52,11 +52,13 @@ def decode_image(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
+    resize: bool = True,
 ) -> NDArray[np.uint8]:
     """Decode the bytes of an image file: uint8 [32, 32, 3] RGB.
 
     Raises:
-        ImageError: none of the formats, animated, damaged, truncated, or over a limit; the message is the reason.
+        ImageError: none of the formats, animated, damaged, truncated, over a limit, or of another size and not to be
+            resized; the message is the reason.
     """
     if not content:
         raise ImageError("there are no bytes of an image")
@@ -68,6 +70,8 @@ def decode_image(
                 raise ImageError(f"{image.width} x {image.height} pixels, but at most {max_pixels:,} are decoded")
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
                 raise ImageError("the image is animated; choose one of its frames")
+            if not resize and image.size != (SIDE, SIDE):
+                raise ImageError(f"{image.width} x {image.height} pixels instead of {SIDE} x {SIDE}")
             image.verify()  # a PNG's checksums, which decoding does not look at; leaves the image unusable
         with Image.open(io.BytesIO(content), formats=formats) as image:
             image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours

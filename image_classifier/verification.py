@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_classifier.config import RunSettings, restore_training_settings
+from image_classifier.config import DatabaseAccess, RunSettings, get_reference, restore_training_settings
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import Reporter, run
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
@@ -57,7 +57,8 @@ class VerificationSettings:
 
     Attributes:
         run_folder: The run.
-        dataset_folder: Its data set, if it moved.
+        dataset_folder: Its data set, if it moved; or db:NAME@VERSION.
+        database_access: How the database is reached, if its data set lies in one.
         experiments_folder: Where its pretrained model lies below, if it moved.
         segment: A:B trains again only from the checkpoint of step A (0: the beginning) up to step B.
         anyway: Train although this machine is of another class, and say how far apart it ends.
@@ -68,6 +69,7 @@ class VerificationSettings:
 
     run_folder: Path
     dataset_folder: Path | None = None
+    database_access: DatabaseAccess | None = None
     experiments_folder: Path | None = None
     segment: str | None = None
     anyway: bool = False
@@ -154,7 +156,7 @@ def _build_run_settings(settings: VerificationSettings, record: dict[str, Any], 
         experiments_folder=scratch,
         experiment_name=record["experiment_name"],
         run_name=record["run_name"],
-        dataset_folder=settings.dataset_folder or Path(execution["dataset_folder"]),
+        **_find_dataset(settings, execution),
         pretrained_model=pretrained,
         num_workers=settings.num_workers,
         resume=settings.steps is not None,
@@ -164,6 +166,20 @@ def _build_run_settings(settings: VerificationSettings, record: dict[str, Any], 
         recipe=record["recipe"],
         training=restore_training_settings(record["settings"]),
     )
+
+
+def _find_dataset(settings: VerificationSettings, execution: dict[str, Any]) -> dict[str, Any]:
+    """Find where the data set lies now, and how it is reached."""
+    access = settings.database_access or DatabaseAccess()
+    reference = get_reference(settings.dataset_folder or "")
+    recorded = settings.dataset_folder is None or reference is not None
+    return {
+        "dataset_folder": Path(execution["dataset_folder"]) if recorded else settings.dataset_folder,
+        "database": str(reference) if reference else execution.get("database") if recorded else None,
+        "db_config": access.config or (execution.get("db_config") and Path(execution["db_config"])),
+        "db_password": access.password,
+        "ask_db_password": access.ask,
+    }
 
 
 def _prepare_segment(folder: Path, target: Path, step: int) -> None:

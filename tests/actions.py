@@ -327,6 +327,7 @@ class Runner:
     Args:
         inputs: what was typed in; None for a run that the schedule started.
         variables: the repository's variables.
+        secrets: the repository's secrets.
         environment: added to that of each step, for what a test has to steer.
     """
 
@@ -340,6 +341,7 @@ class Runner:
         inputs: Mapping[str, str | bool] | None,
         variables: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self.github = github
         self.run_id = run_id
@@ -353,6 +355,7 @@ class Runner:
         self._context: dict[str, Any] = {
             "inputs": _take_inputs(self._workflow[True]["workflow_dispatch"]["inputs"], inputs),
             "vars": _Optional(variables or {}),
+            "secrets": _Optional(secrets or {}),
             "github": {
                 "event_name": event if declared else "",
                 "event": {"repository": {"default_branch": "main"}},

@@ -19,6 +19,7 @@ check() { # NAME PATTERN WHAT_IT_TAKES; the pattern is held to the whole value
 check experiment_name "$name" "the name of a folder: letters, digits, dots, dashes, underscores"
 check run_name "$name" "the name of a folder: letters, digits, dots, dashes, underscores"
 check dataset "$name(/$name){0,7}" "cifar10, sample, or a folder under data/"
+check database "($name(@[1-9][0-9]{0,8})?)?" "NAME or NAME@VERSION of a data set in the database, or nothing"
 check recipe '[a-z][a-z0-9_]{0,49}' "the name of a recipe"
 check instruction_set '[a-z][a-z0-9_]{0,49}' "the name of an instruction set"
 check learning_rate '([0-9]{1,9}(\.[0-9]{1,17})?([eE]-?[0-9]{1,3})?)?' "a number such as 0.1, or nothing"

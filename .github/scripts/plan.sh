@@ -9,6 +9,7 @@ if [ -n "${PUBLISHED-}" ]; then
     read_record() { jq --raw-output "$1 // empty" "$PUBLISHED/run.json"; }
     INPUT_EXPERIMENT_NAME=$(read_record .experiment_name)
     INPUT_RUN_NAME=$(read_record .run_name)
+    INPUT_DATABASE=$(read_record .execution.database)
     INPUT_RECIPE=$(read_record .recipe)
     INPUT_INSTRUCTION_SET=$(read_record .settings.instruction_set)
     INPUT_PRETRAINED_MODEL=$(read_record .execution.pretrained_model)
@@ -20,7 +21,7 @@ if [ -n "${PUBLISHED-}" ]; then
         *) INPUT_DATASET=${dataset_folder#/data/} ;;
     esac
     export INPUT_EXPERIMENT_NAME INPUT_RUN_NAME INPUT_RECIPE INPUT_INSTRUCTION_SET INPUT_PRETRAINED_MODEL INPUT_VERIFY \
-        INPUT_DATASET
+        INPUT_DATASET INPUT_DATABASE
     INPUT_CONTINUATION=${PUBLISHED_RUN_ID:-0}:1:$(read_record .code.commit)
     export INPUT_CONTINUATION
     train=false
@@ -36,7 +37,7 @@ IFS=: read -r origin number commit <<<"${INPUT_CONTINUATION:-$GITHUB_RUN_ID:0:$G
     echo "train=$train"
     echo "verify=$INPUT_VERIFY"
     echo "commit=$commit"
-    echo "dataset=$INPUT_DATASET"
+    echo "dataset=${INPUT_DATABASE:+db:}${INPUT_DATABASE:-$INPUT_DATASET}"
     echo "pretrained_model=$INPUT_PRETRAINED_MODEL"
     echo "resume_from=$([ "$number" = 0 ] || echo "$origin")"
     echo "continuation_number=$number"

@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
 # Puts the data set under data/ in order and writes the folder that the container finds it in to GITHUB_OUTPUT:
-# prepare_data.sh cifar10|sample|FOLDER
+# prepare_data.sh cifar10|sample|FOLDER|db:NAME[@VERSION]
+# Of a database, DB_CONNECT says where it is, for the trainer, which reads from it by itself.
 # A download that fails fails the job: nothing takes its place.
 set -euo pipefail
 scripts=$(dirname -- "${BASH_SOURCE[0]}")
 dataset=${1:?the data set}
 
 case $dataset in
+    db:*)
+        if [ -z "${DB_CONNECT-}" ]; then
+            echo "::error::the repository variable DB_CONNECT does not say where the database is"
+            exit 2
+        fi
+        mkdir -p data
+        printf '%s\n' "$DB_CONNECT" >data/db_connect.yaml
+        echo "dataset_folder=$dataset" >>"$GITHUB_OUTPUT"
+        exit
+        ;;
     cifar10)
         folder=cifar_dataset
         options=(--source cifar10)

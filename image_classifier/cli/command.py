@@ -31,8 +31,12 @@ class ExitStatus(IntEnum):
     TERMINATED = 143
 
 
-def build_parser(command: str, description: str) -> ArgumentParser:
-    """Build the parser of one command; options also come from IMAGE_CLASSIFIER_<OPTION>."""
+def build_parser(command: str, description: str, *, version: str | None = __version__) -> ArgumentParser:
+    """Build the parser of one command; options also come from IMAGE_CLASSIFIER_<OPTION>.
+
+    Args:
+        version: what --version prints; None leaves this name to the command.
+    """
     prog = command if command.startswith("image_classifier") else f"image_classifier {command}"
     parser = ArgumentParser(
         prog=prog,
@@ -40,7 +44,7 @@ def build_parser(command: str, description: str) -> ArgumentParser:
         env_prefix="IMAGE_CLASSIFIER",
         exit_on_error=False,
         allow_abbrev=False,
-        version=__version__,
+        version=version,
         print_config=None,  # the trainer has its own, for config files that rank below the environment
     )
     return parser

@@ -1,4 +1,4 @@
-"""`image_classifier data`: get a data set, show what is in it, empty the places where its snapshots lie."""
+"""`image_classifier data`: get a data set, show what is in it, empty its caches; and the actions on a database."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from image_classifier.cli import database
+from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
+from image_classifier.cli.database import DATASET_FOLDER
 from image_classifier.cli.table import format_table
+from image_classifier.config import get_reference
 from image_classifier.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
 
     from image_classifier.data.snapshot import Snapshot
 
-DATASET_FOLDER = Path("data/cifar_dataset")
 SAMPLE_FOLDER = "sample_dataset"
 """Where the sample set goes that stands in for a data set which cannot be reached: beside the dataset folder."""
 
@@ -65,7 +68,10 @@ def build_prepare_parser() -> ArgumentParser:
 def build_info_parser() -> ArgumentParser:
     """Build the parser of `data info`."""
     parser = build_parser("data info", "Show a data set's name, digest, and number of images in each class.")
-    parser.add_argument("--dataset_folder", type=Path, default=DATASET_FOLDER, help="where the data set lies")
+    parser.add_argument(
+        "--dataset_folder", type=Path, default=DATASET_FOLDER, help="where the data set lies, or db:NAME[@VERSION]"
+    )
+    add_access_options(parser)
     parser.add_argument(
         "--output",
         type=Path | None,
@@ -150,7 +156,9 @@ def _info(argv: Sequence[str] | None) -> int:
 
     from image_classifier.data.snapshot import load_snapshot
 
-    snapshot = load_snapshot(options.dataset_folder)
+    in_database = get_reference(options.dataset_folder) is not None
+    access = build_access(options, DATASET_FOLDER if in_database else options.dataset_folder)
+    snapshot = load_snapshot(options.dataset_folder, access)
     if options.output is not None:
         from image_classifier.storage import write_atomically
         from image_classifier.visualization.dataset_sheet import draw_dataset_sheet
@@ -170,7 +178,8 @@ def format_info(snapshot: Snapshot) -> str:
         rows.append([name, f"{train:,}", f"{test:,}", f"{train + test:,}"])
     totals = [int(counts.sum()) for counts in splits]
     rows.append(["total", *(f"{total:,}" for total in (*totals, sum(totals)))])
-    return f"name    {snapshot.name}\ndigest  {snapshot.digest}\n\n{format_table(rows)}"
+    version = "" if snapshot.database is None else f"version {snapshot.database}\n"
+    return f"name    {snapshot.name}\n{version}digest  {snapshot.digest}\n\n{format_table(rows)}"
 
 
 def _prune(argv: Sequence[str] | None) -> int:
@@ -188,4 +197,4 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune}
+ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS}

@@ -6,12 +6,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
+from image_classifier.config import DatabaseAccess
 from image_classifier.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,16 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(argv: Sequence[str] | None) -> int:
     parser = build_parser("evaluate", "Evaluate a run's model, or a published one, on the test set of a data set.")
     add_model_arguments(parser)
-    parser.add_argument("--dataset_folder", type=Path | None, default=None, help="data set; the run's own by default")
+    parser.add_argument(
+        "--dataset_folder",
+        type=Path | None,
+        default=None,
+        help="data set, which may be db:NAME[@VERSION]; the run's own by default",
+    )
+    add_access_options(parser)
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file to write all metrics to")
     arguments = parse_arguments(parser, argv)
     model = load(arguments)
-    dataset_folder = arguments.dataset_folder or find_dataset_folder(model.path)
+    dataset_folder, access = find_dataset(arguments, model.path)
 
     from image_classifier.data.snapshot import load_snapshot
     from image_classifier.storage import write_atomically
 
-    snapshot = load_snapshot(dataset_folder)
+    snapshot = load_snapshot(dataset_folder, access)
     if snapshot.classes != model.classes:
         raise DataError(
             f"{dataset_folder} has other classes than {model.path}: {_list_names(snapshot.classes)} instead of "
@@ -53,8 +64,8 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-def find_dataset_folder(model_path: Path) -> Path:
-    """Find where the data of the run lay that a model file is part of.
+def find_dataset(arguments: Namespace, model_path: Path) -> tuple[Path, DatabaseAccess]:
+    """Find the data set to evaluate on, the run's own if none was named, and how a database is reached.
 
     Raises:
         SettingsError: no record lies beside the model file.
@@ -63,12 +74,19 @@ def find_dataset_folder(model_path: Path) -> Path:
     from image_classifier.tracking.run import RECORD, read_record
 
     folder = model_path.parent.parent if model_path.suffix == ".onnx" else model_path.parent
+    if arguments.dataset_folder is not None:
+        return arguments.dataset_folder, build_access(arguments, DatabaseAccess().dataset_folder)
     if not (folder / RECORD).is_file():
         raise SettingsError(f"--dataset_folder is required: no {RECORD} in {folder} says where its data lies")
-    dataset_folder = Path(read_record(folder)["execution"]["dataset_folder"])
+    execution = read_record(folder)["execution"]
+    dataset_folder = Path(execution["dataset_folder"])
+    if execution.get("database"):
+        if arguments.db_config is None and execution["db_config"]:
+            arguments.db_config = Path(execution["db_config"])
+        return Path(f"db:{execution['database']}"), build_access(arguments, dataset_folder)
     if not dataset_folder.exists():
         raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
-    return dataset_folder
+    return dataset_folder, build_access(arguments, dataset_folder)
 
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:

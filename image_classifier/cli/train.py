@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from image_classifier.cli.access import add_password_option, get_asking, hide_password, take_password
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
 from image_classifier.cli.signals import StopRequest
 from image_classifier.config import DEFAULT_RECIPE, FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path
@@ -24,16 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None) -> int:
     parser = build_trainer_parser()
     arguments = parse_settings(parser, argv)
+    password = take_password(arguments)
     if arguments.print_config:
         print(parser.dump(arguments.clone(with_meta=False)), end="")
         return ExitStatus.DONE
-    settings = build_settings(arguments)
+    settings = replace(build_settings(arguments), db_password=password, ask_db_password=get_asking())
 
     from image_classifier.training.determinism import cap_instruction_set
 
     cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
 
-    command = ["image_classifier_trainer", *(sys.argv[1:] if argv is None else argv)]
+    command = ["image_classifier_trainer", *hide_password(list(sys.argv[1:] if argv is None else argv))]
     with StopRequest() as stop:
         try:
             from image_classifier.cli.progress import TerminalReporter, print_summary
@@ -58,7 +61,8 @@ def build_trainer_parser() -> ArgumentParser:
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
     for flag, purpose in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=purpose)
-    parser.add_class_arguments(RunSettings, None, skip={"training", "recipe", *FLAGS})
+    add_password_option(parser)
+    parser.add_class_arguments(RunSettings, None, skip={"training", "recipe", "db_password", "ask_db_password", *FLAGS})
     parser.add_class_arguments(TrainingSettings, None)
     return parser
 
@@ -94,5 +98,5 @@ def build_settings(arguments: Namespace) -> RunSettings:
     """Build the settings out of what was parsed; they check themselves."""
     values = dict(arguments)
     training = TrainingSettings(**{name: values[name] for name in TrainingSettings.__dataclass_fields__})
-    names = [name for name in RunSettings.__dataclass_fields__ if name != "training"]
+    names = [name for name in RunSettings.__dataclass_fields__ if name in values]
     return RunSettings(**{name: values[name] for name in names}, training=training)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import restore_training_settings
+from image_classifier.config import DatabaseAccess, restore_training_settings
 from image_classifier.errors import Interrupted
 
 FLAGS = {
@@ -30,7 +31,10 @@ def _verify(argv: Sequence[str] | None) -> int:
     parser.add_argument("run", type=Path, help="the run's folder")
     for flag, purpose in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=purpose)
-    parser.add_argument("--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved")
+    parser.add_argument(
+        "--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved; or db:NAME@VERSION"
+    )
+    add_access_options(parser)
     parser.add_argument(
         "--experiments_folder", type=Path | None, default=None, help="where its pretrained model lies, if it moved"
     )
@@ -38,7 +42,9 @@ def _verify(argv: Sequence[str] | None) -> int:
         "--segment", type=str | None, default=None, help="A:B trains only from the checkpoint of step A to step B"
     )
     parser.add_argument("--num_workers", type=int, default=1, help="threads that prepare batches")
-    options = dict(parse_arguments(parser, argv))
+    parsed = parse_arguments(parser, argv)
+    access = build_access(parsed, DatabaseAccess().dataset_folder)
+    options = {name: value for name, value in parsed.items() if not name.startswith("db_")}
 
     from image_classifier.tracking.run import read_manifest, read_record, verify_files
 
@@ -61,7 +67,7 @@ def _verify(argv: Sequence[str] | None) -> int:
             from image_classifier.cli.progress import TerminalReporter
             from image_classifier.verification import VerificationSettings, verify
 
-            settings = VerificationSettings(run_folder=options.pop("run"), **options)
+            settings = VerificationSettings(run_folder=options.pop("run"), database_access=access, **options)
             with closing(TerminalReporter()) as reporter:
                 verification = verify(settings, reporter)
         except Interrupted as interruption:

@@ -43,6 +43,22 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What becomes of an image that is not as it should be.
+
+    Attributes:
+        skip: told of each image that cannot be read, which is left out then; without it they are an error.
+        resize: images of another size are resized; else they count as such that cannot be read.
+    """
+
+    skip: Callable[[str], None] | None = None
+    resize: bool = True
+
+
+STRICT = Tolerance()
+
+
+@dataclass(frozen=True)
 class Metadata:
     """What `metadata.json` in the dataset folder says; each part is optional.
 
@@ -116,11 +132,18 @@ def choose_test(keys: Sequence[bytes], labels: Sequence[int], seed: int) -> NDAr
     return chosen
 
 
-def decode_images(encoded: Iterable[tuple[T, int]], decode: Callable[[T], NDArray[np.uint8]]) -> Iterator[Batch]:
+def decode_images(
+    encoded: Iterable[tuple[T, int]],
+    decode: Callable[[T], NDArray[np.uint8]],
+    skip: Callable[[str], None] | None = None,
+) -> Iterator[Batch]:
     """Decode images in threads, in their order; each comes with its label.
 
+    Args:
+        skip: told of each image that cannot be read, which is left out then.
+
     Raises:
-        DataError: images cannot be read; the message lists the first of them, each with the reason.
+        DataError: images cannot be read, and are not left out; the message lists the first of them, with the reasons.
     """
 
     def attempt(item: tuple[T, int]) -> NDArray[np.uint8] | ImageError:
@@ -133,11 +156,17 @@ def decode_images(encoded: Iterable[tuple[T, int]], decode: Callable[[T], NDArra
     items = iter(encoded)
     with ThreadPoolExecutor() as threads:
         while part := list(islice(items, _BATCH)):
-            results = list(threads.map(attempt, part))
-            images = [result.transpose(2, 0, 1) for result in results if not isinstance(result, ImageError)]
-            bad += [str(result) for result in results if isinstance(result, ImageError)]
-            if not bad:
-                yield np.stack(images), np.array([label for _, label in part], np.int64)
+            images, labels = [], []
+            for result, (_, label) in zip(threads.map(attempt, part), part, strict=True):
+                if not isinstance(result, ImageError):
+                    images.append(result.transpose(2, 0, 1))
+                    labels.append(label)
+                elif skip is not None:
+                    skip(str(result))
+                else:
+                    bad.append(str(result))
+            if images and not bad:
+                yield np.stack(images), np.array(labels, np.int64)
     if bad:
         more = f"; and {len(bad) - _NUM_LISTED:,} more" if len(bad) > _NUM_LISTED else ""
         raise DataError(

@@ -9,9 +9,10 @@ import logging
 import os
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from image_classifier.data.content import Batch, Content, Metadata, choose_test, decode_images
+from image_classifier.data.content import STRICT, Batch, Content, Metadata, Tolerance, choose_test, decode_images
 from image_classifier.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # imaging has them too, but imports Pillow
@@ -71,7 +72,7 @@ def list_images(folder: Path, ignored: Set[str]) -> ImageFolder | None:
     return ImageFolder(folder, is_split, tuple(sorted(classes)), tuple(sorted(files, key=os.fsencode)))
 
 
-def read_images(listing: ImageFolder, metadata: Metadata) -> Content:
+def read_images(listing: ImageFolder, metadata: Metadata, tolerance: Tolerance = STRICT) -> Content:
     """Read a folder of images; each is decoded when its batch is asked for.
 
     Raises:
@@ -96,7 +97,8 @@ def read_images(listing: ImageFolder, metadata: Metadata) -> Content:
         from image_classifier.imaging import load_image  # Pillow, which a run that finds its snapshot does not need
 
         chosen = [path for path, belongs in zip(listing.files, is_test, strict=True) if belongs == test]
-        return decode_images(((listing.folder / path, labels[path]) for path in chosen), load_image)
+        encoded = ((listing.folder / path, labels[path]) for path in chosen)
+        return decode_images(encoded, partial(load_image, resize=tolerance.resize), tolerance.skip)
 
     return Content(metadata.name or listing.folder.resolve().name, classes, batches(False), batches(True))
 

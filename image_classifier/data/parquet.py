@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from image_classifier.data.content import (
     CIFAR10_CLASSES,
     CIFAR10_PUBLISHED_CLASSES,
+    STRICT,
     Batch,
     Content,
     Metadata,
+    Tolerance,
     choose_test,
     decode_images,
     is_name,
@@ -34,7 +37,9 @@ LABEL_COLUMNS = ("label", "fine_label", "labels")
 _ROWS = 500  # rows that are read at once
 
 
-def read_files(train: Sequence[Path], test: Sequence[Path], name: str, metadata: Metadata) -> Content:
+def read_files(
+    train: Sequence[Path], test: Sequence[Path], name: str, metadata: Metadata, tolerance: Tolerance = STRICT
+) -> Content:
     """Read Parquet files; without files to test with, a sixth of the rows of the only file is used for it.
 
     Raises:
@@ -64,7 +69,7 @@ def read_files(train: Sequence[Path], test: Sequence[Path], name: str, metadata:
             for row, (_, content) in enumerate(iterate_images(path))
             if chosen[path][row] == is_test
         )
-        return decode_images(encoded, _decode)
+        return decode_images(encoded, partial(_decode, resize=tolerance.resize), tolerance.skip)
 
     return Content(
         metadata.name or ("cifar10" if is_cifar10 else name), classes, batches(is_test=False), batches(is_test=True)
@@ -85,12 +90,12 @@ def iterate_images(path: Path) -> Iterator[tuple[str | None, bytes | None]]:
             yield name if isinstance(name, str) else None, content if isinstance(content, bytes) else None
 
 
-def _decode(row: tuple[str, bytes | None]) -> NDArray[np.uint8]:
+def _decode(row: tuple[str, bytes | None], *, resize: bool) -> NDArray[np.uint8]:
     from image_classifier.imaging import decode_image  # Pillow, which a run that finds its snapshot does not need
 
     name, content = row
     try:
-        return decode_image(content or b"")
+        return decode_image(content or b"", resize=resize)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
 

@@ -22,7 +22,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.config import DatabaseAccess, Reference, get_reference
 from image_classifier.data.content import METADATA_FILE, Content, Metadata, load_metadata
 from image_classifier.data.source import Source, find_source
-from image_classifier.errors import DataError, StorageError
+from image_classifier.errors import DatabaseError, DataError, StorageError
 from image_classifier.storage import DISK, TEMPORARY_PREFIX, storage_error, write_atomically
 
 FORMAT_VERSION = 1
@@ -59,6 +60,7 @@ class Snapshot:
         num_train: how many of the N belong to the training set; the rest is the test set.
         digest: sha256 over classes, splits, images and labels, as hexadecimal digits.
         name: what the data set calls itself, such as cifar10, cifar100, sample or the folder's name.
+        database: NAME@VERSION of the version in the database that it was read from; None for one from files.
     """
 
     images: NDArray[np.uint8]
@@ -67,6 +69,7 @@ class Snapshot:
     num_train: int
     digest: str
     name: str
+    database: str | None = None
 
     @property
     def train(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -79,16 +82,21 @@ class Snapshot:
         return self.images[self.num_train :], self.labels[self.num_train :]
 
 
-def load_snapshot(dataset_folder: Path) -> Snapshot:
+def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None) -> Snapshot:
     """Map the snapshot of the data set at a path, and freeze the data set into one first if there is none yet.
 
     Args:
-        dataset_folder: a dataset folder, or an archive or a Parquet file itself.
+        dataset_folder: a dataset folder, or an archive or a Parquet file itself; or db:NAME or db:NAME@VERSION.
+        access: how the database is reached, for the last two.
 
     Raises:
         DataError: there is no data set, or it is damaged, hostile, or not the one that `metadata.json` names.
+        SettingsError: what follows db: is no name.
         StorageError: the disk refused the snapshot; nothing is left of it.
     """
+    reference = get_reference(dataset_folder)
+    if reference is not None:
+        return load_from_database(reference, access or DatabaseAccess())
     metadata = load_metadata(dataset_folder)
     source = find_source(dataset_folder)
     fingerprint = compute_fingerprint(source, dataset_folder / METADATA_FILE)
@@ -104,6 +112,70 @@ def load_snapshot(dataset_folder: Path) -> Snapshot:
     return snapshot
 
 
+def load_from_database(reference: Reference, access: DatabaseAccess) -> Snapshot:
+    """Map the snapshot of a data set in the database, as `database.load_version_snapshot` does.
+
+    Raises:
+        DatabaseError: what it takes to reach a database is not installed; and as that function says.
+    """
+    try:
+        from image_classifier.data.database import load_version_snapshot
+    except ImportError as error:
+        raise lacking_extra_error(error) from None
+    return load_version_snapshot(reference, access)
+
+
+def lacking_extra_error(error: ImportError) -> DatabaseError:
+    """Say in one line that the extra `database` is not installed."""
+    if (error.name or "").startswith("image_classifier"):
+        raise error
+    return DatabaseError(
+        f"a database needs {error.name}, which is not installed: pip install 'image-classifier[database]'"
+    )
+
+
+def find_stored(stores: list[Path], digest: str, name: str) -> Snapshot | None:
+    """Map the snapshot of this digest if one of the stores has it whole."""
+    for store in stores:
+        if (store / digest).is_dir():
+            try:
+                return _load_checked(store / digest, name)
+            except _DamagedError as error:
+                logger.warning("a snapshot is damaged and will be made again: %s", error)
+    return None
+
+
+def store_content(stores: list[Path], content: Content, title: str, *, digest: str | None = None) -> Snapshot:
+    """Freeze content into the first store that can be written; its title is what messages call it.
+
+    Args:
+        digest: the digest that it must have.
+
+    Raises:
+        DataError: it has another digest, or nothing to train or to test with.
+        StorageError: the disk refused; nothing is left of it.
+    """
+    with _lock_first(stores) as store:
+        try:
+            return _load_checked(store / _write_snapshot(store, content, title, digest), content.name)
+        except OSError as error:
+            raise storage_error(store, error) from error
+        except _DamagedError as error:
+            raise StorageError(f"the disk does not keep what is written to it: {error}; check the disk") from error
+
+
+def check_splits(title: str, num_train: int, num_test: int) -> None:
+    """Check that there is something to train and to test with.
+
+    Raises:
+        DataError: there is not.
+    """
+    if not num_train or not num_test:
+        raise DataError(
+            f"{title} has {num_train:,} images to train and {num_test:,} to test with; both need at least one"
+        )
+
+
 def compute_digest(
     images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...], num_train: int
 ) -> str:
@@ -112,17 +184,24 @@ def compute_digest(
     The line is an object with sorted keys and without spaces, in ASCII, with a newline at its end. Images are
     uint8 [N, 3, 32, 32] in C order, labels int64 little endian; the training set comes first in both.
     """
-    header = {
-        "classes": classes,
-        "format": f"image_classifier snapshot {FORMAT_VERSION}",
-        "num_test": len(labels) - num_train,
-        "num_train": num_train,
-        "shape": images.shape[1:],
-    }
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
+    digest = build_digest(classes, num_train, len(labels) - num_train, images.shape[1:])
     digest.update(np.ascontiguousarray(images, np.uint8).data)
     digest.update(np.ascontiguousarray(labels, "<i8").data)
     return digest.hexdigest()
+
+
+def build_digest(
+    classes: tuple[str, ...], num_train: int, num_test: int, shape: Sequence[int] = IMAGE_SHAPE
+) -> hashlib._Hash:
+    """Build a data set's digest as it is before the images and the labels, which its maker adds."""
+    header = {
+        "classes": classes,
+        "format": f"image_classifier snapshot {FORMAT_VERSION}",
+        "num_test": num_test,
+        "num_train": num_train,
+        "shape": shape,
+    }
+    return hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
 
 
 def compute_fingerprint(source: Source, metadata_file: Path) -> str:
@@ -243,7 +322,7 @@ def _make_snapshot(
             return snapshot
         content = source.read(metadata)
         try:
-            digest = _write_snapshot(store, content, dataset_folder)
+            digest = _write_snapshot(store, content, str(dataset_folder))
             if compute_fingerprint(source, dataset_folder / METADATA_FILE) != fingerprint:
                 raise DataError(f"{dataset_folder} was changed while it was read; start again")
             entry = {"format_version": FORMAT_VERSION, "digest": digest, "name": content.name}
@@ -297,18 +376,14 @@ def _locked(store: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write_snapshot(store: Path, content: Content, dataset_folder: Path) -> str:
+def _write_snapshot(store: Path, content: Content, title: str, expected: str | None = None) -> str:
     """Write a snapshot beside its place, then move it there, and return its digest."""
     temporary = store / _TEMPORARY
     DISK.remove(temporary)
     try:
         DISK.make_folder(temporary)
         num_train, num_test = _write_arrays(temporary, content)
-        if not num_train or not num_test:
-            raise DataError(
-                f"{dataset_folder} has {num_train:,} images to train and {num_test:,} to test with; "
-                "both need at least one"
-            )
+        check_splits(title, num_train, num_test)
         images, labels = (np.load(temporary / name, mmap_mode="r") for name in ("images.npy", "labels.npy"))
         record = {
             "format_version": FORMAT_VERSION,
@@ -318,6 +393,11 @@ def _write_snapshot(store: Path, content: Content, dataset_folder: Path) -> str:
             "num_test": num_test,
             "shape": IMAGE_SHAPE,
         }
+        if expected not in (None, record["digest"]):
+            raise DataError(
+                f"{title} was frozen with the digest {expected}, but what was read has {record['digest']}: its rows "
+                "were changed since; restore the database from a copy"
+            )
         DISK.write_file(temporary / "snapshot.json", json.dumps(record, indent=1).encode())
         for path in (*temporary.iterdir(), temporary):
             DISK.sync(path)

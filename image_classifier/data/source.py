@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from image_classifier.data import cifar, folder, parquet
-from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line
+from image_classifier.data.content import METADATA_FILE, STRICT, Content, Metadata, Tolerance, one_line
 from image_classifier.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+
+class Read(Protocol):
+    """Reads a source."""
+
+    def __call__(self, metadata: Metadata, tolerance: Tolerance = ..., /) -> Content:
+        """Read it as its metadata and the tolerance say."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Source:
     title: str
     root: Path
     files: tuple[str, ...]
-    read: Callable[[Metadata], Content]
+    read: Read
 
 
 def find_source(path: Path) -> Source:
@@ -92,7 +99,9 @@ def _find_cifar(path: Path) -> list[Source]:
 
 def _build_cifar_source(path: Path, layout: cifar.Layout) -> Source:
     files = tuple(name for name in (*layout.files, layout.meta) if (path / name).is_file())
-    return Source(f"{layout.title} ({path})", path, files, lambda metadata: cifar.read_folder(path, layout, metadata))
+    return Source(
+        f"{layout.title} ({path})", path, files, lambda metadata, _=STRICT: cifar.read_folder(path, layout, metadata)
+    )
 
 
 def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
@@ -122,7 +131,7 @@ def _build_parquet_source(place: Path, train: list[Path], test: list[Path], name
         f"Parquet files ({place})",
         place,
         tuple(file.name for file in (*train, *test)),
-        lambda metadata: parquet.read_files(train, test, name, metadata),
+        lambda metadata, tolerance=STRICT: parquet.read_files(train, test, name, metadata, tolerance),
     )
 
 
@@ -132,14 +141,22 @@ def _find_images(path: Path, others: set[str]) -> list[Source]:
     if listing is None:
         return []
     return [
-        Source(f"images by class ({path})", path, listing.files, lambda metadata: folder.read_images(listing, metadata))
+        Source(
+            f"images by class ({path})",
+            path,
+            listing.files,
+            lambda metadata, tolerance=STRICT: folder.read_images(listing, metadata, tolerance),
+        )
     ]
 
 
 def _build_file_source(path: Path) -> Source:
     if path.name.endswith((".tar.gz", ".tgz")):
         return Source(
-            f"an archive ({path})", path.parent, (path.name,), lambda metadata: cifar.read_archive(path, metadata)
+            f"an archive ({path})",
+            path.parent,
+            (path.name,),
+            lambda metadata, _=STRICT: cifar.read_archive(path, metadata),
         )
     if path.name.endswith(".parquet"):
         return _build_parquet_source(path.parent, [path], [], path.stem)

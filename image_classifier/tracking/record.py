@@ -27,7 +27,7 @@ def build_record(
 
     Args:
         training: resolved.
-        data: name, digest, classes and number of images of the snapshot.
+        data: name, digest, classes and number of images of the snapshot, and its version in the database.
     """
     pretrained = settings.pretrained_path
     return {
@@ -43,6 +43,9 @@ def build_record(
             "checkpoint_every": settings.checkpoint_every,
             "keep_checkpoints": settings.keep_checkpoints,
             "dataset_folder": str(settings.dataset_folder),
+            "database": settings.database,
+            "db_config": settings.db_config and str(settings.db_config),
+            "db_pass_file": settings.db_pass_file and str(settings.db_pass_file),
             "experiments_folder": str(settings.experiments_folder),
             "pretrained_model": settings.pretrained_model and str(settings.pretrained_model),
             "tracking_uri": settings.tracking_uri,

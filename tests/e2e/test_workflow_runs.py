@@ -8,16 +8,20 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from image_classifier.data.ingest import ingest
+from image_classifier.data.snapshot import load_snapshot
 from image_classifier.tracking.run import is_finished, read_manifest, read_record, verify_files
 from tests.actions import TOKEN, GitHub, JobRun, Runner
 from tests.conftest import require_program, run_program
+from tests.databases import make_home_in
 from tests.e2e.conftest import IMAGE_NAME
+from tests.postgres import PASSWORD, Cluster
 
 pytestmark = pytest.mark.timeout(1800)  # the first test that asks for the image waits until it is built
 
@@ -56,10 +60,13 @@ def dispatch(github: GitHub, training_image: str, runs: Path) -> Dispatch:
     """Start training.yaml as a person, `gh`, or (with inputs=None) the schedule does."""
 
     def start(
-        run_id: str, inputs: Mapping[str, str | bool] | None, variables: Mapping[str, str] | None = None
+        run_id: str,
+        inputs: Mapping[str, str | bool] | None,
+        variables: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> dict[str, JobRun]:
         environment = {"IMAGE_NAME": IMAGE_NAME}
-        options = {"inputs": inputs, "variables": variables, "environment": environment}
+        options = {"inputs": inputs, "variables": variables, "environment": environment, "secrets": secrets}
         jobs = Runner(github, "training.yaml", runs, run_id=run_id, **options).run()  # type: ignore[arg-type]
         for job in jobs.values():
             assert TOKEN not in job.log
@@ -266,6 +273,62 @@ def test_a_training_starts_from_a_committed_model_on_a_committed_data_set(
     assert record["execution"]["dataset_folder"] == "/data/mine"
 
 
+@pytest.fixture(scope="module")
+def server(docker: str) -> Iterator[tuple[Cluster, str]]:
+    """A PostgreSQL, and the address that a container reaches it at."""
+    words = [docker, "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"]
+    answer = subprocess.run(words, capture_output=True, text=True)
+    gateway = (
+        answer.stdout.strip() if answer.returncode == 0 else ""
+    )  # an engine without one shares this host's network
+    cluster = Cluster("-clisten_addresses=*") if gateway else Cluster()
+    try:
+        if gateway:
+            with open(cluster.folder / "data" / "pg_hba.conf", "a") as rules:
+                rules.write(f"host all all {gateway}/16 scram-sha-256\n")
+        cluster.start()
+        yield cluster, gateway or "127.0.0.1"
+    finally:
+        cluster.remove()
+
+
+def test_a_training_takes_its_data_from_a_database(
+    dispatch: Dispatch,
+    server: tuple[Cluster, str],
+    github: GitHub,
+    sample_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    cluster, host = server
+    (tmp_path / "home").mkdir()
+    home = make_home_in(cluster, tmp_path, tmp_path / "home")
+    version = ingest(sample_dataset, "shapes", home.access).version
+    config = cluster.write_config(tmp_path / "db_connect.yaml", home.database, host=host, tls="disable").read_text()
+    inputs = {**INPUTS, "run_name": "database", "database": "shapes", "verify": True}
+    refused = dispatch("30", inputs, secrets={"DB_PASSWORD": PASSWORD})
+    assert "the repository variable DB_CONNECT does not say where the database is" in refused["train"].log
+
+    jobs = dispatch("31", inputs, {"DB_CONNECT": config}, {"DB_PASSWORD": PASSWORD})
+    assert get_results(jobs)["verify"] == "success", jobs["train"].log + jobs["verify"].log
+    assert jobs["verify"].summary.startswith("## Verification of workflow/database\n\n```\nIDENTICAL\n")
+    artifact = github.get_artifact("31", "run")
+    record = read_record(artifact)
+    assert (record["data"]["database"], record["data"]["digest"]) == ("shapes@1", version.digest)
+    assert version.digest == load_snapshot(sample_dataset).digest
+    assert not (jobs["train"].workspace / "data" / "sample_dataset").exists()
+
+    scheduled = dispatch("32", None, {"DB_CONNECT": config}, {"DB_PASSWORD": PASSWORD})
+    assert "IDENTICAL" in scheduled["verify"].summary
+    every = [*refused.values(), *jobs.values(), *scheduled.values()]
+    assert not [job for job in every if PASSWORD in job.log or PASSWORD in job.summary]
+    workspace = jobs["train"].workspace
+    places = [
+        path for top in (github.artifacts, workspace / "experiments", workspace / "data") for path in top.rglob("*")
+    ]
+    assert not [path for path in places if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    shutil.rmtree(artifact)  # what follows may look for the newest published run
+
+
 def test_gh_gets_its_token_from_the_environment(second: dict[str, JobRun], github: GitHub) -> None:
     assert github.calls
     for call in github.calls:
@@ -316,7 +379,17 @@ HOSTILE = {
     "a nul escape": "a\x01b",
 }
 FIELDS = (
-    *("experiment_name", "run_name", "dataset", "recipe", "learning_rate", "momentum", "num_epochs", "num_workers"),
+    *(
+        "experiment_name",
+        "run_name",
+        "dataset",
+        "database",
+        "recipe",
+        "learning_rate",
+        "momentum",
+        "num_epochs",
+        "num_workers",
+    ),
     *("batch_size", "seed", "pretrained_model", "instruction_set", "continuation"),
 )
 

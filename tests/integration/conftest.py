@@ -8,12 +8,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from tests.conftest import report_lack
 from tests.crash import Campaign
+from tests.databases import Home, make_home
+from tests.postgres import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +61,20 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # its workers wait for each other on SIGTERM
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Cluster]:
+    """A running PostgreSQL; each test has a database of its own there."""
+    cluster = Cluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """An empty database of each kind."""
+    return make_home(request.param, tmp_path, request)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_classifier.cli.data import ACTIONS
 from image_classifier.data.snapshot import load_snapshot
 from tests.conftest import PROJECT
 from tests.datasets import OURS, make_arrays, write_archive, write_cifar10_python, write_cifar100_python
@@ -209,7 +210,7 @@ def test_prune_says_how_much_it_removes(tmp_path: Path) -> None:
             "no data set at data/cifar_dataset: neither a folder nor a file is there; `image_classifier data prepare",
         ),
         (["info", "--dataset_folder"], "--dataset_folder"),
-        (["shuffle"], "'shuffle' is no action; the actions are prepare, info, prune"),
+        (["shuffle"], "'shuffle' is no action; the actions are prepare, info, prune, ingest"),
     ],
 )
 def test_bad_input_gets_one_line_and_writes_nothing(words: list[str], complaint: str, tmp_path: Path) -> None:
@@ -222,13 +223,13 @@ def test_options_come_from_the_environment_too(tmp_path: Path) -> None:
     assert_refused(result, "from_environment")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["prepare", "--help"], ["info", "--help"], ["prune", "--help"], []])
+@pytest.mark.parametrize("words", [[], ["--help"], *([action, "--help"] for action in ACTIONS)])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     script = (
         "import sys; from image_classifier.__main__ import main\n"
         "try: main(['data', *sys.argv[1:]])\n"
         "except SystemExit: pass\n"
-        "print({'torch', 'matplotlib', 'pyarrow', 'numpy', 'PIL'} & set(sys.modules))"
+        "print({'torch', 'matplotlib', 'pyarrow', 'numpy', 'PIL', 'sqlalchemy', 'psycopg'} & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", script, *words], cwd=PROJECT, capture_output=True, text=True, timeout=60

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from image_classifier.config import (
     RECIPES,
+    Reference,
     RunSettings,
     TrainingSettings,
     get_recipe_path,
+    get_reference,
     load_recipe,
+    parse_reference,
     restore_training_settings,
 )
+from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 
 
@@ -149,3 +153,42 @@ def test_settings_come_back_from_their_record_and_unknown_ones_are_refused() -> 
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(SettingsError, match="--recipe takes one of default, fast, quick, notebook, got: '../secret'"):
         get_recipe_path("../secret")
+
+
+def test_a_data_set_in_a_database_is_a_name_with_or_without_a_version() -> None:
+    assert parse_reference("cifar10") == Reference("cifar10") and str(Reference("cifar10")) == "cifar10"
+    assert parse_reference("a.b-c_1@12") == Reference("a.b-c_1", 12) and str(Reference("a", 12)) == "a@12"
+    assert get_reference(Path("db:birds@3")) == Reference("birds", 3) and get_reference(Path("data/birds")) is None
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a/b", "a@", "a@0", "a@x", "@1", "a@1@2", "-a", "a\n", "a" * 101])
+def test_another_form_of_a_data_set_in_a_database_is_refused(text: str) -> None:
+    for make in (lambda: make_run_settings(database=text), lambda: get_reference(f"db:{text}")):
+        with pytest.raises(SettingsError, match="is NAME or NAME@VERSION"):
+            make()
+
+
+def test_db_and_a_name_may_stand_for_the_dataset_folder() -> None:
+    settings = make_run_settings(dataset_folder=Path("db:birds@3"))
+    assert (settings.database, settings.dataset) == ("birds@3", Path("db:birds@3"))
+    assert settings == make_run_settings(database="birds@3")
+    assert make_run_settings(dataset_folder=Path("data/birds")).dataset == Path("data/birds")
+
+
+def test_the_password_is_read_only_for_a_database_and_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "from the environment")
+    (tmp_path / "password").write_text("from a file\n")
+    missing = make_run_settings(db_pass_file=tmp_path / "missing")
+    assert missing.database_access.password is None
+    with pytest.raises(SettingsError, match="--db_pass_file: .*missing cannot be read"):
+        dataclasses.replace(missing, database="birds").database_access
+    for values, expected in (
+        ({}, "from the environment"),
+        ({"db_pass_file": tmp_path / "password"}, "from a file"),
+        ({"db_password": Secret("given")}, "given"),
+    ):
+        settings = make_run_settings(database="birds", **values)
+        assert settings.database_access.password == Secret(expected)
+        assert expected not in f"{settings} {settings.database_access}"

@@ -12,6 +12,8 @@ import pytest
 from docstring_parser import parse
 
 import image_classifier
+from benchmarks import database
+from benchmarks.measure import load_result
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.__main__ import COMMANDS
 from image_classifier.cli.command import ExitStatus
@@ -29,8 +31,8 @@ TYPES = {
     float: "number",
     bool: "true, false",
     str: "text",
-    Path: "path",
     str | None: "text",
+    Path: "path",
     Path | None: "path",
     tuple[float, float, float]: "three numbers",
     tuple[int, ...]: "whole numbers",
@@ -51,7 +53,9 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | t
     recipe = load_recipe(RECIPES[0]) if settings is TrainingSettings else {}
     lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for field in fields(settings):
-        if field.name in ("recipe", "training") or (settings is ServerSettings and field.name == "model"):
+        if field.name in ("recipe", "training", "db_password", "ask_db_password"):
+            continue
+        if settings is ServerSettings and field.name == "model":
             continue
         hint = hints[field.name]
         takes = ", ".join(get_args(hint)) if get_origin(hint) is Literal else TYPES[hint]
@@ -75,7 +79,7 @@ def test_every_option_of_the_server_is_documented_as_it_is() -> None:
     assert table in (PROJECT / "docs" / "serving.md").read_text(encoding="utf-8"), f"it needs this table:\n{table}"
 
 
-@pytest.mark.parametrize("option", ["recipe", "config", "print_config"])
+@pytest.mark.parametrize("option", ["recipe", "config", "print_config", "db_pass"])
 def test_the_options_that_are_no_settings_are_documented(option: str) -> None:
     assert f"`--{option}" in get_section("Options")
 
@@ -108,6 +112,13 @@ def test_the_printed_tree_is_the_tree() -> None:
 @pytest.mark.parametrize("name", build_tables())
 def test_the_figures_of_the_readme_are_those_of_the_benchmarks(name: str) -> None:
     assert f"<!-- {name} -->\n{build_tables()[name]}\n<!-- end -->" in README
+
+
+def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
+    document = database.DOCUMENT.read_text(encoding="utf-8")
+    shown = document.partition(database.MARKS[0])[2].partition(database.MARKS[1])[0]
+    result = load_result("database")
+    assert shown == database.build_table(result) if result else shown.startswith("Not measured yet")
 
 
 @pytest.mark.parametrize("name", RECIPES)

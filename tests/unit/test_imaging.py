@@ -201,3 +201,10 @@ def test_a_file_is_loaded_or_named(tmp_path: Path) -> None:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(ImageError, match=r"large\.png: more than 33,554,432 bytes"):
         load_image(tmp_path / "large.png")
+
+
+def test_another_size_is_refused_where_it_is_not_to_be_resized(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(save(Image.new("RGB", (40, 30))))
+    with pytest.raises(ImageError, match="large.png: 40 x 30 pixels instead of 32 x 32"):
+        load_image(tmp_path / "large.png", resize=False)
+    assert decode_image(save(Image.new("RGB", (32, 32), "red")), resize=False)[0, 0].tolist() == [255, 0, 0]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from image_classifier.data.content import CIFAR10_CLASSES, Metadata, choose_test, load_metadata
-from image_classifier.errors import DataError
+from image_classifier.data.content import CIFAR10_CLASSES, Metadata, choose_test, decode_images, load_metadata
+from image_classifier.errors import DataError, ImageError
 from tests.conftest import PROJECT
 
 
@@ -97,3 +98,26 @@ def test_the_choice_is_a_sixth_of_each_class_whatever_the_order(
     order = data.draw(st.permutations(range(len(items))))
     again = choose_test([keys[place] for place in order], [labels[place] for place in order], 5)
     assert again.tolist() == [bool(chosen[place]) for place in order]
+
+
+def decode(number: int) -> NDArray[np.uint8]:
+    """Decode a number to an image of it; those that end in 3 are bad."""
+    if number % 10 == 3:
+        raise ImageError(f"number {number}")
+    return np.full((32, 32, 3), number % 256, np.uint8)
+
+
+def test_bad_images_are_left_out_and_told_in_their_order() -> None:
+    told: list[str] = []
+    batches = list(decode_images(((number, number % 7) for number in range(1030)), decode, told.append))
+    good = [number for number in range(1030) if number % 10 != 3]
+    assert told == [f"number {number}" for number in range(3, 1030, 10)]
+    assert np.concatenate([labels for _, labels in batches]).tolist() == [number % 7 for number in good]
+    assert np.concatenate([images for images, _ in batches])[:, 0, 0, 0].tolist() == [number % 256 for number in good]
+    assert list(decode_images([(3, 0), (13, 0)], decode, told.append)) == []
+
+
+def test_bad_images_are_an_error_where_they_are_not_left_out() -> None:
+    batches = decode_images(((number, 0) for number in range(1000)), decode)
+    with pytest.raises(DataError, match="100 of the images cannot be read.*number 3; .*; and 95 more"):
+        list(batches)

@@ -1,0 +1,106 @@
+"""The options that all commands share which may read from a database, and the way of a password to it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse.typing import register_type
+
+from image_classifier.config import DatabaseAccess, resolve_password
+from image_classifier.credentials import Secret
+from image_classifier.errors import SettingsError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+PASSWORD_OPTION = "--db_pass"
+
+register_type(Secret, serializer=repr, deserializer=Secret)
+
+
+def add_password_option(parser: ArgumentParser) -> None:
+    """Add the option that takes the password itself."""
+    parser.add_argument(
+        PASSWORD_OPTION,
+        type=Secret | None,
+        default=None,
+        help="password of the database; others on the machine may read it before it is hidden: DB_PASSWORD in the "
+        "environment or --db_pass_file keep it to yourself",
+    )
+
+
+def add_access_options(parser: ArgumentParser) -> None:
+    """Add the options that say how the database is reached."""
+    parser.add_argument(
+        "--db_config",
+        type=Path | None,
+        default=None,
+        help="YAML file that says where the database is; without it, a file of SQLite in the dataset folder",
+    )
+    parser.add_argument(
+        "--db_pass_file",
+        type=Path | None,
+        default=None,
+        help="file with the password of the database, which may also be in DB_PASSWORD",
+    )
+    add_password_option(parser)
+
+
+def build_access(options: Namespace, dataset_folder: Path) -> DatabaseAccess:
+    """Build out of what was parsed how the database is reached."""
+    return DatabaseAccess(
+        config=options.db_config,
+        password=take_password(options) or resolve_password(options.db_pass_file),
+        ask=get_asking(),
+        dataset_folder=dataset_folder,
+    )
+
+
+def take_password(options: Namespace) -> Secret | None:
+    """Take the password that was given as an option, and warn; start anew without it where the command line shows it.
+
+    Raises:
+        SettingsError: a file with the password was given, too.
+    """
+    secret: Secret | None = options.pop("db_pass")
+    if secret is None:
+        return None
+    if options.db_pass_file is not None:
+        raise SettingsError(f"{PASSWORD_OPTION} and --db_pass_file both give the password: leave one of them out")
+    words = hide_password(sys.orig_argv)
+    if words != sys.orig_argv:
+        print(
+            f"warning: others on this machine can read what {PASSWORD_OPTION} is given; use DB_PASSWORD in the "
+            "environment, or --db_pass_file",
+            file=sys.stderr,
+            flush=True,
+        )
+        # The system shows a process's first words for as long as it lives. The environment is its owner's alone.
+        os.execve(sys.executable, words, {**os.environ, "DB_PASSWORD": secret.reveal()})
+    return secret
+
+
+def hide_password(words: list[str]) -> list[str]:
+    """Leave out the password and its option."""
+    kept = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == PASSWORD_OPTION:
+            next(remaining, None)
+        elif not word.startswith(f"{PASSWORD_OPTION}="):
+            kept.append(word)
+    return kept
+
+
+def get_asking() -> Callable[[], Secret] | None:
+    """Give what asks for the password, if somebody sits there to answer."""
+
+    def ask() -> Secret:
+        return Secret(getpass.getpass("password of the database: "))
+
+    return ask if sys.stdin is not None and sys.stdin.isatty() else None

@@ -1,0 +1,423 @@
+"""The actions of `image_classifier data` that work on a database."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import PositiveInt
+
+from image_classifier.cli.access import add_access_options, build_access
+from image_classifier.cli.command import ExitStatus, build_parser, parse_arguments
+from image_classifier.cli.table import format_table, make_printable
+from image_classifier.config import Reference, get_reference, parse_reference
+from image_classifier.errors import SettingsError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from image_classifier.data.database import Correction, Summary
+    from image_classifier.data.diff import Difference
+
+DATASET_FOLDER = Path("data/cifar_dataset")
+CONDITIONS = ("class", "split", "source", "added_by")
+_NUM_LISTED = 20
+
+
+def _build_parser(action: str, description: str, **options: None) -> ArgumentParser:
+    """Build the parser of an action that reaches the database."""
+    parser = build_parser(f"data {action}", description, **options)
+    parser.add_argument(
+        "--dataset_folder",
+        type=Path,
+        default=DATASET_FOLDER,
+        help="where SQLite's file lies, and the snapshots of what is read",
+    )
+    add_access_options(parser)
+    return parser
+
+
+def build_ingest_parser() -> ArgumentParser:
+    """Build the parser of `data ingest`."""
+    parser = _build_parser(
+        "ingest",
+        "Add the images of a source to a data set in the database, and freeze it into a new version. Images that are "
+        "there already are passed over, so an ingest that was interrupted goes on where it was.",
+    )
+    parser.add_argument("source", type=Path, help="anything that the trainer reads: a folder, an archive, Parquet")
+    parser.add_argument("--dataset", required=True, help="name of the data set; it is made if there is none")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
+    parser.add_argument(
+        "--other_sizes",
+        type=Literal["resize", "refuse"],
+        default="resize",
+        help="what becomes of images that are not 32 x 32; refused ones count as such that cannot be read",
+    )
+    parser.add_argument("--chunk_size", type=PositiveInt, default=5000, help="images that are added in one transaction")
+    return parser
+
+
+def build_snapshot_parser() -> ArgumentParser:
+    """Build the parser of `data snapshot`."""
+    parser = _build_parser(
+        "snapshot",
+        "Freeze a data set into a snapshot that the trainer maps. Without --version that is a new version, unless an "
+        "earlier one holds the same. The only line on stdout is NAME@VERSION.",
+        version=None,
+    )
+    parser.add_argument("--dataset", required=True, help="name of the data set")
+    parser.add_argument("--version", type=PositiveInt | None, default=None, help="a version that there is")
+    parser.add_argument("--as_of", type=str | None, default=None, help="what was there at this time, in ISO 8601")
+    parser.add_argument(
+        "--where",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE[,VALUE...]",
+        help=f"only what has one of these values; the names are {', '.join(CONDITIONS)}",
+    )
+    return parser
+
+
+def build_list_parser() -> ArgumentParser:
+    """Build the parser of `data list`."""
+    return _build_parser("list", "List the data sets of the database, and their versions.")
+
+
+def build_diff_parser() -> ArgumentParser:
+    """Build the parser of `data diff`."""
+    parser = _build_parser("diff", "Say which images were added, removed and relabelled from one data set to another.")
+    parser.add_argument("old", type=Path, help="db:NAME@VERSION, or a dataset folder")
+    parser.add_argument("new", type=Path, help="db:NAME[@VERSION], or a dataset folder")
+    parser.add_argument("--output", type=Path | None, default=None, help="PNG file for a sheet with these images")
+    return parser
+
+
+def build_relabel_parser() -> ArgumentParser:
+    """Build the parser of `data relabel`."""
+    parser = _build_parser(
+        "relabel",
+        "Correct labels. The labels before stay with the versions before; there is a new version with the new ones.",
+    )
+    parser.add_argument("dataset", help="db:NAME[@VERSION], whose images the numbers count")
+    parser.add_argument(
+        "--image",
+        type=int | None,
+        default=None,
+        help="number of the image in the version, counted from 0, the training images first",
+    )
+    parser.add_argument("--label", type=str | None, default=None, help="name of its class")
+    parser.add_argument(
+        "--corrections", type=Path | None, default=None, help="CSV file with the columns image and label, for many"
+    )
+    parser.add_argument("--reason", default="", help="why, for those who come later")
+    return parser
+
+
+def build_export_parser() -> ArgumentParser:
+    """Build the parser of `data export`."""
+    parser = _build_parser("export", "Write a data set out, as images by class or as Parquet.")
+    parser.add_argument("dataset", type=Path, help="db:NAME[@VERSION], or a dataset folder")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--format", type=Literal["folder", "parquet"], default="folder", help="what to write")
+    return parser
+
+
+def build_upgrade_parser() -> ArgumentParser:
+    """Build the parser of `data upgrade`."""
+    return _build_parser("upgrade", "Make the tables of the database, or bring them up to this version.")
+
+
+def ingest(argv: Sequence[str] | None) -> int:
+    """add the images of a source to a data set in the database"""
+    options = _parse(build_ingest_parser(), argv)
+    name = _check_name(options.dataset)
+
+    from tqdm import tqdm
+
+    from image_classifier.data.ingest import Listener
+    from image_classifier.data.ingest import ingest as ingest_source
+
+    class Bar(Listener):
+        """A bar on a terminal, and a line for each image that is left out."""
+
+        def __init__(self) -> None:
+            self._bar = tqdm(desc="ingesting", unit=" images", disable=None)  # None: only on a terminal
+
+        def commit(self, num_images: int) -> None:
+            self._bar.update(num_images)
+
+        def skip(self, reason: str) -> None:
+            with self._bar.external_write_mode(file=sys.stderr):
+                print(f"skipped: {make_printable(reason)}", file=sys.stderr)
+
+        def close(self) -> None:
+            self._bar.close()
+
+    bar = Bar()
+    try:
+        result = ingest_source(
+            options.source,
+            name,
+            build_access(options, options.dataset_folder),
+            skip_bad=options.skip_bad,
+            resize=options.other_sizes == "resize",
+            chunk_size=options.chunk_size,
+            listener=bar,
+        )
+    finally:
+        bar.close()
+    added, version = result.added, result.version
+    _say(f"{added.num_added:,} images added, {added.num_present:,} were there already")
+    if added.num_other_label:
+        _say(f"note: {added.num_other_label:,} of these have another label there, which stays: see `data relabel`")
+    _say(f"{version.reference}: {version.num_train:,} images to train with, {version.num_test:,} to test with")
+    _say(f"digest {version.digest}")
+    print(version.reference)
+    if result.num_bad:
+        _say(f"{result.num_bad:,} images were left out")
+        return ExitStatus.DONE_IN_PART
+    return ExitStatus.DONE
+
+
+def snapshot(argv: Sequence[str] | None) -> int:
+    """freeze a data set in the database into a snapshot, or a part of it"""
+    options = _parse(build_snapshot_parser(), argv)
+    name = _check_name(options.dataset)
+    conditions, as_of = parse_conditions(options.where), parse_time(options.as_of)
+    if options.version is not None and (conditions or as_of):
+        raise SettingsError("--version names what was frozen already: leave --as_of and --where out, or --version")
+    access = build_access(options, options.dataset_folder)
+
+    from image_classifier.data.database import freeze_snapshot, load_version_snapshot
+
+    if options.version is None:
+        frozen = freeze_snapshot(name, access, as_of=as_of, conditions=conditions)
+    else:
+        frozen = load_version_snapshot(Reference(name, options.version), access)
+    num_test = len(frozen.labels) - frozen.num_train
+    _say(f"{frozen.database}: {frozen.num_train:,} images to train with, {num_test:,} to test with")
+    _say(f"digest {frozen.digest}")
+    print(frozen.database)
+    return ExitStatus.DONE
+
+
+def list_datasets(argv: Sequence[str] | None) -> int:
+    """list the data sets of the database, and their versions"""
+    options = _parse(build_list_parser(), argv)
+    access = build_access(options, options.dataset_folder)
+
+    from image_classifier.data.connection import open_database
+    from image_classifier.data.database import list_datasets as list_all
+
+    with open_database(access) as database:
+        summaries = database.run(lambda: list_all(database))
+        title = database.place.title
+    if not summaries:
+        _say(f"{title} has no data set yet; `image_classifier data ingest` adds one")
+    print("\n\n".join(format_summary(summary) for summary in summaries))
+    return ExitStatus.DONE
+
+
+def format_summary(summary: Summary) -> str:
+    """Format a data set and its versions."""
+    dataset = summary.dataset
+    heading = (
+        f"{dataset.name}: {summary.num_samples:,} images of {len(dataset.classes):,} classes, "
+        f"{summary.num_corrections:,} labels corrected"
+    )
+    rows = [["version", "frozen", "by", "digest", "train", "test", "limited to"]]
+    for version in summary.versions:
+        limits = "; ".join(f"{name}={','.join(values)}" for name, values in version.selection.conditions.items())
+        moment = version.added_at.strftime("%Y-%m-%d %H:%M:%S")
+        counts = [f"{version.num_train:,}", f"{version.num_test:,}"]
+        rows.append([str(version.reference), moment, version.added_by, version.digest[:12], *counts, limits])
+    return f"{heading}\n{format_table(rows, num_left=4)}" if summary.versions else f"{heading}\nno version yet"
+
+
+def diff(argv: Sequence[str] | None) -> int:
+    """say what was added, removed and relabelled between two versions"""
+    options = _parse(build_diff_parser(), argv)
+    access = build_access(options, options.dataset_folder)
+
+    from image_classifier.data.diff import compute_difference
+    from image_classifier.data.snapshot import load_snapshot
+
+    old, new = (load_snapshot(path, access) for path in (options.old, options.new))
+    difference = compute_difference(old, new)
+    if options.output is not None:
+        from image_classifier.storage import write_atomically
+        from image_classifier.visualization.difference_sheet import draw_difference_sheet
+
+        title = f"{old.database or options.old} → {new.database or options.new}"
+        write_atomically(options.output, draw_difference_sheet(old, new, difference, title))
+    print(format_difference(difference, old.classes, new.classes))
+    return ExitStatus.DONE
+
+
+def format_difference(difference: Difference, old: Sequence[str], new: Sequence[str]) -> str:
+    """Format what was added, removed and relabelled; of the last the first ones one by one."""
+    rows = [["images", "train", "test"]]
+    for name in ("unchanged", "added", "removed", "relabelled"):
+        rows.append([name, *(f"{count:,}" for count in getattr(difference, f"num_{name}"))])
+    text = format_table(rows)
+    if difference.relabelled:
+        listed = [["image", "was", "is"]]
+        for pair in difference.relabelled[:_NUM_LISTED]:
+            listed.append([str(pair.new), old[pair.old_label], new[pair.new_label]])
+        text += f"\n\n{format_table(listed)}"
+        if len(difference.relabelled) > _NUM_LISTED:
+            text += f"\nand {len(difference.relabelled) - _NUM_LISTED:,} more"
+    return text
+
+
+def relabel(argv: Sequence[str] | None) -> int:
+    """correct labels, which makes a new version"""
+    options = _parse(build_relabel_parser(), argv)
+    reference = get_reference(options.dataset)
+    if reference is None:
+        raise SettingsError(
+            f"labels are corrected in a database: give db:NAME, got: {ascii(options.dataset)[:100]}; "
+            "those of files are corrected in the files"
+        )
+    if (options.image is None) != (options.label is None) or (options.image is None) == (options.corrections is None):
+        raise SettingsError("give --image and --label for one correction, or --corrections for a file of them")
+
+    from image_classifier.data.connection import open_database
+    from image_classifier.data.database import Correction, correct_labels
+
+    if options.corrections is None:
+        wanted = [Correction(options.image, options.label)]
+    else:
+        wanted = read_corrections(options.corrections)
+    with open_database(build_access(options, options.dataset_folder)) as database:
+        version, num_changed = correct_labels(database, reference, wanted, options.reason)
+    if not num_changed:
+        _say("the labels are these already: nothing was changed")
+    _say(f"{num_changed:,} labels corrected; digest {version.digest}")
+    print(version.reference)
+    return ExitStatus.DONE
+
+
+def read_corrections(path: Path) -> list[Correction]:
+    """Read a CSV file with the columns image and label.
+
+    Raises:
+        SettingsError: it cannot be read, lacks a column, or has what is no number.
+    """
+    from image_classifier.data.database import Correction
+
+    wanted = []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                image = (row.get("image") or "").strip()
+                if not image.isdecimal() or row.get("label") is None:
+                    raise SettingsError(
+                        f"--corrections: line {number} of {path} needs a number under image and a class under label"
+                    )
+                wanted.append(Correction(int(image), row["label"].strip()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"--corrections: {path} cannot be read: {error}") from None
+    return wanted
+
+
+def export(argv: Sequence[str] | None) -> int:
+    """write a version out, as a folder of images or as Parquet"""
+    options = _parse(build_export_parser(), argv)
+    access = build_access(options, options.dataset_folder)
+
+    from image_classifier.data.export import write_folder, write_parquet
+    from image_classifier.data.snapshot import load_snapshot
+
+    loaded = load_snapshot(options.dataset, access)
+    write = write_folder if options.format == "folder" else write_parquet
+    write(loaded, options.output)
+    _say(f"{len(loaded.labels):,} images of {loaded.database or options.dataset}")
+    print(options.output)
+    return ExitStatus.DONE
+
+
+def upgrade(argv: Sequence[str] | None) -> int:
+    """make the tables of the database, or bring them up to this version"""
+    options = _parse(build_upgrade_parser(), argv)
+    access = build_access(options, options.dataset_folder)
+
+    from image_classifier.data.connection import upgrade_database
+
+    before, after = upgrade_database(access)
+    _say(f"the tables are at revision {after}" + (f", up from {before}" if before not in (None, after) else ""))
+    return ExitStatus.DONE
+
+
+def parse_conditions(texts: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Parse NAME=VALUE,VALUE.
+
+    Raises:
+        SettingsError: one has no such form, an unknown name, or comes twice.
+    """
+    conditions: dict[str, list[str]] = {}
+    for text in texts:
+        name, separator, values = text.partition("=")
+        if name not in CONDITIONS or not separator or not values or name in conditions:
+            raise SettingsError(
+                f"--where takes NAME=VALUE[,VALUE...] with each of the names {', '.join(CONDITIONS)} at most once, "
+                f"got: {ascii(text)[:100]}"
+            )
+        conditions[name] = values.split(",")
+    return conditions
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """Parse a moment in ISO 8601; without a zone it is in that of this machine.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise SettingsError(
+            f"--as_of takes a time such as 2026-11-21T09:30:00+01:00, got: {ascii(text)[:50]}"
+        ) from None
+
+
+def _parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
+    """Parse, and see whether what a database needs is installed."""
+    options = parse_arguments(parser, argv)
+    try:
+        import sqlalchemy  # noqa: F401
+    except ImportError as error:
+        from image_classifier.data.snapshot import lacking_extra_error
+
+        raise lacking_extra_error(error) from None
+    return options
+
+
+def _check_name(name: str) -> str:
+    reference = parse_reference(name)
+    if reference.version is not None:
+        raise SettingsError(f"--dataset takes the name of a data set, without a version, got: {name}")
+    return name
+
+
+def _say(text: str) -> None:
+    """Tell the person at the terminal; stdout is for the result alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+ACTIONS: dict[str, Any] = {
+    "ingest": ingest,
+    "snapshot": snapshot,
+    "list": list_datasets,
+    "diff": diff,
+    "relabel": relabel,
+    "export": export,
+    "upgrade": upgrade,
+}

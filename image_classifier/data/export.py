@@ -1,0 +1,112 @@
+"""Write a snapshot out, without loss, in layouts that the trainer and others read: images by class, or Parquet."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.data.content import METADATA_FILE, METADATA_FORMAT
+from image_classifier.data.snapshot import Snapshot
+from image_classifier.errors import DataError, StorageError
+from image_classifier.storage import DISK, written_beside
+
+_ROWS = 1000  # images that are encoded at once
+
+
+def write_folder(snapshot: Snapshot, folder: Path) -> None:
+    """Write `train/CLASS/NUMBER.png` and `test/CLASS/NUMBER.png`, and `metadata.json`.
+
+    Images by class have an order of their own: the data set that is read from it holds the same, under another digest.
+
+    Raises:
+        DataError: a class has a name that no folder can have.
+        StorageError: the folder is there already, or the disk refused; nothing is left of it.
+    """
+    for name in snapshot.classes:
+        if "/" in name or name.startswith(".") or len(os.fsencode(name)) > 255:
+            raise DataError(f"the class {name!a} cannot be the name of a folder: export with --format parquet")
+    with _new_folder(folder) as temporary:
+        for split, begin, end in _get_splits(snapshot):
+            for name in snapshot.classes:
+                (temporary / split / name).mkdir(parents=True)
+            for start, encoded in _encode(snapshot, begin, end):
+                for number, content in enumerate(encoded, start):
+                    name = snapshot.classes[int(snapshot.labels[number])]
+                    DISK.write_file(temporary / split / name / f"{number:08d}.png", content)
+        _write_metadata(temporary, snapshot, digest=None)
+
+
+def write_parquet(snapshot: Snapshot, folder: Path) -> None:
+    """Write train-00000-of-00001.parquet and test-00000-of-00001.parquet as Hugging Face has them, and `metadata.json`.
+
+    Raises:
+        DataError: pyarrow is missing.
+        StorageError: the folder is there already, or the disk refused; nothing is left of it.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError("--format parquet needs pyarrow: pip install 'image-classifier[parquet]'") from None
+    features = {"img": {"_type": "Image"}, "label": {"names": list(snapshot.classes), "_type": "ClassLabel"}}
+    image_type = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([("img", image_type), ("label", pyarrow.int64())]).with_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    with _new_folder(folder) as temporary:
+        for split, begin, end in _get_splits(snapshot):
+            with pyarrow.parquet.ParquetWriter(temporary / f"{split}-00000-of-00001.parquet", schema) as writer:
+                for start, encoded in _encode(snapshot, begin, end):
+                    images = [
+                        {"bytes": content, "path": f"{number:08d}.png"} for number, content in enumerate(encoded, start)
+                    ]
+                    labels = snapshot.labels[start : start + len(encoded)]
+                    columns = [pyarrow.array(images, image_type), pyarrow.array(labels)]
+                    writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+        _write_metadata(temporary, snapshot, digest=snapshot.digest)
+
+
+def _get_splits(snapshot: Snapshot) -> tuple[tuple[str, int, int], tuple[str, int, int]]:
+    return ("train", 0, snapshot.num_train), ("test", snapshot.num_train, len(snapshot.labels))
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    if os.path.lexists(folder):
+        raise StorageError(f"--output: {folder} exists already; choose another, or remove it")
+    if not folder.parent.is_dir():
+        raise StorageError(f"--output: there is no folder {folder.parent}; make it, or choose another")
+    with written_beside(folder) as temporary:
+        DISK.make_folder(temporary)
+        yield temporary
+        DISK.sync_all()
+
+
+def _encode(snapshot: Snapshot, begin: int, end: int) -> Iterator[tuple[int, list[bytes]]]:
+    """Encode images in threads: the number of the first, and the images as PNG."""
+    with ThreadPoolExecutor() as threads:
+        for start in range(begin, end, _ROWS):
+            yield start, list(threads.map(_encode_image, snapshot.images[start : min(start + _ROWS, end)]))
+
+
+def _encode_image(image: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _write_metadata(folder: Path, snapshot: Snapshot, *, digest: str | None) -> None:
+    content = {"format_version": METADATA_FORMAT, "name": snapshot.name, "classes": list(snapshot.classes)}
+    if digest is not None:
+        content["digest"] = digest
+    DISK.write_file(folder / METADATA_FILE, json.dumps(content, indent=1).encode() + b"\n")

@@ -1,0 +1,1 @@
+"""Alembic's migrations, in the package: `image_classifier data upgrade` applies them."""

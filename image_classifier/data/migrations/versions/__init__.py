@@ -1,0 +1,1 @@
+"""A file a migration, in their order."""
