@@ -16,6 +16,7 @@ from image_classifier.cli.command import ExitStatus, build_parser, parse_argumen
 from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import Reference, get_reference, parse_reference
 from image_classifier.errors import SettingsError
+from image_classifier.extras import load_extra
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -391,12 +392,7 @@ def parse_time(text: str | None) -> datetime | None:
 def _parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     """Parse, and see whether what a database needs is installed."""
     options = parse_arguments(parser, argv)
-    try:
-        import sqlalchemy  # noqa: F401
-    except ImportError as error:
-        from image_classifier.data.snapshot import lacking_extra_error
-
-        raise lacking_extra_error(error) from None
+    load_extra("sqlalchemy", "database")
     return options
 
 

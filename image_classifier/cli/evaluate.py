@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
@@ -14,9 +15,6 @@ from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
 from image_classifier.config import DatabaseAccess
 from image_classifier.errors import DataError, SettingsError
-
-if TYPE_CHECKING:
-    from jsonargparse import Namespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +34,11 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     add_access_options(parser)
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file to write all metrics to")
     arguments = parse_arguments(parser, argv)
+    access = build_access(arguments, DatabaseAccess().dataset_folder)
     model = load(arguments)
-    dataset_folder, access = find_dataset(arguments, model.path)
+    dataset_folder = arguments.dataset_folder
+    if dataset_folder is None:
+        dataset_folder, access = find_dataset(model.path, access)
 
     from image_classifier.data.snapshot import load_snapshot
     from image_classifier.storage import write_atomically
@@ -64,8 +65,8 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-def find_dataset(arguments: Namespace, model_path: Path) -> tuple[Path, DatabaseAccess]:
-    """Find the data set to evaluate on, the run's own if none was named, and how a database is reached.
+def find_dataset(model_path: Path, access: DatabaseAccess) -> tuple[Path, DatabaseAccess]:
+    """Find the data set of the run that a model file is part of, and how it is reached if it lies in a database.
 
     Raises:
         SettingsError: no record lies beside the model file.
@@ -74,19 +75,16 @@ def find_dataset(arguments: Namespace, model_path: Path) -> tuple[Path, Database
     from image_classifier.tracking.run import RECORD, read_record
 
     folder = model_path.parent.parent if model_path.suffix == ".onnx" else model_path.parent
-    if arguments.dataset_folder is not None:
-        return arguments.dataset_folder, build_access(arguments, DatabaseAccess().dataset_folder)
     if not (folder / RECORD).is_file():
         raise SettingsError(f"--dataset_folder is required: no {RECORD} in {folder} says where its data lies")
     execution = read_record(folder)["execution"]
     dataset_folder = Path(execution["dataset_folder"])
     if execution.get("database"):
-        if arguments.db_config is None and execution["db_config"]:
-            arguments.db_config = Path(execution["db_config"])
-        return Path(f"db:{execution['database']}"), build_access(arguments, dataset_folder)
+        config = access.config or (execution["db_config"] and Path(execution["db_config"]))
+        return Path(f"db:{execution['database']}"), replace(access, config=config, dataset_folder=dataset_folder)
     if not dataset_folder.exists():
         raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
-    return dataset_folder, build_access(arguments, dataset_folder)
+    return dataset_folder, access
 
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from image_classifier.data.content import METADATA_FILE, METADATA_FORMAT
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, StorageError
+from image_classifier.extras import load_extra
 from image_classifier.storage import DISK, written_beside
 
 _ROWS = 1000  # images that are encoded at once
@@ -48,14 +49,11 @@ def write_parquet(snapshot: Snapshot, folder: Path) -> None:
     """Write train-00000-of-00001.parquet and test-00000-of-00001.parquet as Hugging Face has them, and `metadata.json`.
 
     Raises:
-        DataError: pyarrow is missing.
+        SettingsError: pyarrow is missing.
         StorageError: the folder is there already, or the disk refused; nothing is left of it.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError("--format parquet needs pyarrow: pip install 'image-classifier[parquet]'") from None
+    pyarrow = load_extra("pyarrow", "parquet")
+    load_extra("pyarrow.parquet", "parquet")
     features = {"img": {"_type": "Image"}, "label": {"names": list(snapshot.classes), "_type": "ClassLabel"}}
     image_type = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     schema = pyarrow.schema([("img", image_type), ("label", pyarrow.int64())]).with_metadata(

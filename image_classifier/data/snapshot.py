@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from image_classifier.config import DatabaseAccess, Reference, get_reference
 from image_classifier.data.content import METADATA_FILE, Content, Metadata, load_metadata
 from image_classifier.data.source import Source, find_source
-from image_classifier.errors import DatabaseError, DataError, StorageError
+from image_classifier.errors import DataError, StorageError
+from image_classifier.extras import load_extra
 from image_classifier.storage import DISK, TEMPORARY_PREFIX, storage_error, write_atomically
 
 FORMAT_VERSION = 1
@@ -116,22 +117,13 @@ def load_from_database(reference: Reference, access: DatabaseAccess) -> Snapshot
     """Map the snapshot of a data set in the database, as `database.load_version_snapshot` does.
 
     Raises:
-        DatabaseError: what it takes to reach a database is not installed; and as that function says.
+        SettingsError: what it takes to reach a database is not installed; and as that function says.
     """
-    try:
-        from image_classifier.data.database import load_version_snapshot
-    except ImportError as error:
-        raise lacking_extra_error(error) from None
+    load_extra("sqlalchemy", "database")
+
+    from image_classifier.data.database import load_version_snapshot
+
     return load_version_snapshot(reference, access)
-
-
-def lacking_extra_error(error: ImportError) -> DatabaseError:
-    """Say in one line that the extra `database` is not installed."""
-    if (error.name or "").startswith("image_classifier"):
-        raise error
-    return DatabaseError(
-        f"a database needs {error.name}, which is not installed: pip install 'image-classifier[database]'"
-    )
 
 
 def find_stored(stores: list[Path], digest: str, name: str) -> Snapshot | None:

@@ -178,7 +178,7 @@ def test_upgrade_makes_the_tables(data: Data) -> None:
 
 
 def test_without_the_extra_it_says_how_to_install_it(tmp_path: Path) -> None:
-    (tmp_path / "sqlalchemy.py").write_text("raise ImportError('none', name='sqlalchemy')")
+    (tmp_path / "sqlalchemy.py").write_text("raise ModuleNotFoundError('none', name='sqlalchemy')")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{PROJECT}"}
     for words in (["data", "list"], ["data", "info", "--dataset_folder", "db:birds"]):
         command = [sys.executable, "-m", "image_classifier", *words]
