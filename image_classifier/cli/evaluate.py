@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,14 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(parser, argv)
     access = build_access(arguments, DatabaseAccess().dataset_folder)
     model = load(arguments)
-    dataset_folder = arguments.dataset_folder
-    if dataset_folder is None:
-        dataset_folder, access = find_dataset(model.path, access)
 
     from image_classifier.data.snapshot import load_snapshot
     from image_classifier.storage import write_atomically
+    from image_classifier.tracking.run import find_dataset
 
+    dataset_folder = arguments.dataset_folder
+    if dataset_folder is None:
+        dataset_folder, access = find_dataset(find_run(model.path), access=access)
     snapshot = load_snapshot(dataset_folder, access)
     if snapshot.classes != model.classes:
         raise DataError(
@@ -65,26 +65,18 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-def find_dataset(model_path: Path, access: DatabaseAccess) -> tuple[Path, DatabaseAccess]:
-    """Find the data set of the run that a model file is part of, and how it is reached if it lies in a database.
+def find_run(model_path: Path) -> Path:
+    """Find the folder of the run that a model file is part of.
 
     Raises:
-        SettingsError: no record lies beside the model file.
-        DataError: the data set is there no longer.
+        SettingsError: no record lies there.
     """
-    from image_classifier.tracking.run import RECORD, read_record
+    from image_classifier.tracking.run import RECORD
 
     folder = model_path.parent.parent if model_path.suffix == ".onnx" else model_path.parent
     if not (folder / RECORD).is_file():
         raise SettingsError(f"--dataset_folder is required: no {RECORD} in {folder} says where its data lies")
-    execution = read_record(folder)["execution"]
-    dataset_folder = Path(execution["dataset_folder"])
-    if execution.get("database"):
-        config = access.config or (execution["db_config"] and Path(execution["db_config"]))
-        return Path(f"db:{execution['database']}"), replace(access, config=config, dataset_folder=dataset_folder)
-    if not dataset_folder.exists():
-        raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
-    return dataset_folder, access
+    return folder
 
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.config import DatabaseAccess
 from image_classifier.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ def _report(argv: Sequence[str] | None) -> int:
     parser.add_argument(
         "--dataset_folder", type=Path | None, default=None, help="where the run's data lies now, for images of mistakes"
     )
+    add_access_options(parser)
     arguments = parse_arguments(parser, argv)
+    access = build_access(arguments, DatabaseAccess().dataset_folder)
 
     from image_classifier.storage import write_atomically
     from image_classifier.tracking import run
@@ -48,8 +52,7 @@ def _report(argv: Sequence[str] | None) -> int:
     )
     images: NDArray[np.uint8] | str
     try:
-        dataset_folder = arguments.dataset_folder or Path(facts.record["execution"]["dataset_folder"])
-        images = load_test_images(dataset_folder, facts.record)
+        images = load_test_images(*run.find_dataset(folder, arguments.dataset_folder, access), facts.record)
     except DataError as error:
         if arguments.dataset_folder is not None:
             raise
@@ -60,7 +63,7 @@ def _report(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-def load_test_images(dataset_folder: Path, record: dict[str, Any]) -> NDArray[np.uint8]:
+def load_test_images(dataset_folder: Path, access: DatabaseAccess, record: dict[str, Any]) -> NDArray[np.uint8]:
     """Load the images [N, 3, 32, 32] that a run was tested on.
 
     Raises:
@@ -68,7 +71,7 @@ def load_test_images(dataset_folder: Path, record: dict[str, Any]) -> NDArray[np
     """
     from image_classifier.data.snapshot import load_snapshot
 
-    snapshot = load_snapshot(dataset_folder)
+    snapshot = load_snapshot(dataset_folder, access)
     if snapshot.digest != record["data"]["digest"]:
         raise DataError(
             f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but the run is on "

@@ -194,10 +194,8 @@ def _check_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _load_data(run: Path, record: dict[str, Any], dataset_folder: Path | None) -> Snapshot:
-    dataset_folder = dataset_folder or Path(record["execution"]["dataset_folder"])
-    if not dataset_folder.exists():
-        raise DataError(f"the data set of {run} was at {dataset_folder}, where nothing is; give --dataset_folder")
-    snapshot = load_snapshot(dataset_folder)
+    dataset_folder, access = run_files.find_dataset(run, dataset_folder)
+    snapshot = load_snapshot(dataset_folder, access)
     if snapshot.digest != record["data"]["digest"]:
         raise DataError(
             f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but {run} is on "

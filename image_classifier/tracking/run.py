@@ -9,13 +9,15 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.errors import RunError
+from image_classifier.config import DatabaseAccess, resolve_password
+from image_classifier.errors import DataError, RunError
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -291,6 +293,27 @@ def _compute_manifest_digest(manifest: dict[str, Any]) -> str:
 def read_record(folder: Path) -> dict[str, Any]:
     """Read run.json."""
     return _read_json(folder / RECORD, needs=("settings", "data", "code", "environment", "machine"))
+
+
+def find_dataset(
+    folder: Path, dataset_folder: Path | None = None, access: DatabaseAccess | None = None
+) -> tuple[Path, DatabaseAccess]:
+    """Find the data set of a run, in its record unless it is named, and how it is reached if it lies in a database.
+
+    Raises:
+        DataError: the folder that the record names is there no longer.
+    """
+    access = access or DatabaseAccess(password=resolve_password(None))
+    if dataset_folder is not None:
+        return dataset_folder, access
+    execution = read_record(folder)["execution"]
+    dataset_folder = Path(execution["dataset_folder"])
+    if execution.get("database"):
+        config = access.config or (execution["db_config"] and Path(execution["db_config"]))
+        return Path(f"db:{execution['database']}"), replace(access, config=config, dataset_folder=dataset_folder)
+    if not dataset_folder.exists():
+        raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
+    return dataset_folder, access
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

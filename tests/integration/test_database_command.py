@@ -232,6 +232,8 @@ def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_and_v
     assert_done(call("verify", run), "IDENTICAL\n")
     evaluated = call("evaluate", run)
     assert_done(evaluated, f"on birds (data {snapshot.digest[:12]})")
+    assert_done(call("report", run))
+    assert '<ul class="mistakes">' in (run / "report.html").read_text()  # with the images
     (run / "manifest.json").unlink()
     names = ("--experiments_folder", tmp_path, "--experiment_name", "e", "--run_name", "run", "--resume")
     assert_done(call("train", *names))
