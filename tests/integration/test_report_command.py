@@ -46,7 +46,7 @@ def test_a_report_without_the_data_says_so(tmp_path: Path) -> None:
 
     assert main([str(run)]) == 0
 
-    assert "The test images cannot be shown: no data set at" in (run / "report.html").read_text(encoding="utf-8")
+    assert "The test images cannot be shown: the data set of" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_data_that_has_moved_is_found_where_it_is_said_to_be(
