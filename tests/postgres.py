@@ -53,11 +53,13 @@ class Cluster:
         self._programs = find_programs()
         self.port = find_free_port()
         self._as_other: list[str] = []
+        self._with_this_process = ["setpriv", "--pdeathsig", "INT"]  # ends with it, however it ends
         self.folder = Path(tempfile.mkdtemp(prefix="image-classifier-postgres-"))
         if os.geteuid() == 0:  # as whom it refuses to run
             user = pwd.getpwnam("postgres")
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as_other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            self._with_this_process = [*self._as_other, *self._with_this_process[1:]]
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         password_file = self.folder / "password"
@@ -78,7 +80,7 @@ class Cluster:
         words = [str(self._programs / "postgres"), f"-D{self.folder / 'data'}", *options, *self._options]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                [*self._as_other, *words], cwd="/", stdout=log, stderr=log, start_new_session=True
+                [*self._with_this_process, *words], cwd="/", stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + 60
         while True:
