@@ -13,7 +13,7 @@ if [ -n "${PUBLISHED-}" ]; then
     INPUT_RECIPE=$(read_record .recipe)
     INPUT_INSTRUCTION_SET=$(read_record .settings.instruction_set)
     INPUT_PRETRAINED_MODEL=$(read_record .execution.pretrained_model)
-    INPUT_VERIFY=true
+    INPUT_VERIFY=true INPUT_PUBLISH=false # a schedule has no inputs
     dataset_folder=$(read_record .execution.dataset_folder)
     case ${dataset_folder#/data/} in
         cifar_dataset) INPUT_DATASET=cifar10 ;;
@@ -21,7 +21,7 @@ if [ -n "${PUBLISHED-}" ]; then
         *) INPUT_DATASET=${dataset_folder#/data/} ;;
     esac
     export INPUT_EXPERIMENT_NAME INPUT_RUN_NAME INPUT_RECIPE INPUT_INSTRUCTION_SET INPUT_PRETRAINED_MODEL INPUT_VERIFY \
-        INPUT_DATASET INPUT_DATABASE
+        INPUT_PUBLISH INPUT_DATASET INPUT_DATABASE
     INPUT_CONTINUATION=${PUBLISHED_RUN_ID:-0}:1:$(read_record .code.commit)
     export INPUT_CONTINUATION
     train=false

@@ -74,7 +74,9 @@ def test_the_readme_does_what_it_says(checkout: Path, language: str, code: str) 
     elif code == "make test\n":
         assert "python -m pytest --cov" in run_program("make", "--dry-run", "test", cwd=checkout)
     elif code != "make train\n":  # which has a test of its own
-        run_program("bash", "-euo", "pipefail", "-c", code, cwd=checkout)
+        # What a block that fails has started in the background would keep its output open, and hide the reason.
+        ending = "trap 'jobs -p | xargs --no-run-if-empty kill 2>/dev/null || true' EXIT\n"
+        run_program("bash", "-euo", "pipefail", "-c", ending + code, cwd=checkout)
 
 
 def test_what_the_readme_promises_is_there(checkout: Path) -> None:
