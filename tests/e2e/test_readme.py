@@ -43,6 +43,7 @@ def short_and_offline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"IMAGE_CLASSIFIER_{setting}", value)
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def test_make_train_goes_from_a_clone_to_a_trained_network(checkout: Path) -> None:
