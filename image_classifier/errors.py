@@ -35,6 +35,10 @@ class ImageError(DataError):
     """One image cannot be read."""
 
 
+class ImageSizeError(ImageError):
+    """One image has more pixels than are to be decoded."""
+
+
 class DownloadError(DataError):
     """The data set could not be fetched."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from image_classifier.errors import ImageError
+from image_classifier.errors import ImageError, ImageSizeError
 
 SIDE = 32
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -57,6 +57,7 @@ def decode_image(
     """Decode the bytes of an image file: uint8 [32, 32, 3] RGB.
 
     Raises:
+        ImageSizeError: more pixels than max_pixels.
         ImageError: none of the formats, animated, damaged, truncated, over a limit, or of another size and not to be
             resized; the message is the reason.
     """
@@ -67,7 +68,7 @@ def decode_image(
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(f"{image.width} x {image.height} pixels, but at most {max_pixels:,} are decoded")
+                raise ImageSizeError(f"{image.width} x {image.height} pixels, but at most {max_pixels:,} are decoded")
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
                 raise ImageError("the image is animated; choose one of its frames")
             if not resize and image.size != (SIDE, SIDE):
@@ -83,7 +84,7 @@ def decode_image(
     except UnidentifiedImageError as error:
         raise ImageError(f"no image in one of the formats {', '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"more than {max_pixels:,} pixels") from error
+        raise ImageSizeError(f"more than {max_pixels:,} pixels") from error
     except Exception as error:  # decoders raise what they like: struct.error, SyntaxError, zlib.error
         raise ImageError(f"the image is damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
     if rgb.size != (SIDE, SIDE):

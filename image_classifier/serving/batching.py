@@ -4,6 +4,9 @@ A batch is whatever waits when the session is free, up to a size: waiting a fixe
 network half of its throughput. Everything but decoding and computing happens on the event loop's thread.
 
     submit ──> [decoding threads] ──> queue ──> inference thread ──> event loop: the ticket's future
+
+Image files about as small as the network's input are decoded by the inference thread itself, right before they are
+computed: handing each from one thread to another takes longer than decoding it.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.errors import ImageError
+from image_classifier.errors import ImageError, ImageSizeError
 from image_classifier.imaging import SIDE, decode_image
 
 if TYPE_CHECKING:
     from image_classifier.serving.predictor import PublishedModel
 
 NUM_BYTES = SIDE * SIDE * 3
+SMALL_FILE_BYTES = 16 * 2**10
+SMALL_FILE_PIXELS = 64 * 64
+"""Image files up to both are decoded by the inference thread; larger ones would hold the others up."""
+
 SWEEP_S = 0.05
 """How often the deadlines of what waits are looked at."""
 
@@ -113,7 +120,7 @@ class Batcher:
         max_batch: images that are computed at once, at most.
         max_queue: images that may wait or be computed, at most.
         timeout_s: seconds from acceptance after which an image is given up.
-        num_decoders: threads that decode image files.
+        num_decoders: threads that decode image files which are not small.
         max_pixels: of an image file.
         on_death: called on the event loop's thread when the inference thread has died.
     """
@@ -202,7 +209,7 @@ class Batcher:
         ticket.classifier = self.classifier
         ticket.future = future = future or self._loop.create_future()
         self._pending[ticket] = None
-        if ticket.pixels is None:
+        if ticket.content is not None and len(ticket.content) > SMALL_FILE_BYTES:
             self._encoded.put(ticket)
         else:
             self._decoded.put(ticket)
@@ -210,23 +217,35 @@ class Batcher:
 
     def _decode(self) -> None:
         while (ticket := self._encoded.get()) is not None:
-            if not self._is_wanted(ticket):
-                self._call(self._drop, [ticket])
-                continue
-            assert ticket.content is not None
-            try:
-                ticket.pixels = decode_image(
-                    ticket.content, max_pixels=self.max_pixels, formats=ticket.formats
-                ).tobytes()
-            except ImageError as error:
-                ticket.error = error
-            except MemoryError:
-                ticket.error = ImageError("the image needs more memory than there is")
-            ticket.content = None
-            if ticket.error is None:
+            if self._is_wanted(ticket) and self._read(ticket, self.max_pixels):
                 self._decoded.put(ticket)
             else:
                 self._call(self._drop, [ticket])
+
+    def _read(self, ticket: Ticket, max_pixels: int) -> bool:
+        """Decode an image file, and say whether that went well; the ticket has the pixels or the error."""
+        assert ticket.content is not None
+        try:
+            ticket.pixels = decode_image(ticket.content, max_pixels=max_pixels, formats=ticket.formats).tobytes()
+            ticket.content = None
+        except ImageError as error:
+            ticket.error = error
+        except MemoryError:
+            ticket.error = ImageError("the image needs more memory than there is")
+        return ticket.error is None
+
+    def _read_small(self, batch: list[Ticket]) -> list[Ticket]:
+        """Decode what came as small image files; return what can be computed now."""
+        readable = []
+        for ticket in batch:
+            if ticket.pixels is not None or self._read(ticket, min(self.max_pixels, SMALL_FILE_PIXELS)):
+                readable.append(ticket)
+            elif isinstance(ticket.error, ImageSizeError):  # few bytes that say that they are many pixels
+                ticket.error = None
+                self._encoded.put(ticket)
+            else:
+                self._call(self._drop, [ticket])
+        return readable
 
     def _compute(self) -> None:
         try:
@@ -234,6 +253,7 @@ class Batcher:
                 batch, dropped = taken
                 if dropped:
                     self._call(self._drop, dropped)
+                batch = self._read_small(batch)
                 if not batch:
                     continue
                 began = self.busy_since = time.perf_counter()
