@@ -67,13 +67,15 @@ def measure_command(command: Sequence[str | Path], **environment: str) -> Measur
     return Measurement(round(seconds, 3), cpu_seconds, round(usage.ru_maxrss / 1024, 1), last_line)
 
 
-def measure_recipe(recipe: str, seed: int, dataset_folder: Path, instruction_set: str = "native") -> dict[str, Any]:
-    """Train a recipe by its command; return accuracy, time, memory and the digests of code, data and weights."""
+def measure_recipe(
+    recipe: str, seed: int, dataset_folder: Path, instruction_set: str = "native", options: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Train a recipe by its command, with more options; return accuracy, time, memory and digests."""
     with tempfile.TemporaryDirectory() as scratch:
         names = f"--experiments_folder {scratch} --experiment_name recipes --run_name run".split()
         command = [sys.executable, "-m", "image_classifier.main", *names, "--instruction_set", instruction_set]
-        options = ["--recipe", recipe, "--seed", str(seed), "--dataset_folder", str(dataset_folder)]
-        measurement = measure_command([*command, *options])
+        chosen = ["--recipe", recipe, "--seed", str(seed), "--dataset_folder", str(dataset_folder)]
+        measurement = measure_command([*command, *chosen, *options])
         folder = Path(scratch) / "recipes" / "run"
         evaluation, record, manifest = (
             json.loads((folder / name).read_text()) for name in ("evaluation.json", "run.json", "manifest.json")
@@ -95,12 +97,17 @@ def measure_recipe(recipe: str, seed: int, dataset_folder: Path, instruction_set
 
 
 def measure_baseline(
-    name: str, seed: int, dataset_folder: Path, instruction_set: InstructionSet = "native", **environment: str
+    name: str,
+    seed: int,
+    dataset_folder: Path,
+    instruction_set: InstructionSet = "native",
+    options: Sequence[str] = (),
+    **environment: str,
 ) -> dict[str, Any]:
     """Train one of benchmarks/baselines under the same cap; return time, memory and what its last line says."""
     module = [sys.executable, "-m", f"benchmarks.baselines.{name}"]
     command = [*module, "--dataset_folder", str(dataset_folder), "--seed", str(seed)]
-    measurement = measure_command(command, **CAPS[instruction_set], **environment)
+    measurement = measure_command([*command, *options], **CAPS[instruction_set], **environment)
     return {"seed": seed, **to_row(measurement), **json.loads(measurement.last_line)}
 
 

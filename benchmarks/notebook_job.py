@@ -2,8 +2,9 @@
 
     python -m benchmarks.notebook_job --dataset_folder DATA [--instruction_set avx2] [--runs 3]
 
-DATA holds cifar-10-batches-py, as real CIFAR-10 does. Both sides train the same network with the same settings over
-the same images, in turn; an interrupted call goes on with the seeds that are missing.
+DATA holds cifar-10-batches-py, as real CIFAR-10 does. All sides train the same network with the same settings over
+the same images, in turn; the trainer eagerly and compiled, of which the first run finds an empty cache. An interrupted
+call goes on with the seeds that are missing.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ def main() -> None:
     def measure_trainer(seed: int) -> dict[str, Any]:
         return measure_recipe("notebook", seed, folder, instruction_set)
 
+    def measure_compiled(seed: int) -> dict[str, Any]:
+        return measure_recipe("notebook", seed, folder, instruction_set, ["--engine", "compiled"])
+
     def measure_notebook(seed: int) -> dict[str, Any]:
         return measure_baseline("notebook", seed, folder, instruction_set)
 
-    sides = {"trainer": measure_trainer, "baseline": measure_notebook}
+    sides = {"trainer": measure_trainer, "compiled": measure_compiled, "baseline": measure_notebook}
     measure_in_turn(f"notebook_job_{instruction_set}", sides, arguments.runs)
 
 

@@ -21,7 +21,7 @@ from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
 
 Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["eager"]
+Engine = Literal["auto", "eager", "compiled"]
 Flip = Literal["none", "random", "alternating"]
 InstructionSet = Literal["native", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
@@ -32,7 +32,7 @@ ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 
-RECIPES = ("fast", "quick", "notebook")
+RECIPES = ("fast", "best", "quick", "notebook")
 DEFAULT_RECIPE = "default"
 """Another name of the first recipe, for a run without options."""
 
@@ -127,7 +127,8 @@ class TrainingSettings:
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
-        engine: How the steps are executed.
+        engine: How steps are computed: eager, operation by operation, or compiled, which needs g++; auto compiles very
+            long runs of small batches.
         num_threads: Threads that compute one operation; 0 for all cores.
         instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable.
         deterministic: Only algorithms that give the same bits each time.
@@ -157,7 +158,7 @@ class TrainingSettings:
     seed: int = 0
     device: Device = "auto"
     precision: Precision = "auto"
-    engine: Engine = "eager"
+    engine: Engine = "auto"
     num_threads: int = 0
     instruction_set: InstructionSet = "native"
     deterministic: bool = True

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import image_classifier
 from image_classifier.config import TrainingSettings
 from image_classifier.storage import compute_file_digest
-from image_classifier.training.determinism import get_instruction_set
+from image_classifier.training.determinism import find_compiler, get_instruction_set
 
 PACKAGE_FOLDER = Path(image_classifier.__file__).parent
 DISTRIBUTION = "image-classifier"
@@ -102,6 +102,8 @@ def describe_machine(settings: TrainingSettings) -> dict[str, Any]:
         "torch_build": torch.version.git_version,
         "gpu": None,
     }
+    if settings.engine == "compiled":
+        machine_class["compiler"] = find_compiler()
     if settings.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         machine_class["gpu"] = {

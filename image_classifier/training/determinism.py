@@ -1,4 +1,4 @@
-"""What makes two trainings give the same bits: threads, algorithms, instruction set, precision.
+"""What makes two trainings give the same bits: threads, algorithms, instruction set, precision, engine.
 
 Free of torch at import, because an instruction set can only be capped before torch is first imported.
 """
@@ -6,11 +6,22 @@ Free of torch at import, because an instruction set can only be capped before to
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+import shutil
+import subprocess
 import sys
 
-from image_classifier.config import InstructionSet, TrainingSettings
+from image_classifier.config import Engine, InstructionSet, TrainingSettings
 from image_classifier.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+EPOCHS_WORTH_COMPILING = 2.0
+"""Epochs by images of a batch from which a run is compiled: 100,000 steps on 50,000 images.
+
+Compiling takes 25 s, and saves 0.25 ms of a small batch's step (benchmarks/engines.py).
+"""
 
 CAPS: dict[InstructionSet, dict[str, str]] = {
     "native": {},
@@ -54,7 +65,7 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
     """Replace every `auto` by what this machine has, so that the record says what was really used.
 
     Raises:
-        SettingsError: the device or the instruction set that was asked for is not there.
+        SettingsError: the device, the instruction set or the compiler that was asked for is not there.
     """
     import torch
 
@@ -69,7 +80,30 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
     if precision == "auto":
         precision = "bf16" if device == "cuda" or available in ("avx512_bf16", "amx_bf16") else "fp32"
     num_threads = settings.num_threads or len(os.sched_getaffinity(0))
-    return dataclasses.replace(settings, device=device, precision=precision, num_threads=num_threads)
+    engine = _resolve_engine(settings, device)
+    return dataclasses.replace(settings, device=device, precision=precision, engine=engine, num_threads=num_threads)
+
+
+def _resolve_engine(settings: TrainingSettings, device: str) -> Engine:
+    pays = device == "cpu" and settings.num_epochs >= EPOCHS_WORTH_COMPILING * settings.batch_size
+    if settings.engine == "eager" or (settings.engine == "auto" and not pays):
+        return "eager"
+    if device == "cpu" and find_compiler() is None:
+        lack = "torch.compile needs a C++ compiler and there is none: install g++, or name one in CXX"
+        if settings.engine == "compiled":
+            raise SettingsError(f"--engine compiled: {lack}; or choose --engine eager")
+        logger.warning("training eagerly: %s", lack)
+        return "eager"
+    return "compiled"
+
+
+def find_compiler() -> str | None:
+    """Find the C++ compiler that torch.compile calls for a CPU, and say which version it is; None without one."""
+    program = shutil.which(os.environ.get("CXX", "g++"))
+    if program is None:
+        return None
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return answer.stdout.partition("\n")[0] or None
 
 
 _RANK = {"default": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "amx_bf16": 4}

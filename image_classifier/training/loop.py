@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.training.engine import build_engine
 from image_classifier.training.optimizer import compute_schedule
 
 
@@ -64,6 +64,7 @@ def train(
     """
     device = torch.device(settings.device)
     classifier.train()
+    compute_gradients = build_engine(classifier, settings)
     started = time.perf_counter()
     for number, batch in enumerate(batches, start=first_step + 1):
         images = batch.images.to(device, non_blocking=True)
@@ -72,16 +73,11 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule
 
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = classifier(images, compute_image_size(settings, number, num_steps))
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
+        loss, num_correct = compute_gradients(images, labels, compute_image_size(settings, number, num_steps))
         optimizer.step()
 
-        num_correct = (logits.detach().argmax(dim=1) == labels).sum()
         seconds = time.perf_counter() - started
-        yield Step(number, settings.learning_rate * schedule, loss.detach(), num_correct, len(labels), seconds)
+        yield Step(number, settings.learning_rate * schedule, loss, num_correct, len(labels), seconds)
         started = time.perf_counter()
 
 

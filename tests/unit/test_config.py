@@ -151,7 +151,9 @@ def test_settings_come_back_from_their_record_and_unknown_ones_are_refused() -> 
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(SettingsError, match="--recipe takes one of default, fast, quick, notebook, got: '../secret'"):
+    with pytest.raises(
+        SettingsError, match="--recipe takes one of default, fast, best, quick, notebook, got: '../secret'"
+    ):
         get_recipe_path("../secret")
 
 

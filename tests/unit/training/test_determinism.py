@@ -43,7 +43,7 @@ def test_every_auto_is_resolved_to_what_is_there() -> None:
 
 
 def test_what_was_asked_for_is_not_resolved_away() -> None:
-    asked = TrainingSettings(device="cpu", precision="fp32", num_threads=7)
+    asked = TrainingSettings(device="cpu", precision="fp32", engine="eager", num_threads=7)
     assert resolve_settings(asked) == asked
 
 

@@ -62,14 +62,15 @@ def test_muon_steps_along_the_orthogonalized_nesterov_gradient_of_filters_of_fix
     assert isinstance(optimizer, Muon)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] / 2
-    weight, bias = convolution.weight.detach().clone(), convolution.bias.detach().clone()  # type: ignore[union-attr]
+    assert convolution.bias is not None
+    weight, bias = convolution.weight.detach().clone(), convolution.bias.detach().clone()
     weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         for parameter in convolution.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         gradient = convolution.weight.grad
-        bias_gradient = convolution.bias.grad  # type: ignore[union-attr]
+        bias_gradient = convolution.bias.grad
         assert gradient is not None and bias_gradient is not None
         weight_momentum = 0.6 * weight_momentum + gradient
         update = orthogonalize((gradient + 0.6 * weight_momentum).flatten(1)).reshape(weight.shape)
@@ -80,7 +81,7 @@ def test_muon_steps_along_the_orthogonalized_nesterov_gradient_of_filters_of_fix
         bias = bias - lr / 2 * (decayed + 0.85 * bias_momentum)
         optimizer.step()
     assert torch.allclose(convolution.weight, weight, atol=1e-5)
-    assert torch.allclose(convolution.bias, bias, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(convolution.bias, bias, atol=1e-5)
 
 
 def test_muon_treats_a_linear_head_as_sgd_does() -> None:

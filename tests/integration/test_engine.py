@@ -1,0 +1,22 @@
+"""A compiled run, proved as every run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from image_classifier.experiment import run
+from image_classifier.tracking.run import read_record
+from image_classifier.verification import Verdict, VerificationSettings, verify
+from tests.conftest import require_program
+from tests.tiny import make_settings, write_tiny_dataset
+
+
+def test_a_compiled_run_is_identical_when_trained_again(tmp_path: Path) -> None:
+    require_program("g++")
+    dataset = write_tiny_dataset(tmp_path / "data")
+    settings = make_settings(tmp_path / "experiments", dataset, engine="compiled", batch_size=16, num_epochs=1)
+    result = run(settings)  # 200 images: the last batch of 8 is computed eagerly
+    assert read_record(result.folder)["settings"]["engine"] == "compiled"
+    assert verify(VerificationSettings(run_folder=result.folder)).verdict is Verdict.IDENTICAL
+    eager = run(make_settings(tmp_path / "experiments", dataset, "eager", batch_size=16, num_epochs=1, engine="eager"))
+    assert abs(eager.evaluation["loss"] - result.evaluation["loss"]) < 1e-3
