@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.measure import load_result, save_result
+from benchmarks.measure import load_result, save_result, summarize
 from image_classifier.config import Views
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.publishing.publish import PublishSettings, publish
@@ -72,7 +72,7 @@ def measure_run(run: Path, views: Views, dataset_folder: Path) -> dict[str, Any]
             "num_images": parity["num_images"],
             "parity": parity["fp32"],
             "int8": parity["int8"],
-            "images_per_second": speed,
+            "images_per_second": {name: summarize(rates) for name, rates in speed.items()},
         }
 
 
@@ -89,7 +89,8 @@ def main() -> None:
             row = measure_run(run, views, arguments.dataset_folder)
             results[row["recipe"], views] = row
             save_result("publishing", {"models": list(results.values())})
-            print(row["recipe"], views, row["images_per_second"], row["int8"]["accuracy"], flush=True)
+            speed = {name: round(figure["mean"]) for name, figure in row["images_per_second"].items()}
+            print(row["recipe"], views, speed, row["int8"]["accuracy"], flush=True)
 
 
 if __name__ == "__main__":

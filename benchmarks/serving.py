@@ -1,6 +1,6 @@
 """This server beside what people would pick instead, with wrk, on one machine in one run; then overload and stopping.
 
-    python -m benchmarks.serving --run EXPERIMENTS/lenet/run --run EXPERIMENTS/fast/run
+    python -m benchmarks.serving --run EXPERIMENTS/benchmark/notebook --run EXPERIMENTS/benchmark/fast
 
 Each run must be published. Needs wrk. The other servers get environments of their own below the user's cache folder,
 once. Every server must give the same classes on the same images before it is measured. Writes
@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +363,7 @@ def measure_bodies(run: Path, images: Sequence[bytes], seconds: float) -> dict[s
     result: dict[str, Any] = {}
     with serving("own", run) as (_, port):
         for kind in ("PNG", "JPEG"):
-            body = Body(f"image/{kind.lower()}", lambda pixels, kind=kind: encode(pixels, kind))  # type: ignore[misc]
+            body = Body(f"image/{kind.lower()}", partial(encode, image_format=kind))
             result[kind] = load_with_wrk(port, "/predict", body, images[0], 32, seconds)
     for kind in ("PNG", "JPEG"):
         content = encode(images[0], kind)
@@ -581,7 +582,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [name for name in arguments.only if name != "tables"]
     if names:
-        runs = {run.resolve().parent.name: run.resolve() for run in arguments.run}
+        runs = {run.resolve().name: run.resolve() for run in arguments.run}
         save_result("serving", measure_all(runs, names, arguments.seconds))
     write_tables()
 

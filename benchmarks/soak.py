@@ -1,6 +1,6 @@
 """An hour at 70 % of the load that the server can take: its memory stays flat, and no request fails.
 
-    python -m benchmarks.soak --run EXPERIMENTS/fast/run
+    python -m benchmarks.soak --run EXPERIMENTS/benchmark/fast
 
 Needs wrk and hey. First finds the rate that the server can take; then hey asks at 70 % of it with a fixed rate (an
 open loop), and now and then an image file, a broken one, and a client that leaves. Writes benchmarks/results/soak.json.

@@ -12,7 +12,8 @@ from image_classifier.config import get_recipe_path
 
 RECIPES = {
     "fast": "airbench's network and Muon, images that grow from 16 to 24 pixels, six test views where one is unsure",
-    "quick": "the same, narrower and shorter",
+    "best": "the same network, longer, to whole images, with parts of them greyed out",
+    "quick": "the network of `fast`, narrower and shorter",
     "notebook": "LeNet of 62,006 parameters, SGD 0.001, momentum 0.9, batches of 4, 2 epochs",
 }
 
@@ -46,7 +47,11 @@ def _build_recipes_table() -> str:
     ]
     result: dict[str, Any] = {}
     for name, title in RECIPES.items():
-        result = _load_recipe_result(name)
+        measured = load_recipe_result(name)
+        if "accuracy" not in measured:
+            lines.append(f"| `{name}` | {title} | not measured yet | | |")
+            continue
+        result = measured
         accuracy, seconds, memory = result["accuracy"], result["seconds"], result["peak_memory_mb"]
         lines.append(
             f"| `{name}` | {title} | {_describe_accuracy(accuracy)} | {_describe_range(seconds, unit=' s')} "
@@ -59,10 +64,10 @@ def _build_recipes_table() -> str:
     )
 
 
-def _load_recipe_result(name: str) -> dict[str, Any]:
+def load_recipe_result(name: str) -> dict[str, Any]:
     """Load what a recipe was measured at: by itself, or else beside a baseline."""
     compared = {recipe: f"{result}_native" for result, (recipe, _, _) in COMPARISONS.items()}
-    result = load_result(f"recipe_{name}") or load_result(compared[name])
+    result = load_result(f"recipe_{name}") or load_result(compared.get(name, ""))
     return {**result, **result.get("trainer", {})}
 
 
@@ -103,7 +108,9 @@ def _build_speed_table() -> str:
 
 def build_recipe_line(name: str) -> str:
     """Build the line at a recipe's head that says what it was measured at."""
-    result = _load_recipe_result(name)
+    result = load_recipe_result(name)
+    if "accuracy" not in result:
+        return "# Not measured yet."
     accuracy = result["accuracy"]
     text = (
         f"# Measured: {result['cores']} cores of an {result['processor']}, {result['seconds']['mean']:.0f} s, "
@@ -126,10 +133,10 @@ def _build_publishing_table() -> str:
         has_int8 = int8["published"]
         sizes = [f"{int8['bytes'][name] / 1e6:.2f} MB" for name in ("fp32", "int8")[: 1 + has_int8]]
         accuracy = [f"{int8['accuracy'][name]:.2%}" for name in ("fp32", "int8")[: 1 + has_int8]]
-        rates = [f"{speed[name]:,.0f}" for name in ("torch", "fp32", "int8")[: 2 + has_int8]]
+        rates = [_describe_rate(speed[name]) for name in ("torch", "fp32", "int8")[: 2 + has_int8]]
         lines.append(
             f"| `{model['recipe']}`, {model['views']} | {difference:.1e} | {', '.join(sizes)} | {', '.join(accuracy)} "
-            f"| {', '.join(rates)} |"
+            f"| {'; '.join(rates)} |"
         )
     lines_of_all = [line for model in result["models"] for line in model["parity"]]
     batch_sizes = ", ".join(str(size) for size in dict.fromkeys(line["batch_size"] for line in lines_of_all))
@@ -137,8 +144,13 @@ def _build_publishing_table() -> str:
     return "\n".join(lines).replace("%", " %") + (
         f"\n\nDifferences of a probability over all {result['models'][0]['num_images']:,} test images in batches of "
         f"{batch_sizes}; {agreement:.2%} of the classes are equal. Speed in batches of 64 on {result['cores']} "
-        "cores, torch eager on the same (`python -m benchmarks.publishing`). Without figures, int8 was not worth it."
+        "cores, in turn with torch eager, mean and range of the rounds (`python -m benchmarks.publishing`). Without "
+        "figures, int8 was not worth it."
     ).replace("%", " %")
+
+
+def _describe_rate(rate: dict[str, float]) -> str:
+    return f"{rate['mean']:,.0f} ({rate['least']:,.0f} to {rate['most']:,.0f})"
 
 
 def _build_record_sentence() -> str:

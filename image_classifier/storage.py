@@ -22,6 +22,16 @@ TEMPORARY_PREFIX = ".tmp-"
 """Names that begin like this are unfinished writes; readers ignore them and the next writer removes them."""
 
 
+def find_cache() -> Path | None:
+    """Find this package's folder in the user's cache, which may not exist yet; None for who has no home.
+
+    `IMAGE_CLASSIFIER_CACHE` names another one.
+    """
+    named = os.environ.get("IMAGE_CLASSIFIER_CACHE")
+    path = named or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "image_classifier")
+    return None if path.startswith("~") else Path(path)
+
+
 class Disk:
     """The real disk: one method for each system call that changes it."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 
-class Classifier(litserve.LitAPI):  # type: ignore[misc]
+class Classifier(litserve.LitAPI):  # type: ignore[misc]  # not installed here
     """One model, asked in batches."""
 
     def setup(self, device: str) -> None:

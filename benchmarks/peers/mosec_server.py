@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 
-class Classifier(mosec.Worker):  # type: ignore[misc]
+class Classifier(mosec.Worker):  # type: ignore[misc]  # not installed here
     """One model, asked in batches."""
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ from image_classifier.data.content import METADATA_FILE, Content, Metadata, load
 from image_classifier.data.source import Source, find_source
 from image_classifier.errors import DataError, StorageError
 from image_classifier.extras import load_extra
-from image_classifier.storage import DISK, TEMPORARY_PREFIX, storage_error, write_atomically
+from image_classifier.storage import DISK, TEMPORARY_PREFIX, find_cache, storage_error, write_atomically
 
 FORMAT_VERSION = 1
 IMAGE_SHAPE = (3, 32, 32)
@@ -211,10 +211,8 @@ def compute_fingerprint(source: Source, metadata_file: Path) -> str:
 
 def find_stores(dataset_folder: Path | None) -> list[Path]:
     """Find the places where snapshots may lie: in the dataset folder, then in the user's cache, if there is a home."""
-    cache = os.environ.get("IMAGE_CLASSIFIER_CACHE")
-    if not cache:
-        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "image_classifier")
-    stores = [] if cache.startswith("~") else [Path(cache) / "snapshots"]
+    cache = find_cache()
+    stores = [] if cache is None else [cache / "snapshots"]
     return stores if dataset_folder is None else [dataset_folder / STORE, *stores]
 
 

@@ -114,7 +114,8 @@ def compare_precisions(
         for name, predictor in predictors.items()
     }
     accuracy = {name: float((values.argmax(axis=1) == labels).mean()) for name, values in answers.items()}
-    speed = measure_speed(predictors, pixels)
+    rates = measure_speed(predictors, pixels)
+    speed = {name: round(float(np.median(values)), 1) for name, values in rates.items()}
     loss = round(accuracy["fp32"] - accuracy["int8"], 9)
     verdict = None
     if loss > MAX_LOSS:
@@ -131,8 +132,8 @@ def compare_precisions(
     }
 
 
-def measure_speed(predictors: dict[str, Predictor], pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Measure images a second of each predictor, in turn; the median of some rounds."""
+def measure_speed(predictors: dict[str, Predictor], pixels: NDArray[np.uint8]) -> dict[str, list[float]]:
+    """Measure images a second of each predictor, in several rounds in turn."""
     batches = [batch[INPUT] for batch in _iterate_batches(pixels) if len(batch[INPUT]) == TIMED_BATCH_SIZE]
     batches = batches or [np.resize(pixels, (TIMED_BATCH_SIZE, *pixels.shape[1:]))]
     rates: dict[str, list[float]] = {name: [] for name in predictors}
@@ -143,4 +144,4 @@ def measure_speed(predictors: dict[str, Predictor], pixels: NDArray[np.uint8]) -
                 predictor.predict(batches[num_images // TIMED_BATCH_SIZE % len(batches)])
                 num_images += TIMED_BATCH_SIZE
             rates[name].append(num_images / seconds)
-    return {name: round(float(np.median(values)), 1) for name, values in rates.items()}
+    return rates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from image_classifier.errors import ModelError, RegistryError, SettingsError
 from image_classifier.serving.published import check_published, read_manifest
-from image_classifier.storage import written_beside
+from image_classifier.storage import find_cache, written_beside
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
 from image_classifier.tracking.store import Store
 
@@ -191,7 +190,7 @@ class Registry:
         """Find a version's folder, which is fetched once and checked every time.
 
         Args:
-            cache: folder to fetch to; the user's cache where left out.
+            cache: folder to fetch below; the user's cache where left out.
 
         Raises:
             RegistryError: there is no such version, or it cannot be fetched.
@@ -201,8 +200,10 @@ class Registry:
         digest = version.tags.get("manifest_digest", "")
         if not _DIGEST.fullmatch(digest):
             raise RegistryError(f"{reference} was not registered by this package: it has no manifest_digest")
-        cache = cache or _get_cache() / "models"
-        folder = cache / version.name / f"{version.number}-{digest[:12]}"
+        cache = cache or find_cache()
+        if cache is None:
+            raise SettingsError("there is no home to keep models in; set IMAGE_CLASSIFIER_CACHE to a folder")
+        folder = cache / "models" / version.name / f"{version.number}-{digest[:12]}"
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with written_beside(folder) as temporary, self._store.open(f"fetch {reference}") as client:
@@ -263,10 +264,3 @@ def _to_version(version: Any, aliases: dict[str, str]) -> Version:
 
 def _list_known(names: list[str]) -> str:
     return f"it has {', '.join(sorted(names)[:10])}" if names else "it has none; add one with: registry add RUN"
-
-
-def _get_cache() -> Path:
-    named = os.environ.get("IMAGE_CLASSIFIER_CACHE")
-    return (
-        Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image_classifier"
-    )

@@ -216,7 +216,7 @@ def _build_schemas() -> dict[str, Any]:
                         "type": "object",
                         "required": ["class", "probability", "top_k"],
                         "properties": {
-                            **score["properties"],  # type: ignore[dict-item]
+                            **score["properties"],  # type: ignore[dict-item]  # of dict[str, object]
                             "top_k": {"type": "array", "items": _refer("Score"), "minItems": 1},
                             "input": {"type": "string", "contentEncoding": "base64"},
                         },

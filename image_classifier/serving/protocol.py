@@ -74,7 +74,7 @@ class ShortCycle:
         except Exception as error:
             self.set_exception(error)
         else:
-            app.batcher.submit(Ticket(bytes(self.body)), self)  # type: ignore[arg-type]
+            app.batcher.submit(Ticket(bytes(self.body)), self)  # type: ignore[arg-type]  # as far as is used
 
     def done(self) -> bool:
         """Say whether nobody waits any more."""
@@ -165,7 +165,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
         self.deadline = self.loop.time() + self.app.settings.header_timeout_s
         self.app.metrics.connections.set(len(self.connections))
@@ -206,7 +206,7 @@ class GuardedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("too many requests at once")
         if self.url == b"/predict" and self._take_short_way():
             return
-        self.scope["connection"] = self  # type: ignore[typeddict-unknown-key]
+        self.scope["connection"] = self  # type: ignore[typeddict-unknown-key]  # ours, for the application
         super().on_headers_complete()
         if self.app.is_draining:
             self.cycle.keep_alive = False
@@ -224,7 +224,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return False
         if b"content-encoding" in headers:
             return False
-        self.cycle = ShortCycle(self, headers)  # type: ignore[assignment]
+        self.cycle = ShortCycle(self, headers)  # type: ignore[assignment]  # does what the protocol asks of a cycle
         return True
 
     def on_message_complete(self) -> None:

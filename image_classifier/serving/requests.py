@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -157,12 +157,13 @@ def _run(parsing: Coroutine[Any, Any, FormData]) -> FormData:
 
 
 def _parse_multipart(content_type: bytes, body: bytes, request: PredictRequest, max_images: int) -> None:
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     headers = Headers(raw=[(b"content-type", content_type)])
+    parser = _Parser(headers, stream(), max_files=max_images, max_fields=10)
     try:
-        form = _run(_Parser(headers, stream(), max_files=max_images, max_fields=10).parse())  # type: ignore[arg-type]
+        form = _run(parser.parse())
     except (MultiPartException, KeyError, UnicodeDecodeError, ValueError) as error:
         message = str(getattr(error, "message", "")) or "the body is not what its boundary says"
         is_many = message.startswith("Too many files")

@@ -178,7 +178,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(SWEEP_S)
             now = loop.time()
             for connection in list(self.server_state.connections):
-                connection.sweep(now)  # type: ignore[union-attr]
+                connection.sweep(now)  # type: ignore[union-attr]  # all are GuardedProtocol
 
     async def _follow(self) -> None:
         """Load another version when the alias has moved; the one before serves on until then, or if that fails."""

@@ -147,7 +147,7 @@ class Metrics(Observer):
         if not os.environ.get(MULTIPROCESS):
             return generate_latest(self.registry)
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # of a library without types
         return generate_latest(registry)
 
 

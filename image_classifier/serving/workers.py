@@ -88,7 +88,7 @@ class _Crew:
                 if worker.is_alive():
                     continue
                 del self.all[worker]
-                multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+                multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]  # no types there
                 if self._stop_signal:
                     # One that was still starting ends by the signal itself, and has accepted nothing.
                     status = status or int(worker.exitcode not in (0, -self._stop_signal))

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from image_classifier.metrics import NUM_CALIBRATION_BINS
+
 DOTS_PER_INCH = 150
-NUM_CALIBRATION_BINS = 15
-"""As many as `expected_calibration_error` has, so that the diagram shows what the figure sums up."""
 
 _MAX_BARS = 25  # in one column; more classes are sorted into several
 _MAX_NAME = 18  # characters

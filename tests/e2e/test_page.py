@@ -111,7 +111,7 @@ def test_a_chosen_image_is_shown_as_the_network_sees_it_with_the_models_shares(
     assert list(shares) == [CLASSES[index] for index in np.argsort(-expected, kind="stable")]
     expect(page.locator("#answer")).to_contain_text(CLASSES[expected.argmax()])
     expect(page.locator("#facts")).to_contain_text(load_predictor(model).model.version)
-    widths = [bar.bounding_box()["width"] for bar in page.locator("#bars .bar").all()]  # type: ignore[index]
+    widths = [bar.bounding_box()["width"] for bar in page.locator("#bars .bar").all()]  # type: ignore[index]  # shown
     assert widths == sorted(widths, reverse=True) and widths[0] > 1
 
 

@@ -66,8 +66,17 @@ def dispatch(github: GitHub, training_image: str, runs: Path) -> Dispatch:
         secrets: Mapping[str, str] | None = None,
     ) -> dict[str, JobRun]:
         environment = {"IMAGE_NAME": IMAGE_NAME}
-        options = {"inputs": inputs, "variables": variables, "environment": environment, "secrets": secrets}
-        jobs = Runner(github, "training.yaml", runs, run_id=run_id, **options).run()  # type: ignore[arg-type]
+        runner = Runner(
+            github,
+            "training.yaml",
+            runs,
+            run_id=run_id,
+            inputs=inputs,
+            variables=variables,
+            environment=environment,
+            secrets=secrets,
+        )
+        jobs = runner.run()
         for job in jobs.values():
             assert TOKEN not in job.log
         return jobs

@@ -51,7 +51,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         for _ in range(600):
             try:
-                with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):  # noqa: S310
+                with urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
                     break
             except OSError:
                 if process.poll() is not None:

@@ -200,8 +200,9 @@ def build_trainer_words(home: Home, experiments: Path, run_name: str, *words: st
 def train(words: list[str], **variables: str) -> tuple[Result, set[str]]:
     """Train; return what came of it, and all command lines that the process showed after its first second."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)} | variables
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(words, cwd=PROJECT, env=environment, **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen(
+        words, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     titles = set()
     while process.poll() is None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,13 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
         def step(self, step: Step) -> None:
             steps.append(step.number)
 
+    def has_reached(number: int) -> bool:
+        return steps[-1] == number
+
     for stop_at in (1, 7, 20, 33):
         with pytest.raises(Interrupted, match=f"stopped after step {stop_at} of 40; --resume continues"):
             settings = make_settings(tmp_path, dataset, resume=stop_at > 1)
-            run(settings, reporter=Counter(), should_stop=lambda stop=stop_at: steps[-1] == stop)  # type: ignore[misc]
+            run(settings, reporter=Counter(), should_stop=partial(has_reached, stop_at))
     result = run(make_settings(tmp_path, dataset, resume=True), reporter=Counter())
     assert steps == list(range(1, 41))
     assert result.weights_digest == finished.weights_digest and result.evaluation == finished.evaluation

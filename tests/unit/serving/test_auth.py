@@ -135,7 +135,7 @@ def test_forged_tokens_are_refused(tokens: TokenGate, issuer: Issuer, tmp_path: 
     public = issuer.path.read_text()
     forged = [
         Issuer(tmp_path / "other.json").sign(),  # another key under the same name
-        jwt.encode(claims, None, algorithm="none", headers={"kid": "1"}),  # type: ignore[arg-type]
+        jwt.encode(claims, None, algorithm="none", headers={"kid": "1"}),  # type: ignore[arg-type]  # no key
         jwt.encode(claims, hashlib.sha256(public.encode()).hexdigest(), algorithm="HS256", headers={"kid": "1"}),
         "a.b.c",
         "\x00",
