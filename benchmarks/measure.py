@@ -111,17 +111,21 @@ def measure_baseline(
     return {"seed": seed, **to_row(measurement), **json.loads(measurement.last_line)}
 
 
-def measure_in_turn(name: str, sides: Mapping[str, Callable[[int], dict[str, Any]]], num_runs: int) -> None:
+def measure_in_turn(
+    name: str, sides: Mapping[str, Callable[[int], dict[str, Any]]], num_runs: int, num_baseline_runs: int | None = None
+) -> None:
     """Measure each side once for each seed, in turn, and save after each run, with the ratio of the sides' means.
 
     Args:
         sides: `trainer` and `baseline`, each a function from the seed to at least its `seconds` and `accuracy`.
+        num_baseline_runs: how many of the runs the baseline takes part in; all where left out.
     """
     runs: dict[str, list[dict[str, Any]]] = load_result(name).get("runs", {})
     for seed in range(num_runs):
         for side, measure in sides.items():
             done = runs.setdefault(side, [])
-            if seed in {run["seed"] for run in done}:
+            is_enough = side == "baseline" and num_baseline_runs is not None and seed >= num_baseline_runs
+            if is_enough or seed in {run["seed"] for run in done}:
                 continue
             done.append(measure(seed))
             print(f"{side} seed {seed}: {done[-1]['accuracy']:.2%} in {done[-1]['seconds']:.0f} s", flush=True)

@@ -1,6 +1,7 @@
 """Time to the accuracy of the 94 % record: recipe `fast` against the record's algorithm, moved to this CPU.
 
     python -m benchmarks.time_to_accuracy --dataset_folder DATA [--instruction_set avx2] [--runs 5]
+                                         [--baseline_runs 5]
 
 DATA holds real CIFAR-10. The trainer's seconds are those of the whole command, with start, record, digests and files;
 the baseline's only those from the data in memory to its evaluation. It gets jemalloc where the system has it. Both
@@ -26,6 +27,7 @@ def main() -> None:
     """Measure both sides and save the ratio."""
     parser = build_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--baseline_runs", type=int, default=5)
     arguments = parser.parse_args()
     folder, instruction_set = arguments.dataset_folder, arguments.instruction_set
 
@@ -37,7 +39,7 @@ def main() -> None:
         return {**run, "seconds": run["training_seconds"]}
 
     sides = {"trainer": measure_fast, "baseline": measure_other}
-    measure_in_turn(f"time_to_accuracy_{instruction_set}", sides, arguments.runs)
+    measure_in_turn(f"time_to_accuracy_{instruction_set}", sides, arguments.runs, arguments.baseline_runs)
 
 
 if __name__ == "__main__":
