@@ -70,6 +70,7 @@ MEASURED := $(addprefix experiments/benchmark/,notebook fast)
 benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) ## Measure again what the README says, on real CIFAR-10 in DATASET_FOLDER; takes hours
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.engines
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.capped --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.record_cost --dataset_folder $(DATASET_FOLDER)
@@ -80,7 +81,9 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.publishing --dataset_folder $(DATASET_FOLDER) $(MEASURED)
 	python -m benchmarks.serving $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.soak --run experiments/benchmark/fast
+	python -m benchmarks.floor
 	python -m benchmarks.tables
+	python -m benchmarks.picture
 
 experiments/benchmark/%/published/manifest.json: | $(VENV)/.develops
 	test -e experiments/benchmark/$*/manifest.json || image_classifier_trainer --experiment_name benchmark \

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 KERNEL_SIZE = 2
 NUM_WHITENED = 2 * 3 * KERNEL_SIZE**2
+NUM_UNFOLDED = 250
 EIGENVALUE_FLOOR = 5e-4  # Jordan's; keeps patches that hardly vary from being blown up
 
 
@@ -35,8 +36,13 @@ class Airbench(nn.Module):
         Its filters are the eigenvectors of the patches' covariance over the square root of their eigenvalues, and
         their negatives, so that a rectifier after them loses nothing.
         """
-        patches = F.unfold(images, KERNEL_SIZE).transpose(1, 2).reshape(-1, NUM_WHITENED // 2)
-        eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        moments = torch.zeros(NUM_WHITENED // 2, NUM_WHITENED // 2, device=images.device)
+        num_patches = 0
+        for part in images.split(NUM_UNFOLDED):  # all at once would be 0.2 GB of patches, twice
+            patches = F.unfold(part, KERNEL_SIZE).transpose(0, 1).flatten(1)
+            moments += patches @ patches.T
+            num_patches += patches.shape[1]
+        eigenvalues, eigenvectors = torch.linalg.eigh(moments / num_patches)
         filters = (eigenvectors / (eigenvalues + EIGENVALUE_FLOOR).sqrt()).T.reshape(-1, 3, KERNEL_SIZE, KERNEL_SIZE)
         with torch.no_grad():
             self.whiten.weight.copy_(torch.cat([filters, -filters]))

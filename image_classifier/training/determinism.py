@@ -14,6 +14,7 @@ import sys
 
 from image_classifier.config import Engine, InstructionSet, TrainingSettings
 from image_classifier.errors import SettingsError
+from image_classifier.storage import find_cache
 
 logger = logging.getLogger(__name__)
 
@@ -139,3 +140,5 @@ def configure_torch(settings: TrainingSettings) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     torch.backends.cudnn.deterministic = settings.deterministic
     torch.backends.cudnn.benchmark = not settings.deterministic
+    if settings.engine == "compiled" and (cache := find_cache()) is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))

@@ -33,7 +33,8 @@ def build_engine(classifier: nn.Module, settings: TrainingSettings) -> ComputeGr
     trained = {name: parameter for name, parameter in classifier.named_parameters() if parameter.requires_grad}
 
     def compute_eagerly(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        classifier.zero_grad(set_to_none=True)
+        for parameter in trained.values():
+            parameter.grad = None
         loss, num_correct = compute_loss({}, images, labels, size)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
         return loss.detach(), num_correct

@@ -214,7 +214,7 @@ def train(words: list[str], **variables: str) -> tuple[Result, set[str]]:
     return subprocess.CompletedProcess(words, process.returncode, output, errors), titles
 
 
-def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_and_verified_with_it(
+def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_published_and_verified_with_it(
     filled: Data, home: Home, tmp_path: Path
 ) -> None:
     result, _ = train(build_trainer_words(home, tmp_path, "run"), **home.environment)
@@ -235,6 +235,7 @@ def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_and_v
     assert_done(evaluated, f"on birds (data {snapshot.digest[:12]})")
     assert_done(call("report", run))
     assert '<ul class="mistakes">' in (run / "report.html").read_text()  # with the images
+    assert_done(call("publish", run), f"{run / 'published'}\n")
     (run / "manifest.json").unlink()
     names = ("--experiments_folder", tmp_path, "--experiment_name", "e", "--run_name", "run", "--resume")
     assert_done(call("train", *names))

@@ -1,0 +1,82 @@
+"""What the settings of the recipes were chosen from: variants of them, judged on held-out training images.
+
+    image_classifier_trainer --experiment_name variants --run_name v1 --recipe fast --validation_fraction 0.2 \
+        --num_epochs 8 --image_sizes [32] --dataset_folder DATA
+    python -m benchmarks.variants experiments/variants/*
+
+Each run trains on four fifths of the training set and is judged, by single views, on the rest. Adds them to
+benchmarks/results/variants.json and writes the table in benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import PROJECT, load_result, save_result
+from image_classifier.config import load_recipe
+from image_classifier.tracking.run import check_finished, read_epochs, read_record
+
+DOCUMENT = PROJECT / "benchmarks" / "README.md"
+MARKS = ("<!-- from results/variants.json -->\n", "<!-- end -->\n")
+NOT_COMPARED = ("validation_fraction", "seed")
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """Describe how a run departs from its recipe, and what came of it."""
+    check_finished(folder)
+    record, epochs = read_record(folder), read_epochs(folder)
+    recipe = load_recipe(record["recipe"])
+    settings = {name: value for name, value in record["settings"].items() if name in recipe}
+    changed = {
+        name: value
+        for name, value in settings.items()
+        if name not in NOT_COMPARED and value != recipe[name] and recipe[name] != "auto"
+    }
+    return {
+        "recipe": record["recipe"],
+        "changed": changed,
+        "seed": record["settings"]["seed"],
+        "validation_fraction": record["settings"]["validation_fraction"],
+        "training_seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "train_accuracy": epochs[-1]["train_accuracy"],
+        "validation_accuracy": epochs[-1]["validation_accuracy"],
+        "data_digest": record["data"]["digest"],
+    }
+
+
+def build_table(result: dict[str, Any]) -> str:
+    """Build the table of benchmarks/README.md."""
+    lines = [
+        "| recipe | changed | seconds of training | training accuracy | accuracy on held-out images |",
+        "|---|---|---|---|---|",
+    ]
+    for run in sorted(result["runs"], key=lambda run: (run["recipe"], run["training_seconds"])):
+        changed = ", ".join(f"{name} {value}" for name, value in run["changed"].items()) or "nothing"
+        lines.append(
+            f"| `{run['recipe']}` | {changed} | {run['training_seconds']:.0f} | {run['train_accuracy']:.1%} "
+            f"| {run['validation_accuracy']:.1%} |"
+        )
+    return "\n".join(lines).replace("%", " %") + "\n"
+
+
+def main() -> None:
+    """Add runs and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="*", help="finished runs with a --validation_fraction")
+    arguments = parser.parse_args()
+    if arguments.runs:
+        runs = {
+            str((run["recipe"], run["changed"], run["seed"])): run for run in load_result("variants").get("runs", [])
+        }
+        for run in map(describe_run, arguments.runs):
+            runs[str((run["recipe"], run["changed"], run["seed"]))] = run
+        save_result("variants", {"runs": list(runs.values())})
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    DOCUMENT.write_text(before + MARKS[0] + build_table(load_result("variants")) + MARKS[1] + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
