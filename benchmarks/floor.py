@@ -1,31 +1,34 @@
-"""The floor of recipe `fast`: the operations of its training over the fastest rate that this machine multiplies at.
+"""The floor of `fast` and `notebook`: the operations of their training over the fastest rate of this machine.
 
     python -m benchmarks.floor
 
 The operations are counted by torch's counter on a step of each image size; the rate is that of large matrices in the
-recipe's precision. Compared with the training seconds that benchmarks/results/time_to_accuracy_native.json has.
+recipe's precision. Compared with the training seconds that benchmarks/results has.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import load_result, save_result
-from image_classifier.config import load_recipe, restore_training_settings
+from image_classifier.config import TrainingSettings, load_recipe, restore_training_settings
 from image_classifier.model.catalog import build_classifier
 from image_classifier.training.determinism import configure_torch, resolve_settings
 
 NUM_IMAGES = 50_000
 SIDE = 4096
 
+MEASURED = {"fast": "time_to_accuracy_native", "notebook": "notebook_job_native"}
+"""Where the seconds of a recipe's training are."""
 
-def count_operations(image_size: int) -> float:
-    """Count the floating-point operations of forward and backward pass for one image of `fast`."""
-    settings = restore_training_settings(load_recipe("fast"))
+
+def count_operations(settings: TrainingSettings, image_size: int) -> float:
+    """Count the floating-point operations of forward and backward pass for one image."""
     mean, std = settings.input_mean, settings.input_std
     classifier = build_classifier(settings.model, 10, input_mean=mean, input_std=std, seed=0).train()
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -46,34 +49,40 @@ def measure_rate(dtype: torch.dtype, repeats: int = 20) -> float:
     return 2 * SIDE**3 / min(seconds)
 
 
-def main() -> None:
-    """Count, measure and save."""
-    settings = resolve_settings(restore_training_settings(load_recipe("fast")))
+def measure_floor(recipe: str) -> dict[str, Any]:
+    """Count a recipe's operations, and compare the seconds that they would take with those that its training takes."""
+    settings = resolve_settings(restore_training_settings(load_recipe(recipe)))
     configure_torch(settings)
     sizes = [
         settings.image_sizes[epoch * len(settings.image_sizes) // settings.num_epochs]
         for epoch in range(settings.num_epochs)
     ]
-    by_size = {size: count_operations(size) for size in sorted(set(sizes))}
+    by_size = {size: count_operations(settings, size) for size in sorted(set(sizes))}
     operations = NUM_IMAGES * sum(by_size[size] for size in sizes)
     rate = measure_rate(torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    runs = load_result("time_to_accuracy_native")["runs"]["trainer"]
+    runs = load_result(MEASURED[recipe])["runs"]["trainer"]
     training = sum(run["training_seconds"] for run in runs) / len(runs)
     floor = operations / rate
-    facts = {"floor_seconds": floor, "training_seconds": training, "training_over_floor": training / floor}
-    save_result(
-        "floor",
-        {
-            "operations": operations,
-            "operations_by_image_size": by_size,
-            "precision": settings.precision,
-            "operations_per_second": rate,
-            **facts,
-        },
-    )
-    print(
-        f"{operations / 1e12:.0f} TFLOP at {rate / 1e9:.0f} GFLOP/s: {floor:.0f} s; the training takes {training:.0f} s"
-    )
+    return {
+        "operations": operations,
+        "operations_by_image_size": by_size,
+        "precision": settings.precision,
+        "operations_per_second": rate,
+        "floor_seconds": floor,
+        "training_seconds": training,
+        "training_over_floor": training / floor,
+    }
+
+
+def main() -> None:
+    """Count, measure and save."""
+    result = {recipe: measure_floor(recipe) for recipe in MEASURED}
+    save_result("floor", result)
+    for recipe, facts in result.items():
+        print(
+            f"{recipe}: {facts['operations'] / 1e12:.1f} TFLOP at {facts['operations_per_second'] / 1e9:.0f} GFLOP/s: "
+            f"{facts['floor_seconds']:.1f} s; the training takes {facts['training_seconds']:.0f} s"
+        )
 
 
 if __name__ == "__main__":

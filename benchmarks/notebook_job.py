@@ -3,8 +3,8 @@
     python -m benchmarks.notebook_job --dataset_folder DATA [--instruction_set avx2] [--runs 3]
 
 DATA holds cifar-10-batches-py, as real CIFAR-10 does. All sides train the same network with the same settings over
-the same images, in turn; the trainer eagerly and compiled, of which the first run finds an empty cache. An interrupted
-call goes on with the seeds that are missing.
+the same images, in turn; the trainer eagerly, and compiled from the user's cache, which an earlier run fills. An
+interrupted call goes on with the seeds that are missing.
 """
 
 from __future__ import annotations

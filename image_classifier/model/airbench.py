@@ -38,7 +38,7 @@ class Airbench(nn.Module):
         """
         moments = torch.zeros(NUM_WHITENED // 2, NUM_WHITENED // 2, device=images.device)
         num_patches = 0
-        for part in images.split(NUM_UNFOLDED):  # all at once would be 0.2 GB of patches, twice
+        for part in torch.split(images, NUM_UNFOLDED):  # all at once would be 0.2 GB of patches, twice
             patches = F.unfold(part, KERNEL_SIZE).transpose(0, 1).flatten(1)
             moments += patches @ patches.T
             num_patches += patches.shape[1]
