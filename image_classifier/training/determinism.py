@@ -6,7 +6,6 @@ Free of torch at import, because an instruction set can only be capped before to
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import shutil
 import subprocess
@@ -15,14 +14,6 @@ import sys
 from image_classifier.config import Engine, InstructionSet, TrainingSettings
 from image_classifier.errors import SettingsError
 from image_classifier.storage import find_cache
-
-logger = logging.getLogger(__name__)
-
-EPOCHS_WORTH_COMPILING = 2.0
-"""Epochs by images of a batch from which a run is compiled: 100,000 steps on 50,000 images.
-
-Compiling takes 25 s, and saves 0.25 ms of a small batch's step (benchmarks/engines.py).
-"""
 
 CAPS: dict[InstructionSet, dict[str, str]] = {
     "native": {},
@@ -86,15 +77,13 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
 
 
 def _resolve_engine(settings: TrainingSettings, device: str) -> Engine:
-    pays = device == "cpu" and settings.num_epochs >= EPOCHS_WORTH_COMPILING * settings.batch_size
-    if settings.engine == "eager" or (settings.engine == "auto" and not pays):
+    if settings.engine != "compiled":  # auto: compiling has not paid in the whole of any recipe
         return "eager"
     if device == "cpu" and find_compiler() is None:
-        lack = "torch.compile needs a C++ compiler and there is none: install g++, or name one in CXX"
-        if settings.engine == "compiled":
-            raise SettingsError(f"--engine compiled: {lack}; or choose --engine eager")
-        logger.warning("training eagerly: %s", lack)
-        return "eager"
+        raise SettingsError(
+            "--engine compiled: torch.compile needs a C++ compiler and there is none: install g++, or name one in CXX; "
+            "or choose --engine eager"
+        )
     return "compiled"
 
 

@@ -1,8 +1,7 @@
-"""The engine: chosen by what a run is, refused without a compiler, and the same loss from both."""
+"""The engine: refused without a compiler, and the same loss from both."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -17,27 +16,9 @@ from image_classifier.training.determinism import find_compiler, resolve_setting
 from image_classifier.training.engine import build_engine
 from tests.conftest import require_program
 
-LONG = TrainingSettings(device="cpu", batch_size=4, num_epochs=8)
-SHORT = TrainingSettings(device="cpu", batch_size=4, num_epochs=7)
 
-
-def test_only_a_long_run_of_small_batches_is_compiled() -> None:
-    require_program("g++")
-    assert resolve_settings(SHORT).engine == "eager"
-    assert resolve_settings(LONG).engine == "compiled"
-
-
-def test_without_a_compiler_a_long_run_is_eager_and_says_why(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert find_compiler() is None
-    with caplog.at_level(logging.WARNING):
-        assert resolve_settings(LONG).engine == "eager"
-    assert caplog.messages == [
-        "training eagerly: torch.compile needs a C++ compiler and there is none: install g++, or name one in CXX"
-    ]
+def test_auto_is_eager() -> None:
+    assert resolve_settings(TrainingSettings(device="cpu", engine="auto")).engine == "eager"
 
 
 def test_a_compiled_run_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
