@@ -5,10 +5,9 @@ A part of the README between `<!-- name -->` and `<!-- end -->` is what `build_t
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
-from benchmarks.measure import PROJECT, load_result
+from benchmarks.measure import PROJECT, load_result, summarize
 from image_classifier.config import get_recipe_path
 
 RECIPES = {
@@ -65,7 +64,8 @@ def _build_recipes_table() -> str:
             f"| {memory['most'] / 1000:.1f} GB |"
         )
     return "\n".join(lines).replace("%", " %") + (
-        f"\n\nMeasured by `python -m benchmarks.recipes` on {result['cores']} cores of an {result['processor']} "
+        f"\n\nMeasured by `python -m benchmarks.recipes` (`fast`: `time_to_accuracy`) on "
+        f"{result['cores']} cores of an {result['processor']} "
         "(AVX-512 with BF16, no GPU), on a copy of CIFAR-10 whose images went through JPEG once, which costs some "
         "accuracy: compare only with figures of the same copy. The ± is the standard deviation over the seeds."
     )
@@ -91,22 +91,21 @@ def _describe_range(figure: dict[str, float], digits: int = 0, unit: str = "") -
 
 
 def _build_speed_table() -> str:
-    lines = ["| what | this trainer | the other | ratio of the times |", "|---|---|---|---|"]
+    lines = ["| what | this trainer | the other | ratio of the times, in pairs |", "|---|---|---|---|"]
     for name, (recipe, what, other) in COMPARISONS.items():
         result = load_result(name)
         if "ratio" not in result:  # not measured yet
             continue
         is_whole = not name.startswith("capped")  # the accuracy after a part of the images says nothing
         sides = [_describe_side(result[side], is_whole) for side in ("trainer", "baseline")]
-        lines.append(
-            f"| {what} | `{recipe}`: {sides[0]} | {other}: {sides[1]} | {_describe_range(result['ratio'], 2)} |"
-        )
+        ratio = f"{_describe_range(result['ratio'], 2)}, {result['ratio']['runs']}"
+        lines.append(f"| {what} | `{recipe}`: {sides[0]} | {other}: {sides[1]} | {ratio} |")
     notebook = load_result("notebook_job_native")
-    compiled = statistics.fmean(run["seconds"] for run in notebook["runs"]["compiled"])
+    compiled = summarize([run["seconds"] for run in notebook["runs"]["compiled"]])
     floors, start = load_result("floor"), load_result("start")
     return "\n".join(lines).replace("%", " %") + (
         f"\n\nWith `--engine compiled`, from a graph that an earlier run compiled, the notebook's job takes "
-        f"{compiled:.0f} s.\n\n"
+        f"{_describe_range(compiled, unit=' s')}.\n\n"
         f"{'. '.join(_describe_floor(recipe, floors[recipe]) for recipe in ('fast', 'notebook'))} "
         f"(`python -m benchmarks.floor`). From the command to the end of the first step it is "
         f"{start['first_step']['mean']:.1f} s ({start['first_step']['least']:.1f} to "

@@ -127,8 +127,7 @@ class TrainingSettings:
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
-        engine: How steps are computed: eager, operation by operation, or compiled, which needs g++; auto is eager,
-            for compiling takes longer than it saves in every recipe.
+        engine: How steps are computed: eager, operation by operation, or compiled, which needs g++; auto is eager.
         num_threads: Threads that compute one operation; 0 for all cores.
         instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable.
         deterministic: Only algorithms that give the same bits each time.

@@ -22,7 +22,9 @@ class Classifier:
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.classes = json.loads(metadata["image_classifier.classes"])
 
-    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=60_000)  # type: ignore[untyped-decorator]  # its
+    @bentoml.api(  # type: ignore[untyped-decorator]  # bentoml is not installed here
+        batchable=True, max_batch_size=32, max_latency_ms=60_000
+    )
     def predict(self, images: list[str]) -> list[str]:
         """Classify images of which the pixels come in base64."""
         pixels = np.stack([np.frombuffer(base64.b64decode(text), np.uint8).reshape(32, 32, 3) for text in images])

@@ -77,7 +77,7 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
 
 
 def _resolve_engine(settings: TrainingSettings, device: str) -> Engine:
-    if settings.engine != "compiled":  # auto: compiling has not paid in the whole of any recipe
+    if settings.engine != "compiled":  # auto: compiled, the notebook's whole job was not faster
         return "eager"
     if device == "cpu" and find_compiler() is None:
         raise SettingsError(

@@ -76,7 +76,7 @@ class Light(torch.optim.Optimizer):
 
 
 class SGD(Light, torch.optim.SGD):
-    """Torch's SGD, its fused step called without what torch does around it: 0.15 ms, as much as a small network."""
+    """Torch's SGD, its fused step called without what torch does around it, which takes as long as a small network."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure

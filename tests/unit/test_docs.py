@@ -12,7 +12,7 @@ import pytest
 from docstring_parser import parse
 
 import image_classifier
-from benchmarks import database
+from benchmarks import database, variants
 from benchmarks.measure import load_result
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.__main__ import COMMANDS
@@ -119,6 +119,11 @@ def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
     shown = document.partition(database.MARKS[0])[2].partition(database.MARKS[1])[0]
     result = load_result("database")
     assert shown == database.build_table(result) if result else shown.startswith("Not measured yet")
+
+
+def test_the_variants_are_those_that_were_measured() -> None:
+    document = variants.DOCUMENT.read_text(encoding="utf-8")
+    assert variants.build_table(load_result("variants")).join(variants.MARKS) in document
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -23,7 +23,8 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 
 def augment(indices: NDArray[np.int64], epoch: int = 0, seed: int = 1, **values: object) -> NDArray[np.uint8]:
-    return augment_images(IMAGES, indices, seed, epoch, Augmentation(**values))  # type: ignore[arg-type]  # several
+    augmentation = Augmentation(**values)  # type: ignore[arg-type]  # values of several types
+    return augment_images(IMAGES, indices, seed, epoch, augmentation)
 
 
 def test_random_bits_are_those_of_splitmix64() -> None:
