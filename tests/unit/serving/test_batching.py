@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from image_classifier.errors import ImageError
+from image_classifier.imaging import decode_image
+from image_classifier.serving import batching
 from image_classifier.serving.batching import (
     Batcher,
     DeadlineError,
@@ -197,6 +199,37 @@ def test_an_image_that_cannot_be_read_fails_alone() -> None:
         batcher.stop()
 
     run(work)
+
+
+@pytest.mark.parametrize(
+    ("side", "is_flat", "threads"),
+    [
+        (32, False, ["inference"]),
+        (300, True, ["inference", "decoder-0"]),  # few bytes; the inference thread looks, and hands it on
+        (300, False, ["decoder-0"]),
+    ],
+)
+def test_only_a_small_file_is_decoded_by_the_thread_that_computes(
+    side: int, is_flat: bool, threads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def note(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
+        seen.append(threading.current_thread().name)
+        return decode_image(*arguments, **options)
+
+    monkeypatch.setattr(batching, "decode_image", note)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    content = encode(np.zeros_like(pixels) if is_flat else pixels)
+    assert (len(content) <= batching.SMALL_FILE_BYTES) == (side == 32 or is_flat)
+
+    async def work() -> None:
+        batcher = build(Gated())
+        assert (await batcher.submit(Ticket(None, content, ("PNG",)))).pixels == decode_image(content).tobytes()
+        batcher.stop()
+
+    run(work)
+    assert seen == threads
 
 
 def test_an_image_is_computed_by_the_model_that_was_current_when_it_came() -> None:
