@@ -43,7 +43,7 @@ class Eager(Predictor):
         self._classifier = load_model(path).classifier
         self._views = views
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return compute_probabilities(self._classifier, pixels, views=self._views)
 

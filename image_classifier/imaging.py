@@ -73,12 +73,13 @@ def decode_image(
                 raise ImageError("the image is animated; choose one of its frames")
             if not resize and image.size != (SIDE, SIDE):
                 raise ImageError(f"{image.width} x {image.height} pixels instead of {SIDE} x {SIDE}")
-            image.verify()  # a PNG's checksums, which decoding does not look at; leaves the image unusable
-        with Image.open(io.BytesIO(content), formats=formats) as image:
+            if image.format == "PNG":  # whose checksums decoding does not look at
+                image.verify()
+                image = Image.open(io.BytesIO(content), formats=("PNG",))  # verified, the one before is unusable
             image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            rgb = _convert_to_rgb(upright)
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _convert_to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -89,7 +90,7 @@ def decode_image(
         raise ImageError(f"the image is damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
     if rgb.size != (SIDE, SIDE):
         rgb = rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.array(rgb)
+    return np.frombuffer(bytearray(rgb.tobytes()), np.uint8).reshape(SIDE, SIDE, 3)
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -99,4 +100,4 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

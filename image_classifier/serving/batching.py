@@ -1,21 +1,27 @@
 """Requests that arrive together are computed together: a bounded queue, and threads that decode and compute.
 
-A batch is whatever waits when the session is free, up to a size: waiting a fixed time for more would cost a small
-network half of its throughput. Everything but decoding and computing happens on the event loop's thread.
+A batch is whatever waits when a thread is free, up to a size: waiting a fixed time for more would cost a small network
+half of its throughput. There is an inference thread a core, each computing a batch of its own: two threads that share
+one batch wait for each other at the end of every layer.
 
-    submit ──> [decoding threads] ──> queue ──> inference thread ──> event loop: the ticket's future
+    submit ──> [decoding threads] ──> event loop ──> queue ──> inference threads ──> event loop: the ticket's future
 
-Image files about as small as the network's input are decoded by the inference thread itself, right before they are
-computed: handing each from one thread to another takes longer than decoding it.
+Handing an image from one thread to another takes longer than much of what the other thread would do. So the event loop
+decodes image files that are about as small as the network's input itself, and computes what takes less than `AT_ONCE_S`
+where nothing else is being computed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,9 +35,15 @@ if TYPE_CHECKING:
     from image_classifier.serving.predictor import PublishedModel
 
 NUM_BYTES = SIDE * SIDE * 3
-SMALL_FILE_BYTES = 16 * 2**10
+SMALL_FILE_BYTES = 4 * 2**10
 SMALL_FILE_PIXELS = 64 * 64
-"""Image files up to both are decoded by the inference thread; larger ones would hold the others up."""
+"""Image files up to both are decoded by the event loop; larger ones would hold the others up."""
+
+AT_ONCE_S = 0.002
+"""What the event loop decodes or computes at a time."""
+
+BATCH_S = 0.005
+"""A batch that takes so long is large enough: a larger one is no faster, and the others wait for it."""
 
 SWEEP_S = 0.05
 """How often the deadlines of what waits are looked at."""
@@ -40,12 +52,18 @@ logger = logging.getLogger(__name__)
 
 
 class Classifier(Protocol):
-    """What computes: a published model, or in tests a few lines that stand in for one."""
+    """What computes: a published model, or in tests a few lines that stand in for one.
+
+    Attributes:
+        seconds_per_image: of computing, as it was measured when nothing else was going on.
+    """
+
+    seconds_per_image: float
 
     @property
     def model(self) -> PublishedModel: ...
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], *, is_alone: bool) -> NDArray[np.float32]:
         """Predict uint8 [N, 32, 32, 3] images: float32 [N, C] probabilities."""
 
 
@@ -58,7 +76,7 @@ class DeadlineError(Exception):
 
 
 class InferenceError(Exception):
-    """The thread that computes has died."""
+    """A thread that computes has died."""
 
 
 class Ticket:
@@ -102,6 +120,21 @@ class Ticket:
         self.taken_at: float
 
 
+def infer(tickets: Sequence[Ticket], *, is_alone: bool) -> list[tuple[list[Ticket], float]]:
+    """Compute images, each by its model, and note the results in the tickets; return the batches and their seconds."""
+    computed = []
+    for classifier, group in groupby(tickets, attrgetter("classifier")):
+        batch = list(group)
+        began = time.perf_counter()
+        pixels = np.frombuffer(b"".join([ticket.pixels or b"" for ticket in batch]), np.uint8)
+        rows = classifier.predict(pixels.reshape(-1, SIDE, SIDE, 3), is_alone=is_alone)
+        orders = np.argsort(-rows, axis=1, kind="stable").tolist()
+        for ticket, row, order in zip(batch, rows.tolist(), orders, strict=True):
+            ticket.taken_at, ticket.row, ticket.order = began, row, order
+        computed.append((batch, time.perf_counter() - began))
+    return computed
+
+
 class Observer:
     """Hears what happens to batches; this one listens to nothing. Called on the event loop's thread."""
 
@@ -113,16 +146,16 @@ class Observer:
 
 
 class Batcher:
-    """Computes tickets in batches on a thread of its own.
+    """Computes tickets in batches.
 
     Args:
-        classifier: the model; `replace_classifier` changes it between two batches.
+        classifier: the model, called from several threads; `replace_classifier` changes it between two batches.
         max_batch: images that are computed at once, at most.
         max_queue: images that may wait or be computed, at most.
         timeout_s: seconds from acceptance after which an image is given up.
-        num_decoders: threads that decode image files which are not small.
+        num_threads: inference threads, and as many that decode image files which are not small.
         max_pixels: of an image file.
-        on_death: called on the event loop's thread when the inference thread has died.
+        on_death: called on the event loop's thread when an inference thread has died.
     """
 
     def __init__(
@@ -132,7 +165,7 @@ class Batcher:
         max_batch: int,
         max_queue: int,
         timeout_s: float,
-        num_decoders: int = 1,
+        num_threads: int = 1,
         max_pixels: int = 25_000_000,
         observer: Observer | None = None,
         on_death: Callable[[BaseException], None] | None = None,
@@ -143,32 +176,31 @@ class Batcher:
         self.timeout_s = timeout_s
         self.max_pixels = max_pixels
         self.death: BaseException | None = None
-        self.busy_since: float | None = None
         self._observer = observer or Observer()
         self._on_death = on_death
         self._pending: dict[Ticket, None] = {}  # in the order of their deadlines
         self._encoded: SimpleQueue[Ticket | None] = SimpleQueue()
         self._decoded: SimpleQueue[Ticket | None] = SimpleQueue()
-        self._held: Ticket | None = None
-        self._threads = [threading.Thread(target=self._compute, name="inference", daemon=True)]
-        self._threads += [
-            threading.Thread(target=self._decode, name=f"decoder-{number}", daemon=True)
-            for number in range(num_decoders)
-        ]
+        self._arrived: deque[Ticket] = deque()  # as pixels or small files
+        self._busy_since: dict[int, float] = {}  # by thread
+        self._inference_threads, self._decoders = (
+            [threading.Thread(target=work, name=f"{name}-{number}", daemon=True) for number in range(num_threads)]
+            for name, work in (("inference", self._compute), ("decoder", self._decode))
+        )
 
     def start(self) -> None:
         """Start the threads; from now on the running event loop is the one that gets the answers."""
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-        for thread in self._threads:
+        for thread in (*self._inference_threads, *self._decoders):
             thread.start()
 
     def stop(self) -> None:
         """Let the threads end after what they have."""
         self._sweeper.cancel()
-        for _ in self._threads[1:]:
+        for _ in self._decoders:
             self._encoded.put(None)
-        self._decoded.put(None)
+            self._decoded.put(None)
 
     @property
     def num_pending(self) -> int:
@@ -176,10 +208,10 @@ class Batcher:
         return len(self._pending)
 
     def is_beating(self, within_s: float = 10.0) -> bool:
-        """Say whether the inference thread lives and has not been at one batch for longer than that."""
-        busy_since = self.busy_since
-        is_late = busy_since is not None and time.perf_counter() - busy_since > within_s
-        return self.death is None and self._threads[0].is_alive() and not is_late
+        """Say whether the inference threads live and none has been at one batch for longer than that."""
+        now = time.perf_counter()
+        is_late = any(now - since > within_s for since in list(self._busy_since.values()))
+        return self.death is None and all(thread.is_alive() for thread in self._inference_threads) and not is_late
 
     def replace_classifier(self, classifier: Classifier) -> None:
         """Compute what is accepted from now on with another model; what was accepted keeps its own."""
@@ -209,18 +241,50 @@ class Batcher:
         ticket.classifier = self.classifier
         ticket.future = future = future or self._loop.create_future()
         self._pending[ticket] = None
-        if ticket.content is not None and len(ticket.content) > SMALL_FILE_BYTES:
-            self._encoded.put(ticket)
+        if ticket.content is None or len(ticket.content) <= SMALL_FILE_BYTES:
+            self._arrive([ticket])
         else:
-            self._decoded.put(ticket)
+            self._encoded.put(ticket)
         return future
+
+    def _arrive(self, tickets: Iterable[Ticket]) -> None:
+        if not self._arrived:
+            self._loop.call_soon(self._dispatch)
+        self._arrived.extend(tickets)
+
+    def _dispatch(self) -> None:
+        """Decode what is small and compute what is quick, as much as fits into a moment; the threads get the rest."""
+        until = time.perf_counter() + AT_ONCE_S
+        batch: list[Ticket] = []
+        while self._arrived and len(batch) < self.max_batch and time.perf_counter() < until:
+            ticket = self._arrived.popleft()
+            if not self._is_wanted(ticket):
+                self._drop([ticket])
+            elif ticket.pixels is not None or self._read(ticket, min(self.max_pixels, SMALL_FILE_PIXELS)):
+                batch.append(ticket)
+            elif isinstance(ticket.error, ImageSizeError):  # few bytes that say that they are many pixels
+                ticket.error = None
+                self._encoded.put(ticket)
+            else:
+                self._drop([ticket])
+        if self._arrived:
+            self._loop.call_soon(self._dispatch)
+        is_alone = not self._busy_since and self._decoded.empty()
+        if not is_alone or self.classifier.seconds_per_image * len(batch) > AT_ONCE_S:
+            for ticket in batch:
+                self._decoded.put(ticket)
+        elif batch:
+            try:
+                computed = infer(batch, is_alone=True)
+            except Exception as error:
+                self._die(error)
+            else:
+                self._deliver(computed)
 
     def _decode(self) -> None:
         while (ticket := self._encoded.get()) is not None:
-            if self._is_wanted(ticket) and self._read(ticket, self.max_pixels):
-                self._decoded.put(ticket)
-            else:
-                self._call(self._drop, [ticket])
+            is_read = self._is_wanted(ticket) and self._read(ticket, self.max_pixels)
+            self._call(self._arrive if is_read else self._drop, [ticket])
 
     def _read(self, ticket: Ticket, max_pixels: int) -> bool:
         """Decode an image file, and say whether that went well; the ticket has the pixels or the error."""
@@ -234,64 +298,39 @@ class Batcher:
             ticket.error = ImageError("the image needs more memory than there is")
         return ticket.error is None
 
-    def _read_small(self, batch: list[Ticket]) -> list[Ticket]:
-        """Decode what came as small image files; return what can be computed now."""
-        readable = []
-        for ticket in batch:
-            if ticket.pixels is not None or self._read(ticket, min(self.max_pixels, SMALL_FILE_PIXELS)):
-                readable.append(ticket)
-            elif isinstance(ticket.error, ImageSizeError):  # few bytes that say that they are many pixels
-                ticket.error = None
-                self._encoded.put(ticket)
-            else:
-                self._call(self._drop, [ticket])
-        return readable
-
     def _compute(self) -> None:
+        thread = threading.get_ident()
         try:
-            while (taken := self._take()) is not None:
-                batch, dropped = taken
+            while (ticket := self._decoded.get()) is not None:
+                self._busy_since[thread] = time.perf_counter()
+                batch, dropped = self._take(ticket)
                 if dropped:
                     self._call(self._drop, dropped)
-                batch = self._read_small(batch)
-                if not batch:
-                    continue
-                began = self.busy_since = time.perf_counter()
-                pixels = np.frombuffer(b"".join([ticket.pixels or b"" for ticket in batch]), np.uint8)
-                rows = batch[0].classifier.predict(pixels.reshape(-1, SIDE, SIDE, 3))
-                seconds = time.perf_counter() - began
-                orders = np.argsort(-rows, axis=1, kind="stable").tolist()
-                for ticket, row, order in zip(batch, rows.tolist(), orders, strict=True):
-                    ticket.taken_at, ticket.row, ticket.order = began, row, order
-                self.busy_since = None
-                self._call(self._deliver, batch, seconds)
-        except BaseException as error:  # whatever it was: nobody else computes
+                is_alone = len(self._busy_since) == 1 and len(batch) == 1 and self._decoded.empty()
+                computed = infer(batch, is_alone=is_alone)
+                del self._busy_since[thread]
+                self._call(self._deliver, computed)
+        except BaseException as error:  # whatever it was: this thread computes no more
             self._call(self._die, error)
 
-    def _take(self) -> tuple[list[Ticket], list[Ticket]] | None:
-        """Wait for an image and take it with those that wait behind it for the same model; None is the end."""
+    def _take(self, first: Ticket) -> tuple[list[Ticket], list[Ticket]]:
+        """Take this thread's share of what waits, and apart from it what nobody waits for any more."""
+        num_idle = len(self._inference_threads) - len(self._busy_since) + 1  # this thread is marked as busy
+        quick = max(1.0, BATCH_S / first.classifier.seconds_per_image)
+        share = math.ceil(min((self._decoded.qsize() + 1) / num_idle, quick, self.max_batch))
         batch: list[Ticket] = []
         dropped: list[Ticket] = []
-        ticket = self._held or self._decoded.get()
-        self._held = None
+        ticket: Ticket | None = first
         while ticket is not None:
-            if not self._is_wanted(ticket):
-                dropped.append(ticket)
-            elif batch and ticket.classifier is not batch[0].classifier:
-                self._held = ticket
-                return batch, dropped
-            else:
-                batch.append(ticket)
-            if len(batch) == self.max_batch:
+            (batch if self._is_wanted(ticket) else dropped).append(ticket)
+            if len(batch) == share:
                 return batch, dropped
             try:
                 ticket = self._decoded.get_nowait()
             except Empty:
                 return batch, dropped
-        if batch or dropped:
-            self._decoded.put(None)  # again, for the next turn
-            return batch, dropped
-        return None
+        self._decoded.put(None)  # the end, again, for the next turn
+        return batch, dropped
 
     def _is_wanted(self, ticket: Ticket) -> bool:
         """Say whether anybody still waits for it; a future that the sweep has failed is done."""
@@ -303,12 +342,13 @@ class Batcher:
         except RuntimeError:  # the loop is closed: nobody is left to hear
             logger.debug("an answer came after the end")
 
-    def _deliver(self, batch: list[Ticket], seconds: float) -> None:
-        for ticket in batch:
-            self._pending.pop(ticket, None)
-            if not ticket.future.done():
-                ticket.future.set_result(ticket)
-        self._observer.on_batch(batch, seconds)
+    def _deliver(self, computed: list[tuple[list[Ticket], float]]) -> None:
+        for batch, seconds in computed:
+            for ticket in batch:
+                self._pending.pop(ticket, None)
+                if not ticket.future.done():
+                    ticket.future.set_result(ticket)
+            self._observer.on_batch(batch, seconds)
 
     def _drop(self, tickets: list[Ticket]) -> None:
         for ticket in tickets:
@@ -343,6 +383,6 @@ class Batcher:
         for ticket in list(self._pending):
             self._fail(ticket, InferenceError())
         self._pending.clear()
-        logger.critical("the inference thread died", exc_info=error)
+        logger.critical("computing failed, and the server ends", exc_info=error)
         if self._on_death is not None:
             self._on_death(error)

@@ -15,9 +15,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from image_classifier.serving.app import App
-from image_classifier.serving.batching import NUM_BYTES, Ticket
+from image_classifier.serving.batching import NUM_BYTES, SMALL_FILE_BYTES, Ticket
 from image_classifier.serving.problems import Problem, build_raw_answer, build_raw_head
-from image_classifier.serving.requests import PIXELS, PredictRequest
+from image_classifier.serving.requests import IMAGE_TYPES, PIXELS, PredictRequest
 
 MAX_HEAD_BYTES = 32 * 2**10
 MAX_PIPELINED = 32
@@ -28,7 +28,7 @@ CLOSE_S = 5.0
 
 
 class ShortCycle:
-    """One image as bare pixels, answered without a task: what uvicorn's RequestResponseCycle does for the others.
+    """One small image, answered without a task: what uvicorn's RequestResponseCycle does for the others.
 
     To the batcher it is the future of the image, whose result it writes at once. A small network's throughput is
     decided by how little happens here.
@@ -74,7 +74,10 @@ class ShortCycle:
         except Exception as error:
             self.set_exception(error)
         else:
-            app.batcher.submit(Ticket(bytes(self.body)), self)  # type: ignore[arg-type]  # as far as is used
+            formats = IMAGE_TYPES.get(self._headers[b"content-type"])
+            body = bytes(self.body)
+            ticket = Ticket(None, body, formats) if formats else Ticket(body)
+            app.batcher.submit(ticket, self)  # type: ignore[arg-type]  # as far as is used
 
     def done(self) -> bool:
         """Say whether nobody waits any more."""
@@ -212,11 +215,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _take_short_way(self) -> bool:
-        """Let a ShortCycle answer where the request is one image as pixels, and nothing about it is special."""
+        """Let a ShortCycle answer where the request is one small image, and nothing about it is special."""
         if not (self.cycle is None or self.cycle.response_complete) or not self.app.has_short_way:
             return False
         headers = dict(self.headers)
-        if headers.get(b"content-length") != NUM_PIXEL_BYTES or headers.get(b"content-type") != PIXELS:
+        kind, length = headers.get(b"content-type"), headers.get(b"content-length", b"0")
+        if kind == PIXELS:
+            if length != NUM_PIXEL_BYTES:
+                return False
+        elif kind not in IMAGE_TYPES or len(length) > 4 or not 0 < int(length) <= SMALL_FILE_BYTES:
+            return False
+        if int(length) > self.app.settings.max_body_bytes:
             return False
         if self.expect_100_continue or self.parser.get_method() != b"POST" or self.parser.should_upgrade():
             return False

@@ -80,10 +80,12 @@ class ModelSource:
         predictor = load_predictor(
             path,
             public_key=settings.public_key,
-            num_threads=settings.count_threads(),
+            num_threads=1,
+            num_lone_threads=settings.count_threads(),
             precision=settings.precision,
             version=version,
         )
+        predictor.measure()
         self._loaded = mark
         return predictor
 
@@ -280,7 +282,7 @@ def run(
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         timeout_s=settings.timeout_s,
-        num_decoders=settings.count_threads(),
+        num_threads=settings.count_threads(),
         max_pixels=settings.max_pixels,
         observer=metrics,
         on_death=lambda error: server.die(error),

@@ -30,7 +30,7 @@ class ServerSettings:
         host: Address to listen on; any but a loopback address needs api_keys_file, jwt_issuer or no_auth.
         port: Port to listen on; 0 takes a free one.
         workers: Processes that listen on the port together.
-        num_threads: Threads that compute one batch; 0 for all cores, divided among the workers.
+        num_threads: Threads that compute, each a batch of its own; 0 for one a core, divided among the workers.
         max_batch: Images that are computed at once, at most.
         max_queue: Images that may wait; one more is refused with 429.
         timeout_s: Seconds from a request's acceptance to its answer; later it is given up with 503.
@@ -141,5 +141,5 @@ class ServerSettings:
             return False
 
     def count_threads(self) -> int:
-        """Count the threads that compute one batch in each worker."""
+        """Count the threads that compute in each worker."""
         return self.num_threads or max(1, len(os.sched_getaffinity(0)) // self.workers)

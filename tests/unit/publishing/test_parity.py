@@ -26,7 +26,7 @@ class Answers(Predictor):
         super().__init__(None, MODEL)
         self.answers = answers
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
         return self.answers[images[:, 0, 0, 0]]
 
 

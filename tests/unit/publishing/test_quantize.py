@@ -27,7 +27,7 @@ class Timed(Predictor):
         self.batch_s = batch_s
         self.position = 0
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
         time.sleep(self.batch_s)
         rows = (self.position + np.arange(len(images))) % 200
         self.position += len(images)

@@ -41,18 +41,21 @@ MODEL = PublishedModel(
 
 
 class Gated:
-    """Answers with the first three pixels of an image, when it is let; keeps the size of each batch."""
+    """Answers with the first three pixels of an image, when it is let; keeps each batch's size and thread."""
 
-    def __init__(self, *, is_open: bool = True) -> None:
+    def __init__(self, *, is_open: bool = True, seconds_per_image: float = 3e-3) -> None:
         self.model = MODEL
+        self.seconds_per_image = seconds_per_image
         self.sizes: list[int] = []
+        self.threads: list[str] = []
         self.gate = threading.Event()
         self.entered = threading.Event()
         if is_open:
             self.gate.set()
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
         self.sizes.append(len(images))
+        self.threads.append(threading.current_thread().name)
         self.entered.set()
         assert self.gate.wait(20)
         return images[:, 0, 0, :].astype(np.float32)
@@ -61,7 +64,7 @@ class Gated:
 class Broken(Gated):
     """Fails as a library does that has lost its mind."""
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
         raise RuntimeError("out of order")
 
 
@@ -91,32 +94,78 @@ def build_tickets(images: NDArray[np.uint8]) -> list[Ticket]:
     return [Ticket(image.tobytes()) for image in images]
 
 
+async def wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        await asyncio.sleep(0.001)
+
+
 async def wait_for(event: threading.Event) -> None:
     assert await asyncio.to_thread(event.wait, 20)
 
 
 def test_what_waits_is_taken_together_and_no_batch_is_too_large() -> None:
     async def work() -> None:
-        classifier = Gated(is_open=False)
+        classifier = Gated(is_open=False, seconds_per_image=1e-3)
         batcher = build(classifier)
-        first = batcher.submit(build_tickets(draw_images(1))[0])
+        first = [batcher.submit(ticket) for ticket in build_tickets(draw_images(3))]
         await wait_for(classifier.entered)
         others = [batcher.submit(ticket) for ticket in build_tickets(draw_images(10))]
-        assert batcher.num_pending == 11
+        assert batcher.num_pending == 13
         classifier.gate.set()
-        await asyncio.gather(first, *others)
-        assert classifier.sizes == [1, 4, 4, 2]
+        await asyncio.gather(*first, *others)
+        assert classifier.sizes == [3, 4, 4, 2]
         assert batcher.num_pending == 0
         batcher.stop()
 
     run(work)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.booleans())
-def test_everybody_gets_his_own_answer(sizes: Sequence[int], is_encoded: bool) -> None:
+@pytest.mark.parametrize(
+    ("seconds_per_image", "sizes"),
+    [(1e-6, [[1], [8, 4], [1]]), (1e-3, [[1], [6, 6], [1]]), (4e-3, [[1], [2] * 6, [1]]), (1.0, [[1], [1] * 12, [1]])],
+)
+def test_what_is_quick_is_computed_at_once_and_what_is_slow_is_shared(
+    seconds_per_image: float, sizes: list[list[int]]
+) -> None:
+    """Batches end at 8 images, or at the 5 ms after which another thread had better take some."""
+
     async def work() -> None:
-        batcher = build(Gated(), num_decoders=2)
+        classifier = Gated(seconds_per_image=seconds_per_image)
+        batcher = build(classifier, max_batch=8, num_threads=2)
+        for number, expected in zip((1, 12, 1), sizes, strict=True):
+            classifier.sizes, classifier.threads = [], []
+            await asyncio.gather(*(batcher.submit(ticket) for ticket in build_tickets(draw_images(number))))
+            assert sum(classifier.sizes) == number
+            assert max(classifier.sizes) <= max(expected)
+            is_quick = seconds_per_image * min(number, 8) <= batching.AT_ONCE_S
+            if is_quick:
+                assert classifier.sizes == expected
+            assert {name == "MainThread" for name in classifier.threads} == {is_quick}
+        batcher.stop()
+
+    run(work)
+
+
+def test_two_threads_share_what_waits() -> None:
+    async def work() -> None:
+        classifier = Gated(is_open=False, seconds_per_image=1e-3)
+        batcher = build(classifier, max_batch=8, num_threads=2)
+        futures = [batcher.submit(ticket) for ticket in build_tickets(draw_images(10))]
+        await wait_until(lambda: len(classifier.sizes) == 2)
+        assert classifier.sizes == [5, 5]
+        assert set(classifier.threads) == {"inference-0", "inference-1"}
+        classifier.gate.set()
+        await asyncio.gather(*futures)
+        batcher.stop()
+
+    run(work)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.booleans(), st.sampled_from([1e-6, 1e-3]))
+def test_everybody_gets_his_own_answer(sizes: Sequence[int], is_encoded: bool, seconds_per_image: float) -> None:
+    async def work() -> None:
+        batcher = build(Gated(seconds_per_image=seconds_per_image), num_threads=2)
 
         async def ask(seed: int, size: int) -> None:
             images = draw_images(size, seed)
@@ -204,12 +253,12 @@ def test_an_image_that_cannot_be_read_fails_alone() -> None:
 @pytest.mark.parametrize(
     ("side", "is_flat", "threads"),
     [
-        (32, False, ["inference"]),
-        (300, True, ["inference", "decoder-0"]),  # few bytes; the inference thread looks, and hands it on
+        (32, False, ["MainThread"]),
+        (300, True, ["MainThread", "decoder-0"]),  # few bytes; the event loop looks, and hands it on
         (300, False, ["decoder-0"]),
     ],
 )
-def test_only_a_small_file_is_decoded_by_the_thread_that_computes(
+def test_only_a_small_file_is_decoded_by_the_event_loop(
     side: int, is_flat: bool, threads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []

@@ -33,6 +33,16 @@ def test_it_answers_the_same_for_any_size_of_a_batch(published_run: Path) -> Non
     assert predictor.predict(IMAGES[:0]).shape == (0, 10)
 
 
+def test_what_is_alone_gets_the_same_answers(published_run: Path) -> None:
+    predictor = load_predictor(published_run, num_threads=1, num_lone_threads=2)
+    expected = predictor.predict(IMAGES)
+    np.testing.assert_allclose(predictor.predict(IMAGES, is_alone=True), expected, atol=1e-6)
+    assert predictor.seconds_per_image == np.inf
+    predictor.measure()
+    assert 0 < predictor.seconds_per_image < 1
+    np.testing.assert_allclose(predictor.predict(IMAGES, is_alone=True), expected, atol=1e-6)
+
+
 def test_it_says_what_it_is_a_model_of(published_run: Path) -> None:
     model = load_predictor(published_run).model
     manifest = json.loads((published_run / MANIFEST).read_text())
@@ -65,6 +75,10 @@ def test_it_never_imports_torch(published_run: Path) -> None:
 def test_a_model_that_is_missing_or_no_model_is_refused(tmp_path: Path, published_run: Path) -> None:
     with pytest.raises(ModelError, match="no published model"):
         load_predictor(tmp_path / "nothing.onnx")
+    (tmp_path / MANIFEST).write_text("{}")  # of a run, which was not published
+    with pytest.raises(ModelError, match="no published model .*/published; publish a run first"):
+        load_predictor(tmp_path / "published")
+    (tmp_path / MANIFEST).unlink()
     with pytest.raises(ModelError, match="has no manifest.json"):
         load_predictor(tmp_path)
     (tmp_path / "noise.onnx").write_bytes(b"noise")
