@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving --run EXPERIMENTS/benchmark/notebook --run EXPERIMENTS/benchmark/fast
 
-Each run must be published. Needs wrk. The other servers get environments of their own below the user's cache folder,
-once. Every server must give the same classes on the same images before it is measured. Writes
+Each run must be published. Needs wrk and hey. The servers take turns, several times, and the medians are compared. The
+other servers get environments of their own below the user's cache folder, once. Every server must give the same classes
+on the same images before it is measured. Writes
 benchmarks/results/serving.json and the tables in docs/serving.md that come from it; `--only tables` writes these alone.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import csv
 import hashlib
 import json
 import os
@@ -18,6 +20,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import threading
 import time
 import urllib.request
 import venv
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,11 +40,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import PROJECT, load_result, save_result
+from image_classifier.config import ServingPrecision
 from image_classifier.imaging import decode_image
-from image_classifier.serving.predictor import load_predictor
+from image_classifier.serving.predictor import Predictor, load_predictor
+from image_classifier.serving.published import INT8_MODEL, MODEL
 
 CONNECTIONS = (1, 8, 32, 128)
 NUM_CHECKED = 1000
+OVERLOAD_S = 30
+PRECISIONS: dict[ServingPrecision, str] = {"fp32": MODEL, "int8": INT8_MODEL}
 KEY = "benchmark"
 DOCUMENT = PROJECT / "docs" / "serving.md"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "image_classifier-benchmarks"
@@ -340,22 +348,46 @@ def measure_server(name: str, run: Path, images: Sequence[bytes], seconds: float
     return {"title": server.title, "differing_classes": differing, "memory_mb": memory, "connections": rows}
 
 
-def measure_runtime(run: Path, seconds: float) -> dict[str, float]:
-    """Measure ONNX Runtime alone, in process, by batch size, with as many threads as there are cores."""
-    rates = {}
-    for precision in ("fp32", "int8"):
-        if precision == "int8" and not (run / "published" / "model.int8.onnx").exists():
+def measure_runtime(run: Path, seconds: float) -> dict[str, dict[str, float]]:
+    """Measure ONNX Runtime alone, in process, by batch size: all cores at one batch, and a batch on each core."""
+    rates: dict[str, dict[str, float]] = {}
+    for precision in PRECISIONS:
+        if not (run / "published" / PRECISIONS[precision]).exists():
             continue
-        predictor = load_predictor(run / "published", precision=precision)
-        for size in (1, 8, 16, 32, 64):
-            images = np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
-            predictor.predict(images)
-            began, number = time.perf_counter(), 0
-            while (spent := time.perf_counter() - began) < seconds:
-                predictor.predict(images)
-                number += size
-            rates[f"{precision} batch {size}"] = round(number / spent, 1)
+        for way, num_threads, num_callers in (("all cores at one batch", CORES, 1), ("a batch a core", 1, CORES)):
+            predictor = load_predictor(run / "published", precision=precision, num_threads=num_threads)
+            rates[f"{precision}, {way}"] = {
+                str(size): round(count_images(predictor, size, num_callers, seconds), 1) for size in (1, 8, 16, 32, 64)
+            }
     return rates
+
+
+def count_images(predictor: Predictor, batch_size: int, num_callers: int, seconds: float) -> float:
+    """Count the images a second that a model computes for so many callers at once."""
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), dtype=np.uint8)
+    predictor.predict(images)
+    end = time.perf_counter() + seconds
+
+    def call() -> int:
+        number = 0
+        while time.perf_counter() < end:
+            predictor.predict(images)
+            number += batch_size
+        return number
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(num_callers) as pool:
+        calls = [pool.submit(call) for _ in range(num_callers)]
+        total = sum(each.result() for each in calls)
+    return total / (time.perf_counter() - began)
+
+
+def measure_int8(run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any] | None:
+    """Measure this server with the int8 network, where one was published."""
+    if not (run / "published" / PRECISIONS["int8"]).exists():
+        return None
+    with serving("own", run, "--precision", "int8") as (_, port):
+        return {str(number): load_with_wrk(port, "/predict", RAW, images[0], number, seconds) for number in CONNECTIONS}
 
 
 def measure_bodies(run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
@@ -391,21 +423,40 @@ def read_rejections(port: int) -> dict[str, float]:
     return {reason: float(count) for reason, count in found}
 
 
+def load_with_hey(port: int, pixels: bytes, clients: int, rate: float, seconds: float) -> list[tuple[int, float]]:
+    """Ask at a fixed rate, whatever the answers; return the status and the seconds of each."""
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "body").write_bytes(pixels)
+        words = ["hey", "-z", f"{seconds:g}s", "-c", str(clients), "-q", f"{rate / clients:.3f}", "-m", "POST"]
+        words += ["-T", RAW.content_type, "-H", f"Authorization: Bearer {KEY}", "-D", f"{scratch}/body", "-o", "csv"]
+        output = subprocess.run(
+            [*words, f"http://127.0.0.1:{port}/predict"], check=True, capture_output=True, text=True
+        ).stdout
+    return [(int(row["status-code"]), float(row["response-time"])) for row in csv.DictReader(output.splitlines())]
+
+
 def measure_overload(run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    """Measure a server that gets more than it can do: four times the queue in clients that retry at once."""
-    with serving("own", run, "--max_queue", "128", "--max_images", "64") as (_, port):
-        alone = load_with_wrk(port, "/predict", RAW, images[0], 64, seconds)
-        under = load_with_wrk(port, "/predict", RAW, images[0], 512, seconds)
+    """Measure a server that is asked three times as often as it can answer, for 30 s, with a queue of 128."""
+    clients, queue = 512, 128
+    with serving("own", run, "--max_queue", str(queue)) as (_, port):
+        before = load_with_wrk(port, "/predict", RAW, images[0], 64, seconds)
+        asked = 3 * before["requests_per_second"]
+        answers = load_with_hey(port, images[0], clients, asked, OVERLOAD_S)
         began = time.perf_counter()
         ask("own", port, images[0])
         recovered = time.perf_counter() - began
         after = load_with_wrk(port, "/predict", RAW, images[0], 64, seconds)
         rejections = read_rejections(port)
+    good = [spent for status, spent in answers if status == 200]
     return {
-        "queue": 128,
-        "clients": 512,
-        "before": alone,
-        "under": under,
+        "queue": queue,
+        "clients": clients,
+        "before": before,
+        "asked_per_second": round(asked, 1),
+        "sent_per_second": round(len(answers) / OVERLOAD_S, 1),
+        "good_per_second": round(len(good) / OVERLOAD_S, 1),
+        "statuses": dict(Counter(str(status) for status, _ in answers)),
+        "p99_of_accepted_ms": round(float(np.percentile(good, 99)) * 1e3, 1),
         "first_answer_after_s": round(recovered, 4),
         "after": after,
         "rejections": rejections,
@@ -491,20 +542,44 @@ def measure_hostile_clients(run: Path, images: Sequence[bytes], seconds: float) 
     }
 
 
-def measure_all(runs: Mapping[str, Path], names: Sequence[str], seconds: float) -> dict[str, Any]:
+def take_median(rows: Sequence[Any]) -> Any:
+    """Take the median of each number in results of the same shape; a rate's smallest and largest value stay, too."""
+    first = rows[0]
+    if isinstance(first, dict):
+        median = {key: take_median([row[key] for row in rows]) for key in first}
+        if "requests_per_second" in first:
+            rates = [row["requests_per_second"] for row in rows]
+            median["spread"] = [min(rates), max(rates)]
+        return median
+    return statistics.median(rows) if isinstance(first, (int, float)) else first
+
+
+def measure_all(runs: Mapping[str, Path], names: Sequence[str], seconds: float, rounds: int) -> dict[str, Any]:
     """Measure every server with every network, in turn, and then this one under what it should withstand."""
     result = load_result("serving")
     load = list(os.getloadavg())  # of others, who would be in every figure
-    result = {"seconds_a_measurement": seconds, "load_average_before": load, "networks": result.get("networks", {})}
+    result = {
+        "seconds_a_measurement": seconds,
+        "rounds": rounds,
+        "load_average_before": load,
+        "networks": result.get("networks", {}),
+    }
     for network, run in runs.items():
         images = load_images(run)
         facts = result["networks"].setdefault(network, {"servers": {}})
-        facts["onnxruntime_alone"] = measure_runtime(run, min(1.0, seconds))
-        for name in names:
-            facts["servers"][name] = row = measure_server(name, run, images, seconds)
-            print(network, name, {key: value["requests_per_second"] for key, value in row["connections"].items()})
+        alone = []
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for _ in range(rounds):
+            alone.append(measure_runtime(run, min(1.0, seconds)))
+            for name in names:
+                rows[name].append(row := measure_server(name, run, images, seconds))
+                rates = {key: value["requests_per_second"] for key, value in row["connections"].items()}
+                print(network, name, rates, flush=True)
+        facts["onnxruntime_alone"] = take_median(alone)
+        facts["servers"] |= {name: take_median(each) for name, each in rows.items()}
         if "own" in names:
             facts["bodies"] = measure_bodies(run, images, seconds)
+            facts["int8"] = measure_int8(run, images, seconds)
             facts["start"] = measure_start(run)
             facts["overload"] = measure_overload(run, images, seconds)
             facts["stop"] = measure_stop(run, images)
@@ -519,24 +594,27 @@ def build_tables(result: Mapping[str, Any]) -> str:
         lines = [
             f"### {network}",
             "",
-            "| server, its own best way in | requests/s at 1 · 8 · 32 · 128 connections | p99 ms | "
+            "| server, its own best way in | requests/s at 1 · 8 · 32 · 128 connections | at 32, from to | p99 ms | "
             "CPU seconds per 1,000 at 32 | memory MB |",
-            "|---|---|---|---|---|",
+            "|---|---|---|---|---|---|",
         ]
         for row in facts["servers"].values():
             rows = row["connections"].values()
             rates = " · ".join(f"{each['requests_per_second']:,.0f}" for each in rows)
             tails = " · ".join(f"{each['p99_ms']:.1f}" for each in rows)
-            cpu = row["connections"]["32"]["cpu_seconds_per_1000"]
-            lines.append(f"| {row['title']} | {rates} | {tails} | {cpu:.2f} | {row['memory_mb']:.0f} |")
-        alone = facts["onnxruntime_alone"]
-        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in alone.items())
-        lines += ["", f"ONNX Runtime alone, in process, images/s: {rates}.", ""]
+            middle = row["connections"]["32"]
+            spread = " to ".join(f"{rate:,.0f}" for rate in middle["spread"])
+            cpu = f"{middle['cpu_seconds_per_1000']:.2f}"
+            lines.append(f"| {row['title']} | {rates} | {spread} | {tails} | {cpu} | {row['memory_mb']:.0f} |")
+        lines += ["", "| ONNX Runtime alone, in process | images/s in batches of 1 · 8 · 16 · 32 · 64 |", "|---|---|"]
+        for way, rates in facts["onnxruntime_alone"].items():
+            lines.append(f"| {way} | {' · '.join(f'{rate:,.0f}' for rate in rates.values())} |")
+        lines.append("")
         if "overload" in facts:
             lines += [_describe_endurance(facts), ""]
         parts.append("\n".join(lines))
     where = f"{result['processor']}, {result['cores']} cores, commit {result['commit'][:12]}"
-    how = f"{result['seconds_a_measurement']:g} s a measurement, load from wrk on the same cores"
+    how = f"{result['rounds']} turns of {result['seconds_a_measurement']:g} s each, medians, load from the same cores"
     busy = result.get("load_average_before", [1.0])[0]
     if busy > 0.5:
         how += "; the machine had other work meanwhile: only what was measured in the same run may be compared"
@@ -544,25 +622,32 @@ def build_tables(result: Mapping[str, Any]) -> str:
 
 
 def _describe_endurance(facts: Mapping[str, Any]) -> str:
-    overload, stop, clients, bodies = (facts[name] for name in ("overload", "stop", "clients", "bodies"))
+    overload, stop, clients, bodies, int8 = (facts[name] for name in ("overload", "stop", "clients", "bodies", "int8"))
 
     def count(row: Mapping[str, float]) -> str:
         return f"{row['requests_per_second']:,.0f}"
 
     decoded = {kind: f"{row['decoded_per_second_on_one_thread']:,.0f}" for kind, row in bodies.items()}
-    return (
-        f"PNG bodies {count(bodies['PNG'])}/s and JPEG {count(bodies['JPEG'])}/s at 32 connections (one "
-        f"thread decodes {decoded['PNG']} and {decoded['JPEG']}). From the command to the first answer "
-        f"{facts['start']['seconds']:.2f} s. "
-        f"Overload, {overload['clients']} clients that retry at once and a queue of {overload['queue']}: "
-        f"{count(overload['under'])} good answers a second (before: {count(overload['before'])}), "
-        f"{overload['under']['refused']:,} refused with 429; the first request after it took "
-        f"{overload['first_answer_after_s'] * 1000:.0f} ms. SIGTERM under the load of 32 clients: {stop['answered']:,} "
-        f"answered, {stop['lost']} lost, exit status {stop['exit_status']}. After 200 clients that left: "
-        f"{count(clients['after_200_that_left'])} requests/s; beside 200 that send their heads slowly: "
-        f"{count(clients['beside_200_slow_heads'])} (alone: {count(clients['alone'])}), and "
-        f"{clients['slow_heads_closed']} of the 200 were cut off."
-    )
+    statuses = ", ".join(f"{number:,} × {status}" for status, number in sorted(overload["statuses"].items()))
+    lines = [
+        f"- PNG bodies {count(bodies['PNG'])}/s and JPEG {count(bodies['JPEG'])}/s at 32 connections (one thread "
+        f"decodes {decoded['PNG']} and {decoded['JPEG']}).",
+        f"- From the command to the first answer {facts['start']['seconds']:.2f} s.",
+        f"- Overload: asked {overload['sent_per_second']:,.0f} times a second for {OVERLOAD_S} s by "
+        f"{overload['clients']} clients, with a queue of {overload['queue']}: {overload['good_per_second']:,.0f} good "
+        f"answers a second (64 clients before it: {count(overload['before'])}, after it: {count(overload['after'])}), "
+        f"p99 of what was accepted {overload['p99_of_accepted_ms']:.0f} ms; {statuses}; the first request after it "
+        f"took {overload['first_answer_after_s'] * 1000:.0f} ms.",
+        f"- SIGTERM under the load of 32 clients: {stop['answered']:,} answered, {stop['lost']} lost, exit status "
+        f"{stop['exit_status']}.",
+        f"- After 200 clients that left: {count(clients['after_200_that_left'])} requests/s; beside 200 that send "
+        f"their heads slowly: {count(clients['beside_200_slow_heads'])} (alone: {count(clients['alone'])}), and "
+        f"{clients['slow_heads_closed']} of the 200 were cut off.",
+    ]
+    if int8:
+        rates = " · ".join(count(row) for row in int8.values())
+        lines.insert(1, f"- With `--precision int8` {rates} requests/s at 1 · 8 · 32 · 128 connections.")
+    return "\n".join(lines)
 
 
 def write_tables() -> None:
@@ -577,13 +662,14 @@ def main() -> None:
     """Measure, save, and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, action="append", required=False, default=[], help="a published run")
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each server")
     parser.add_argument("--only", nargs="*", choices=[*SERVERS, "tables"], default=list(SERVERS))
     arguments = parser.parse_args()
     names = [name for name in arguments.only if name != "tables"]
     if names:
         runs = {run.resolve().name: run.resolve() for run in arguments.run}
-        save_result("serving", measure_all(runs, names, arguments.seconds))
+        save_result("serving", measure_all(runs, names, arguments.seconds, arguments.rounds))
     write_tables()
 
 
