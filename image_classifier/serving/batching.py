@@ -256,7 +256,7 @@ class Batcher:
         """Decode what is small and compute what is quick, as much as fits into a moment; the threads get the rest."""
         until = time.perf_counter() + AT_ONCE_S
         batch: list[Ticket] = []
-        while self._arrived and len(batch) < self.max_batch and time.perf_counter() < until:
+        while self._arrived and time.perf_counter() < until:
             ticket = self._arrived.popleft()
             if not self._is_wanted(ticket):
                 self._drop([ticket])
@@ -269,7 +269,7 @@ class Batcher:
                 self._drop([ticket])
         if self._arrived:
             self._loop.call_soon(self._dispatch)
-        is_alone = not self._busy_since and self._decoded.empty()
+        is_alone = not self._busy_since and self._decoded.empty() and len(batch) <= self.max_batch
         if not is_alone or self.classifier.seconds_per_image * len(batch) > AT_ONCE_S:
             for ticket in batch:
                 self._decoded.put(ticket)
