@@ -48,6 +48,9 @@ from image_classifier.serving.published import INT8_MODEL, MODEL
 CONNECTIONS = (1, 8, 32, 128)
 NUM_CHECKED = 1000
 OVERLOAD_S = 30
+QUEUES = (1024, 128)
+"""The default, which holds all of the overload's 512 clients, and one that does not."""
+
 PRECISIONS: dict[ServingPrecision, str] = {"fp32": MODEL, "int8": INT8_MODEL}
 KEY = "benchmark"
 DOCUMENT = PROJECT / "docs" / "serving.md"
@@ -306,20 +309,21 @@ def load_with_wrk(
 
 
 def list_processes(leader: int) -> list[int]:
-    """List the processes of a session."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdecimal():
-            try:
-                if os.getsid(int(path.name)) == leader:
-                    found.append(int(path.name))
-            except ProcessLookupError:
-                continue
-    return found
+    """List a process and all that descend from it, also where they have sessions of their own."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+    found = {leader}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def measure_processes(leader: int) -> dict[str, float]:
-    """Measure all processes of a session: processor seconds so far, and resident memory, the peak of each added up."""
+    """Measure a process and its descendants: processor seconds so far, and the sum of each one's peak of memory."""
     seconds = megabytes = 0.0
     for pid in list_processes(leader):
         try:
@@ -435,9 +439,9 @@ def load_with_hey(port: int, pixels: bytes, clients: int, rate: float, seconds: 
     return [(int(row["status-code"]), float(row["response-time"])) for row in csv.DictReader(output.splitlines())]
 
 
-def measure_overload(run: Path, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    """Measure a server that is asked three times as often as it can answer, for 30 s, with a queue of 128."""
-    clients, queue = 512, 128
+def measure_overload(run: Path, images: Sequence[bytes], seconds: float, queue: int) -> dict[str, Any]:
+    """Measure a server that is asked three times as often as it can answer, for 30 s."""
+    clients = 512
     with serving("own", run, "--max_queue", str(queue)) as (_, port):
         before = load_with_wrk(port, "/predict", RAW, images[0], 64, seconds)
         asked = 3 * before["requests_per_second"]
@@ -581,7 +585,7 @@ def measure_all(runs: Mapping[str, Path], names: Sequence[str], seconds: float, 
             facts["bodies"] = measure_bodies(run, images, seconds)
             facts["int8"] = measure_int8(run, images, seconds)
             facts["start"] = measure_start(run)
-            facts["overload"] = measure_overload(run, images, seconds)
+            facts["overload"] = [measure_overload(run, images, seconds, queue) for queue in QUEUES]
             facts["stop"] = measure_stop(run, images)
             facts["clients"] = measure_hostile_clients(run, images, seconds)
     return result
@@ -628,16 +632,10 @@ def _describe_endurance(facts: Mapping[str, Any]) -> str:
         return f"{row['requests_per_second']:,.0f}"
 
     decoded = {kind: f"{row['decoded_per_second_on_one_thread']:,.0f}" for kind, row in bodies.items()}
-    statuses = ", ".join(f"{number:,} × {status}" for status, number in sorted(overload["statuses"].items()))
     lines = [
         f"- PNG bodies {count(bodies['PNG'])}/s and JPEG {count(bodies['JPEG'])}/s at 32 connections (one thread "
         f"decodes {decoded['PNG']} and {decoded['JPEG']}).",
         f"- From the command to the first answer {facts['start']['seconds']:.2f} s.",
-        f"- Overload: asked {overload['sent_per_second']:,.0f} times a second for {OVERLOAD_S} s by "
-        f"{overload['clients']} clients, with a queue of {overload['queue']}: {overload['good_per_second']:,.0f} good "
-        f"answers a second (64 clients before it: {count(overload['before'])}, after it: {count(overload['after'])}), "
-        f"p99 of what was accepted {overload['p99_of_accepted_ms']:.0f} ms; {statuses}; the first request after it "
-        f"took {overload['first_answer_after_s'] * 1000:.0f} ms.",
         f"- SIGTERM under the load of 32 clients: {stop['answered']:,} answered, {stop['lost']} lost, exit status "
         f"{stop['exit_status']}.",
         f"- After 200 clients that left: {count(clients['after_200_that_left'])} requests/s; beside 200 that send "
@@ -647,6 +645,21 @@ def _describe_endurance(facts: Mapping[str, Any]) -> str:
     if int8:
         rates = " · ".join(count(row) for row in int8.values())
         lines.insert(1, f"- With `--precision int8` {rates} requests/s at 1 · 8 · 32 · 128 connections.")
+    lines += [
+        "",
+        f"{OVERLOAD_S} s of overload from {overload[0]['clients']} clients, three times what the server can answer:",
+        "",
+        "| queue of | requests/s sent | answered with 200, a second | p99 of these, ms | by status | requests/s "
+        "for 64 clients before, after | first answer after it, ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in overload:
+        statuses = ", ".join(f"{status}: {number:,}" for status, number in sorted(row["statuses"].items()))
+        lines.append(
+            f"| {row['queue']:,} | {row['sent_per_second']:,.0f} | {row['good_per_second']:,.0f} | "
+            f"{row['p99_of_accepted_ms']:.0f} | {statuses} | {count(row['before'])}, {count(row['after'])} | "
+            f"{row['first_answer_after_s'] * 1000:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -655,7 +668,24 @@ def write_tables() -> None:
     marks = ("<!-- from benchmarks/results/serving.json -->\n", "<!-- end -->\n")
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(marks[0])
     _, _, after = rest.partition(marks[1])
-    DOCUMENT.write_text(before + marks[0] + build_tables(load_result("serving")) + marks[1] + after, encoding="utf-8")
+    tables = build_tables(load_result("serving"))
+    if soak := load_result("soak"):
+        tables += "\n" + describe_soak(soak)
+    DOCUMENT.write_text(before + marks[0] + tables + marks[1] + after, encoding="utf-8")
+
+
+def describe_soak(soak: Mapping[str, Any]) -> str:
+    """Describe the hour at 70 % of the load, in a sentence."""
+    statuses = ", ".join(f"{status}: {number:,}" for status, number in soak["statuses"].items())
+    errors = "; ".join(" ".join(text.split()) for text in soak["errors"]) or "none"
+    first, second, most = (soak[f"memory_mb_{name}"] for name in ("first_half", "second_half", "most"))
+    return (
+        f"`python -m benchmarks.soak`, {soak['seconds'] / 60:.0f} minutes: {soak['asked_per_second']:,.0f} requests a "
+        f"second, where the server can take {soak['capacity_per_second']:,.0f}, for the network `{soak['network']}`. "
+        f"Answers by status: {statuses}; errors: {errors}; p50 {soak['p50_ms']:.1f} ms, p99 {soak['p99_ms']:.1f} ms. "
+        f"Meanwhile {soak['disturbances']:,} times an image file, a broken one, and a client that left. Memory "
+        f"{first:.0f} MB in the first half, {second:.0f} MB in the second, {most:.0f} MB at most.\n"
+    )
 
 
 def main() -> None:

@@ -90,6 +90,7 @@ def soak(run: Path, seconds: float) -> dict[str, Any]:
     }
     half = len(memory) // 2
     return {
+        "network": run.name,
         "seconds": seconds,
         "capacity_per_second": capacity,
         "asked_per_second": round(rate * CLIENTS, 1),
