@@ -495,6 +495,20 @@ def test_sigterm_loses_nothing_that_was_accepted(slow_model: Path, tmp_path: Pat
     assert set(clients.answered) == {200}
 
 
+def test_a_body_may_be_limited_to_less_than_an_image_is(model: Path, tmp_path: Path) -> None:
+    bodies = (
+        (NOISE.tobytes(), "application/octet-stream"),
+        (encode(NOISE), "image/png"),
+        (encode(NOISE * 0), "image/png"),
+    )
+    with serving(model, tmp_path / "log", "--max_body_bytes", "1000") as server:
+        answers = [
+            httpx.post(f"{server.url}/predict", content=content, headers={"content-type": kind})
+            for content, kind in bodies
+        ]
+    assert [answer.status_code for answer in answers] == [413, 413, 200]
+
+
 def test_a_dead_inference_thread_ends_the_process(tmp_path: Path) -> None:
     """A network that has no entry for the value 255 fails when that comes, as one does that meets a broken library."""
     table = numpy_helper.from_array(np.eye(255, 10, dtype=np.float32), "table")
