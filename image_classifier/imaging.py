@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from image_classifier.errors import ImageError, ImageSizeError
 
@@ -26,7 +26,19 @@ MAX_BYTES = 2**25
 MAX_PIXELS = 50_000_000
 """What a large camera takes; decoded, this is 200 MB."""
 
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation. (`ImageOps.exif_transpose` writes all EXIF data anew, too.)"""
+
 # For the whole process, since a filter that is set and taken back around each call is not safe among threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a line for each tag that is damaged
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
@@ -78,8 +90,9 @@ def decode_image(
                 image = Image.open(io.BytesIO(content), formats=("PNG",))  # verified, the one before is unusable
             image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = _convert_to_rgb(image)
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+            upright = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+            rgb = _convert_to_rgb(upright)
     except ImageError:
         raise
     except UnidentifiedImageError as error:

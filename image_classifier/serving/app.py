@@ -82,7 +82,7 @@ class App:
         self.gate = gate
         self.name = name
         self._log = RequestLog(settings.log_lines_per_s)
-        self._predict_path = f"{settings.root_path}/predict"
+        self.predict_path = f"{settings.root_path}/predict"
         self._prefix_length = len(settings.root_path)
         prefix = secrets.token_hex(6)
         self._ids = (f"{prefix}-{number:x}" for number in itertools.count())
@@ -135,7 +135,7 @@ class App:
         caller = ""
         route = "/predict"
         try:
-            if path == self._predict_path:
+            if path == self.predict_path:
                 if method != "POST":
                     raise Problem("method-not-allowed", "/predict takes POST", [(b"allow", b"POST")])
                 caller = self.gate.recognise(headers)
@@ -214,7 +214,8 @@ class App:
         self._check_length(headers)
         message = await receive()
         body: bytes = message.get("body", b"")
-        if len(body) == NUM_BYTES and content_type == PIXELS and not message["more_body"]:
+        is_plain = content_type == PIXELS and b"content-encoding" not in headers
+        if is_plain and len(body) == NUM_BYTES and not message["more_body"]:
             request.tickets.append(Ticket(body))
             await self._answer(scope, headers, send, request)
             return

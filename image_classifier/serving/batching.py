@@ -39,6 +39,9 @@ SMALL_FILE_BYTES = 4 * 2**10
 SMALL_FILE_PIXELS = 64 * 64
 """Image files up to both are decoded by the event loop; larger ones would hold the others up."""
 
+METADATA_MARKS = (b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"EXIF", b"Exif\0\0")
+"""Of the parts of an image file that take longer to read than its pixels."""
+
 AT_ONCE_S = 0.002
 """What the event loop decodes or computes at a time."""
 
@@ -118,6 +121,13 @@ class Ticket:
         self.deadline: float
         self.submitted_at: float
         self.taken_at: float
+
+
+def is_small(content: bytes) -> bool:
+    """Say whether an image file is decoded in no time: small, and with nothing in it that unpacks to more."""
+    if len(content) > SMALL_FILE_BYTES or content.startswith(b"BM"):
+        return False
+    return not any(mark in content for mark in METADATA_MARKS)
 
 
 def infer(tickets: Sequence[Ticket], *, is_alone: bool) -> list[tuple[list[Ticket], float]]:
@@ -241,7 +251,7 @@ class Batcher:
         ticket.classifier = self.classifier
         ticket.future = future = future or self._loop.create_future()
         self._pending[ticket] = None
-        if ticket.content is None or len(ticket.content) <= SMALL_FILE_BYTES:
+        if ticket.content is None or is_small(ticket.content):
             self._arrive([ticket])
         else:
             self._encoded.put(ticket)
@@ -256,6 +266,25 @@ class Batcher:
         """Decode what is small and compute what is quick, as much as fits into a moment; the threads get the rest."""
         until = time.perf_counter() + AT_ONCE_S
         batch: list[Ticket] = []
+        try:
+            self._read_arrived(batch, until)
+        finally:
+            if self._arrived:
+                self._loop.call_soon(self._dispatch)
+        is_alone = not self._busy_since and self._decoded.empty() and len(batch) <= self.max_batch
+        if not is_alone or sum(ticket.classifier.seconds_per_image for ticket in batch) > AT_ONCE_S:
+            for ticket in batch:
+                self._decoded.put(ticket)
+        elif batch:
+            try:
+                computed = infer(batch, is_alone=True)
+            except Exception as error:
+                self._die(error)
+            else:
+                self._deliver(computed)
+
+    def _read_arrived(self, batch: list[Ticket], until: float) -> None:
+        """Take what has arrived into a batch, small files decoded, until a moment has passed."""
         while self._arrived and time.perf_counter() < until:
             ticket = self._arrived.popleft()
             if not self._is_wanted(ticket):
@@ -267,19 +296,6 @@ class Batcher:
                 self._encoded.put(ticket)
             else:
                 self._drop([ticket])
-        if self._arrived:
-            self._loop.call_soon(self._dispatch)
-        is_alone = not self._busy_since and self._decoded.empty() and len(batch) <= self.max_batch
-        if not is_alone or self.classifier.seconds_per_image * len(batch) > AT_ONCE_S:
-            for ticket in batch:
-                self._decoded.put(ticket)
-        elif batch:
-            try:
-                computed = infer(batch, is_alone=True)
-            except Exception as error:
-                self._die(error)
-            else:
-                self._deliver(computed)
 
     def _decode(self) -> None:
         while (ticket := self._encoded.get()) is not None:
@@ -371,12 +387,12 @@ class Batcher:
 
     def _sweep(self) -> None:
         """Give up what has waited too long, also where the thread is at one batch all the time."""
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         now = time.perf_counter()
         for ticket in self._pending:  # which stays until it is taken out of the queue, and counts as waiting
             if ticket.deadline > now:
                 break
             self._give_up(ticket)
-        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _die(self, error: BaseException) -> None:
         self.death = error

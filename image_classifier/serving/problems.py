@@ -59,7 +59,7 @@ class Problem(Exception):
         """Describe the problem as RFC 9457 has it."""
         title = KINDS[self.kind][1]
         details = {"type": f"urn:image-classifier:problem:{self.kind}", "title": title, "status": self.status}
-        details["detail"] = self.detail
+        details["detail"] = self.detail.encode("utf-8", "replace").decode()  # a library may quote half a character
         return details if request_id is None else {**details, "request_id": request_id}
 
 

@@ -7,6 +7,7 @@ uvicorn's own timer for idle connections runs. `sweep` ends those that are past 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +16,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from image_classifier.serving.app import App
-from image_classifier.serving.batching import NUM_BYTES, SMALL_FILE_BYTES, Ticket
+from image_classifier.serving.batching import NUM_BYTES, SMALL_FILE_BYTES, InferenceError, QueueFullError, Ticket
 from image_classifier.serving.problems import Problem, build_raw_answer, build_raw_head
 from image_classifier.serving.requests import IMAGE_TYPES, PIXELS, PredictRequest
 
@@ -23,6 +24,7 @@ MAX_HEAD_BYTES = 32 * 2**10
 MAX_PIPELINED = 32
 NUM_PIXEL_BYTES = str(NUM_BYTES).encode()
 NEVER = float("inf")
+logger = logging.getLogger(__name__)
 CLOSE_S = 5.0
 """After so long a connection that is to be closed, but whose client takes nothing, is cut."""
 
@@ -71,8 +73,10 @@ class ShortCycle:
             app.batcher.check_room(1)
         except Problem as problem:
             self._refuse(problem)
-        except Exception as error:
+        except (InferenceError, QueueFullError) as error:
             self.set_exception(error)
+        except Exception:
+            self._fail()
         else:
             formats = IMAGE_TYPES.get(self._headers[b"content-type"])
             body = bytes(self.body)
@@ -96,13 +100,22 @@ class ShortCycle:
     def set_result(self, ticket: Ticket) -> None:
         """Answer with a computed image."""
         request = PredictRequest()
-        body = self._protocol.app.build_answer((ticket,), request, self._headers)
+        try:
+            body = self._protocol.app.build_answer((ticket,), request, self._headers)
+        except Exception:  # which is this request's, and none of the batch's
+            self._fail()
+            return
         self._write(HEAD_200, body)
         self._note(200, request.request_id)
 
     def set_exception(self, error: Exception) -> None:
         """Answer with what went wrong."""
         self._refuse(self._protocol.app.explain(error))
+
+    def _fail(self) -> None:
+        """Answer where something happened that should not, and log what."""
+        logger.exception("unexpected error in POST /predict")
+        self._refuse(Problem("internal", "the server's log has the reason"))
 
     def _refuse(self, problem: Problem) -> None:
         app = self._protocol.app
@@ -129,7 +142,7 @@ class ShortCycle:
         protocol = self._protocol
         protocol.app.note(
             "POST",
-            "/predict",
+            protocol.app.predict_path,
             "/predict",
             status,
             self._began,
@@ -218,6 +231,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Let a ShortCycle answer where the request is one small image, and nothing about it is special."""
         if not (self.cycle is None or self.cycle.response_complete) or not self.app.has_short_way:
             return False
+        if self.flow.write_paused:  # a client that does not read; the other way waits for it
+            return False
         headers = dict(self.headers)
         kind, length = headers.get(b"content-type"), headers.get(b"content-length", b"0")
         if kind == PIXELS:
@@ -233,7 +248,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return False
         if b"content-encoding" in headers:
             return False
-        self.cycle = ShortCycle(self, headers)  # type: ignore[assignment]  # does what the protocol asks of a cycle
+        cycle = ShortCycle(self, headers)
+        self.cycle = cycle  # type: ignore[assignment]  # does what the protocol asks of a cycle
+        self.waiting = (cycle,)
         return True
 
     def on_message_complete(self) -> None:
@@ -242,13 +259,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self.deadline = self.loop.time() + settings.timeout_s + settings.body_timeout_s
         cycle: object = self.cycle
         if isinstance(cycle, ShortCycle) and not cycle.response_complete:
-            self.waiting = (cycle,)
             cycle.begin()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self.cycle.more_body and not self.pipeline:
-            self.deadline = NEVER
+        if self.cycle.response_complete and not self.cycle.more_body and not self._in_head:
+            if not self.transport.is_closing():  # else it has a deadline for that
+                self.deadline = NEVER
 
     def sweep(self, now: float) -> None:
         """End a connection that is past its deadline."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from PIL import Image
 
 from image_classifier.errors import ImageClassifierError, SettingsError
 from image_classifier.serving.app import App
@@ -286,6 +287,7 @@ def run(
 ) -> int:
     """Serve a loaded model on a bound socket until a signal comes, and return the exit status."""
     configure_logging(settings.log_format)
+    Image.preinit()  # the decoders, which would be imported while the first client waits
     metrics = Metrics()
     metrics.show_model(source.name, predictor.model)
     batcher = Batcher(

@@ -300,6 +300,21 @@ def test_who_sends_slowly_is_cut_off(server: Running, beginning: bytes) -> None:
     assert 0.9 < time.monotonic() - began < 4
 
 
+def test_who_begins_another_head_during_an_answer_is_cut_off(server: Running) -> None:
+    with server.connect() as connection:
+        connection.sendall(build_request(NOISE.tobytes()) + b"PO")
+        assert read_answer(connection).status == 200
+        connection.sendall(b"S")
+        began = time.monotonic()
+        assert read_answer(connection).status in (408, 0)
+        assert time.monotonic() - began < 4
+
+
+def test_a_compressed_body_is_refused_though_it_has_the_length_of_an_image(server: Running) -> None:
+    headers = {**PIXELS, "content-encoding": "gzip"}
+    assert httpx.post(f"{server.url}/predict", content=bytes(3072), headers=headers).status_code == 415
+
+
 def test_who_says_nothing_is_cut_off(server: Running) -> None:
     with server.connect() as connection:
         assert read_answer(connection) == (0, b"", True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -18,6 +20,7 @@ from PIL import Image
 
 from image_classifier.errors import ImageError
 from image_classifier.imaging import FORMATS, MAX_BYTES, decode_image, load_image
+from tests.conftest import PROJECT
 
 GENERATOR = np.random.default_rng(0)
 NOISE = GENERATOR.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -98,7 +101,18 @@ def test_sixteen_bits_of_grey_become_their_upper_eight() -> None:
 
 
 @pytest.mark.parametrize(
-    "orientation, expected", [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, np.rot90)]
+    "orientation, expected",
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: a.transpose(1, 0, 2)[::-1, ::-1]),
+        (8, np.rot90),
+        (9, lambda a: a),
+    ],
 )
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
 def test_the_rotation_of_the_camera_is_honoured(orientation: int, expected: Any, image_format: str) -> None:
@@ -110,6 +124,18 @@ def test_the_rotation_of_the_camera_is_honoured(orientation: int, expected: Any,
     exif[0x0112] = orientation
     decoded = decode_image(save(Image.fromarray(image), image_format, exif=exif, quality=95))
     np.testing.assert_allclose(decoded.astype(int), expected(image), atol=25)
+
+
+def test_damaged_tags_are_left_aside_without_a_word(tmp_path: Path) -> None:
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 100)
+    exif += b"".join(struct.pack("<HHLL", 0x9000 + tag, 7, 60_000, 8) for tag in range(100)) + bytes(4)
+    (tmp_path / "image.jpg").write_bytes(save(Image.fromarray(NOISE), "JPEG", exif=exif))
+    program = "import sys; from pathlib import Path; from image_classifier.imaging import load_image;"
+    program += "print(load_image(Path(sys.argv[1])).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "image.jpg"], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    assert (done.stdout, done.stderr) == ("(32, 32, 3)\n", "")
 
 
 def test_a_large_photo_is_decoded_close_to_its_exact_resize() -> None:

@@ -36,6 +36,10 @@ def test_the_documents_show_each_operation_and_escape_what_they_show() -> None:
     assert len(re.findall("<section>", text)) == num_operations
 
 
+def test_half_a_character_in_a_problem_is_replaced() -> None:
+    assert b'"detail":"extension ?"' in Problem("unauthorized", "extension \ud800").build_body()
+
+
 def test_a_problem_says_what_rfc_9457_asks_for() -> None:
     document = json.loads(Problem("queue-full", "try again").build_body("id"))
     assert document == {

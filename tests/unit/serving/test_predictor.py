@@ -91,6 +91,16 @@ def test_a_model_that_is_missing_or_no_model_is_refused(tmp_path: Path, publishe
         load_predictor(tmp_path / "stranger.onnx")
 
 
+def test_a_model_that_cannot_be_computed_is_refused_when_it_is_measured(tmp_path: Path, published_run: Path) -> None:
+    narrow = onnx.load(published_run / MODEL)
+    for entry in narrow.metadata_props:
+        if entry.key == f"{METADATA_PREFIX}classes":
+            entry.value = '["cat", "dog"]'
+    onnx.save(narrow, tmp_path / "narrow.onnx")
+    with pytest.raises(ModelError, match=r"cannot be computed here: \(10,\) answers an image for 2 classes"):
+        load_predictor(tmp_path / "narrow.onnx").measure()
+
+
 def test_a_later_format_is_refused(tmp_path: Path, published_run: Path) -> None:
     model = onnx.load(published_run / MODEL)
     for entry in model.metadata_props:
