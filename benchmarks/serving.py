@@ -676,12 +676,15 @@ def write_tables() -> None:
 
 def describe_soak(soak: Mapping[str, Any]) -> str:
     """Describe the hour at 70 % of the load, in a sentence."""
-    statuses = ", ".join(f"{status}: {number:,}" for status, number in soak["statuses"].items())
+    counts = soak.get("answered_predictions") or soak["statuses"]
+    statuses = ", ".join(f"{status}: {number:,}" for status, number in counts.items())
+    if "answered_predictions" not in soak:
+        statuses += " (of the first million, which is all that hey kept)"
     errors = "; ".join(" ".join(text.split()) for text in soak["errors"]) or "none"
     first, second, most = (soak[f"memory_mb_{name}"] for name in ("first_half", "second_half", "most"))
     return (
         f"`python -m benchmarks.soak`, {soak['seconds'] / 60:.0f} minutes: {soak['asked_per_second']:,.0f} requests a "
-        f"second, where the server can take {soak['capacity_per_second']:,.0f}, for the network `{soak['network']}`. "
+        f"second, where the server can take {soak['capacity_per_second']:,.0f}. "
         f"Answers by status: {statuses}; errors: {errors}; p50 {soak['p50_ms']:.1f} ms, p99 {soak['p99_ms']:.1f} ms. "
         f"Meanwhile {soak['disturbances']:,} times an image file, a broken one, and a client that left. Memory "
         f"{first:.0f} MB in the first half, {second:.0f} MB in the second, {most:.0f} MB at most.\n"

@@ -36,6 +36,15 @@ def read_memory(pid: int) -> float:
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 
 
+def read_answers(port: int) -> dict[str, int]:
+    """Read the server's own count of the answers of /predict, by status."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read().decode()
+    pattern = r'duration_seconds_count\{.*http_response_status_code="(\d+)",http_route="/predict"\} ([\d.e+]+)'
+    return {status: int(float(count)) for status, count in re.findall(pattern, text)}
+
+
 def disturb(port: int, pixels: bytes) -> int:
     """Send a good image file, a broken one, and leave before a third answer; return the status of the good one."""
     statuses = []
@@ -84,6 +93,7 @@ def soak(run: Path, seconds: float) -> dict[str, Any]:
                 disturbed.append(disturb(port, pixels))
             assert hey.stdout is not None
             output = hey.stdout.read()
+        answered = read_answers(port)
     statuses = {status: int(number) for status, number in re.findall(r"\[(\d+)\]\s+(\d+) responses", output)}
     percentiles = {
         f"p{share}_ms": float(value) * 1e3 for share, value in re.findall(r"(\d+)% in ([\d.]+) secs", output)
@@ -94,7 +104,8 @@ def soak(run: Path, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "capacity_per_second": capacity,
         "asked_per_second": round(rate * CLIENTS, 1),
-        "statuses": statuses,
+        "statuses_of_first_million": statuses,  # hey keeps no more
+        "answered_predictions": answered,
         "errors": re.findall(r"(?s)Error distribution:(.*)", output),
         **percentiles,
         "disturbances": len(disturbed),

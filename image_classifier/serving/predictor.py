@@ -30,6 +30,9 @@ from image_classifier.serving.published import (
 )
 
 INPUT, OUTPUT = "images", "probabilities"
+WORTH_ALL_CORES = 0.8
+"""All cores compute one image where they take no more than this part of one core's time: others need them, too."""
+
 METADATA_PREFIX = "image_classifier."
 """Of the keys of an ONNX file's metadata that say what it is."""
 
@@ -76,7 +79,7 @@ class Predictor:
             ModelError: it cannot be computed.
         """
         try:
-            if self._time(1, is_alone=True) > self._time(1, is_alone=False):
+            if self._time(1, is_alone=True) > WORTH_ALL_CORES * self._time(1, is_alone=False):
                 self._lone_session = self._session
             self.seconds_per_image = self._time(4, is_alone=False) / 4
         except Exception as error:  # of types that the runtime alone knows
