@@ -647,7 +647,8 @@ def _describe_endurance(facts: Mapping[str, Any]) -> str:
         lines.insert(1, f"- With `--precision int8` {rates} requests/s at 1 · 8 · 32 · 128 connections.")
     lines += [
         "",
-        f"{OVERLOAD_S} s of overload from {overload[0]['clients']} clients, three times what the server can answer:",
+        f"{OVERLOAD_S} s of overload: {overload[0]['clients']} clients that together ask three times as often as the "
+        "server can answer, each once its last request is answered or refused:",
         "",
         "| queue of | requests/s sent | answered with 200, a second | p99 of these, ms | by status | requests/s "
         "for 64 clients before, after | first answer after it, ms |",
