@@ -4,8 +4,8 @@
 
 Each run must be published. Needs wrk and hey. The servers take turns, several times, and the medians are compared. The
 other servers get environments of their own below the user's cache folder, once. Every server must give the same classes
-on the same images before it is measured. Writes
-benchmarks/results/serving.json and the tables in docs/serving.md that come from it; `--only tables` writes these alone.
+on the same images before it is measured. Writes benchmarks/results/serving.json and the tables in docs/serving.md that
+come from it; `--only tables` writes these alone.
 """
 
 from __future__ import annotations
@@ -341,6 +341,8 @@ def measure_server(name: str, run: Path, images: Sequence[bytes], seconds: float
     server = SERVERS[name]
     with serving(name, run) as (process, port):
         differing = check_classes(name, port, run, images)
+        if differing > len(images) / 100:
+            sys.exit(f"{name} gives other classes for {differing} of {len(images)} images: nothing to compare")
         rows = {}
         for connections in CONNECTIONS:
             before = measure_processes(process.pid)["cpu_seconds"]

@@ -101,7 +101,6 @@ class Ticket:
         "error",
         "formats",
         "future",
-        "num_images",
         "order",
         "pixels",
         "row",

@@ -24,9 +24,10 @@ MAX_HEAD_BYTES = 32 * 2**10
 MAX_PIPELINED = 32
 NUM_PIXEL_BYTES = str(NUM_BYTES).encode()
 NEVER = float("inf")
-logger = logging.getLogger(__name__)
 CLOSE_S = 5.0
 """After so long a connection that is to be closed, but whose client takes nothing, is cut."""
+
+logger = logging.getLogger(__name__)
 
 
 class ShortCycle:

@@ -227,7 +227,7 @@ def keep_out(listener: socket.socket) -> None:
 def return_freed_memory() -> None:
     """Tell glibc's malloc to map blocks from 64 KB on by themselves: what loading a model frees is no longer ours.
 
-    Otherwise a sixth of the process's memory would be holes between a network's weights.
+    Otherwise the holes between a network's weights would stay the process's memory.
     """
     mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
     with suppress(OSError, AttributeError):  # another library: then its ways are all that there is

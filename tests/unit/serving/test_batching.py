@@ -312,6 +312,19 @@ def test_an_image_is_computed_by_the_model_that_was_current_when_it_came() -> No
     run(work)
 
 
+def test_a_quick_model_that_follows_does_not_make_the_slow_one_quick() -> None:
+    async def work() -> None:
+        old = Gated(seconds_per_image=1.0)
+        batcher = build(old)
+        futures = [batcher.submit(ticket) for ticket in build_tickets(draw_images(2))]
+        batcher.replace_classifier(Gated(seconds_per_image=1e-6))
+        await asyncio.gather(*futures)
+        assert set(old.threads) == {"inference-0"}
+        batcher.stop()
+
+    run(work)
+
+
 def test_a_dead_thread_fails_what_waits_and_is_told() -> None:
     async def work() -> None:
         deaths: list[BaseException] = []

@@ -103,6 +103,20 @@ def test_a_client_that_does_not_read_is_not_answered_without_end() -> None:
     run(work)
 
 
+def test_a_client_that_leaves_during_its_body_is_counted() -> None:
+    async def work() -> None:
+        connections = Connections()
+        protocol, wire = connections.connect()
+        protocol.data_received(build_request(NOISE.tobytes())[:-1])
+        assert takes_short_way(protocol)
+        protocol.connection_lost(None)
+        assert b'http_response_status_code="499",http_route="/predict"} 1.0' in connections.app.metrics.render()
+        assert wire.written == b""
+        connections.batcher.stop()
+
+    run(work)
+
+
 def test_a_fault_in_one_answer_is_that_requests_alone(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
