@@ -39,6 +39,9 @@ class Wire(asyncio.Transport):
     def pause_reading(self) -> None:
         """Be asked to wait."""
 
+    def close(self) -> None:
+        """Be told that nothing more comes."""
+
 
 class Connections:
     """An application, and connections to it that are no sockets."""
