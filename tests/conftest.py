@@ -64,6 +64,15 @@ def report_lack(what: str) -> NoReturn:
     pytest.skip(what)
 
 
+def leave_out_coverage() -> dict[str, str]:
+    """Copy the environment without what makes coverage measure the processes that are started in it.
+
+    For those that a signal ends with an exception: coverage takes a lock in the functions that it watches, which such
+    an exception can leave taken, and then the process hangs. And for those that may not write coverage's file.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
 def run_program(*words: str | Path, cwd: Path, timeout_s: float = 300, **variables: str) -> str:
     """Run a program in a folder with variables added to the environment; return its stdout, fail where it fails."""
     result = subprocess.run(

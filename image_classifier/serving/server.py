@@ -161,6 +161,7 @@ class Server(uvicorn.Server):
         if self._stop_signal:  # else this worker alone ends, and the others go on with the same socket
             keep_out(self._listener)
         await asyncio.sleep(ACCEPT_S)
+        await self._take_last()
         deadline = time.monotonic() + FRESH_S
         while any(self._is_fresh(connection) for connection in self.server_state.connections):
             if time.monotonic() > deadline or self.force_exit or self.exit_status:
@@ -170,6 +171,27 @@ class Server(uvicorn.Server):
             task.cancel()
         await super().shutdown(sockets)
         self._tasks[0].cancel()
+
+    async def _take_last(self) -> None:
+        """Close the listening socket, with nothing between that and taking what the kernel has for it.
+
+        Between the loop's own taking and a closing there may be a batch, and the connections of that time be reset.
+        """
+        waiting = []
+        with suppress(OSError):  # it is empty
+            self._listener.setblocking(False)
+            while True:
+                waiting.append(self._listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            with suppress(OSError):  # that client has left
+                await loop.connect_accepted_socket(self._build_protocol, connection)
+        await asyncio.sleep(0.02)  # what the loop has taken last is in the list of connections after this
+
+    def _build_protocol(self) -> GuardedProtocol:
+        return GuardedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     @staticmethod
     def _is_fresh(connection: object) -> bool:

@@ -100,6 +100,7 @@ class _Crew:
                     self._start()
             if self._stop_signal and deadline == float("inf"):
                 deadline = time.monotonic() + self._deadline_s
+                self._arguments[2].close()  # so that the last worker's closing is the socket's
         return status or int(bool(self.all))
 
 

@@ -27,7 +27,7 @@ from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.tracking.run import is_finished, read_chain, read_epochs, read_evaluation, read_manifest
 from image_classifier.training.loop import Step
-from tests.conftest import PROJECT, require_real_data
+from tests.conftest import PROJECT, leave_out_coverage, require_real_data
 from tests.crash import Campaign, Child, Place, call, kill_process, resume_and_compare
 from tests.tiny import write_tiny_dataset
 
@@ -53,9 +53,9 @@ def start(dataset: Path) -> Iterator[Start]:
     def start_trainer(experiments: Path, *options: str, dataset: Path = dataset) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "image_classifier.main", "--experiment_name", "experiment", "--run_name", "run"]
         words += ["--experiments_folder", str(experiments), "--dataset_folder", str(dataset), *options]
-        processes.append(
-            subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        pipe = subprocess.PIPE
+        environment = leave_out_coverage()
+        processes.append(subprocess.Popen(words, cwd=PROJECT, env=environment, stdout=pipe, stderr=pipe, text=True))
         return processes[-1]
 
     yield start_trainer

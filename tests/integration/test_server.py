@@ -510,6 +510,21 @@ def test_sigterm_loses_nothing_that_was_accepted(slow_model: Path, tmp_path: Pat
     assert set(clients.answered) == {200}
 
 
+@pytest.mark.parametrize("keeps_out", [True, False], ids=["", "by a kernel without socket filters"])
+def test_sigterm_loses_nothing_of_clients_that_ask_all_the_time(model: Path, tmp_path: Path, keeps_out: bool) -> None:
+    """Of a quick network every client opens its next connection at once: some of them while the socket is closed."""
+    without = "server.keep_out = lambda listener: None; " if not keeps_out else ""
+    program = (
+        f"from image_classifier.serving import server; {without}from image_classifier import __main__ as m; m.main()"
+    )
+    with serving(model, tmp_path / "log", "--drain_s", "0.5", program=("-c", program)) as server:
+        clients = Clients(server, 8)
+        time.sleep(0.5)
+        assert server.stop() == 0
+        clients.join()
+    assert clients.lost == [] and set(clients.answered) == {200}
+
+
 def test_a_body_may_be_limited_to_less_than_an_image_is(model: Path, tmp_path: Path) -> None:
     bodies = (
         (NOISE.tobytes(), "application/octet-stream"),

@@ -26,7 +26,7 @@ from image_classifier.storage import (
     write_atomically,
     write_folder_atomically,
 )
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, leave_out_coverage
 
 OLD, NEW = b"old" * 10, b"the new content" * 10
 FILES = {"state.pth": NEW, "manifest.json": b"{}"}
@@ -176,9 +176,7 @@ def test_an_append_that_a_limit_cuts_short_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 90)
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\nDisk().append(path, b'y' * 20)"
     words = [sys.executable, "-c", PROGRAM + limit, str(path), "0", "False"]
-    # Coverage could not write its own file under the limit.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    result = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(words, cwd=PROJECT, env=leave_out_coverage(), capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.endswith(f"OSError: [Errno {errno.EFBIG}] File too large\n")
 
 
