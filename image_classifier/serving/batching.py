@@ -270,7 +270,7 @@ class Batcher:
         finally:
             if self._arrived:
                 self._loop.call_soon(self._dispatch)
-        is_alone = not self._busy_since and self._decoded.empty() and len(batch) <= self.max_batch
+        is_alone = not self._busy_since and self._decoded.empty()
         if not is_alone or sum(ticket.classifier.seconds_per_image for ticket in batch) > AT_ONCE_S:
             for ticket in batch:
                 self._decoded.put(ticket)
@@ -283,8 +283,8 @@ class Batcher:
                 self._deliver(computed)
 
     def _read_arrived(self, batch: list[Ticket], until: float) -> None:
-        """Take what has arrived into a batch, small files decoded, until a moment has passed."""
-        while self._arrived and time.perf_counter() < until:
+        """Take what has arrived into a batch, small files decoded, until it is full or a moment has passed."""
+        while self._arrived and len(batch) < self.max_batch and time.perf_counter() < until:
             ticket = self._arrived.popleft()
             if not self._is_wanted(ticket):
                 self._drop([ticket])

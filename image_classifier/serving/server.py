@@ -37,6 +37,9 @@ FRESH_S = 1.0
 ACCEPT_S = 0.05
 """How long connections that the kernel has already made are still taken after new ones are kept out."""
 
+RETRY_S = 1.0
+"""After so long connections are taken again, where the process had no file descriptor for another one."""
+
 logger = logging.getLogger(__name__)
 
 Resolve = Callable[[str], tuple[Path, str]]
@@ -119,6 +122,7 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._stop_signal = 0
         self._reload = asyncio.Event()
+        self._connecting: set[asyncio.Task[None]] = set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop after the first signal; after a second one without waiting for anything."""
@@ -133,8 +137,11 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
         loop = asyncio.get_running_loop()
+        self._listener.setblocking(False)
+        self._listener.listen(self.config.backlog)
+        self._listen()
         with suppress(ValueError):  # signals come to the main thread alone
             loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         self._tasks = [loop.create_task(self._sweep()), loop.create_task(self._follow())]
@@ -172,23 +179,43 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         self._tasks[0].cancel()
 
+    def _accept(self) -> None:
+        """Take all connections that the kernel has made.
+
+        The loop's own server takes one a turn, and a turn may compute a batch: of many clients that come together the
+        last would wait a long time.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            for _ in range(self.config.backlog):
+                task = loop.create_task(self._connect(self._listener.accept()[0]))
+                self._connecting.add(task)
+                task.add_done_callback(self._connecting.discard)
+        except (BlockingIOError, ConnectionAbortedError):  # there are no more, or the client has left
+            pass
+        except OSError as error:
+            logger.error("no connection can be taken for %g s: %s", RETRY_S, error)
+            loop.remove_reader(self._listener)
+            loop.call_later(RETRY_S, self._listen)
+
+    async def _connect(self, connection: socket.socket) -> None:
+        with suppress(OSError):  # its client has left
+            await asyncio.get_running_loop().connect_accepted_socket(self._build_protocol, connection)
+
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:  # it is open
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     async def _take_last(self) -> None:
         """Close the listening socket, with nothing between that and taking what the kernel has for it.
 
-        Between the loop's own taking and a closing there may be a batch, and the connections of that time be reset.
+        Between the loop's own turn and a closing there may be a batch, and the connections of that time be reset.
         """
-        waiting = []
-        with suppress(OSError):  # it is empty
-            self._listener.setblocking(False)
-            while True:
-                waiting.append(self._listener.accept()[0])
-        for server in self.servers:
-            server.close()
-        loop = asyncio.get_running_loop()
-        for connection in waiting:
-            with suppress(OSError):  # that client has left
-                await loop.connect_accepted_socket(self._build_protocol, connection)
-        await asyncio.sleep(0.02)  # what the loop has taken last is in the list of connections after this
+        self._accept()
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        while self._connecting:
+            await asyncio.wait(self._connecting)
 
     def _build_protocol(self) -> GuardedProtocol:
         return GuardedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -523,6 +525,17 @@ def test_sigterm_loses_nothing_of_clients_that_ask_all_the_time(model: Path, tmp
         assert server.stop() == 0
         clients.join()
     assert clients.lost == [] and set(clients.answered) == {200}
+
+
+def test_out_of_file_descriptors_it_waits_and_goes_on(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path / "log") as server, ExitStack() as connections:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (60, 60))
+        for _ in range(80):  # which the kernel makes, and the process cannot have
+            connections.enter_context(server.connect())
+        while "Too many open files" not in server.log.read_text():
+            time.sleep(0.05)
+        connections.close()
+        assert httpx.get(f"{server.url}/health/live", timeout=30).status_code == 200
 
 
 def test_a_body_may_be_limited_to_less_than_an_image_is(model: Path, tmp_path: Path) -> None:
