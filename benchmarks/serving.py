@@ -131,6 +131,13 @@ PEERS = PROJECT / "benchmarks" / "peers"
 RUNTIME = ("onnxruntime==1.31.1", "numpy==2.4.6")
 SERVERS = {
     "own": Server("this server, 3,072-byte body", RAW, "/predict", (), build_own_command),
+    "own_workers": Server(
+        f"the same with `--workers {CORES}`",
+        RAW,
+        "/predict",
+        (),
+        lambda python, run, port: build_own_command(python, run, port, "--workers", str(CORES)),
+    ),
     "mosec": Server(
         "mosec 0.9.8, batches of 64, wait 2 ms, 3,072-byte body",
         RAW,
