@@ -6,15 +6,12 @@ are the same, in the same order, and so are the bits.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output}
@@ -23,8 +20,19 @@ VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output}
 Replay = Callable[..., Sequence[Tensor | None]]
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A call of the program: what it sets, one value or several; the names in it; whether it changes a tensor."""
+
+    targets: tuple[str, ...]
+    is_several: bool
+    call: str
+    used: frozenset[str]
+    is_mutating: bool
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
-    """Writes down every operation that is computed while it is active.
+    """Writes down every operation that is computed while it is active, as a line of a program.
 
     Args:
         inputs: what the repetitions will be called with; any other tensor that is met must come from an operation.
@@ -36,49 +44,80 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.obstacle = ""
-        self._graph = Graph()
-        self._nodes: dict[int, tuple[Node, Tensor]] = {}  # by id, which is the tensor's own as long as that is kept
-        for number, tensor in enumerate(inputs):
-            self._note(tensor, self._graph.placeholder(f"input_{number}"))
+        self._lines: list[_Line] = []
+        self._constants: dict[str, Any] = {}
+        self._names: dict[int, str] = {}  # by id, which is a tensor's own as long as that is kept
+        self._kept: list[Tensor] = []
+        self._inputs = [self._name(tensor) for tensor in inputs]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # or torch would import its compiler to leave this class out, which takes a second
 
     def __torch_dispatch__(
-        self, called: OpOverload, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+        self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
-        result = called(*arguments, **(options or {}))
+        options = options or {}
+        result = called(*arguments, **options)
         if VARYING.intersection(called.tags):
-            self.obstacle = f"{called} is not the same each time"
+            self.obstacle = self.obstacle or f"{called} is not the same each time"
         if called is torch.ops.aten.detach.default:  # the same tensor, to autograd another
-            self._note(result, self._find(arguments[0]))
+            self._kept.append(result)
+            self._names[id(result)] = self._express(arguments[0], set())
             return result
-        node = self._graph.call_function(called, *map_aggregate((arguments, options or {}), self._find))
-        if isinstance(result, Tensor):
-            self._note(result, node)
-        elif isinstance(result, (tuple, list)):
-            for number, each in enumerate(result):
-                if isinstance(each, Tensor):
-                    self._note(each, self._graph.call_function(operator.getitem, (node, number)))
+        used: set[str] = set()
+        words = [self._express(value, used) for value in arguments]
+        words += [f"{name}={self._express(value, used)}" for name, value in options.items()]
+        function = self._keep(getattr(called, "_op", called))  # what the overload calls, without the call between
+        is_several = isinstance(result, (tuple, list))
+        targets = tuple(self._name(each) for each in (result if is_several else [result]))
+        call = f"{function}({', '.join(words)})"
+        self._lines.append(_Line(targets, is_several, call, frozenset(used), called._schema.is_mutable))
         return result
 
-    def _note(self, tensor: Tensor, node: Node) -> None:
-        self._nodes[id(tensor)] = node, tensor
-
-    def _find(self, value: Any) -> Any:
+    def _name(self, value: Any) -> str:
+        """Name what an operation has given; the name stays where it changed a tensor that has one."""
         if not isinstance(value, Tensor):
-            return value
-        if id(value) not in self._nodes:
-            self.obstacle = self.obstacle or "a tensor came from somewhere else"
-            return None
-        return self._nodes[id(value)][0]
+            return "_"
+        self._kept.append(value)
+        return self._names.setdefault(id(value), f"tensor_{len(self._names)}")
+
+    def _express(self, value: Any, used: set[str]) -> str:
+        """Express an argument as the program has it, and add the names of its tensors to the used ones."""
+        if isinstance(value, Tensor):
+            if id(value) not in self._names:
+                self.obstacle = self.obstacle or "a tensor came from somewhere else"
+            name = self._names.get(id(value), "_")
+            used.add(name)
+            return name
+        if isinstance(value, (tuple, list)) and any(isinstance(each, Tensor) for each in value):
+            return f"[{', '.join(self._express(each, used) for each in value)}]"
+        return self._keep(value)
+
+    def _keep(self, value: Any) -> str:
+        name = f"constant_{len(self._constants)}"
+        self._constants[name] = value
+        return name
 
     def build_replay(self, outputs: Sequence[Tensor | None]) -> Replay | None:
-        """Build what repeats the operations on other inputs and gives these outputs; None if there is an obstacle."""
-        self._graph.output(map_aggregate(tuple(outputs), self._find))
+        """Build what repeats the operations on other inputs and gives these outputs; None if there is an obstacle.
+
+        A line that nothing needs is left out, and a tensor is let go of after the last line that needs it.
+        """
+        wanted = set(self._inputs)
+        end = f"    return [{', '.join(self._express(output, wanted) for output in outputs)}]"
         if self.obstacle:
             return None
-        self._graph.eliminate_dead_code()
-        replay: Replay = GraphModule({}, self._graph).forward
+        program = [end]
+        for line in reversed(self._lines):
+            if line.is_mutating or not wanted.isdisjoint(line.targets):
+                done = sorted(line.used - wanted)
+                program += [f"    del {', '.join(done)}"] if done else []
+                targets = ", ".join(name if name in wanted else "_" for name in line.targets)
+                program.append(f"    {f'[{targets}]' if line.is_several else targets} = {line.call}")
+                wanted |= line.used
+        program.append(f"def replay({', '.join(self._inputs)}):")
+        names = dict(self._constants)
+        exec("\n".join(reversed(program)), names)  # of what is written above, as dataclasses do it
+        replay: Replay = names["replay"]
         return replay

@@ -61,8 +61,9 @@ def test_repeated_steps_have_the_same_bits(
         (lambda images: images.flatten(1)[:, :10] * float(images.max()), "is not the same each time"),
         (lambda images: images.flatten(1)[:, :10] + FOREIGN, "a tensor came from somewhere else"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), ""),
+        (lambda images: torch.cat([images.split(2)[0], images]).max(dim=0).values, ""),
     ],
-    ids=["dropout", "a number that is read", "a tensor from outside", "none"],
+    ids=["dropout", "a number that is read", "a tensor from outside", "none", "none, with lists"],
 )
 def test_what_is_not_the_same_each_time_is_not_repeated(network: Callable[[Tensor], Tensor], obstacle: str) -> None:
     state = [*network.parameters()] if isinstance(network, nn.Module) else []
