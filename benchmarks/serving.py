@@ -132,7 +132,7 @@ RUNTIME = ("onnxruntime==1.31.1", "numpy==2.4.6")
 SERVERS = {
     "own": Server("this server, 3,072-byte body", RAW, "/predict", (), build_own_command),
     "own_workers": Server(
-        f"the same with `--workers {CORES}`",
+        f"this server with `--workers {CORES}`",
         RAW,
         "/predict",
         (),
@@ -611,14 +611,15 @@ def build_tables(result: Mapping[str, Any]) -> str:
             "CPU seconds per 1,000 at 32 | memory MB |",
             "|---|---|---|---|---|---|",
         ]
-        for row in facts["servers"].values():
+        for name in (name for name in SERVERS if name in facts["servers"]):
+            row = facts["servers"][name]
             rows = row["connections"].values()
             rates = " · ".join(f"{each['requests_per_second']:,.0f}" for each in rows)
             tails = " · ".join(f"{each['p99_ms']:.1f}" for each in rows)
             middle = row["connections"]["32"]
             spread = " to ".join(f"{rate:,.0f}" for rate in middle["spread"])
             cpu = f"{middle['cpu_seconds_per_1000']:.2f}"
-            lines.append(f"| {row['title']} | {rates} | {spread} | {tails} | {cpu} | {row['memory_mb']:.0f} |")
+            lines.append(f"| {SERVERS[name].title} | {rates} | {spread} | {tails} | {cpu} | {row['memory_mb']:.0f} |")
         lines += ["", "| ONNX Runtime alone, in process | images/s in batches of 1 · 8 · 16 · 32 · 64 |", "|---|---|"]
         for way, rates in facts["onnxruntime_alone"].items():
             lines.append(f"| {way} | {' · '.join(f'{rate:,.0f}' for rate in rates.values())} |")
