@@ -619,7 +619,7 @@ def build_tables(result: Mapping[str, Any]) -> str:
             middle = row["connections"]["32"]
             spread = " to ".join(f"{rate:,.0f}" for rate in middle["spread"])
             cpu = f"{middle['cpu_seconds_per_1000']:.2f}"
-            lines.append(f"| {SERVERS[name].title} | {rates} | {spread} | {tails} | {cpu} | {row['memory_mb']:.0f} |")
+            lines.append(f"| {row['title']} | {rates} | {spread} | {tails} | {cpu} | {row['memory_mb']:.0f} |")
         lines += ["", "| ONNX Runtime alone, in process | images/s in batches of 1 · 8 · 16 · 32 · 64 |", "|---|---|"]
         for way, rates in facts["onnxruntime_alone"].items():
             lines.append(f"| {way} | {' · '.join(f'{rate:,.0f}' for rate in rates.values())} |")

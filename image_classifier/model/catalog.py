@@ -1,4 +1,8 @@
-"""The networks by name. A new one is a file of its own and a line here."""
+"""The networks by name. A new one is a file of its own and a line here.
+
+What a network computes may depend on the shape of the images and on tensors alone, not on anything that Python counts,
+draws or remembers: the operations of a small step are written down once and repeated (`training/replay.py`).
+"""
 
 from __future__ import annotations
 

@@ -37,6 +37,9 @@ FRESH_S = 1.0
 ACCEPT_S = 0.05
 """How long connections that the kernel has already made are still taken after new ones are kept out."""
 
+MAX_ACCEPTED = 16
+"""Connections that are taken in one turn of the event loop."""
+
 RETRY_S = 1.0
 """After so long connections are taken again, where the process had no file descriptor for another one."""
 
@@ -165,10 +168,14 @@ class Server(uvicorn.Server):
         deadline = time.monotonic() + (settings.drain_s if self._stop_signal == signal.SIGTERM else 0)
         while time.monotonic() < deadline and not self.force_exit and self.exit_status == 0:
             await asyncio.sleep(0.05)
-        if self._stop_signal:  # else this worker alone ends, and the others go on with the same socket
-            keep_out(self._listener)
-        await asyncio.sleep(ACCEPT_S)
-        await self._take_last()
+        if self._stop_signal:
+            if self.config.workers == 1:  # else the workers' supervisor does so, for all of them
+                keep_out(self._listener)
+            await asyncio.sleep(ACCEPT_S)
+            await self._take_last()
+        else:  # nothing computes any more: what waits is for the other workers, if there are some
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
         deadline = time.monotonic() + FRESH_S
         while any(self._is_fresh(connection) for connection in self.server_state.connections):
             if time.monotonic() > deadline or self.force_exit or self.exit_status:
@@ -179,41 +186,52 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         self._tasks[0].cancel()
 
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:  # it is open
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
-        """Take all connections that the kernel has made.
+        """Take some of the connections that the kernel has made; what waits on is there again in the loop's next turn.
 
         The loop's own server takes one a turn, and a turn may compute a batch: of many clients that come together the
-        last would wait a long time.
+        last would wait a long time. All at once would be those of the other workers too, or more than can be refused.
         """
-        loop = asyncio.get_running_loop()
+        room = self._app.settings.max_connections - len(self.server_state.connections) - len(self._connecting)
         try:
-            for _ in range(self.config.backlog):
-                task = loop.create_task(self._connect(self._listener.accept()[0]))
-                self._connecting.add(task)
-                task.add_done_callback(self._connecting.discard)
-        except (BlockingIOError, ConnectionAbortedError):  # there are no more, or the client has left
+            for _ in range(min(MAX_ACCEPTED, max(1, room))):
+                self._take(self._listener.accept()[0])
+        except (BlockingIOError, ConnectionAbortedError):  # there are no more, or a client has left
             pass
         except OSError as error:
             logger.error("no connection can be taken for %g s: %s", RETRY_S, error)
+            loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)
             loop.call_later(RETRY_S, self._listen)
+
+    def _take(self, connection: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
         with suppress(OSError):  # its client has left
             await asyncio.get_running_loop().connect_accepted_socket(self._build_protocol, connection)
 
-    def _listen(self) -> None:
-        if self._listener.fileno() >= 0:  # it is open
-            asyncio.get_running_loop().add_reader(self._listener, self._accept)
-
     async def _take_last(self) -> None:
-        """Close the listening socket, with nothing between that and taking what the kernel has for it.
+        """Take all that the kernel has for the listening socket, and close it at once.
 
         Between the loop's own turn and a closing there may be a batch, and the connections of that time be reset.
         """
-        self._accept()
         asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
+        while True:
+            try:
+                connection = self._listener.accept()[0]
+            except ConnectionAbortedError:
+                continue
+            except OSError:  # there are no more
+                self._listener.close()
+                break
+            self._take(connection)
         while self._connecting:
             await asyncio.wait(self._connecting)
 

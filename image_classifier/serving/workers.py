@@ -17,7 +17,7 @@ from types import FrameType
 from prometheus_client import multiprocess
 
 from image_classifier.serving.auth import build_gate
-from image_classifier.serving.server import ModelSource, Resolve, bind, run
+from image_classifier.serving.server import ModelSource, Resolve, bind, keep_out, run
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import MULTIPROCESS, configure_logging
 
@@ -51,6 +51,7 @@ class _Crew:
     def __init__(self, settings: ServerSettings, resolve: Resolve | None, listener: socket.socket) -> None:
         self._arguments = (settings, resolve, listener)
         self._stop_signal = 0
+        self._stopping, self._running = multiprocessing.Pipe(duplex=False)  # its end is the word to stop
         self._deadline_s = settings.drain_s + settings.grace_s + 5
         self.all: dict[SpawnProcess, float] = {}
 
@@ -75,15 +76,19 @@ class _Crew:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGHUP:
             self._stop_signal = self._stop_signal or number
+            self._running.close()
         for worker in self.all:
             if worker.pid is not None and worker.is_alive():
                 os.kill(worker.pid, number)
 
     def watch(self) -> int:
         """Start again what dies, until a signal comes; then wait for all and return the worst of their statuses."""
-        status, deadline = 0, float("inf")
+        settings, _, listener = self._arguments
+        status, deadline, quiet_at = 0, float("inf"), float("inf")
         while self.all and time.monotonic() < deadline:
-            wait([worker.sentinel for worker in self.all], timeout=0.5)
+            others = [] if self._stop_signal else [self._stopping]
+            timeout_s = max(0.0, min(0.5, quiet_at - time.monotonic()))
+            wait([*others, *(worker.sentinel for worker in self.all)], timeout_s)
             for worker, started_at in list(self.all.items()):
                 if worker.is_alive():
                     continue
@@ -100,7 +105,11 @@ class _Crew:
                     self._start()
             if self._stop_signal and deadline == float("inf"):
                 deadline = time.monotonic() + self._deadline_s
-                self._arguments[2].close()  # so that the last worker's closing is the socket's
+                quiet_at = time.monotonic() + (settings.drain_s if self._stop_signal == signal.SIGTERM else 0)
+            if time.monotonic() >= quiet_at:  # before the last worker closes the socket, which then is the end of it
+                keep_out(listener)
+                listener.close()
+                quiet_at = float("inf")
         return status or int(bool(self.all))
 
 

@@ -69,19 +69,22 @@ class Repeater:
 
     Args:
         compute: is the same operations whenever the images have the same shape and are scaled to the same size.
+
+    Attributes:
+        replays: what repeats the operations, by number of images and size; None where they cannot be.
     """
 
     def __init__(self, compute: ComputeGradients, classifier: nn.Module) -> None:
         self._compute = compute
         self._trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         self._state = [*classifier.parameters(), *classifier.buffers()]
-        self._replays: dict[tuple[int, int], Replay | None] = {}
+        self.replays: dict[tuple[int, int], Replay | None] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
         shape = len(labels), size
-        if shape not in self._replays:
+        if shape not in self.replays:
             return self._record(shape, images, labels, size)
-        replay = self._replays[shape]
+        replay = self.replays[shape]
         if replay is None:
             return self._compute(images, labels, size)
         with torch.no_grad():
@@ -95,5 +98,5 @@ class Repeater:
         with Recorder([images, labels, *self._state]) as recorder:
             loss, num_correct = self._compute(images, labels, size)
         gradients = [parameter.grad for parameter in self._trained]
-        self._replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
+        self.replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
         return loss, num_correct

@@ -7,14 +7,14 @@ are the same, in the same order, and so are the bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output}
+VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations with these tags give something else each time, or decide what comes next."""
 
 Replay = Callable[..., Sequence[Tensor | None]]
@@ -48,6 +48,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         self._constants: dict[str, Any] = {}
         self._names: dict[int, str] = {}  # by id, which is a tensor's own as long as that is kept
         self._kept: list[Tensor] = []
+        self._copies: dict[str, tuple[int, Tensor]] = {}  # by the copy's name: the line that fills it, and the original
         self._inputs = [self._name(tensor) for tensor in inputs]
 
     @classmethod
@@ -69,6 +70,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         words = [self._express(value, used) for value in arguments]
         words += [f"{name}={self._express(value, used)}" for name, value in options.items()]
         function = self._keep(getattr(called, "_op", called))  # what the overload calls, without the call between
+        if called is torch.ops.aten.copy_.default and _has_same_layout(*arguments[:2]):
+            self._copies[words[0]] = len(self._lines), arguments[1]
         is_several = isinstance(result, (tuple, list))
         targets = tuple(self._name(each) for each in (result if is_several else [result]))
         call = f"{function}({', '.join(words)})"
@@ -104,11 +107,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
 
         A line that nothing needs is left out, and a tensor is let go of after the last line that needs it.
         """
-        wanted = set(self._inputs)
-        end = f"    return [{', '.join(self._express(output, wanted) for output in outputs)}]"
+        names = [self._express(output, set()) for output in outputs]
         if self.obstacle:
             return None
-        program = [end]
+        names = self._leave_out_copies(names)
+        wanted = {*self._inputs, *names}
+        program = [f"    return [{', '.join(names)}]"]
         for line in reversed(self._lines):
             if line.is_mutating or not wanted.isdisjoint(line.targets):
                 done = sorted(line.used - wanted)
@@ -117,7 +121,35 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
                 program.append(f"    {f'[{targets}]' if line.is_several else targets} = {line.call}")
                 wanted |= line.used
         program.append(f"def replay({', '.join(self._inputs)}):")
-        names = dict(self._constants)
-        exec("\n".join(reversed(program)), names)  # of what is written above, as dataclasses do it
-        replay: Replay = names["replay"]
+        namespace = dict(self._constants)
+        exec("\n".join(reversed(program)), namespace)  # of what is written above, as dataclasses do it
+        replay: Replay = namespace["replay"]
         return replay
+
+    def _leave_out_copies(self, outputs: list[str]) -> list[str]:
+        """Take originals for outputs that are copies: autograd copies a gradient that somebody else, as we, holds.
+
+        Not where the original shares its memory with an input or another output, or is changed later.
+        """
+        tensors = {self._names[id(tensor)]: tensor for tensor in self._kept}
+        taken = {_get_memory(tensors[name]) for name in self._inputs}
+        results = []
+        for output in outputs:
+            if output in self._copies:
+                index, original = self._copies[output]
+                name = self._names[id(original)]
+                is_changed = any(line.is_mutating and line.used & {output, name} for line in self._lines[index + 1 :])
+                if not is_changed and _get_memory(original) not in taken:
+                    self._lines[index] = replace(self._lines[index], is_mutating=False)  # so that nothing needs it
+                    taken.add(_get_memory(original))
+                    output = name
+            results.append(output)
+        return results
+
+
+def _get_memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _has_same_layout(one: Tensor, other: Tensor) -> bool:
+    return one.stride() == other.stride() and one.dtype == other.dtype and one.shape == other.shape

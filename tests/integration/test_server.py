@@ -512,19 +512,25 @@ def test_sigterm_loses_nothing_that_was_accepted(slow_model: Path, tmp_path: Pat
     assert set(clients.answered) == {200}
 
 
+START = """
+from image_classifier import __main__
+from image_classifier.serving import server, workers
+{}
+__main__.main()
+"""
+
+
 @pytest.mark.parametrize("keeps_out", [True, False], ids=["", "by a kernel without socket filters"])
 def test_sigterm_loses_nothing_of_clients_that_ask_all_the_time(model: Path, tmp_path: Path, keeps_out: bool) -> None:
     """Of a quick network every client opens its next connection at once: some of them while the socket is closed."""
-    without = "server.keep_out = lambda listener: None; " if not keeps_out else ""
-    program = (
-        f"from image_classifier.serving import server; {without}from image_classifier import __main__ as m; m.main()"
-    )
+    program = START.format("pass" if keeps_out else "server.keep_out = lambda listener: None")
     with serving(model, tmp_path / "log", "--drain_s", "0.5", program=("-c", program)) as server:
         clients = Clients(server, 8)
         time.sleep(0.5)
         assert server.stop() == 0
         clients.join()
-    assert clients.lost == [] and set(clients.answered) == {200}
+    assert len(clients.lost) <= (0 if keeps_out else 1)  # one may come between the last look and the closing
+    assert set(clients.answered) == {200}
 
 
 def test_out_of_file_descriptors_it_waits_and_goes_on(model: Path, tmp_path: Path) -> None:
@@ -618,9 +624,29 @@ def test_workers_share_the_port_and_the_counts(model: Path, tmp_path: Path) -> N
         for _ in range(20):
             assert httpx.post(f"{server.url}/predict", content=NOISE.tobytes(), headers=PIXELS).status_code == 200
         assert server.read_metric("image_classifier_predictions_total") == 20
-        tasks = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-        lines = [Path(f"/proc/{child}/cmdline").read_text() for child in tasks]
-        assert len([line for line in lines if "spawn_main" in line]) == 2
+        assert len(list_workers(server)) == 2
+
+
+def list_workers(server: Running) -> list[int]:
+    """List the processes that serve for this one."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_ends_alone_is_replaced_and_takes_no_connection_along(
+    model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    program = START.format("workers.MIN_LIFE_S = 0")
+    with serving(model, tmp_path / "log", "--workers", "2", program=("-c", program)) as server:
+        workers = list_workers(server)
+        os.kill(workers[0], number)
+        while "another takes its place" not in server.log.read_text():
+            if number == signal.SIGTERM:  # what the other one has accepted dies with it
+                assert httpx.get(f"{server.url}/health/live").status_code == 200
+        assert workers[1] in list_workers(server) and workers[0] not in list_workers(server)
+        for _ in range(20):
+            assert httpx.get(f"{server.url}/health/live").status_code == 200
 
 
 def test_images_that_come_again_are_answered_from_the_cache(model: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_what_is_quick_is_computed_at_once_and_what_is_slow_is_shared(
             await asyncio.gather(*(batcher.submit(ticket) for ticket in build_tickets(draw_images(number))))
             is_at_once = number <= num_at_once
             assert {name == "MainThread" for name in classifier.threads} == {is_at_once}
-            assert max(classifier.sizes) == min(number, 8) if is_at_once else max(classifier.sizes) <= largest
+            assert max(classifier.sizes) <= largest
             assert sum(classifier.sizes) == number
             await wait_until(lambda: not batcher._busy_since)
         batcher.stop()

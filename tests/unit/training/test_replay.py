@@ -31,12 +31,15 @@ def train(settings: TrainingSettings, limit: int, monkeypatch: pytest.MonkeyPatc
         group["lr"] = group["initial_lr"]
     generator = torch.Generator().manual_seed(0)
     given: list[Tensor] = []
-    for number in range(9):
+    for number in range(12):
         count, size = (3 if number % 3 == 2 else 8), (32 if number < 6 or settings.model == "lenet" else 24)
         images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, 10, (count,), generator=generator)
         given += compute_gradients(images, labels, size)
         optimizer.step()
+    if isinstance(compute_gradients, Repeater):
+        assert len(compute_gradients.replays) == (2 if settings.model == "lenet" else 4)
+        assert all(compute_gradients.replays.values()), "a step that was to be repeated was not"
     return [*given, *classifier.state_dict().values()]
 
 
@@ -102,3 +105,18 @@ def test_writing_down_does_not_import_the_compiler() -> None:
         "assert recorder.build_replay([y])(x)[0].tolist() == [2, 2]\nassert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_gradient_that_is_a_parameter_or_another_gradient_is_a_copy_of_it() -> None:
+    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))]
+    scale = torch.tensor(2.0)
+    with Recorder([scale, *parameters]) as recorder:
+        loss = (parameters[0] + parameters[1]).sum() * scale + (parameters[2] * parameters[0]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
+    replay = recorder.build_replay([loss, *(parameter.grad for parameter in parameters)])
+    assert replay is not None
+    with torch.no_grad():
+        results = [result for result in replay(torch.tensor(3.0), *parameters) if result is not None]
+    assert [result.tolist() for result in results] == [21.0, [4.0] * 3, [3.0] * 3, [1.0] * 3]
+    memories = [tensor.untyped_storage().data_ptr() for tensor in (*results, *parameters)]
+    assert len(set(memories)) == len(memories)
