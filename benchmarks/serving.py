@@ -687,10 +687,7 @@ def write_tables() -> None:
 
 def describe_soak(soak: Mapping[str, Any]) -> str:
     """Describe the hour at 70 % of the load, in a sentence."""
-    counts = soak.get("answered_predictions") or soak["statuses"]
-    statuses = ", ".join(f"{status}: {number:,}" for status, number in counts.items())
-    if "answered_predictions" not in soak:
-        statuses += " (of the first million, which is all that hey kept)"
+    statuses = ", ".join(f"{status}: {number:,}" for status, number in soak["answered_predictions"].items())
     errors = "; ".join(" ".join(text.split()) for text in soak["errors"]) or "none"
     first, second, most = (soak[f"memory_mb_{name}"] for name in ("first_half", "second_half", "most"))
     return (
