@@ -611,8 +611,7 @@ def build_tables(result: Mapping[str, Any]) -> str:
             "CPU seconds per 1,000 at 32 | memory MB |",
             "|---|---|---|---|---|---|",
         ]
-        for name in (name for name in SERVERS if name in facts["servers"]):
-            row = facts["servers"][name]
+        for row in (facts["servers"][name] for name in SERVERS if name in facts["servers"]):
             rows = row["connections"].values()
             rates = " · ".join(f"{each['requests_per_second']:,.0f}" for each in rows)
             tails = " · ".join(f"{each['p99_ms']:.1f}" for each in rows)

@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup([])
+        await super().startup([])  # of none: `_accept` takes the connections
         loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         self._listener.listen(self.config.backlog)

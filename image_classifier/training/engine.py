@@ -16,7 +16,6 @@ ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64 and the side in pixels to scale to,
 to the mean loss float32 [] and the number of images classified rightly int64 []."""
 
-
 SMALL_BATCH = 64
 """Images of a step, up to which its operations are repeated without autograd. More, and autograd's work is lost in the
 arithmetic's, while writing the operations down takes the memory of all that they give."""
@@ -27,7 +26,7 @@ def build_engine(classifier: nn.Module, settings: TrainingSettings) -> ComputeGr
 
     An eager one computes operation by operation; where a step is small, the operations of the first one are repeated.
     A compiled one has forward and backward pass in one graph. Autograd knows nothing of either: at four images a step,
-    its own work takes as long as much of the arithmetic. An epoch's smaller last batch is not compiled; it would be a
+    its own work is a good part of a step. An epoch's smaller last batch is not compiled; it would be a
     compilation of its own. What was compiled is kept in the user's cache, where the next run finds it.
     """
 

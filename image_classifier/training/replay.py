@@ -1,7 +1,7 @@
 """The operations of a step, written down once and then repeated without autograd.
 
-With a few images a step, finding out what the backward pass has to do takes about as long as doing it. The operations
-are the same, in the same order, and so are the bits.
+With a few images a step, finding out what the backward pass has to do is a good part of the time. What is computed is
+the same, in the same order, and so are the bits; only copies and aliases that autograd makes for itself are left out.
 """
 
 from __future__ import annotations

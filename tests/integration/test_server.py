@@ -520,7 +520,7 @@ __main__.main()
 """
 
 
-@pytest.mark.parametrize("keeps_out", [True, False], ids=["", "by a kernel without socket filters"])
+@pytest.mark.parametrize("keeps_out", [True, False], ids=["socket filter", "no socket filter"])
 def test_sigterm_loses_nothing_of_clients_that_ask_all_the_time(model: Path, tmp_path: Path, keeps_out: bool) -> None:
     """Of a quick network every client opens its next connection at once: some of them while the socket is closed."""
     program = START.format("pass" if keeps_out else "server.keep_out = lambda listener: None")
