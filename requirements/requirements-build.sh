@@ -3,5 +3,5 @@
 # Run it or source it, from any folder: the subshell keeps the caller's shell where and as it was.
 (
     CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")" &&
-        python -m pip install --require-hashes --requirement requirements-build.txt
+        python -m pip install --no-deps --require-hashes --requirement requirements-build.txt
 )

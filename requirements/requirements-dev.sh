@@ -4,7 +4,7 @@
 # Run it or source it, from any folder: the subshell keeps the caller's shell where and as it was.
 (
     CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")/.." &&
-        python -m pip install --require-hashes --requirement requirements/requirements-dev.txt &&
+        python -m pip install --no-deps --require-hashes --requirement requirements/requirements-dev.txt &&
         python -m pip install --no-deps --no-build-isolation --editable . &&
         if [ -e .git ]; then python -m pre_commit install; fi
 )

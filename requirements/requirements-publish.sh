@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what publishes and registers models, and trains,, from the lock, into the environment whose python is first on the PATH.
+# Installs what publishes, registers and trains models, from the lock, into the environment whose python is first on the PATH.
 # Run it or source it, from any folder: the subshell keeps the caller's shell where and as it was.
 (
     CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")" &&
-        python -m pip install --require-hashes --requirement requirements-publish.txt
+        python -m pip install --no-deps --require-hashes --requirement requirements-publish.txt
 )
