@@ -20,6 +20,9 @@ import yaml
 from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
 
+SMALL_BATCH = 64
+"""Images of a step, up to which its operations are written down and repeated without autograd."""
+
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "eager", "compiled"]
 Flip = Literal["none", "random", "alternating"]
@@ -127,7 +130,7 @@ class TrainingSettings:
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
-        engine: How steps are computed: eager, operation by operation, or compiled, which needs g++; auto is eager.
+        engine: How small steps are computed: eager, by torch, or compiled, by kernels that gcc compiles; auto takes these.
         num_threads: Threads that compute one operation; 0 for all cores.
         instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable.
         deterministic: Only algorithms that give the same bits each time.

@@ -23,6 +23,7 @@ from image_classifier.training.determinism import find_compiler, get_instruction
 
 PACKAGE_FOLDER = Path(image_classifier.__file__).parent
 DISTRIBUTION = "image-classifier"
+SOURCES = {".c", ".py", ".yaml"}
 
 
 def describe_code() -> dict[str, Any]:
@@ -35,9 +36,9 @@ def describe_code() -> dict[str, Any]:
 
 
 def compute_code_digest(folder: Path) -> str:
-    """Compute a sha256 over names and contents of the Python and YAML files: the same in a clone and in a wheel."""
+    """Compute a sha256 over names and contents of the source files: the same in a clone and in a wheel."""
     digest = hashlib.sha256()
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")}
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix in SOURCES}
     for name in sorted(files):
         content = files[name].read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)

@@ -6,14 +6,16 @@ Free of torch at import, because an instruction set can only be capped before to
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import subprocess
 import sys
 
-from image_classifier.config import Engine, InstructionSet, TrainingSettings
+from image_classifier.config import SMALL_BATCH, Engine, InstructionSet, TrainingSettings
 from image_classifier.errors import SettingsError
-from image_classifier.storage import find_cache
+
+logger = logging.getLogger(__name__)
 
 CAPS: dict[InstructionSet, dict[str, str]] = {
     "native": {},
@@ -72,24 +74,39 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
     if precision == "auto":
         precision = "bf16" if device == "cuda" or available in ("avx512_bf16", "amx_bf16") else "fp32"
     num_threads = settings.num_threads or len(os.sched_getaffinity(0))
-    engine = _resolve_engine(settings, device)
-    return dataclasses.replace(settings, device=device, precision=precision, engine=engine, num_threads=num_threads)
+    resolved = dataclasses.replace(settings, device=device, precision=precision, num_threads=num_threads)
+    return dataclasses.replace(resolved, engine=_resolve_engine(resolved))
 
 
-def _resolve_engine(settings: TrainingSettings, device: str) -> Engine:
-    if settings.engine != "compiled":  # auto: compiled, the notebook's whole job was not faster
+def _resolve_engine(settings: TrainingSettings) -> Engine:
+    has_kernels = settings.device == "cpu" and settings.precision == "fp32" and settings.batch_size <= SMALL_BATCH
+    if settings.engine == "eager" or (settings.engine == "auto" and not has_kernels):
         return "eager"
-    if device == "cpu" and find_compiler() is None:
+    if not has_kernels:
         raise SettingsError(
-            "--engine compiled: torch.compile needs a C++ compiler and there is none: install g++, or name one in CXX; "
-            "or choose --engine eager"
+            f"--engine compiled has kernels for steps of up to {SMALL_BATCH} images in fp32 on a CPU, got: --batch_size "
+            f"{settings.batch_size} --precision {settings.precision} --device {settings.device}; choose --engine eager"
         )
+    from image_classifier.training.kernels import load_kernels
+
+    try:
+        load_kernels()
+    except SettingsError as error:
+        if settings.engine == "compiled":
+            raise
+        logger.warning("steps are computed eagerly, which is slower: %s", str(error).removeprefix("--engine compiled: "))
+        return "eager"
     return "compiled"
 
 
+def get_compiler_name() -> str:
+    """Name the C compiler that the kernels of steps are compiled with."""
+    return os.environ.get("CC", "gcc")
+
+
 def find_compiler() -> str | None:
-    """Find the C++ compiler that torch.compile calls for a CPU, and say which version it is; None without one."""
-    program = shutil.which(os.environ.get("CXX", "g++"))
+    """Find the C compiler and say which version it is; None without one."""
+    program = shutil.which(get_compiler_name())
     if program is None:
         return None
     answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
@@ -129,5 +146,3 @@ def configure_torch(settings: TrainingSettings) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     torch.backends.cudnn.deterministic = settings.deterministic
     torch.backends.cudnn.benchmark = not settings.deterministic
-    if settings.engine == "compiled" and (cache := find_cache()) is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))

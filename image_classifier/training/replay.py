@@ -2,17 +2,23 @@
 
 With a few images a step, finding out what the backward pass has to do is a good part of the time. What is computed is
 the same, in the same order, and so are the bits; only copies and aliases that autograd makes for itself are left out.
+With kernels, operations that these can take are computed by them, from the first time on, and those that follow each
+other in one call.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from image_classifier.training.kernels import Call, Run, prepare_call
 
 VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations with these tags give something else each time, or decide what comes next."""
@@ -22,13 +28,19 @@ Replay = Callable[..., Sequence[Tensor | None]]
 
 @dataclass(frozen=True)
 class _Line:
-    """A call of the program: what it sets, one value or several; the names in it; whether it changes a tensor."""
+    """A call of the program: what it sets, one value or several; the names in it; whether it changes a tensor.
+
+    With kernels, `call` is empty, what it sets is in their result, and `operands` has where in their words the address
+    of which name stands.
+    """
 
     targets: tuple[str, ...]
     is_several: bool
     call: str
     used: frozenset[str]
     is_mutating: bool
+    kernels: Call | None = None
+    operands: tuple[tuple[int, str], ...] = ()
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
@@ -36,20 +48,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
 
     Args:
         inputs: what the repetitions will be called with; any other tensor that is met must come from an operation.
+        state: those of them whose memory stays where it is.
+        run: what runs kernels, if there are any.
 
     Attributes:
         obstacle: why this cannot be repeated; empty if it can.
     """
 
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
+    def __init__(self, inputs: Iterable[Tensor], state: Iterable[Tensor] = (), run: Run | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.obstacle = ""
+        self._run = run
+        self._fixed: dict[str, Tensor] = {}  # whose memory every repetition finds at the same place
+        self._roots: dict[str, str] = {}  # of which of these another one is a view
         self._lines: list[_Line] = []
         self._constants: dict[str, Any] = {}
         self._names: dict[int, str] = {}  # by id, which is a tensor's own as long as that is kept
         self._kept: list[Tensor] = []
         self._copies: dict[str, tuple[int, Tensor]] = {}  # by the copy's name: the line that fills it, and the original
         self._inputs = [self._name(tensor) for tensor in inputs]
+        if run is not None:
+            self._fixed |= {self._name(tensor): tensor for tensor in state}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -59,6 +78,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
         options = options or {}
+        if self._run is not None and not options and (kernels := prepare_call(called, arguments)) is not None:
+            return self._run_kernels(self._run, kernels)
         result = called(*arguments, **options)
         if VARYING.intersection(called.tags):
             self.obstacle = self.obstacle or f"{called} is not the same each time"
@@ -67,6 +88,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
             self._names[id(result)] = self._express(arguments[0], set())
             return result
         used: set[str] = set()
+        if (original := self._find_original(called, arguments, result)) is not None:
+            name = self._name(result)
+            self._fixed[name], self._roots[name] = result, self._find_root(original)
+            return result
         words = [self._express(value, used) for value in arguments]
         words += [f"{name}={self._express(value, used)}" for name, value in options.items()]
         function = self._keep(getattr(called, "_op", called))  # what the overload calls, without the call between
@@ -77,6 +102,30 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         call = f"{function}({', '.join(words)})"
         self._lines.append(_Line(targets, is_several, call, frozenset(used), called._schema.is_mutable))
         return result
+
+    def _run_kernels(self, run: Run, kernels: Call) -> Any:
+        run(_build_array(kernels.words), len(kernels.words))
+        used: set[str] = set()
+        operands = tuple((place, self._express(operand, used)) for place, operand in kernels.operands)
+        is_several = isinstance(kernels.result, tuple)
+        results = kernels.result if is_several else (kernels.result,)
+        targets = tuple(self._name(each) for each in results)
+        self._fixed |= {name: each for name, each in zip(targets, results, strict=True) if each is not None}
+        self._lines.append(_Line(targets, is_several, "", frozenset(used), False, kernels, operands))
+        return kernels.result
+
+    def _find_original(self, called: Any, arguments: tuple[Any, ...], result: Any) -> str | None:
+        """Find which tensor whose memory stays where it is a result is only another view of."""
+        if called._schema.is_mutable or not isinstance(result, Tensor):
+            return None
+        for each in arguments:
+            name = self._names.get(id(each), "")
+            if name in self._fixed and id(each) != id(result) and _get_memory(each) == _get_memory(result):
+                return name
+        return None
+
+    def _find_root(self, name: str) -> str:
+        return self._roots.get(name, name)
 
     def _name(self, value: Any) -> str:
         """Name what an operation has given; the name stays where it changed a tensor that has one."""
@@ -91,7 +140,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
             if id(value) not in self._names:
                 self.obstacle = self.obstacle or "a tensor came from somewhere else"
             name = self._names.get(id(value), "_")
-            used.add(name)
+            used.add(self._find_root(name))
             return name
         if isinstance(value, (tuple, list)) and any(isinstance(each, Tensor) for each in value):
             return f"[{', '.join(self._express(each, used) for each in value)}]"
@@ -111,20 +160,41 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         if self.obstacle:
             return None
         names = self._leave_out_copies(names)
-        wanted = {*self._inputs, *names}
-        program = [f"    return [{', '.join(names)}]"]
+        wanted = {*self._inputs, *map(self._find_root, names)}
+        kept: list[tuple[_Line, list[str], list[str]]] = []
         for line in reversed(self._lines):
             if line.is_mutating or not wanted.isdisjoint(line.targets):
-                done = sorted(line.used - wanted)
-                program += [f"    del {', '.join(done)}"] if done else []
-                targets = ", ".join(name if name in wanted else "_" for name in line.targets)
-                program.append(f"    {f'[{targets}]' if line.is_several else targets} = {line.call}")
+                done = sorted(line.used - wanted - self._fixed.keys())
+                kept.append((line, [name if name in wanted else "_" for name in line.targets], done))
                 wanted |= line.used
-        program.append(f"def replay({', '.join(self._inputs)}):")
-        namespace = dict(self._constants)
-        exec("\n".join(reversed(program)), namespace)  # of what is written above, as dataclasses do it
+        program = [f"def replay({', '.join(self._inputs)}):"]
+        for is_kernel, group in groupby(reversed(kept), key=lambda each: each[0].kernels is not None):
+            lines = list(group)
+            if is_kernel:
+                program += self._build_kernel_lines([line for line, _, _ in lines])
+            for line, names_of_results, done in lines:
+                if not is_kernel:
+                    targets = ", ".join(names_of_results)
+                    program.append(f"    {f'[{targets}]' if line.is_several else targets} = {line.call}")
+                program += [f"    del {', '.join(done)}"] if done else []
+        program.append(f"    return [{', '.join(names)}]")
+        namespace = {**self._constants, **self._fixed}
+        exec("\n".join(program), namespace)  # of what is written above, as dataclasses do it
         replay: Replay = namespace["replay"]
         return replay
+
+    def _build_kernel_lines(self, lines: Sequence[_Line]) -> list[str]:
+        """Put the calls of several lines into one array, and tell it where the tensors are that move."""
+        calls = [line.kernels for line in lines if line.kernels is not None]
+        words = [word for call in calls for word in call.words]
+        array = self._keep(_build_array(words))
+        program, start = [], 0
+        for line, call in zip(lines, calls, strict=True):
+            moving = [(start + place, name) for place, name in line.operands if name not in self._fixed]
+            program += [f"    {array}[{place}] = {name}.data_ptr()" for place, name in moving]
+            start += len(call.words)
+        self._keep(calls)  # as long as the program is there, for the words point to their results
+        return [*program, f"    {self._keep(self._run)}({array}, {len(words)})"]
 
     def _leave_out_copies(self, outputs: list[str]) -> list[str]:
         """Take originals for outputs that are copies: autograd copies a gradient that somebody else, as we, holds.
@@ -145,6 +215,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
                     output = name
             results.append(output)
         return results
+
+
+def _build_array(words: Sequence[int]) -> Any:
+    return (ctypes.c_int64 * len(words))(*words)
 
 
 def _get_memory(tensor: Tensor) -> int:

@@ -1,0 +1,349 @@
+"""Kernels of our own for operations that torch is slow at when a step has few images; `kernels.c` compiled on first use.
+
+What a kernel is for is said in torch's terms, so that every network is served: an operation that is met with arguments
+that a kernel can take is computed by it, all others stay torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from image_classifier.errors import SettingsError
+from image_classifier.storage import find_cache
+from image_classifier.training.determinism import find_compiler, get_compiler_name, get_instruction_set
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+FLAGS = {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
+"""The processors to compile for, by instruction set; those above avx512 have more for 16 bits only."""
+
+KERNELS = (
+    "convolve",
+    "convolve_weights",
+    "pool",
+    "unpool",
+    "rectify",
+    "rectify_gradient",
+    "multiply",
+    "multiply_transposed",
+    "sum_rows",
+)
+"""In the order in which `kernels.c` numbers them."""
+
+REGISTERS = 16 * 5
+"""Floats that the kernels read beyond an image's last plane, at most: 5 vectors of 16."""
+
+Run = Callable[[Any, int], None]
+
+
+def load_kernels() -> Run:
+    """Compile the kernels if the user's cache does not have them yet, and load them.
+
+    Returns:
+        What runs a number of calls that stand one after the other in an array of 64-bit words.
+
+    Raises:
+        SettingsError: there is no compiler, or it cannot compile them.
+    """
+    return _load_kernels(find_compiler(), get_instruction_set())
+
+
+@cache
+def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
+    if compiler is None:
+        raise SettingsError(
+            f"--engine compiled: there is no C compiler {get_compiler_name()}: install gcc, or name one in CC; "
+            "or choose --engine eager"
+        )
+    level = "avx512" if instruction_set.startswith(("avx512", "amx")) else instruction_set
+    flags = ["-O3", "-fPIC", "-shared", *([FLAGS[level]] if level in FLAGS else [])]
+    digest = hashlib.sha256("\0".join([compiler, *flags]).encode() + SOURCE.read_bytes()).hexdigest()
+    folder = find_cache()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = (folder or Path(scratch)) / "kernels" / f"{digest[:32]}.so"
+        if not path.exists():
+            path = _compile(flags, path, Path(scratch) / "kernels.so")
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise SettingsError(f"--engine compiled: {path} cannot be loaded ({error}); remove it") from error
+    run: Run = library.run
+    library.run.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.run.restype = None
+    return run
+
+
+def _compile(flags: Sequence[str], path: Path, made: Path) -> Path:
+    """Compile and move the result into the cache; return where it is, which is not there if the cache is read-only."""
+    command = [get_compiler_name(), *flags, "-o", str(made), str(SOURCE), "-lm"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[0]
+        raise SettingsError(f"--engine compiled: {get_compiler_name()} failed: {reason}; choose --engine eager")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(made, beside)
+        os.replace(beside, path)  # whole, whoever else compiles at the same moment
+    except OSError:
+        return made
+    return path
+
+
+@dataclass(frozen=True)
+class Call:
+    """Calls of kernels that take the place of one operation of torch.
+
+    Attributes:
+        words: of each kernel: its number, how many words follow, and these; a tensor is the address of its data.
+        operands: where in `words` the address of which input stands.
+        result: what torch's operation would give; its memory is written to by every repetition.
+        scratch: what else the words point to.
+    """
+
+    words: list[int]
+    operands: list[tuple[int, Tensor]]
+    result: Any
+    scratch: list[Tensor]
+
+
+class _Writer:
+    """Writes the words of a call."""
+
+    def __init__(self) -> None:
+        self._words: list[int] = []
+        self._operands: list[tuple[int, Tensor]] = []
+        self._scratch: list[Tensor] = []
+
+    def add(self, kernel: str, outputs: Sequence[Tensor | None], arguments: Sequence[Any]) -> None:
+        """Add a kernel's call; an output's address does not change, an input's may, and None is 0.
+
+        Args:
+            arguments: tensors that are read, numbers, and sequences of numbers.
+        """
+        words: list[int] = [output.data_ptr() if output is not None else 0 for output in outputs]
+        start = len(self._words) + 2
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                self._operands.append((start + len(words), argument))
+                words.append(argument.data_ptr())
+            elif isinstance(argument, (tuple, list)):
+                words += argument
+            else:
+                words.append(argument or 0)
+        self._words += [KERNELS.index(kernel), len(words), *words]
+
+    def make_scratch(self, num_floats: int) -> int:
+        """Make memory for a kernel and return its address."""
+        self._scratch.append(torch.empty(num_floats))
+        return self._scratch[-1].data_ptr()
+
+    def finish(self, result: Any) -> Call:
+        return Call(self._words, self._operands, result, self._scratch)
+
+
+def prepare_call(called: Any, arguments: Sequence[Any]) -> Call | None:
+    """Find kernels for an operation with these arguments; None if it stays torch's.
+
+    Args:
+        called: an operation of ATen.
+    """
+    prepare = _PREPARE.get(called)
+    if prepare is None or not all(_is_suitable(each) for each in arguments if isinstance(each, Tensor)):
+        return None
+    return prepare(*arguments)
+
+
+def _is_suitable(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.uint8)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+
+
+def _is_plain(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], transposed: bool) -> bool:
+    return (
+        not transposed and set(stride) == {1} and set(dilation) == {1} and len(set(padding)) == 1 and len(stride) == 2
+    )
+
+
+def _get_taps(weight: Tensor) -> int | None:
+    """Get the side of square filters that the kernels can take."""
+    height, width = weight.shape[2:]
+    return int(height) if height == width and height <= 5 else None
+
+
+def _prepare_convolution(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Call | None:
+    if not _is_plain(stride, padding, dilation, transposed) or groups != 1 or _get_taps(weight) is None:
+        return None
+    writer = _Writer()
+    out = _add_convolution(writer, images, weight, bias, padding[0], weight.stride(), 0)
+    return writer.finish(out)
+
+
+def _add_convolution(
+    writer: _Writer,
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pad: int,
+    strides: Sequence[int],
+    offset: int,
+) -> Tensor:
+    """Add a convolution with the weights [O, C, K, K] that begin at an offset and have these strides."""
+    number, channels, height, width = images.shape
+    taps = weight.shape[2]
+    outputs = weight.numel() // (channels * taps**2)
+    pitch = width + 2 * pad
+    out = torch.empty(number, outputs, height + 2 * pad - taps + 1, pitch - taps + 1)
+    plane = (height + 2 * pad) * pitch
+    packed = outputs * (channels * taps**2 + 1) + channels * plane + REGISTERS + taps
+    scratch = writer.make_scratch(packed + 6 * (out.shape[2] * pitch + REGISTERS))
+    sizes = [number, channels, height, width, outputs, taps, taps, pad, offset]
+    writer.add("convolve", [out], [images, weight, bias, scratch, *sizes, images.stride(), strides])
+    return out
+
+
+def _prepare_convolution_backward(
+    gradient: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    mask: Sequence[bool],
+) -> Call | None:
+    taps = _get_taps(weight)
+    if not _is_plain(stride, padding, dilation, transposed) or groups != 1 or taps is None or padding[0] >= taps:
+        return None
+    writer = _Writer()
+    of_images = of_weight = of_bias = None
+    if mask[0]:  # the same with inputs and outputs exchanged, and the filters mirrored
+        o, c, y, x = weight.stride()
+        offset = (taps - 1) * (y + x)
+        of_images = _add_convolution(writer, gradient, weight, None, taps - 1 - padding[0], [c, o, -y, -x], offset)
+    if mask[1] or mask[2]:
+        number, channels, height, width = images.shape
+        outputs, pad = weight.shape[0], padding[0]
+        of_weight = torch.empty_like(weight)
+        of_bias = torch.empty(outputs) if mask[2] else None
+        pitch = width + 2 * pad
+        rows = number * (channels * (height + 2 * pad) * pitch + outputs * (gradient.shape[2] * pitch + 16))
+        scratch = writer.make_scratch(rows + pitch + REGISTERS)
+        sizes = [number, channels, height, width, outputs, taps, taps, pad]
+        strides = [images.stride(), gradient.stride(), of_weight.stride()]
+        writer.add("convolve_weights", [of_weight, of_bias], [images, gradient, scratch, *sizes, *strides])
+    return writer.finish((of_images, of_weight if mask[1] else None, of_bias))
+
+
+def _prepare_pool(images: Tensor, size: Sequence[int], stride: Sequence[int] = (), *others: Any) -> Call | None:
+    if list(size) != [2, 2] or list(stride) not in ([], [2, 2]) or others or not images.is_contiguous():
+        return None
+    number, channels, height, width = images.shape
+    out, indices = (torch.empty(number, channels, height // 2, width // 2, dtype=t) for t in (None, torch.uint8))
+    writer = _Writer()
+    writer.add("pool", [out, indices], [images, number * channels, height, width])
+    return writer.finish((out, indices))
+
+
+def _prepare_unpool(gradient: Tensor, images: Tensor, *others: Any) -> Call | None:
+    indices: Tensor = others[-1]
+    if indices.dtype != torch.uint8:  # then torch pooled
+        return None
+    out = torch.empty_like(images)
+    number, channels, height, width = images.shape
+    writer = _Writer()
+    writer.add("unpool", [out], [indices, gradient, number, channels, height, width, gradient.stride()])
+    return writer.finish(out)
+
+
+def _prepare_relu(values: Tensor) -> Call | None:
+    if not _is_dense(values):
+        return None
+    out = torch.empty_like(values)
+    writer = _Writer()
+    writer.add("rectify", [out], [values, values.numel()])
+    return writer.finish(out)
+
+
+def _prepare_threshold_backward(gradient: Tensor, values: Tensor, threshold: float) -> Call | None:
+    if threshold != 0 or not _is_dense(values) or gradient.stride() != values.stride():
+        return None
+    out = torch.empty_like(values)
+    writer = _Writer()
+    writer.add("rectify_gradient", [out], [gradient, values, values.numel()])
+    return writer.finish(out)
+
+
+def _prepare_mm(left: Tensor, right: Tensor) -> Call | None:
+    return _prepare_product(None, left, right)
+
+
+def _prepare_addmm(bias: Tensor, left: Tensor, right: Tensor) -> Call | None:
+    return _prepare_product(bias, left, right) if bias.shape == right.shape[1:] and bias.is_contiguous() else None
+
+
+def _prepare_product(bias: Tensor | None, left: Tensor, right: Tensor) -> Call | None:
+    (rows, depth), columns = left.shape, right.shape[1]
+    out = torch.empty(rows, columns)
+    writer = _Writer()
+    if right.stride(1) == 1:
+        strides = [*left.stride(), right.stride(0)]
+        writer.add("multiply", [out], [left, right, bias, rows, depth, columns, strides])
+    elif right.stride(0) == 1 and left.stride(1) == 1:
+        strides = [left.stride(0), right.stride(1)]
+        writer.add("multiply_transposed", [out], [left, right, bias, rows, depth, columns, strides])
+    else:
+        return None
+    return writer.finish(out)
+
+
+def _prepare_sum(values: Tensor, dimensions: Sequence[int], keep: bool = False) -> Call | None:
+    if list(dimensions) != [0] or values.ndim != 2 or not values.is_contiguous() or not keep:
+        return None
+    out = torch.empty(1, values.shape[1])
+    writer = _Writer()
+    writer.add("sum_rows", [out], [values, *values.shape])
+    return writer.finish(out)
+
+
+_aten = torch.ops.aten
+_PREPARE: dict[Any, Callable[..., Call | None]] = {
+    _aten.convolution.default: _prepare_convolution,
+    _aten.convolution_backward.default: _prepare_convolution_backward,
+    _aten.max_pool2d_with_indices.default: _prepare_pool,
+    _aten.max_pool2d_with_indices_backward.default: _prepare_unpool,
+    _aten.relu.default: _prepare_relu,
+    _aten.threshold_backward.default: _prepare_threshold_backward,
+    _aten.mm.default: _prepare_mm,
+    _aten.addmm.default: _prepare_addmm,
+    _aten.sum.dim_IntList: _prepare_sum,
+}
