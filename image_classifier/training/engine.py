@@ -69,11 +69,13 @@ class Repeater:
         for parameter, gradient in zip(self._trained, gradients, strict=True):
             parameter.grad = gradient
         assert loss is not None and num_correct is not None
-        return loss, num_correct
+        if self._run is None:
+            return loss, num_correct
+        return loss.clone(), num_correct.clone()  # the next repetition writes to the same memory
 
     def _record(self, shape: tuple[int, int], images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
         with Recorder([images, labels, *self._state], self._state, self._run) as recorder:
             loss, num_correct = self._compute(images, labels, size)
         gradients = [parameter.grad for parameter in self._trained]
         self.replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
-        return loss, num_correct
+        return loss.clone(), num_correct.clone()

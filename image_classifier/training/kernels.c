@@ -381,9 +381,107 @@ static void sum_rows(const int64_t *a) {
         for (int64_t n = 0; n < a[3]; n++) out[n] += in[m * a[3] + n];
 }
 
+/* 0 out, 1 in, 2 bytes */
+static void copy(const int64_t *a) { memcpy((void *)a[0], (const void *)a[1], (size_t)a[2]); }
+
+/* 0 out (floats), 1 in (bytes), 2 count */
+static void convert(const int64_t *a) {
+    float *restrict out = (float *)a[0];
+    const uint8_t *restrict in = (const uint8_t *)a[1];
+    for (int64_t i = 0; i < a[2]; i++) out[i] = in[i];
+}
+
+/* 0 out [N, C, P], 1 in, 2 a number a channel [C], 3 N, 4 C, 5 P, 6 whether to divide by it or to subtract it */
+static void shift_channels(const int64_t *a) {
+    float *restrict out = (float *)a[0];
+    const float *restrict in = (const float *)a[1];
+    for (int64_t n = 0; n < a[3]; n++)
+        for (int64_t c = 0; c < a[4]; c++, out += a[5], in += a[5]) {
+            const float value = ((const float *)a[2])[c];
+            if (a[6])
+                for (int64_t i = 0; i < a[5]; i++) out[i] = in[i] / value;
+            else
+                for (int64_t i = 0; i < a[5]; i++) out[i] = in[i] - value;
+        }
+}
+
+/* 0 out [M, N], 1 in, 2 M, 3 N */
+static void log_softmax(const int64_t *a) {
+    for (int64_t m = 0; m < a[2]; m++) {
+        float *out = (float *)a[0] + m * a[3], sum = 0.0f;
+        const float *in = (const float *)a[1] + m * a[3];
+        float most = in[0];
+        for (int64_t n = 1; n < a[3]; n++) most = in[n] > most || in[n] != in[n] ? in[n] : most;
+        for (int64_t n = 0; n < a[3]; n++) sum += expf(in[n] - most);
+        const float log_sum = most + logf(sum);
+        for (int64_t n = 0; n < a[3]; n++) out[n] = in[n] - log_sum;
+    }
+}
+
+/* 0 gradient of the input [M, N], 1 gradient of the output, 2 the output, 3 M, 4 N */
+static void log_softmax_gradient(const int64_t *a) {
+    for (int64_t m = 0; m < a[3]; m++) {
+        const int64_t row = m * a[4];
+        float *out = (float *)a[0] + row, sum = 0.0f;
+        const float *gradient = (const float *)a[1] + row, *value = (const float *)a[2] + row;
+        for (int64_t n = 0; n < a[4]; n++) sum += gradient[n];
+        for (int64_t n = 0; n < a[4]; n++) out[n] = gradient[n] - expf(value[n]) * sum;
+    }
+}
+
+/* The mean of the negative logarithms of the labels' probabilities; not a number if a label is none of the classes.
+ * 0 loss [], 1 weight [] (the count), 2 logarithms [M, N], 3 labels [M], 4 M, 5 N */
+static void likelihood(const int64_t *a) {
+    float sum = 0.0f;
+    for (int64_t m = 0; m < a[4]; m++) {
+        const int64_t label = ((const int64_t *)a[3])[m];
+        sum -= label >= 0 && label < a[5] ? ((const float *)a[2])[m * a[5] + label] : NAN;
+    }
+    *(float *)a[1] = (float)a[4];
+    *(float *)a[0] = sum / (float)a[4];
+}
+
+/* 0 gradient of the logarithms [M, N], 1 gradient of the loss [], 2 labels [M], 3 M, 4 N */
+static void likelihood_gradient(const int64_t *a) {
+    float *out = (float *)a[0];
+    memset(out, 0, (size_t)(a[3] * a[4]) * 4);
+    for (int64_t m = 0; m < a[3]; m++) {
+        const int64_t label = ((const int64_t *)a[2])[m];
+        if (label >= 0 && label < a[4]) out[m * a[4] + label] = -*(const float *)a[1] / (float)a[3];
+    }
+}
+
+/* 0 out [M] (the first of equal ones, and what is not a number before all), 1 in [M, N], 2 M, 3 N */
+static void find_largest(const int64_t *a) {
+    for (int64_t m = 0; m < a[2]; m++) {
+        const float *in = (const float *)a[1] + m * a[3];
+        int64_t which = 0;
+        for (int64_t n = 1; n < a[3] && in[which] == in[which]; n++)
+            if (in[n] > in[which] || in[n] != in[n]) which = n;
+        ((int64_t *)a[0])[m] = which;
+    }
+}
+
+/* 0 out (bytes), 1 left, 2 right (64-bit numbers), 3 count */
+static void compare(const int64_t *a) {
+    for (int64_t i = 0; i < a[3]; i++)
+        ((uint8_t *)a[0])[i] = ((const int64_t *)a[1])[i] == ((const int64_t *)a[2])[i];
+}
+
+/* 0 out (a 64-bit number), 1 in (bytes that are 0 or 1), 2 count */
+static void count(const int64_t *a) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < a[2]; i++) sum += ((const uint8_t *)a[1])[i];
+    *(int64_t *)a[0] = sum;
+}
+
 typedef void kernel(const int64_t *);
-kernel *const kernels[] = {convolve, convolve_weights, pool, unpool, rectify, rectify_gradient, multiply,
-                           multiply_transposed, sum_rows};
+kernel *const kernels[] = {
+    convolve,       convolve_weights,     pool,       unpool,              rectify,      rectify_gradient,
+    multiply,       multiply_transposed,  sum_rows,   copy,                convert,      shift_channels,
+    log_softmax,    log_softmax_gradient, likelihood, likelihood_gradient, find_largest, compare,
+    count,
+};
 
 /* Runs calls one after the other: each is the kernel's number, how many words follow, and these. */
 void run(const int64_t *calls, int64_t num_words) {

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +40,16 @@ KERNELS = (
     "multiply",
     "multiply_transposed",
     "sum_rows",
+    "copy",
+    "convert",
+    "shift_channels",
+    "log_softmax",
+    "log_softmax_gradient",
+    "likelihood",
+    "likelihood_gradient",
+    "find_largest",
+    "compare",
+    "count",
 )
 """In the order in which `kernels.c` numbers them."""
 
@@ -155,20 +165,17 @@ class _Writer:
         return Call(self._words, self._operands, result, self._scratch)
 
 
-def prepare_call(called: Any, arguments: Sequence[Any]) -> Call | None:
+def prepare_call(called: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Call | None:
     """Find kernels for an operation with these arguments; None if it stays torch's.
 
     Args:
         called: an operation of ATen.
     """
-    prepare = _PREPARE.get(called)
-    if prepare is None or not all(_is_suitable(each) for each in arguments if isinstance(each, Tensor)):
+    prepare, dtypes = _PREPARE.get(called, (None, ()))
+    tensors = [each for each in arguments if isinstance(each, Tensor)]
+    if prepare is None or any(each.device.type != "cpu" or each.dtype not in dtypes for each in tensors):
         return None
-    return prepare(*arguments)
-
-
-def _is_suitable(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.uint8)
+    return prepare(*arguments, **options)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -335,15 +342,143 @@ def _prepare_sum(values: Tensor, dimensions: Sequence[int], keep: bool = False) 
     return writer.finish(out)
 
 
+def _prepare_clone(values: Tensor, memory_format: Any = None) -> Call | None:
+    if not _is_dense(values):
+        return None
+    out = torch.empty_like(values)  # a format is a wish that other kernels do not have
+    writer = _Writer()
+    writer.add("copy", [out], [values, values.numel() * values.element_size()])
+    return writer.finish(out)
+
+
+def _prepare_to_copy(values: Tensor, **options: Any) -> Call | None:
+    if options != {"dtype": torch.float32} or values.dtype != torch.uint8 or not _is_dense(values):
+        return None
+    out = torch.empty_like(values, dtype=torch.float32)
+    writer = _Writer()
+    writer.add("convert", [out], [values, values.numel()])
+    return writer.finish(out)
+
+
+def _prepare_sub(values: Tensor, numbers: Tensor) -> Call | None:
+    return _prepare_shift(values, numbers, False)
+
+
+def _prepare_div(values: Tensor, numbers: Tensor) -> Call | None:
+    return _prepare_shift(values, numbers, True)
+
+
+def _prepare_shift(values: Tensor, numbers: Any, divide: bool) -> Call | None:
+    if values.ndim != 4 or not isinstance(numbers, Tensor) or numbers.shape != (1, values.shape[1], 1, 1):
+        return None
+    if not values.is_contiguous() or numbers.stride(1) != 1:
+        return None
+    number, channels, height, width = values.shape
+    out = torch.empty_like(values)
+    writer = _Writer()
+    writer.add("shift_channels", [out], [values, numbers, number, channels, height * width, divide])
+    return writer.finish(out)
+
+
+def _prepare_log_softmax(values: Tensor, dimension: int, to_float: bool) -> Call | None:
+    if values.ndim != 2 or dimension != 1 or to_float or not values.is_contiguous():
+        return None
+    out = torch.empty_like(values)
+    writer = _Writer()
+    writer.add("log_softmax", [out], [values, *values.shape])
+    return writer.finish(out)
+
+
+def _prepare_log_softmax_backward(gradient: Tensor, values: Tensor, dimension: int, dtype: Any) -> Call | None:
+    if values.ndim != 2 or dimension != 1 or not gradient.is_contiguous() or not values.is_contiguous():
+        return None
+    out = torch.empty_like(values)
+    writer = _Writer()
+    writer.add("log_softmax_gradient", [out], [gradient, values, *values.shape])
+    return writer.finish(out)
+
+
+MEAN, IGNORED = 1, -100
+"""Of torch's losses: the reduction, and the label that is left out."""
+
+
+def _prepare_nll_loss(values: Tensor, labels: Tensor, weight: Any, reduction: int, ignored: int) -> Call | None:
+    if values.ndim != 2 or not values.is_contiguous() or not labels.is_contiguous() or weight is not None:
+        return None
+    if reduction != MEAN or ignored != IGNORED:
+        return None
+    loss, total = torch.empty(()), torch.empty(())
+    writer = _Writer()
+    writer.add("likelihood", [loss, total], [values, labels, *values.shape])
+    return writer.finish((loss, total))
+
+
+def _prepare_nll_loss_backward(
+    gradient: Tensor, values: Tensor, labels: Tensor, weight: Any, reduction: int, ignored: int, total: Tensor
+) -> Call | None:
+    if _prepare_nll_loss(values, labels, weight, reduction, ignored) is None:
+        return None
+    out = torch.empty_like(values)
+    writer = _Writer()
+    writer.add("likelihood_gradient", [out], [gradient, labels, *values.shape])
+    return writer.finish(out)
+
+
+def _prepare_argmax(values: Tensor, dimension: int | None = None, keep: bool = False) -> Call | None:
+    if values.ndim != 2 or dimension != 1 or keep or not values.is_contiguous():
+        return None
+    out = torch.empty(len(values), dtype=torch.int64)
+    writer = _Writer()
+    writer.add("find_largest", [out], [values, *values.shape])
+    return writer.finish(out)
+
+
+def _prepare_eq(left: Tensor, right: Any) -> Call | None:
+    if not isinstance(right, Tensor) or left.shape != right.shape or not left.is_contiguous() & right.is_contiguous():
+        return None
+    out = torch.empty_like(left, dtype=torch.bool)
+    writer = _Writer()
+    writer.add("compare", [out], [left, right, left.numel()])
+    return writer.finish(out)
+
+
+def _prepare_count(values: Tensor) -> Call | None:
+    if not values.is_contiguous():
+        return None
+    out = torch.empty((), dtype=torch.int64)
+    writer = _Writer()
+    writer.add("count", [out], [values, values.numel()])
+    return writer.finish(out)
+
+
+def _prepare_ones_like(values: Tensor, **options: Any) -> Call | None:
+    if values.ndim != 0:
+        return None
+    return Call([], [], torch.ones_like(values), [])
+
+
 _aten = torch.ops.aten
-_PREPARE: dict[Any, Callable[..., Call | None]] = {
-    _aten.convolution.default: _prepare_convolution,
-    _aten.convolution_backward.default: _prepare_convolution_backward,
-    _aten.max_pool2d_with_indices.default: _prepare_pool,
-    _aten.max_pool2d_with_indices_backward.default: _prepare_unpool,
-    _aten.relu.default: _prepare_relu,
-    _aten.threshold_backward.default: _prepare_threshold_backward,
-    _aten.mm.default: _prepare_mm,
-    _aten.addmm.default: _prepare_addmm,
-    _aten.sum.dim_IntList: _prepare_sum,
+_FLOATS = (torch.float32,)
+_PREPARE: dict[Any, tuple[Callable[..., Call | None], tuple[torch.dtype, ...]]] = {
+    _aten.convolution.default: (_prepare_convolution, _FLOATS),
+    _aten.convolution_backward.default: (_prepare_convolution_backward, _FLOATS),
+    _aten.max_pool2d_with_indices.default: (_prepare_pool, _FLOATS),
+    _aten.max_pool2d_with_indices_backward.default: (_prepare_unpool, (torch.float32, torch.uint8)),
+    _aten.relu.default: (_prepare_relu, _FLOATS),
+    _aten.threshold_backward.default: (_prepare_threshold_backward, _FLOATS),
+    _aten.mm.default: (_prepare_mm, _FLOATS),
+    _aten.addmm.default: (_prepare_addmm, _FLOATS),
+    _aten.sum.dim_IntList: (_prepare_sum, _FLOATS),
+    _aten.clone.default: (_prepare_clone, (torch.float32, torch.uint8)),
+    _aten._to_copy.default: (_prepare_to_copy, (torch.uint8,)),
+    _aten.sub.Tensor: (_prepare_sub, _FLOATS),
+    _aten.div.Tensor: (_prepare_div, _FLOATS),
+    _aten._log_softmax.default: (_prepare_log_softmax, _FLOATS),
+    _aten._log_softmax_backward_data.default: (_prepare_log_softmax_backward, _FLOATS),
+    _aten.nll_loss_forward.default: (_prepare_nll_loss, (torch.float32, torch.int64)),
+    _aten.nll_loss_backward.default: (_prepare_nll_loss_backward, (torch.float32, torch.int64)),
+    _aten.argmax.default: (_prepare_argmax, _FLOATS),
+    _aten.eq.Tensor: (_prepare_eq, (torch.int64,)),
+    _aten.ones_like.default: (_prepare_ones_like, _FLOATS),
+    _aten.sum.default: (_prepare_count, (torch.bool,)),
 }

@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
         options = options or {}
-        if self._run is not None and not options and (kernels := prepare_call(called, arguments)) is not None:
+        if self._run is not None and (kernels := prepare_call(called, arguments, options)) is not None:
             return self._run_kernels(self._run, kernels)
         result = called(*arguments, **options)
         if VARYING.intersection(called.tags):
