@@ -3,15 +3,17 @@
     python -m benchmarks.notebook_job --dataset_folder DATA [--instruction_set avx2] [--runs 3]
 
 DATA holds cifar-10-batches-py, as real CIFAR-10 does. All sides train the same network with the same settings over
-the same images, in turn; the trainer eagerly, and compiled from the user's cache, which an earlier run fills. An
-interrupted call goes on with the seeds that are missing.
+the same images, in turn; the trainer as it comes, whose first run compiles its kernels (the cache is emptied), and
+with `--engine eager`. An interrupted call goes on with the seeds that are missing.
 """
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from benchmarks.measure import build_parser, measure_baseline, measure_in_turn, measure_recipe
+from image_classifier.storage import find_cache
 
 
 def main() -> None:
@@ -20,17 +22,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     folder, instruction_set = arguments.dataset_folder, arguments.instruction_set
+    if (cache := find_cache()) is not None:
+        shutil.rmtree(cache / "kernels", ignore_errors=True)
 
     def measure_trainer(seed: int) -> dict[str, Any]:
         return measure_recipe("notebook", seed, folder, instruction_set)
 
-    def measure_compiled(seed: int) -> dict[str, Any]:
-        return measure_recipe("notebook", seed, folder, instruction_set, ["--engine", "compiled"])
+    def measure_eager(seed: int) -> dict[str, Any]:
+        return measure_recipe("notebook", seed, folder, instruction_set, ["--engine", "eager"])
 
     def measure_notebook(seed: int) -> dict[str, Any]:
         return measure_baseline("notebook", seed, folder, instruction_set)
 
-    sides = {"trainer": measure_trainer, "compiled": measure_compiled, "baseline": measure_notebook}
+    sides = {"trainer": measure_trainer, "eager": measure_eager, "baseline": measure_notebook}
     measure_in_turn(f"notebook_job_{instruction_set}", sides, arguments.runs)
 
 
