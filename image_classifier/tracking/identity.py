@@ -23,7 +23,7 @@ from image_classifier.training.determinism import find_compiler, get_instruction
 
 PACKAGE_FOLDER = Path(image_classifier.__file__).parent
 DISTRIBUTION = "image-classifier"
-SOURCES = {".c", ".py", ".yaml"}
+SOURCES = {".c", ".h", ".py", ".yaml"}
 
 
 def describe_code() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from image_classifier.config import SMALL_BATCH, TrainingSettings
 from image_classifier.training.kernels import Run, load_kernels
+from image_classifier.training.large import LargeSteps
 from image_classifier.training.replay import Recorder, Replay
 
 ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -34,9 +35,18 @@ def build_engine(classifier: nn.Module, settings: TrainingSettings) -> ComputeGr
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
         return loss.detach(), num_correct
 
-    if settings.device != "cpu" or settings.batch_size > SMALL_BATCH:
+    run = load_kernels() if settings.engine == "compiled" else None
+    if settings.device == "cpu" and settings.batch_size <= SMALL_BATCH:
+        return Repeater(compute_gradients, classifier, run)
+    if run is None:
         return compute_gradients
-    return Repeater(compute_gradients, classifier, load_kernels() if settings.engine == "compiled" else None)
+    large_steps = LargeSteps(run, settings.num_threads)
+
+    def compute_with_kernels(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        with large_steps:
+            return compute_gradients(images, labels, size)
+
+    return compute_with_kernels
 
 
 class Repeater:

@@ -475,12 +475,81 @@ static void count(const int64_t *a) {
     *(int64_t *)a[0] = sum;
 }
 
+/* ---- Steps of many images: channels stand next to each other, as bf16 or floats; the work is split over threads. ---- */
+
+typedef uint16_t bf16;
+
+INLINE float widen_bf16(bf16 value) {
+    const uint32_t bits = (uint32_t)value << 16;
+    float number;
+    memcpy(&number, &bits, 4);
+    return number;
+}
+
+INLINE bf16 narrow_bf16(float number) { /* to the nearest, of two as near to the even one */
+    uint32_t bits;
+    memcpy(&bits, &number, 4);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return number != number ? 0x7fc0 : (bf16)rounded;
+}
+
+INLINE float widen_float(float value) { return value; }
+INLINE float narrow_float(float value) { return value; }
+
+/* e to a power that is not positive, to 2e-7 of the result. */
+INLINE float exponential(float power) {
+    const float scaled = (power < -87.0f ? -87.0f : power) * 1.44269504f;
+    const float shifted = scaled + 12582912.0f; /* 1.5 * 2^23: what is added is rounded to a whole number */
+    const float part = (scaled - (shifted - 12582912.0f)) * 0.693147181f;
+    int32_t exponent;
+    memcpy(&exponent, &shifted, 4);
+    const int32_t bits = (exponent << 23) + 0x3f800000;
+    float whole;
+    memcpy(&whole, &bits, 4);
+    const float sum = 1.0f / 720.0f * part + 1.0f / 120.0f;
+    return whole * (((((sum * part + 1.0f / 24.0f) * part + 1.0f / 6.0f) * part + 0.5f) * part + 1.0f) * part + 1.0f);
+}
+
+/* Twice the part of a normal distribution beyond |x|, to 1.5e-7 (Abramowitz, Stegun: 7.1.26); `bell` is exp(-x^2/2). */
+INLINE float compute_tail(float x, float bell) {
+    const float t = 1.0f / (1.0f + 0.3275911f * 0.707106781f * (x < 0.0f ? -x : x));
+    return ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t * bell;
+}
+
+INLINE float compute_gelu(float x) {
+    const float tail = compute_tail(x, exponential(-0.5f * x * x));
+    return 0.5f * x * (x < 0.0f ? tail : 2.0f - tail);
+}
+
+INLINE float compute_gelu_slope(float x) {
+    const float bell = exponential(-0.5f * x * x), tail = compute_tail(x, bell);
+    return 0.5f * (x < 0.0f ? tail : 2.0f - tail) + x * bell * 0.398942280f;
+}
+
+enum { ROWS = 128 }; /* pixels whose sums are kept in floats before they are added to those in doubles */
+
+#define real bf16
+#define widen widen_bf16
+#define narrow narrow_bf16
+#define NAME(kernel) kernel##_bf16
+#include "kernels_large.h"
+#undef real
+#undef widen
+#undef narrow
+#undef NAME
+#define real float
+#define widen widen_float
+#define narrow narrow_float
+#define NAME(kernel) kernel##_float
+#include "kernels_large.h"
+
 typedef void kernel(const int64_t *);
 kernel *const kernels[] = {
-    convolve,       convolve_weights,     pool,       unpool,              rectify,      rectify_gradient,
-    multiply,       multiply_transposed,  sum_rows,   copy,                convert,      shift_channels,
-    log_softmax,    log_softmax_gradient, likelihood, likelihood_gradient, find_largest, compare,
-    count,
+    convolve, convolve_weights, pool, unpool, rectify, rectify_gradient, multiply, multiply_transposed, sum_rows,
+    copy, convert, shift_channels, log_softmax, log_softmax_gradient, likelihood, likelihood_gradient, find_largest,
+    compare, count, pool_bf16, pool_float, unpool_bf16, unpool_float, gelu_bf16, gelu_float, gelu_gradient_bf16,
+    gelu_gradient_float, sum_channels_bf16, sum_channels_float, scale_channels_bf16, scale_channels_float,
+    unfold_bf16, unfold_float,
 };
 
 /* Runs calls one after the other: each is the kernel's number, how many words follow, and these. */

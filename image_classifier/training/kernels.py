@@ -25,9 +25,9 @@ from image_classifier.errors import SettingsError
 from image_classifier.storage import find_cache
 from image_classifier.training.determinism import find_compiler, get_compiler_name, get_instruction_set
 
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "kernels_large.h")]
 
-FLAGS = {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
+FLAGS = {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 """The processors to compile for, by instruction set; those above avx512 have more for 16 bits only."""
 
 KERNELS = (
@@ -50,6 +50,11 @@ KERNELS = (
     "find_largest",
     "compare",
     "count",
+    *(
+        f"{kernel}_{real}"
+        for kernel in ("pool", "unpool", "gelu", "gelu_gradient", "sum_channels", "scale_channels", "unfold")
+        for real in ("bf16", "float")
+    ),
 )
 """In the order in which `kernels.c` numbers them."""
 
@@ -79,8 +84,8 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
             "or choose --engine eager"
         )
     level = "avx512" if instruction_set.startswith(("avx512", "amx")) else instruction_set
-    flags = ["-O3", "-fPIC", "-shared", *([FLAGS[level]] if level in FLAGS else [])]
-    digest = hashlib.sha256("\0".join([compiler, *flags]).encode() + SOURCE.read_bytes()).hexdigest()
+    flags = ["-O3", "-fPIC", *FLAGS.get(level, [])]
+    digest = hashlib.sha256("\0".join([compiler, *flags]).encode() + b"".join(source.read_bytes() for source in SOURCES)).hexdigest()
     folder = find_cache()
     with tempfile.TemporaryDirectory() as scratch:
         path = (folder or Path(scratch)) / "kernels" / f"{digest[:32]}.so"
@@ -98,11 +103,13 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
 
 def _compile(flags: Sequence[str], path: Path, made: Path) -> Path:
     """Compile and move the result into the cache; return where it is, which is not there if the cache is read-only."""
-    command = [get_compiler_name(), *flags, "-o", str(made), str(SOURCE), "-lm"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[0]
-        raise SettingsError(f"--engine compiled: {get_compiler_name()} failed: {reason}; choose --engine eager")
+    parts = made.with_suffix(".o")
+    # Linked without OpenMP's library: torch has loaded one, whose threads are to be the only ones.
+    for command in ([*flags, "-fopenmp", "-c", str(SOURCES[0]), "-o", str(parts)], ["-shared", str(parts), "-o", str(made), "-lm"]):
+        answer = subprocess.run([get_compiler_name(), *command], capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[0]
+            raise SettingsError(f"--engine compiled: {get_compiler_name()} failed: {reason}; choose --engine eager")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{os.getpid()}")

@@ -1,4 +1,4 @@
-"""A compiled run, proved as every run is."""
+"""A run with our own kernels, proved as every run is."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.tiny import make_settings, write_tiny_dataset
 
 
 def test_a_compiled_run_is_identical_when_trained_again(tmp_path: Path) -> None:
-    require_program("g++")
+    require_program("gcc")
     dataset = write_tiny_dataset(tmp_path / "data")
     settings = make_settings(tmp_path / "experiments", dataset, engine="compiled", batch_size=16, num_epochs=1)
-    result = run(settings)  # 200 images: the last batch of 8 is computed eagerly
+    result = run(settings)  # 200 images: the last batch is of 8
     assert read_record(result.folder)["settings"]["engine"] == "compiled"
     assert verify(VerificationSettings(run_folder=result.folder)).verdict is Verdict.IDENTICAL
     eager = run(make_settings(tmp_path / "experiments", dataset, "eager", batch_size=16, num_epochs=1, engine="eager"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,21 +18,42 @@ from image_classifier.training.engine import build_engine
 from tests.conftest import require_program
 
 
-def test_auto_is_eager() -> None:
-    assert resolve_settings(TrainingSettings(device="cpu", engine="auto")).engine == "eager"
+SMALL = TrainingSettings(device="cpu", precision="fp32", batch_size=4)
+
+
+def test_auto_is_compiled_where_steps_are_small() -> None:
+    require_program("gcc")
+    assert resolve_settings(SMALL).engine == "compiled"
+    for others in ({"batch_size": 65}, {"precision": "bf16"}):
+        assert resolve_settings(replace(SMALL, **others)).engine == "eager"  # type: ignore[arg-type]  # of two types
+
+
+def test_without_a_compiler_auto_is_eager_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert resolve_settings(SMALL).engine == "eager"
+    (message,) = caplog.messages
+    assert message.startswith("steps are computed eagerly, which is slower: there is no C compiler gcc: install gcc")
 
 
 def test_a_compiled_run_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(SettingsError, match="--engine compiled: .*install g\\+\\+.*or choose --engine eager"):
-        resolve_settings(TrainingSettings(device="cpu", engine="compiled"))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(SettingsError, match="--engine compiled: .*install gcc.*or choose --engine eager"):
+        resolve_settings(replace(SMALL, engine="compiled"))
+
+
+def test_a_compiled_run_of_large_steps_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--engine compiled has kernels for steps of up to 64 images.* 500 "):
+        resolve_settings(replace(SMALL, engine="compiled", batch_size=500))
 
 
 def test_the_compiler_belongs_to_the_machine_of_a_compiled_run_alone() -> None:
-    require_program("g++")
+    require_program("gcc")
     eager, compiled = (
-        describe_machine(resolve_settings(TrainingSettings(device="cpu", engine=engine)))["class"]
+        describe_machine(resolve_settings(replace(SMALL, engine=engine)))["class"]
         for engine in ("eager", "compiled")
     )
     assert compiled == {**eager, "compiler": find_compiler()}

@@ -16,6 +16,7 @@ from image_classifier.model.catalog import NETWORKS, build_classifier
 from image_classifier.training.engine import Repeater, build_engine
 from image_classifier.training.optimizer import build_optimizer
 from image_classifier.training.replay import Recorder
+from tests.conftest import require_program
 
 FOREIGN = torch.ones(10)
 SETTINGS = TrainingSettings(device="cpu", engine="eager", learning_rate=0.01, label_smoothing=0.1, batch_size=8)
@@ -55,6 +56,30 @@ def test_repeated_steps_have_the_same_bits(
     assert len(expected) == len(found) > 20
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other) and one.dtype == other.dtype
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("model", NETWORKS)
+def test_kernels_give_what_torch_gives_and_the_same_bits_each_time(model: ModelName, smoothing: float) -> None:
+    require_program("gcc")
+    settings = replace(SETTINGS, model=model, precision="fp32", label_smoothing=smoothing, optimizer="sgd")
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator), torch.arange(8)) for _ in "12"
+    ]
+    given: dict[str, list[Tensor]] = {}
+    for name, engine in (("eager", "eager"), ("compiled", "compiled"), ("again", "compiled")):
+        classifier = build_classifier(model, 10, input_mean=(0.5,) * 3, input_std=(0.2,) * 3, seed=0).train()
+        compute_gradients = build_engine(classifier, replace(settings, engine=engine))  # type: ignore[arg-type]
+        given[name] = []
+        for images, labels in [*batches, *batches] if name != "again" else batches[1:]:
+            given[name] += compute_gradients(images, labels, 32)
+            given[name] += [p.grad.clone() for p in classifier.parameters() if p.grad is not None]
+    for one, other in zip(given["eager"], given["compiled"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    half = len(given["again"])
+    for index, one in enumerate(given["again"]):  # at first or repeated: nothing but time may differ
+        assert torch.equal(one, given["compiled"][half + index]) and torch.equal(one, given["compiled"][3 * half + index])
 
 
 @pytest.mark.parametrize(

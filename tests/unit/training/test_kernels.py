@@ -1,0 +1,189 @@
+"""Kernels of our own: what torch gives, for whatever they take; torch's own for the rest; and how they are made."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from image_classifier.errors import SettingsError
+from image_classifier.training import kernels
+from image_classifier.training.kernels import load_kernels, prepare_call
+from tests.conftest import require_program
+
+aten = torch.ops.aten
+RANDOM = torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _needs_a_compiler() -> None:
+    require_program("gcc")
+
+
+def make(*shape: int, channels_last: bool = False) -> Tensor:
+    values = torch.randn(*shape, generator=RANDOM)
+    return values.to(memory_format=torch.channels_last) if channels_last else values
+
+
+def compute(called: Any, *arguments: Any, **options: Any) -> Any:
+    """Compute an operation by the kernels, which must take it, twice over memory that held something else."""
+    call = prepare_call(called, arguments, options)
+    assert call is not None, f"{called} stayed torch's"
+    results = call.result if isinstance(call.result, tuple) else (call.result,)
+    for each in results if call.words else ():
+        if each is not None:
+            each.copy_(torch.full_like(each, 7))
+    load_kernels()((ctypes.c_int64 * len(call.words))(*call.words), len(call.words))
+    return call.result
+
+
+def compare(called: Any, *arguments: Any, exact: bool = False, **options: Any) -> None:
+    """Compare what the kernels give with what torch gives."""
+    found, expected = compute(called, *arguments, **options), called(*arguments, **options)
+    if isinstance(expected, Tensor):
+        found, expected = (found,), (expected,)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert one.shape == other.shape and one.dtype == other.dtype
+            tolerance = 0.0 if exact else 1e-5 * max(1.0, float(other.abs().max()))
+            torch.testing.assert_close(one, other, rtol=0, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "height", "width", "outputs", "taps", "pad"),
+    [(3, 32, 32, 6, 5, 0), (6, 14, 14, 16, 5, 0), (1, 5, 9, 1, 1, 0), (17, 7, 4, 13, 3, 1), (2, 3, 40, 7, 2, 0), (4, 6, 6, 5, 5, 2)],
+)
+def test_convolutions_and_their_gradients(
+    channels: int, height: int, width: int, outputs: int, taps: int, pad: int, channels_last: bool
+) -> None:
+    images = make(3, channels, height, width, channels_last=channels_last)
+    weight = make(outputs, channels, taps, taps, channels_last=channels_last)
+    how = [[1, 1], [pad, pad], [1, 1], False, [0, 0], 1]
+    for bias in (make(outputs), None):
+        compare(aten.convolution.default, images, weight, bias, *how)
+    gradient = make(*F.conv2d(images, weight, padding=pad).shape, channels_last=channels_last)
+    for mask in ([True, True, True], [False, True, True], [True, False, False], [False, True, False]):
+        compare(aten.convolution_backward.default, gradient, images, weight, [outputs], *how, mask)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 5, 7, 9), (4, 1, 2, 2)])
+def test_pooling_and_its_gradient(shape: tuple[int, int, int, int]) -> None:
+    images = make(*shape).round()  # equal ones among them
+    images[0, 0, 0, 1] = float("nan")
+    compare(aten.relu.default, images, exact=True)
+    expected, torchs = aten.max_pool2d_with_indices.default(images, [2, 2])
+    out, indices = compute(aten.max_pool2d_with_indices.default, images, [2, 2])
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+    how = [2, 2], [], [0, 0], [1, 1], False
+    for gradient in (make(*out.shape), make(*out.shape).transpose(2, 3).contiguous().transpose(2, 3)):
+        found = compute(aten.max_pool2d_with_indices_backward.default, gradient, images, *how, indices)
+        called = aten.max_pool2d_with_indices_backward.default
+        assert torch.equal(found, called(gradient, images, *how, torchs))
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(4, 400, 120), (4, 84, 10), (1, 1, 1), (9, 33, 70), (3, 17, 64)])
+def test_products_of_matrices(rows: int, depth: int, columns: int) -> None:
+    left, right, bias = make(rows, depth), make(depth, columns), make(columns)
+    for one in (left, left.T.contiguous().T):
+        compare(aten.mm.default, one, right)
+    transposed = right.T.contiguous().T
+    compare(aten.mm.default, left, transposed)
+    compare(aten.addmm.default, bias, left, transposed)
+    compare(aten.addmm.default, bias, left, right)
+    assert prepare_call(aten.mm.default, (left.T.contiguous().T, transposed), {}) is None or rows == 1 or depth == 1
+    compare(aten.sum.dim_IntList, left, [0], True)
+
+
+def test_the_loss_and_its_gradient() -> None:
+    logits, labels = make(5, 10), torch.tensor([0, 9, 3, 3, 7])
+    logits[1, 2] = logits[1, 5] = 4.0
+    compare(aten._log_softmax.default, logits, 1, False)
+    logs = logits.log_softmax(dim=1)
+    compare(aten._log_softmax_backward_data.default, make(5, 10), logs, 1, torch.float32)
+    compare(aten.nll_loss_forward.default, logs, labels, None, 1, -100)
+    how = logs, labels, None, 1, -100, torch.tensor(5.0)
+    compare(aten.nll_loss_backward.default, torch.tensor(2.0), *how)
+    compare(aten.argmax.default, logits, 1, exact=True)
+    compare(aten.eq.Tensor, logits.argmax(dim=1), labels)
+    compare(aten.sum.default, torch.tensor([True, False, True]))
+    compare(aten.ones_like.default, torch.tensor(3.0))
+
+
+def test_a_label_that_is_no_class_gives_no_number_and_reads_nothing_else() -> None:
+    logs, labels = make(2, 10).log_softmax(dim=1), torch.tensor([3, 10])
+    assert compute(aten.nll_loss_forward.default, logs, labels, None, 1, -100)[0].isnan()
+    how = logs, labels, None, 1, -100, torch.tensor(2.0)
+    assert compute(aten.nll_loss_backward.default, torch.tensor(1.0), *how)[1].abs().sum() == 0
+
+
+def test_images_are_scaled_as_torch_scales_them() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=RANDOM)
+    compare(aten.clone.default, images, memory_format=torch.channels_last)
+    compare(aten._to_copy.default, images, dtype=torch.float32, exact=True)
+    numbers = torch.tensor([125.3, 123.0, 113.9]).reshape(1, 3, 1, 1)
+    compare(aten.sub.Tensor, images.float(), numbers, exact=True)
+    compare(aten.div.Tensor, images.float(), numbers, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("called", "arguments", "options"),
+    [
+        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 2, 3, 3), None, [2, 2], [0, 0], [1, 1], False, [0, 0], 1), {}),
+        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 1, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 2), {}),
+        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 2, 7, 7), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {}),
+        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 2, 3, 3), None, [1, 1], [0, 1], [1, 1], False, [0, 0], 1), {}),
+        (aten.mm.default, (make(4, 4).bfloat16(), make(4, 4).bfloat16()), {}),
+        (aten.max_pool2d_with_indices.default, (make(1, 2, 8, 8), [3, 3]), {}),
+        (aten.relu.default, (make(4, 6)[:, ::2],), {}),
+        (aten.sub.Tensor, (make(2, 3, 4, 4), make(2, 3, 4, 4)), {}),
+        (aten._to_copy.default, (torch.zeros(4, dtype=torch.uint8),), {"dtype": torch.float64}),
+        (aten.gelu.default, (make(4),), {}),
+    ],
+)  # fmt: skip
+def test_what_no_kernel_is_for_stays_torchs(called: Any, arguments: Any, options: Any) -> None:
+    assert prepare_call(called, arguments, options) is None
+
+
+@pytest.fixture
+def compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is loaded or cached yet; the folder of the cache."""
+    kernels._load_kernels.cache_clear()
+    monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def test_kernels_are_compiled_once(compile_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_kernels()
+    (made,) = compile_anew.iterdir()
+    kernels._load_kernels.cache_clear()
+    monkeypatch.setattr(kernels, "_compile", None)
+    load_kernels()
+    made.write_bytes(b"damaged")
+    kernels._load_kernels.cache_clear()
+    with pytest.raises(SettingsError, match=f"--engine compiled: {made} cannot be loaded .*; remove it"):
+        load_kernels()
+
+
+def test_kernels_are_loaded_where_nothing_can_be_cached(compile_anew: Path) -> None:
+    compile_anew.parent.write_text("a file, in which no folder can be made")
+    load_kernels()
+
+
+def test_a_compiler_that_fails_is_named_with_its_reason(
+    compile_anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo broken 1 && exit\necho no disk >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", os.fspath(broken))
+    with pytest.raises(SettingsError, match=f"--engine compiled: {broken} failed: no disk; choose --engine eager"):
+        load_kernels()
+    assert not compile_anew.exists()
