@@ -1,9 +1,9 @@
-"""Milliseconds of a step and seconds of compiling, eager and compiled, where steps are small and where they are large.
+"""Milliseconds of a step, eager and compiled, where steps are small and where they are large, and of compiling.
 
     python -m benchmarks.engines [--runs 3]
 
 Random images: the time of a step does not depend on what they show. Each measurement is a process of its own, the two
-engines in turn; the first compilation of a process begins with an empty cache, the second with what the first left.
+engines in turn; the first compiled one of a run compiles the kernels, the others find them.
 """
 
 from __future__ import annotations
@@ -11,22 +11,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from benchmarks.measure import PROJECT, save_result, summarize
+from benchmarks.measure import PROJECT, load_result, save_result, summarize
 
-CASES = {"notebook": (4, 4000), "notebook_batch_16": (16, 2000), "notebook_batch_64": (64, 1000)}
-"""A recipe, perhaps with another batch size; the batch size; the steps that are measured."""
+DOCUMENT = PROJECT / "benchmarks" / "README.md"
+MARKS = ("<!-- from results/engines.json -->\n", "<!-- end -->")
+
+CASES = {
+    "notebook_4": ("notebook", 4, 32, 4000),
+    "notebook_16": ("notebook", 16, 32, 2000),
+    "notebook_64": ("notebook", 64, 32, 1000),
+    "quick_16": ("quick", 500, 16, 20),
+    "fast_16": ("fast", 1000, 16, 12),
+    "fast_24": ("fast", 1000, 24, 12),
+    "fast_32": ("fast", 1000, 32, 12),
+}
+"""A recipe, the images of a step, their side in pixels, and the steps that are measured."""
 
 
 def measure_steps(case: str, engine: str) -> dict[str, float]:
-    """Measure in this process the first step, and the median of those after it, in seconds."""
+    """Measure in this process the resolving of the engine, and the median of the steps, in seconds."""
     import torch
 
     from image_classifier.config import load_recipe, restore_training_settings
@@ -37,24 +50,42 @@ def measure_steps(case: str, engine: str) -> dict[str, float]:
     from image_classifier.training.memory import keep_freed_memory
     from image_classifier.training.optimizer import build_optimizer
 
-    batch_size, num_steps = CASES[case]
-    recipe = restore_training_settings(load_recipe(case.partition("_")[0]))
-    size = recipe.image_sizes[0]
+    recipe, batch_size, size, num_steps = CASES[case]
     chosen = {"batch_size": batch_size, "image_sizes": (size,), "engine": engine, "num_epochs": 1}
-    settings = resolve_settings(replace(recipe, **chosen))  # type: ignore[arg-type]  # of several types
+    asked = replace(restore_training_settings(load_recipe(recipe)), **chosen)  # type: ignore[arg-type]  # of many types
+    started = time.perf_counter()
+    settings = resolve_settings(asked)
+    resolving = time.perf_counter() - started
     configure_torch(settings)
     keep_freed_memory()
     mean, std = settings.input_mean, settings.input_std
     classifier = build_classifier(settings.model, 10, input_mean=mean, input_std=std, seed=0, image_size=size)
     images = torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8)
-    batches = (Batch(images, torch.arange(batch_size) % 10) for _ in range(num_steps + 10))
-    steps = train(classifier, batches, build_optimizer(classifier, settings), settings, num_steps=num_steps + 10)
+    batches = (Batch(images, torch.arange(batch_size) % 10) for _ in range(num_steps + 4))
+    steps = train(classifier, batches, build_optimizer(classifier, settings), settings, num_steps=num_steps + 4)
     seconds = [step.seconds for step in steps]
-    return {"first_step": seconds[0], "step": statistics.median(islice(seconds, 10, None))}
+    return {"resolving": resolving, "step": statistics.median(islice(seconds, 4, None))}
+
+
+def build_table(result: dict[str, Any]) -> str:
+    """Build the table of benchmarks/README.md."""
+    lines = ["| recipe | images a step | side | eager, ms | compiled, ms | ratio |", "|---|---|---|---|---|---|"]
+    for case, (recipe, batch_size, size, _) in CASES.items():
+        figures = result["cases"][case]
+        ratio = figures["ratio"]
+        lines.append(
+            f"| `{recipe}` | {batch_size:,} | {size} | {figures['step_ms']['eager']['mean']:.3g} "
+            f"| {figures['step_ms']['compiled']['mean']:.3g} "
+            f"| {ratio['mean']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |"
+        )
+    return "\n".join(lines) + (
+        f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} runs in turn, with the "
+        f"optimizer's step; compiling the kernels takes {result['compile_seconds']['mean']:.1f} s, once.\n"
+    )
 
 
 def main() -> None:
-    """Measure each case and save the figures."""
+    """Measure each case, save the figures and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "ENGINE"), help="measure in this process and print")
@@ -62,26 +93,30 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure_steps(*arguments.measure)))
         return
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"cases": {}}
+    compiling = []
     for case in CASES:
-        rows: dict[str, list[dict[str, float]]] = {"eager": [], "compiled": [], "cached": []}
-        for _ in range(arguments.runs):
-            with tempfile.TemporaryDirectory() as cache:
-                for name in rows:
-                    engine = "eager" if name == "eager" else "compiled"
+        rows: dict[str, list[dict[str, float]]] = {"eager": [], "compiled": []}
+        with tempfile.TemporaryDirectory() as cache:
+            for run_number in range(arguments.runs):
+                if case == next(iter(CASES)):
+                    shutil.rmtree(cache, ignore_errors=True)
+                for engine, done in rows.items():
                     command = [sys.executable, "-m", "benchmarks.engines", "--measure", case, engine]
-                    environment = {"TORCHINDUCTOR_CACHE_DIR": cache}
-                    rows[name].append(run(command, environment))
-        steps = {name: summarize([row["step"] * 1e3 for row in done]) for name, done in rows.items()}
-        result[case] = {
-            "batch_size": CASES[case][0],
-            "step_ms": {name: steps[name] for name in ("eager", "compiled")},
-            "ratio": steps["compiled"]["mean"] / steps["eager"]["mean"],
-            "compile_seconds": summarize([row["first_step"] for row in rows["compiled"]]),
-            "load_seconds": summarize([row["first_step"] for row in rows["cached"]]),
+                    done.append(run(command, {"IMAGE_CLASSIFIER_CACHE": cache}))
+                if case == next(iter(CASES)):
+                    compiling.append(rows["compiled"][run_number]["resolving"])
+        pairs = zip(rows["compiled"], rows["eager"], strict=True)
+        result["cases"][case] = {
+            "step_ms": {name: summarize([row["step"] * 1e3 for row in done]) for name, done in rows.items()},
+            "ratio": summarize([ours["step"] / theirs["step"] for ours, theirs in pairs]),
         }
-        print(case, json.dumps(result[case]), flush=True)
+        print(case, json.dumps(result["cases"][case]), flush=True)
+    result["compile_seconds"] = summarize(compiling)
     save_result("engines", result)
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
+    table = build_table(load_result("engines"))
+    DOCUMENT.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2], encoding="utf-8")
 
 
 def run(command: list[str], environment: dict[str, str]) -> dict[str, float]:

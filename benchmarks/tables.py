@@ -101,11 +101,11 @@ def _build_speed_table() -> str:
         ratio = f"{_describe_range(result['ratio'], 2)}, {result['ratio']['runs']}"
         lines.append(f"| {what} | `{recipe}`: {sides[0]} | {other}: {sides[1]} | {ratio} |")
     notebook = load_result("notebook_job_native")
-    compiled = summarize([run["seconds"] for run in notebook["runs"]["compiled"]])
+    eager = summarize([run["seconds"] for run in notebook["runs"]["eager"]])
     floors, start = load_result("floor"), load_result("start")
     return "\n".join(lines).replace("%", " %") + (
-        f"\n\nWith `--engine compiled`, from a graph that an earlier run compiled, the notebook's job takes "
-        f"{_describe_range(compiled, unit=' s')}.\n\n"
+        f"\n\nWithout a compiler, with `--engine eager`, the notebook's job takes "
+        f"{_describe_range(eager, unit=' s')}.\n\n"
         f"{'. '.join(_describe_floor(recipe, floors[recipe]) for recipe in ('fast', 'notebook'))} "
         f"(`python -m benchmarks.floor`). From the command to the end of the first step it is "
         f"{start['first_step']['mean']:.1f} s ({start['first_step']['least']:.1f} to "

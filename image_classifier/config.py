@@ -28,7 +28,7 @@ Engine = Literal["auto", "eager", "compiled"]
 Flip = Literal["none", "random", "alternating"]
 InstructionSet = Literal["native", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
-ModelName = Literal["airbench", "airbench_small", "lenet", "resnet"]
+ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
 ServingPrecision = Literal["fp32", "int8"]
@@ -130,7 +130,7 @@ class TrainingSettings:
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
-        engine: How small steps are computed: eager, by torch, or compiled, by kernels that gcc compiles; auto takes these.
+        engine: Eager, all by torch, or compiled, with kernels that gcc makes where they pay; auto is that on a CPU.
         num_threads: Threads that compute one operation; 0 for all cores.
         instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable.
         deterministic: Only algorithms that give the same bits each time.

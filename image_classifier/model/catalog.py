@@ -20,6 +20,7 @@ from image_classifier.model.resnet import ResNet
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "airbench": Airbench,
+    "airbench_large": partial(Airbench, widths=(128, 384, 384)),
     "airbench_small": partial(Airbench, widths=(32, 64, 128)),
     "lenet": LeNet,
     "resnet": ResNet,

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-from image_classifier.config import SMALL_BATCH, Engine, InstructionSet, TrainingSettings
+from image_classifier.config import Engine, InstructionSet, TrainingSettings
 from image_classifier.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,11 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
 
 
 def _resolve_engine(settings: TrainingSettings) -> Engine:
-    has_kernels = settings.device == "cpu" and settings.precision == "fp32" and settings.batch_size <= SMALL_BATCH
-    if settings.engine == "eager" or (settings.engine == "auto" and not has_kernels):
+    if settings.engine == "eager" or (settings.engine == "auto" and settings.device != "cpu"):
         return "eager"
-    if not has_kernels:
+    if settings.device != "cpu":
         raise SettingsError(
-            f"--engine compiled has kernels for steps of up to {SMALL_BATCH} images in fp32 on a CPU, got: --batch_size "
-            f"{settings.batch_size} --precision {settings.precision} --device {settings.device}; choose --engine eager"
+            "--engine compiled has kernels for the CPU alone, got: --device cuda; choose --engine eager"
         )
     from image_classifier.training.kernels import load_kernels
 
@@ -94,7 +92,9 @@ def _resolve_engine(settings: TrainingSettings) -> Engine:
     except SettingsError as error:
         if settings.engine == "compiled":
             raise
-        logger.warning("steps are computed eagerly, which is slower: %s", str(error).removeprefix("--engine compiled: "))
+        logger.warning(
+            "steps are computed eagerly, which is slower: %s", str(error).removeprefix("--engine compiled: ")
+        )
         return "eager"
     return "compiled"
 

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from image_classifier.config import SMALL_BATCH, TrainingSettings
 from image_classifier.training.kernels import Run, load_kernels
-from image_classifier.training.large import LargeSteps
+from image_classifier.training.large_steps import LargeSteps
 from image_classifier.training.replay import Recorder, Replay
 
 ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64 and the side in pixels to scale to,
 to the mean loss float32 [] and the number of images classified rightly int64 []."""
+
 
 def build_engine(classifier: nn.Module, settings: TrainingSettings) -> ComputeGradients:
     """Build what computes the gradients of a batch, with the settings' resolved engine and precision.
@@ -88,4 +89,4 @@ class Repeater:
             loss, num_correct = self._compute(images, labels, size)
         gradients = [parameter.grad for parameter in self._trained]
         self.replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
-        return loss.clone(), num_correct.clone()
+        return loss.clone(), num_correct.clone()  # likewise

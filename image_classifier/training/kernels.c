@@ -161,7 +161,7 @@ INLINE void correlate_taps(float *gradient, const int64_t *strides, const float 
 }
 
 /* The gradients of a convolution's weights and bias.
- * 0 gradient, 1 gradient of the bias or 0, 2 images, 3 gradient of the output, 4 scratch, 5 N, 6 C, 7 H, 8 W, 9 O,
+ * 0 gradient or 0, 1 gradient of the bias or 0, 2 images, 3 gradient of the output, 4 scratch, 5 N, 6 C, 7 H, 8 W, 9 O,
  * 10 KH, 11 KW (at most 5), 12 pad, 13 strides of images (4), 17 of the output's gradient (4), 21 of the gradient (4) */
 static void convolve_weights(const int64_t *a) {
     float *gradient = (float *)a[0], *bias = (float *)a[1];
@@ -180,7 +180,7 @@ static void convolve_weights(const int64_t *a) {
         pack_planes(outers + n * outputs * outer_plane, outer + n * outer_strides[0], outer_strides, outputs,
                     out_height, out_width, 0, pitch, outer_plane);
     }
-    for (int64_t o = 0; o < outputs;) {
+    for (int64_t o = 0; gradient && o < outputs;) {
         const int64_t some = outputs - o >= 4 && LANES == 16 ? 4 : outputs - o >= 2 ? 2 : 1;
         for (int64_t c = 0; c < channels; c++)
             for (int64_t ky = 0; ky < kh; ky++) {
@@ -516,11 +516,7 @@ INLINE float compute_tail(float x, float bell) {
     return ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t * bell;
 }
 
-INLINE float compute_gelu(float x) {
-    const float tail = compute_tail(x, exponential(-0.5f * x * x));
-    return 0.5f * x * (x < 0.0f ? tail : 2.0f - tail);
-}
-
+/* The derivative of x times the part of a normal distribution below x. */
 INLINE float compute_gelu_slope(float x) {
     const float bell = exponential(-0.5f * x * x), tail = compute_tail(x, bell);
     return 0.5f * (x < 0.0f ? tail : 2.0f - tail) + x * bell * 0.398942280f;
@@ -547,7 +543,7 @@ typedef void kernel(const int64_t *);
 kernel *const kernels[] = {
     convolve, convolve_weights, pool, unpool, rectify, rectify_gradient, multiply, multiply_transposed, sum_rows,
     copy, convert, shift_channels, log_softmax, log_softmax_gradient, likelihood, likelihood_gradient, find_largest,
-    compare, count, pool_bf16, pool_float, unpool_bf16, unpool_float, gelu_bf16, gelu_float, gelu_gradient_bf16,
+    compare, count, pool_bf16, pool_float, unpool_bf16, unpool_float, gelu_gradient_bf16,
     gelu_gradient_float, sum_channels_bf16, sum_channels_float, scale_channels_bf16, scale_channels_float,
     unfold_bf16, unfold_float,
 };

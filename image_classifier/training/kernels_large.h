@@ -61,15 +61,6 @@ static void NAME(unpool)(const int64_t *a) {
     }
 }
 
-/* 0 out, 1 in, 2 count, 3 threads */
-static void NAME(gelu)(const int64_t *a) {
-    real *restrict out = (real *)a[0];
-    const real *restrict in = (const real *)a[1];
-#pragma omp parallel for num_threads((int)a[3]) schedule(static)
-    for (int64_t i = 0; i < a[2]; i++)
-        out[i] = narrow(compute_gelu(widen(in[i])));
-}
-
 /* 0 gradient of the input, 1 gradient of the output, 2 the input, 3 count, 4 threads */
 static void NAME(gelu_gradient)(const int64_t *a) {
     real *restrict out = (real *)a[0];
@@ -79,8 +70,8 @@ static void NAME(gelu_gradient)(const int64_t *a) {
         out[i] = narrow(widen(gradient[i]) * compute_gelu_slope(widen(in[i])));
 }
 
-/* Sums of a[1] and of a[1] times (a[2] minus the mean a[4], where there is one), a channel, by thread.
- * 0 sums (doubles) [threads, 2, C], 1 and 2 [P, C], 3 scratch (floats) [threads, 2, C], 4 mean or 0, 5 P, 6 C,
+/* Sums of a[1] and of a[1] times (a[2] minus the mean a[4]), of each channel, by thread.
+ * 0 sums (doubles) [threads, 2, C], 1 and 2 [P, C], 3 scratch (floats) [threads, 2, C], 4 mean [C], 5 P, 6 C,
  * 7 threads */
 static void NAME(sum_channels)(const int64_t *a) {
     const int64_t pixels = a[5], channels = a[6], threads = a[7], part = (pixels + threads - 1) / threads;

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from image_classifier.training.kernels import Call, Run, prepare_call
+from image_classifier.training.kernels import Run
+from image_classifier.training.small_steps import Call, prepare_call
 
 VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations with these tags give something else each time, or decide what comes next."""
@@ -90,7 +91,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         used: set[str] = set()
         if (original := self._find_original(called, arguments, result)) is not None:
             name = self._name(result)
-            self._fixed[name], self._roots[name] = result, self._find_root(original)
+            self._fixed[name], self._roots[name] = result.detach(), self._find_root(original)
             return result
         words = [self._express(value, used) for value in arguments]
         words += [f"{name}={self._express(value, used)}" for name, value in options.items()]
@@ -110,7 +111,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         is_several = isinstance(kernels.result, tuple)
         results = kernels.result if is_several else (kernels.result,)
         targets = tuple(self._name(each) for each in results)
-        self._fixed |= {name: each for name, each in zip(targets, results, strict=True) if each is not None}
+        # Without what autograd will hang on to the result.
+        self._fixed |= {name: each.detach() for name, each in zip(targets, results, strict=True) if each is not None}
         self._lines.append(_Line(targets, is_several, "", frozenset(used), False, kernels, operands))
         return kernels.result
 
@@ -193,7 +195,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
             moving = [(start + place, name) for place, name in line.operands if name not in self._fixed]
             program += [f"    {array}[{place}] = {name}.data_ptr()" for place, name in moving]
             start += len(call.words)
-        self._keep(calls)  # as long as the program is there, for the words point to their results
+        self._keep([call.scratch for call in calls])  # as long as the program, whose words point to it
         return [*program, f"    {self._keep(self._run)}({array}, {len(words)})"]
 
     def _leave_out_copies(self, outputs: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(1800)  # the first test that asks for the image
 SETTINGS = (
     *("--recipe", "notebook", "--batch_size", "50", "--num_epochs", "8", "--learning_rate", "0.02"),
     *("--instruction_set", "avx2", "--num_threads", "1", "--digest_every", "10"),
+    *("--engine", "eager"),  # the compiler outside may be another one, and a machine of another class then
 )
 
 
@@ -107,6 +108,14 @@ def test_the_container_is_of_the_same_code_environment_and_machine_class(inside:
     assert records[0]["environment"]["distributions"] == records[1]["environment"]["distributions"]
 
 
+def test_a_container_compiles_the_kernels(docker: str, training_image: str, experiments: Path, dataset: Path) -> None:
+    words = (*build_trainer_words(Path("/experiments"), "compiled"), "--dataset_folder", "/data", *SETTINGS)
+    docker_words = build_docker_words(docker, f"{dataset}:/data:ro", f"{experiments}:/experiments")
+    run_program(*docker_words, training_image, *words, "--engine", "compiled", "--num_epochs", "1", cwd=experiments)
+    record = read_record(experiments / "container" / "compiled")
+    assert record["settings"]["engine"] == "compiled" and "gcc" in record["machine"]["class"]["compiler"]
+
+
 def test_a_container_verifies_a_run(
     docker: str, training_image: str, inside: Path, experiments: Path, dataset: Path
 ) -> None:
@@ -169,8 +178,7 @@ def test_any_user_finds_a_place_for_caches(docker: str, training_image: str, tmp
     script = """
 import os, pathlib, tempfile
 import matplotlib
-places = [os.environ[name] for name in ("HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")]
-for place in [*places, matplotlib.get_cachedir(), tempfile.gettempdir()]:
+for place in [os.environ["HOME"], matplotlib.get_cachedir(), tempfile.gettempdir()]:
     pathlib.Path(place).mkdir(exist_ok=True)
     (pathlib.Path(place) / "written").write_text("by me")
 try:
@@ -185,7 +193,7 @@ except OSError as error:
 
 def test_nothing_of_the_building_stays_in_the_image(docker: str, training_image: str, tmp_path: Path) -> None:
     leftovers = r"\( -name 'image_classifier*.whl' -o -path '*/.cache/pip' -o -path '/venv/*/pip' \)"
-    script = f"(find / -xdev {leftovers}; command -v gcc) 2>/dev/null; true"
+    script = f"find / -xdev {leftovers} 2>/dev/null; true"
     assert run_program(*build_docker_words(docker), training_image, "sh", "-c", script, cwd=tmp_path) == ""
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from image_classifier.errors import SettingsError
 from image_classifier.training import kernels
-from image_classifier.training.kernels import load_kernels, prepare_call
+from image_classifier.training.kernels import load_kernels
+from image_classifier.training.small_steps import prepare_call
 from tests.conftest import require_program
 
 aten = torch.ops.aten
@@ -52,14 +53,27 @@ def compare(called: Any, *arguments: Any, exact: bool = False, **options: Any) -
         assert (one is None) == (other is None)
         if one is not None:
             assert one.shape == other.shape and one.dtype == other.dtype
-            tolerance = 0.0 if exact else 1e-5 * max(1.0, float(other.abs().max()))
+            tolerance = 0.0 if exact else 1e-5 * max(1.0, float(other.float().abs().max()))
             torch.testing.assert_close(one, other, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def convolve(*, stride: int = 1, groups: int = 1, taps: int = 3, pads: tuple[int, int] = (0, 0)) -> tuple[Any, ...]:
+    """Make the arguments of a convolution."""
+    weight = make(2, 2 // groups, taps, taps)
+    return make(1, 2, 8, 8), weight, None, [stride] * 2, list(pads), [1, 1], False, [0, 0], groups
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
     ("channels", "height", "width", "outputs", "taps", "pad"),
-    [(3, 32, 32, 6, 5, 0), (6, 14, 14, 16, 5, 0), (1, 5, 9, 1, 1, 0), (17, 7, 4, 13, 3, 1), (2, 3, 40, 7, 2, 0), (4, 6, 6, 5, 5, 2)],
+    [
+        (3, 32, 32, 6, 5, 0),
+        (6, 14, 14, 16, 5, 0),
+        (1, 5, 9, 1, 1, 0),
+        (17, 7, 4, 13, 3, 1),
+        (2, 3, 40, 7, 2, 0),
+        (4, 6, 6, 5, 5, 2),
+    ],
 )
 def test_convolutions_and_their_gradients(
     channels: int, height: int, width: int, outputs: int, taps: int, pad: int, channels_last: bool
@@ -72,6 +86,9 @@ def test_convolutions_and_their_gradients(
     gradient = make(*F.conv2d(images, weight, padding=pad).shape, channels_last=channels_last)
     for mask in ([True, True, True], [False, True, True], [True, False, False], [False, True, False]):
         compare(aten.convolution_backward.default, gradient, images, weight, [outputs], *how, mask)
+    alone = compute(aten.convolution_backward.default, gradient, images, weight, [outputs], *how, [False, False, True])
+    assert alone[:2] == (None, None)
+    torch.testing.assert_close(alone[2], gradient.sum(dim=(0, 2, 3)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 5, 7, 9), (4, 1, 2, 2)])
@@ -82,14 +99,16 @@ def test_pooling_and_its_gradient(shape: tuple[int, int, int, int]) -> None:
     expected, torchs = aten.max_pool2d_with_indices.default(images, [2, 2])
     out, indices = compute(aten.max_pool2d_with_indices.default, images, [2, 2])
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
-    how = [2, 2], [], [0, 0], [1, 1], False
+    how: tuple[Any, ...] = ([2, 2], [], [0, 0], [1, 1], False)
     for gradient in (make(*out.shape), make(*out.shape).transpose(2, 3).contiguous().transpose(2, 3)):
         found = compute(aten.max_pool2d_with_indices_backward.default, gradient, images, *how, indices)
         called = aten.max_pool2d_with_indices_backward.default
         assert torch.equal(found, called(gradient, images, *how, torchs))
 
 
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(4, 400, 120), (4, 84, 10), (1, 1, 1), (9, 33, 70), (3, 17, 64)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"), [(4, 400, 120), (4, 84, 10), (1, 1, 1), (9, 33, 70), (3, 17, 64)]
+)
 def test_products_of_matrices(rows: int, depth: int, columns: int) -> None:
     left, right, bias = make(rows, depth), make(depth, columns), make(columns)
     for one in (left, left.T.contiguous().T):
@@ -136,10 +155,10 @@ def test_images_are_scaled_as_torch_scales_them() -> None:
 @pytest.mark.parametrize(
     ("called", "arguments", "options"),
     [
-        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 2, 3, 3), None, [2, 2], [0, 0], [1, 1], False, [0, 0], 1), {}),
-        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 1, 3, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 2), {}),
-        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 2, 7, 7), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {}),
-        (aten.convolution.default, (make(1, 2, 8, 8), make(2, 2, 3, 3), None, [1, 1], [0, 1], [1, 1], False, [0, 0], 1), {}),
+        (aten.convolution.default, convolve(stride=2), {}),
+        (aten.convolution.default, convolve(groups=2), {}),
+        (aten.convolution.default, convolve(taps=7), {}),
+        (aten.convolution.default, convolve(pads=(0, 1)), {}),
         (aten.mm.default, (make(4, 4).bfloat16(), make(4, 4).bfloat16()), {}),
         (aten.max_pool2d_with_indices.default, (make(1, 2, 8, 8), [3, 3]), {}),
         (aten.relu.default, (make(4, 6)[:, ::2],), {}),
@@ -147,7 +166,7 @@ def test_images_are_scaled_as_torch_scales_them() -> None:
         (aten._to_copy.default, (torch.zeros(4, dtype=torch.uint8),), {"dtype": torch.float64}),
         (aten.gelu.default, (make(4),), {}),
     ],
-)  # fmt: skip
+)
 def test_what_no_kernel_is_for_stays_torchs(called: Any, arguments: Any, options: Any) -> None:
     assert prepare_call(called, arguments, options) is None
 
@@ -162,13 +181,20 @@ def compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_kernels_are_compiled_once(compile_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_kernels()
-    (made,) = compile_anew.iterdir()
     kernels._load_kernels.cache_clear()
     monkeypatch.setattr(kernels, "_compile", None)
     load_kernels()
-    made.write_bytes(b"damaged")
+
+
+def test_damaged_kernels_are_named(compile_anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_kernels()
+    (made,) = compile_anew.iterdir()
+    damaged = tmp_path / "other" / "kernels" / made.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(made.read_bytes()[:100])
+    monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "other"))
     kernels._load_kernels.cache_clear()
-    with pytest.raises(SettingsError, match=f"--engine compiled: {made} cannot be loaded .*; remove it"):
+    with pytest.raises(SettingsError, match=f"--engine compiled: {damaged} cannot be loaded .*; remove it"):
         load_kernels()
 
 
@@ -181,7 +207,7 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
     compile_anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo broken 1 && exit\necho no disk >&2\nexit 1\n")
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1 && exit\necho no disk >&2\nexit 1\n')
     broken.chmod(0o755)
     monkeypatch.setenv("CC", os.fspath(broken))
     with pytest.raises(SettingsError, match=f"--engine compiled: {broken} failed: no disk; choose --engine eager"):

@@ -76,10 +76,12 @@ def test_kernels_give_what_torch_gives_and_the_same_bits_each_time(model: ModelN
             given[name] += compute_gradients(images, labels, 32)
             given[name] += [p.grad.clone() for p in classifier.parameters() if p.grad is not None]
     for one, other in zip(given["eager"], given["compiled"], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+        assert float((one - other).float().norm()) <= 1e-3 * float(one.float().norm())
     half = len(given["again"])
     for index, one in enumerate(given["again"]):  # at first or repeated: nothing but time may differ
-        assert torch.equal(one, given["compiled"][half + index]) and torch.equal(one, given["compiled"][3 * half + index])
+        assert torch.equal(one, given["compiled"][half + index]) and torch.equal(
+            one, given["compiled"][3 * half + index]
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Operations of steps of many images, computed by kernels where torch is slow at them.
 
-Pooling, normalisation and activation are limited by memory: torch's own take two to five times what reading and writing
-takes, for indices of 8 bytes or sums in several passes. And the gradient of a convolution's weights on small images,
-which is a matrix product once the pixels around each pixel stand side by side.
+Pooling and normalisation are limited by memory, of which torch's own use more: indices of 8 bytes, sums in several
+passes. The gradient of a convolution's weights on small images is a matrix product once the pixels around each pixel
+stand side by side.
 """
 
 from __future__ import annotations
@@ -75,13 +75,6 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         out = torch.empty_like(images)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         self._call("unpool", [out, indices, gradient], number, height, width, channels, self._num_threads)
-        return out
-
-    def _gelu(self, values: Tensor) -> Any:
-        if not _is_pixels(values):
-            return None
-        out = torch.empty_like(values)
-        self._call("gelu", [out, values], values.numel(), self._num_threads)
         return out
 
     def _gelu_backward(self, gradient: Tensor, values: Tensor) -> Any:
@@ -158,9 +151,7 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         channels = images.shape[1]
         pixels = images.numel() // channels
         addresses = [0 if each is None else each.data_ptr() for each in (others, numbers[2])]
-        self._call(
-            "scale_channels", [out, images, *numbers[:2]], pixels, channels, self._num_threads, *addresses
-        )
+        self._call("scale_channels", [out, images, *numbers[:2]], pixels, channels, self._num_threads, *addresses)
         return out
 
     def _convolve_backward(
@@ -168,7 +159,13 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
     ) -> Any:
         stride, padding, dilation, transposed, _, groups, mask = others
         taps, pixels = weight.shape[2], gradient.shape[2] * gradient.shape[3]
-        if not self._unfolds or pixels > MOST_UNFOLDED or taps == 1 or weight.shape[3] != taps or list(mask[1:]) != [True, False]:
+        if (
+            not self._unfolds
+            or pixels > MOST_UNFOLDED
+            or taps == 1
+            or weight.shape[3] != taps
+            or list(mask[1:]) != [True, False]
+        ):
             return None
         if list(stride) != [1, 1] or list(dilation) != [1, 1] or transposed or groups != 1 or padding[0] != padding[1]:
             return None
@@ -202,7 +199,6 @@ _aten = torch.ops.aten
 _COMPUTE: dict[Any, Callable[..., Any]] = {
     _aten.max_pool2d_with_indices.default: LargeSteps._pool,
     _aten.max_pool2d_with_indices_backward.default: LargeSteps._unpool,
-    _aten.gelu.default: LargeSteps._gelu,
     _aten.gelu_backward.default: LargeSteps._gelu_backward,
     _aten.native_batch_norm.default: LargeSteps._normalize,
     _aten.native_batch_norm_backward.default: LargeSteps._normalize_backward,

@@ -1,0 +1,164 @@
+"""Kernels of large steps: what torch gives, for whatever they take, in both precisions; torch's own for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from image_classifier.config import Precision, TrainingSettings
+from image_classifier.model.catalog import build_classifier
+from image_classifier.training.engine import build_engine
+from image_classifier.training.kernels import load_kernels
+from image_classifier.training.large_steps import _COMPUTE, LargeSteps
+from tests.conftest import require_program
+
+aten = torch.ops.aten
+RANDOM = torch.Generator().manual_seed(0)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(params=[1, 2])
+def mode(request: pytest.FixtureRequest) -> LargeSteps:
+    require_program("gcc")
+    made = LargeSteps(load_kernels(), request.param)
+    made._unfolds = True  # as with AMX, which not every machine has
+    return made
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    found: torch.dtype = request.param
+    return found
+
+
+def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    values = torch.randn(*shape, generator=RANDOM).to(dtype)
+    return values.to(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+
+def compute(mode: LargeSteps, called: Any, *arguments: Any) -> Any:
+    """Compute an operation by a kernel, which must take it."""
+    result = _COMPUTE[called](mode, *arguments)
+    assert result is not None, f"{called} stayed torch's"
+    with mode:
+        again = called(*arguments)
+    for one, other in zip(as_tuple(result), as_tuple(again), strict=True):
+        assert (one is None and other is None) or torch.equal(one.nan_to_num(7), other.nan_to_num(7))
+    return result
+
+
+def as_tuple(result: Any) -> tuple[Any, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def compare(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    tolerance = TOLERANCE[expected.dtype] * max(1.0, float(expected.float().abs().nan_to_num().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 7, 8), (1, 5, 9, 9), (2, 64, 2, 3)])
+def test_pooling_and_its_gradient(mode: LargeSteps, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    images = make(*shape, dtype=dtype).round()  # equal ones among them
+    images[0, 0, 0, 1] = float("nan")
+    expected, torchs = aten.max_pool2d_with_indices.default(images, [2, 2])
+    out, indices = compute(mode, aten.max_pool2d_with_indices.default, images, [2, 2])
+    assert torch.equal(out.nan_to_num(7), expected.nan_to_num(7)) and out.dtype == dtype
+    how: tuple[Any, ...] = ([2, 2], [], [0, 0], [1, 1], False)
+    backward = aten.max_pool2d_with_indices_backward.default
+    for gradient in (make(*out.shape, dtype=dtype), make(*out.shape, dtype=dtype).contiguous()):
+        found = compute(mode, backward, gradient, images, *how, indices)
+        assert torch.equal(found, backward(gradient, images, *how, torchs))
+
+
+def test_the_gradient_of_gelu(mode: LargeSteps, dtype: torch.dtype) -> None:
+    values = make(4, 16, 33, 5, dtype=dtype) * 4
+    values.flatten()[:6] = torch.tensor([0.0, -0.0, 30.0, -30.0, float("nan"), 1e-20])
+    gradient = make(*values.shape, dtype=dtype)
+    compare(compute(mode, aten.gelu_backward.default, gradient, values), aten.gelu_backward(gradient, values))
+
+
+@pytest.mark.parametrize("shape", [(30, 24, 7, 8), (2, 3, 1, 1), (129, 64, 2, 1)])
+def test_normalisation_and_its_gradient(mode: LargeSteps, dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
+    images, channels = make(*shape, dtype=dtype) * 3 + 5, shape[1]
+    weight, bias = make(channels), make(channels)
+    statistics = [(torch.zeros(channels), torch.ones(channels)) for _ in "12"]
+    normalize, backward = aten.native_batch_norm.default, aten.native_batch_norm_backward.default
+    found = _COMPUTE[normalize](mode, images, weight, bias, *statistics[0], True, 0.4, 1e-5)
+    expected = normalize(images, weight, bias, *statistics[1], True, 0.4, 1e-5)
+    for one, other in [*zip(found, expected, strict=True), *zip(*statistics, strict=True)]:
+        compare(one, other)
+    gradient = make(*shape, dtype=dtype)
+    for mask in ([True, True, True], [True, False, True]):
+        arguments = gradient, images, weight, *statistics[1], *expected[1:], True, 1e-5, mask
+        for one, other in zip(compute(mode, backward, *arguments), backward(*arguments), strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                compare(one, other)
+
+
+@pytest.mark.parametrize(("height", "width", "taps", "pad"), [(5, 5, 3, 1), (2, 2, 3, 1), (4, 7, 3, 0), (3, 4, 2, 1)])
+def test_gradients_of_convolutions_on_small_images(
+    mode: LargeSteps, height: int, width: int, taps: int, pad: int
+) -> None:
+    images, weight = (make(*shape, dtype=torch.bfloat16) for shape in ((6, 32, height, width), (48, 32, taps, taps)))
+    how = [1, 1], [pad, pad], [1, 1], False, [0, 0], 1
+    gradient = make(*aten.convolution(images, weight, None, *how).shape, dtype=torch.bfloat16)
+    for mask in ([True, True, False], [False, True, False]):
+        arguments = gradient, images, weight, None, *how, mask
+        found = compute(mode, aten.convolution_backward.default, *arguments)
+        for one, other in zip(found, aten.convolution_backward.default(*arguments), strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                compare(one, other)
+
+
+@pytest.mark.parametrize(
+    ("called", "arguments"),
+    [
+        (aten.max_pool2d_with_indices.default, (torch.randn(2, 8, 8, 8), [2, 2])),  # channels not next to each other
+        (aten.max_pool2d_with_indices.default, (make(2, 8, 8, 8), [3, 3])),
+        (aten.gelu_backward.default, (make(4), make(4))),
+        (aten.gelu_backward.default, (make(1, 2, 3, 3).double(), make(1, 2, 3, 3).double())),
+        (
+            aten.native_batch_norm.default,
+            (make(2, 8, 4, 4), torch.ones(8), torch.ones(8), torch.zeros(8), torch.ones(8), False, 0.1, 1e-5),
+        ),
+    ],
+)
+def test_what_no_kernel_is_for_stays_torchs(mode: LargeSteps, called: Any, arguments: Any) -> None:
+    assert _COMPUTE[called](mode, *arguments) is None
+    with mode:
+        found = called(*arguments)
+    for one, other in zip(as_tuple(found), as_tuple(called(*arguments)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("model", ["airbench_small", "resnet"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_is_as_near_to_single_precision_as_torchs(model: Any, precision: Precision) -> None:
+    require_program("gcc")
+    settings = TrainingSettings(
+        device="cpu", num_threads=2, model=model, precision="fp32", engine="eager", batch_size=100
+    )
+    images = torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8, generator=RANDOM)
+    labels = torch.arange(100) % 10
+    given = []
+    for engine, chosen in (("eager", "fp32"), ("eager", precision), ("compiled", precision), ("compiled", precision)):
+        classifier = build_classifier(model, 10, input_mean=(0.5,) * 3, input_std=(0.2,) * 3, seed=0).train()
+        compute_gradients = build_engine(
+            classifier, replace(settings, engine=engine, precision=chosen)  # type: ignore[arg-type]  # words
+        )
+        loss, _ = compute_gradients(images, labels, 24)
+        gradients = [parameter.grad for parameter in classifier.parameters() if parameter.grad is not None]
+        given.append([loss, *gradients, *classifier.buffers()])
+    for exact, eager, compiled, again in zip(*given, strict=True):
+        assert torch.equal(compiled, again)
+        size = float(exact.float().norm())
+        # 3 %, for a sum in another order puts some values near 0 on the other side of it: so do torch's, by threads.
+        limit = 1.2 * float((eager.float() - exact.float()).norm()) + 0.03 * size
+        assert float((compiled.float() - exact.float()).norm()) <= limit
