@@ -91,7 +91,7 @@ def _describe_range(figure: dict[str, float], digits: int = 0, unit: str = "") -
 
 
 def _build_speed_table() -> str:
-    lines = ["| what | this trainer | the other | ratio of the times, in pairs |", "|---|---|---|---|"]
+    lines = ["| what | this trainer | the other | ratio of the times, in pairs | on |", "|---|---|---|---|---|"]
     for name, (recipe, what, other) in COMPARISONS.items():
         result = load_result(name)
         if "ratio" not in result:  # not measured yet
@@ -99,7 +99,7 @@ def _build_speed_table() -> str:
         is_whole = not name.startswith("capped")  # the accuracy after a part of the images says nothing
         sides = [_describe_side(result[side], is_whole) for side in ("trainer", "baseline")]
         ratio = f"{_describe_range(result['ratio'], 2)}, {result['ratio']['runs']}"
-        lines.append(f"| {what} | `{recipe}`: {sides[0]} | {other}: {sides[1]} | {ratio} |")
+        lines.append(f"| {what} | `{recipe}`: {sides[0]} | {other}: {sides[1]} | {ratio} | {result['processor']} |")
     notebook = load_result("notebook_job_native")
     eager = summarize([run["seconds"] for run in notebook["runs"]["eager"]])
     floors, start = load_result("floor"), load_result("start")

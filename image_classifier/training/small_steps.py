@@ -19,6 +19,11 @@ REGISTERS = 16 * 5
 """Floats that a kernel may read beyond an image's last plane: 5 vectors of 16."""
 
 
+MOST_PRODUCTS = 8_000_000
+"""Of one convolution or product of matrices that the kernels take: with more, torch's libraries, which look longer for
+the best way and use all threads, are faster."""
+
+
 @dataclass(frozen=True)
 class Call:
     """Calls of kernels that take the place of one operation of torch.
@@ -100,6 +105,10 @@ def _get_taps(weight: Tensor) -> int | None:
     return int(height) if height == width and height <= 5 else None
 
 
+def _count_products(images: Tensor, weight: Tensor) -> int:
+    return len(images) * images.shape[2] * images.shape[3] * weight.numel()
+
+
 def _prepare_convolution(
     images: Tensor,
     weight: Tensor,
@@ -112,6 +121,8 @@ def _prepare_convolution(
     groups: int,
 ) -> Call | None:
     if not _is_plain(stride, padding, dilation, transposed) or groups != 1 or _get_taps(weight) is None:
+        return None
+    if _count_products(images, weight) > MOST_PRODUCTS:
         return None
     writer = _Writer()
     out = _add_convolution(writer, images, weight, bias, padding[0], weight.stride(), 0)
@@ -156,6 +167,8 @@ def _prepare_convolution_backward(
 ) -> Call | None:
     taps = _get_taps(weight)
     if not _is_plain(stride, padding, dilation, transposed) or groups != 1 or taps is None or padding[0] >= taps:
+        return None
+    if _count_products(images, weight) > MOST_PRODUCTS:
         return None
     writer = _Writer()
     of_images = of_weight = of_bias = None
@@ -226,6 +239,8 @@ def _prepare_addmm(bias: Tensor, left: Tensor, right: Tensor) -> Call | None:
 
 def _prepare_product(bias: Tensor | None, left: Tensor, right: Tensor) -> Call | None:
     (rows, depth), columns = left.shape, right.shape[1]
+    if rows * depth * columns > MOST_PRODUCTS:
+        return None
     out = torch.empty(rows, columns)
     writer = _Writer()
     if right.stride(1) == 1:
@@ -249,9 +264,9 @@ def _prepare_sum(values: Tensor, dimensions: Sequence[int], keep: bool = False) 
 
 
 def _prepare_clone(values: Tensor, memory_format: Any = None) -> Call | None:
-    if not _is_dense(values):
+    if not values.is_contiguous():  # which a view of the result may need
         return None
-    out = torch.empty_like(values)  # a format is a wish that other kernels do not have
+    out = torch.empty_like(values)  # channels next to each other are a wish that the other kernels do not have
     writer = _Writer()
     writer.add("copy", [out], [values, values.numel() * values.element_size()])
     return writer.finish(out)

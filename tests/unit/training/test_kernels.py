@@ -162,6 +162,7 @@ def test_images_are_scaled_as_torch_scales_them() -> None:
         (aten.mm.default, (make(4, 4).bfloat16(), make(4, 4).bfloat16()), {}),
         (aten.max_pool2d_with_indices.default, (make(1, 2, 8, 8), [3, 3]), {}),
         (aten.relu.default, (make(4, 6)[:, ::2],), {}),
+        (aten.clone.default, (make(2, 3, 4, 4, channels_last=True),), {"memory_format": torch.contiguous_format}),
         (aten.sub.Tensor, (make(2, 3, 4, 4), make(2, 3, 4, 4)), {}),
         (aten._to_copy.default, (torch.zeros(4, dtype=torch.uint8),), {"dtype": torch.float64}),
         (aten.gelu.default, (make(4),), {}),
