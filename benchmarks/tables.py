@@ -108,7 +108,8 @@ def _build_speed_table() -> str:
         f"{_describe_range(eager, unit=' s')}.\n\n"
         f"On an {floors['processor']}, commit {floors['commit'][:8]}: "
         f"{'. '.join(_describe_floor(recipe, floors[recipe]) for recipe in ('fast', 'notebook'))} "
-        f"(`python -m benchmarks.floor`). From the command to the end of the first step it is, on an {start['processor']}, "
+        f"(`python -m benchmarks.floor`). From the command to the end of the first step it is, on an "
+        f"{start['processor']}, "
         f"{start['first_step']['mean']:.1f} s ({start['first_step']['least']:.1f} to "
         f"{start['first_step']['most']:.1f}; `python -m benchmarks.start`)."
     )
