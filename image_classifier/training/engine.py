@@ -1,4 +1,4 @@
-"""How a step's gradients are computed: by torch alone, or where steps are small by kernels of our own."""
+"""How a step's gradients are computed: by torch alone, or with kernels of our own where it is slow."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def build_engine(classifier: nn.Module, settings: TrainingSettings) -> ComputeGr
     """Build what computes the gradients of a batch, with the settings' resolved engine and precision.
 
     Where a step is small, its operations are written down at the first one and repeated without autograd, whose own
-    work is a good part of such a step; the compiled engine has kernels of our own for most of them. Where it is large,
-    autograd's work is lost in the arithmetic's, and writing the operations down takes the memory of all that they give.
+    work is a good part of such a step. Where it is large, autograd's work is lost in the arithmetic's, and writing the
+    operations down takes the memory of all that they give. The compiled engine has kernels for some of either's.
     """
 
     def compute_gradients(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
