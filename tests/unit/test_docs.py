@@ -12,7 +12,7 @@ import pytest
 from docstring_parser import parse
 
 import image_classifier
-from benchmarks import database, variants
+from benchmarks import database, engines, variants
 from benchmarks.measure import load_result
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.__main__ import COMMANDS
@@ -124,6 +124,11 @@ def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
 def test_the_variants_are_those_that_were_measured() -> None:
     document = variants.DOCUMENT.read_text(encoding="utf-8")
     assert variants.build_table(load_result("variants")).join(variants.MARKS) in document
+
+
+def test_the_steps_are_those_that_were_measured() -> None:
+    document = engines.DOCUMENT.read_text(encoding="utf-8")
+    assert engines.build_table(load_result("engines")).join(engines.MARKS) in document
 
 
 @pytest.mark.parametrize("name", RECIPES)
