@@ -19,10 +19,16 @@ from image_classifier.errors import SettingsError, StorageError
 from image_classifier.storage import find_cache, write_atomically
 from image_classifier.training.determinism import find_compiler, get_compiler_name, get_instruction_set
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "kernels_large.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "kernels_large.h", "kernels_tiles.h")]
 
-FLAGS = {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
-"""The processors to compile for, by instruction set; those above avx512 have more for 16 bits only."""
+_AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+FLAGS = {
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": _AVX512,
+    "avx512_bf16": _AVX512,
+    "amx_bf16": [*_AVX512, "-mamx-tile", "-mamx-bf16"],
+}
+"""The processors to compile for, by instruction set."""
 
 KERNELS = (
     "convolve",
@@ -46,11 +52,13 @@ KERNELS = (
     "count",
     *(
         f"{kernel}_{real}"
-        for kernel in ("pool", "unpool", "gelu_gradient", "sum_channels", "scale_channels", "unfold")
+        for kernel in ("pool", "unpool", "gelu_gradient", "sum_channels", "scale_channels")
         for real in ("bf16", "float")
     ),
+    "gelu_bf16",
+    "correlate_bf16",
 )
-"""In the order in which `kernels.c` numbers them."""
+"""In the order in which `kernels.c` numbers them; the last is there with AMX only."""
 
 Run = Callable[[Any, int], None]
 
@@ -74,8 +82,7 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
             f"--engine compiled: there is no C compiler {get_compiler_name()}: install gcc, or name one in CC; "
             "or choose --engine eager"
         )
-    level = "avx512" if instruction_set.startswith(("avx512", "amx")) else instruction_set
-    flags = ["-O3", "-fPIC", *FLAGS.get(level, [])]
+    flags = ["-O3", "-fPIC", *FLAGS.get(instruction_set, [])]
     digest = hashlib.sha256(
         "\0".join([compiler, *flags]).encode() + b"".join(source.read_bytes() for source in SOURCES)
     ).hexdigest()

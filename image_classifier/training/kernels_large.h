@@ -67,7 +67,7 @@ static void NAME(gelu_gradient)(const int64_t *a) {
     const real *restrict gradient = (const real *)a[1], *restrict in = (const real *)a[2];
 #pragma omp parallel for num_threads((int)a[4]) schedule(static)
     for (int64_t i = 0; i < a[3]; i++)
-        out[i] = narrow(widen(gradient[i]) * compute_gelu_slope(widen(in[i])));
+        out[i] = narrow(widen(gradient[i]) * compute_slope(widen(in[i])));
 }
 
 /* Sums of a[1] and of a[1] times (a[2] minus the mean a[4]), of each channel, by thread.
@@ -113,30 +113,5 @@ static void NAME(scale_channels)(const int64_t *a) {
                 out[c] = narrow(widen(in[c]) * factors[c] + widen(further[c]) * others[c] + summands[c]);
         else
             for (int64_t c = 0; c < channels; c++) out[c] = narrow(widen(in[c]) * factors[c] + summands[c]);
-    }
-}
-
-/* The pixels around each pixel, side by side: 0 out [N, OH, OW, K, K, C], 1 images [N, H, W, C], 2 N, 3 H, 4 W,
- * 5 C, 6 K, 7 pad, 8 threads */
-static void NAME(unfold)(const int64_t *a) {
-    const int64_t height = a[3], width = a[4], channels = a[5], taps = a[6], pad = a[7];
-    const int64_t out_height = height + 2 * pad - taps + 1, out_width = width + 2 * pad - taps + 1;
-#pragma omp parallel for num_threads((int)a[8]) schedule(static)
-    for (int64_t row = 0; row < a[2] * out_height; row++) {
-        const int64_t n = row / out_height, y = row % out_height - pad;
-        for (int64_t x = -pad; x < out_width - pad; x++)
-            for (int64_t ky = 0; ky < taps; ky++) {
-                real *out = (real *)a[0] + (((row * out_width + x + pad) * taps + ky) * taps) * channels;
-                const real *in = (const real *)a[1] + ((n * height + y + ky) * width + x) * channels;
-                const int is_inside = y + ky >= 0 && y + ky < height;
-                const int64_t first = is_inside ? (x < 0 ? -x : 0) : taps;
-                const int64_t last = x + taps > width ? width - x : taps;
-                memset(out, 0, (size_t)(first * channels) * sizeof(real));
-                if (is_inside) {
-                    memcpy(out + first * channels, in + first * channels,
-                           (size_t)((last - first) * channels) * sizeof(real));
-                    memset(out + last * channels, 0, (size_t)((taps - last) * channels) * sizeof(real));
-                }
-            }
     }
 }
