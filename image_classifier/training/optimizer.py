@@ -127,25 +127,37 @@ class Muon(Light):
                 state = self.state[parameter]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
-                momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-                update = gradient.add_(momentum, alpha=group["momentum"])
+                gradient, momentum = parameter.grad, state["momentum_buffer"]
+                if group["weight_decay"]:
+                    gradient = gradient.add(parameter, alpha=group["weight_decay"])
+                torch.add(gradient, momentum, alpha=group["momentum"], out=momentum)
+                update = gradient.add(momentum, alpha=group["momentum"])
                 if group["orthogonalize"]:
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                    update = orthogonalize(update.flatten(1).to(self.dtype)).view_as(parameter)
+                    filters = update.movedim(1, 3)  # as they stand in memory; the order of the columns is all one
+                    update = orthogonalize(filters.flatten(1).to(self.dtype)).view_as(filters).movedim(3, 1)
                 parameter.add_(update, alpha=-group["lr"])
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix [M, N] near 1 by Newton-Schulz iterations in its own precision."""
+    """Bring the singular values of a matrix [M, N] near 1 by Newton-Schulz iterations in its own precision.
+
+    An iteration multiplies the matrix by a polynomial of its Gram matrix, so that it can be told from that matrix alone
+    what all of them together multiply by.
+    """
     a, b, c = NEWTON_SCHULZ
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
-    for _ in range(NUM_ITERATIONS):
-        gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    result: Tensor = wide if len(matrix) <= matrix.shape[1] else wide.T
-    return result
+    gram = wide @ wide.T
+    factor = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    for number in range(NUM_ITERATIONS):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        factor = polynomial @ factor
+        if number < NUM_ITERATIONS - 1:
+            gram = polynomial @ gram @ polynomial
+    result: Tensor = factor @ wide
+    return result if len(matrix) <= matrix.shape[1] else result.T
 
 
 def compute_schedule(settings: TrainingSettings, step: int, num_steps: int) -> float:
