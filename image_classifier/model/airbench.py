@@ -10,13 +10,15 @@ KERNEL_SIZE = 2
 NUM_WHITENED = 2 * 3 * KERNEL_SIZE**2
 NUM_UNFOLDED = 250
 EIGENVALUE_FLOOR = 5e-4  # Jordan's; keeps patches that hardly vary from being blown up
+PART_WITH_BIAS = 3 / 8  # Jordan's: 3 of 8 epochs
 
 
 class Airbench(nn.Module):
     """Whitened patches, then three groups of two convolutions (Jordan: 94% on CIFAR-10 in 3.29 Seconds, 2024).
 
     Takes images [N, 3, H, W] of any size from 16 pixels on: the last pooling is over all that is left. The filters of
-    the first convolution are set by `initialize_from` and not trained; its bias is.
+    the first convolution are set by `initialize_from` and not trained; its bias is, in the beginning: after that no
+    gradient has to be brought down to the largest features.
     """
 
     def __init__(self, num_classes: int, widths: tuple[int, int, int] = (64, 256, 256)) -> None:
@@ -46,6 +48,11 @@ class Airbench(nn.Module):
         filters = (eigenvectors / (eigenvalues + EIGENVALUE_FLOOR).sqrt()).T.reshape(-1, 3, KERNEL_SIZE, KERNEL_SIZE)
         with torch.no_grad():
             self.whiten.weight.copy_(torch.cat([filters, -filters]))
+
+    def begin_step(self, progress: float) -> None:
+        """Stop training the first convolution's bias when that part of the run, from 0 to 1, is over."""
+        assert self.whiten.bias is not None
+        self.whiten.bias.requires_grad_(progress < PART_WITH_BIAS)
 
     def forward(self, images: Tensor) -> Tensor:
         features = F.gelu(self.whiten(images))  # [N, 24, 31, 31] of 32 by 32 images

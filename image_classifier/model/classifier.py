@@ -38,6 +38,11 @@ class Classifier(nn.Module):
         if isinstance(self.network, Airbench):
             self.network.initialize_from(self.scale(images, images.shape[-1]))
 
+    def begin_step(self, progress: float) -> None:
+        """Let a network that trains parts of it for a part of the run only know how much is over, from 0 to 1."""
+        if isinstance(self.network, Airbench):
+            self.network.begin_step(progress)
+
     def scale(self, images: Tensor, image_size: int) -> Tensor:
         """Scale uint8 images [N, 3, H, W] to what the network takes: float32 [N, 3, image_size, image_size]."""
         scaled = (images.contiguous(memory_format=torch.channels_last).float() - self.input_mean) / self.input_std

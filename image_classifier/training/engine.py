@@ -58,35 +58,39 @@ class Repeater:
         run: what runs kernels, if there are to be any.
 
     Attributes:
-        replays: what repeats the operations, by number of images and size; None where they cannot be.
+        replays: what repeats the operations, by number of images, size and number of parameters that are trained;
+            None where they cannot be.
     """
 
     def __init__(self, compute: ComputeGradients, classifier: nn.Module, run: Run | None = None) -> None:
         self._run = run
         self._compute = compute
-        self._trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-        self._state = [*classifier.parameters(), *classifier.buffers()]
-        self.replays: dict[tuple[int, int], Replay | None] = {}
+        self._parameters = list(classifier.parameters())
+        self._state = [*self._parameters, *classifier.buffers()]
+        self.replays: dict[tuple[int, int, int], Replay | None] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        shape = len(labels), size
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        shape = len(labels), size, len(trained)
         if shape not in self.replays:
-            return self._record(shape, images, labels, size)
+            return self._record(shape, images, labels, trained)
         replay = self.replays[shape]
         if replay is None:
             return self._compute(images, labels, size)
         with torch.no_grad():
             loss, num_correct, *gradients = replay(images, labels, *self._state)
-        for parameter, gradient in zip(self._trained, gradients, strict=True):
+        for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
         assert loss is not None and num_correct is not None
         if self._run is None:
             return loss, num_correct
         return loss.clone(), num_correct.clone()  # the next repetition writes to the same memory
 
-    def _record(self, shape: tuple[int, int], images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def _record(
+        self, shape: tuple[int, int, int], images: Tensor, labels: Tensor, trained: list[nn.Parameter]
+    ) -> tuple[Tensor, Tensor]:
         with Recorder([images, labels, *self._state], self._state, self._run) as recorder:
-            loss, num_correct = self._compute(images, labels, size)
-        gradients = [parameter.grad for parameter in self._trained]
+            loss, num_correct = self._compute(images, labels, shape[1])
+        gradients = [parameter.grad for parameter in trained]
         self.replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
         return loss.clone(), num_correct.clone()  # likewise

@@ -57,6 +57,7 @@ def train(
 
     Args:
         classifier: maps uint8 images [B, 3, 32, 32] and the size to scale them to, to logits [B, C]; changed in place.
+            Its `begin_step` takes which part of the run is over, from 0 to 1.
         batches: the batches from first_step on.
         settings: resolved.
         num_steps: length of the whole schedule.
@@ -73,6 +74,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule
 
+        classifier.begin_step((number - 1) / num_steps)  # type: ignore[operator]  # a method, by the arguments
         loss, num_correct = compute_gradients(images, labels, compute_image_size(settings, number, num_steps))
         optimizer.step()
 

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.model.airbench import Airbench
+from image_classifier.model.catalog import build_classifier
+from image_classifier.model.classifier import Classifier
 from image_classifier.training.loop import train
 from image_classifier.training.optimizer import build_optimizer
 
@@ -32,16 +35,13 @@ class Pair:
     labels: Tensor
 
 
-class Linear(nn.Module):
+class Linear(Classifier):
     def __init__(self) -> None:
-        super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.layer = nn.Linear(3 * 32 * 32, 10)
-
-    def forward(self, images: Tensor, image_size: int = 32) -> Tensor:
-        logits: Tensor = self.layer(images.flatten(1).float() / 255)
-        return logits
+            layer = nn.Linear(3 * 32 * 32, 10)
+        super().__init__(nn.Sequential(nn.Flatten(), layer), (0.0,) * 3, (1.0,) * 3)
+        self.layer = layer
 
 
 def make_batches(count: int) -> list[Pair]:
@@ -86,10 +86,10 @@ def test_the_loop_stops_between_steps_and_can_go_on() -> None:
 
 
 def test_each_image_size_has_an_equal_part_of_the_steps() -> None:
-    sizes: list[int] = []
+    sizes: list[int | None] = []
 
     class Sized(Linear):
-        def forward(self, images: Tensor, image_size: int = 32) -> Tensor:
+        def forward(self, images: Tensor, image_size: int | None = None) -> Tensor:
             sizes.append(image_size)
             return super().forward(images)
 
@@ -107,6 +107,23 @@ def test_each_image_size_has_an_equal_part_of_the_steps() -> None:
             )
         )
     assert sizes == [16, 16, 16, 20, 20, 32, 32] + [20, 32, 32]
+
+
+@pytest.mark.parametrize("batch_size", [20, 100])  # steps that are written down and repeated, and others
+def test_the_bias_of_whitened_patches_learns_in_the_first_three_eighths(batch_size: int) -> None:
+    settings = replace(
+        SETTINGS, model="airbench_small", optimizer="muon", engine="eager", batch_size=batch_size, image_sizes=(16,)
+    )
+    model = build_classifier("airbench_small", 10, input_mean=(0.5,) * 3, input_std=(0.2,) * 3, seed=0)
+    assert isinstance(model.network, Airbench) and model.network.whiten.bias is not None
+    bias, others = model.network.whiten.bias, model.network.head.weight
+    changed = []
+    before = bias.detach().clone(), others.detach().clone()
+    for _ in train(model, make_batches(8), build_optimizer(model, settings), settings, num_steps=8):
+        now = bias.detach().clone(), others.detach().clone()
+        changed.append([not torch.equal(one, other) for one, other in zip(before, now, strict=True)])
+        before = now
+    assert changed == [[True, True]] * 3 + [[False, True]] * 5
 
 
 def test_nothing_is_drawn_from_the_global_generator() -> None:
