@@ -7,6 +7,7 @@ thread that prepares it, or on where a run was interrupted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -70,28 +71,39 @@ def augment_images(
     Shifts are filled by reflection at the edge. Alternating flips (Jordan: 94% on CIFAR-10 in 3.29 seconds, 2024)
     mirror each image in every other epoch, beginning with one drawn from the seed.
     """
-    chosen = images[indices]
-    size, reach = images.shape[-1], augmentation.translate
+    if augmentation == Augmentation():
+        return images[indices]
+    height, width = images.shape[2:]
+    reach = augmentation.translate
 
     def draw(stream: int, epoch_of_draw: int, limit: int) -> NDArray[np.int64]:
         return (draw_bits(seed, epoch_of_draw, stream, indices) % np.uint64(limit)).astype(np.int64)
 
-    if augmentation.flip == "none" and reach == 0 and augmentation.cutout == 0:
-        return chosen
-    mirrored = np.zeros(len(indices), dtype=bool)
+    mirrored = np.zeros(len(indices), dtype=np.int64)
     if augmentation.flip == "random":
-        mirrored = draw(FLIP, epoch, 2) == 1
+        mirrored = draw(FLIP, epoch, 2)
     elif augmentation.flip == "alternating":
-        mirrored = (draw(FLIP, 0, 2) + epoch) % 2 == 1
+        mirrored = (draw(FLIP, 0, 2) + epoch) % 2
     tops, lefts = (draw(stream, epoch, 2 * reach + 1) for stream in (SHIFT_Y, SHIFT_X))
-    padded = np.pad(chosen, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
-    # A plain loop: 5 µs an image, against 13 µs for a sliding window and 14 µs for one fancy index.
-    for row, (top, left, mirror) in enumerate(zip(tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)):
-        window = padded[row, :, top : top + size, left : left + size]
-        chosen[row] = window[:, :, ::-1] if mirror else window
+    pixels = images.reshape(*images.shape[:2], -1)
+    chosen = np.empty((len(indices), *pixels.shape[1:]), dtype=np.uint8)
+    # A plain loop: 3 µs an image, against 5 µs for slices of padded images and 7 µs for these by shift.
+    for out, index, *how in zip(
+        chosen, indices.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True
+    ):
+        np.take(pixels[index], _locate_pixels(height, width, reach, *how), axis=1, out=out, mode="clip")
+    varied = chosen.reshape(-1, *images.shape[1:])
     if augmentation.cutout:
-        _grey_out(chosen, draw(CUTOUT_Y, epoch, size), draw(CUTOUT_X, epoch, size), augmentation.cutout)
-    return chosen
+        _grey_out(varied, draw(CUTOUT_Y, epoch, width), draw(CUTOUT_X, epoch, width), augmentation.cutout)
+    return varied
+
+
+@cache
+def _locate_pixels(height: int, width: int, reach: int, top: int, left: int, mirrored: int) -> NDArray[np.int64]:
+    """Say from where in an image, row by row, each pixel of the shifted and mirrored one is taken: [H * W]."""
+    places = np.pad(np.arange(height * width).reshape(height, width), reach, mode="reflect")
+    window = places[top : top + height, left : left + width]
+    return (window[:, ::-1] if mirrored else window).ravel()
 
 
 def _grey_out(images: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64], side: int) -> None:
