@@ -11,8 +11,8 @@ from benchmarks.measure import PROJECT, load_result, summarize
 from image_classifier.config import get_recipe_path
 
 RECIPES = {
-    "fast": "airbench's network and Muon, images that grow from 16 to 24 pixels, six test views where one is unsure",
-    "best": "the same network, longer, to whole images, with parts of them greyed out",
+    "fast": "airbench's network and Muon, images that grow from 16 to 32 pixels, six test views where one is unsure",
+    "best": "a wider network, longer, with parts of the images greyed out",
     "quick": "the network of `fast`, narrower and shorter",
     "notebook": "LeNet of 62,006 parameters, SGD 0.001, momentum 0.9, batches of 4, 2 epochs",
 }
@@ -51,23 +51,23 @@ def _build_recipes_table() -> str:
         "| recipe | network and training | test accuracy | from the command to the finished run | peak memory |",
         "|---|---|---|---|---|",
     ]
-    result: dict[str, Any] = {}
+    machines: set[str] = set()
     for name, title in RECIPES.items():
-        measured = load_recipe_result(name)
-        if "accuracy" not in measured:
+        result = load_recipe_result(name)
+        if "accuracy" not in result:
             lines.append(f"| `{name}` | {title} | not measured yet | | |")
             continue
-        result = measured
+        machines.add(f"{result['cores']} cores of an {result['processor']}")
         accuracy, seconds, memory = result["accuracy"], result["seconds"], result["peak_memory_mb"]
         lines.append(
             f"| `{name}` | {title} | {_describe_accuracy(accuracy)} | {_describe_range(seconds, unit=' s')} "
             f"| {memory['most'] / 1000:.1f} GB |"
         )
     return "\n".join(lines).replace("%", " %") + (
-        f"\n\nMeasured by `python -m benchmarks.recipes` (`fast`: `time_to_accuracy`) on "
-        f"{result['cores']} cores of an {result['processor']} "
-        "(AVX-512 with BF16, no GPU), on a copy of CIFAR-10 whose images went through JPEG once, which costs some "
-        "accuracy: compare only with figures of the same copy. The ± is the standard deviation over the seeds."
+        "\n\nMeasured by `python -m benchmarks.recipes` (`fast`: `time_to_accuracy`) on "
+        f"{' or '.join(sorted(machines))} without a GPU, on a copy of CIFAR-10 whose images went "
+        "through JPEG once, which costs some accuracy: compare only with figures "
+        "of the same copy. The ± is the standard deviation over the seeds."
     )
 
 
