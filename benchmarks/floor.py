@@ -27,15 +27,24 @@ MEASURED = {"fast": "time_to_accuracy_native", "notebook": "notebook_job_native"
 """Where the seconds of a recipe's training are."""
 
 
-def count_operations(settings: TrainingSettings, image_size: int) -> float:
-    """Count the floating-point operations of forward and backward pass for one image."""
+def count_operations(settings: TrainingSettings, image_size: int, progress: float) -> float:
+    """Count the floating-point operations of forward and backward pass for one image, at a point of a run."""
     mean, std = settings.input_mean, settings.input_std
     classifier = build_classifier(settings.model, 10, input_mean=mean, input_std=std, seed=0).train()
+    classifier.begin_step(progress)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
         loss = F.cross_entropy(classifier(images, image_size), torch.tensor([0, 1]))
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
     return float(counter.get_total_flops()) / 2
+
+
+def count_training(settings: TrainingSettings, num_images: int) -> float:
+    """Count the operations of a whole training, whose epochs are taken to be of one image size each."""
+    epochs = range(settings.num_epochs)
+    sizes = [settings.image_sizes[epoch * len(settings.image_sizes) // settings.num_epochs] for epoch in epochs]
+    counted = [count_operations(settings, size, epoch / settings.num_epochs) for epoch, size in enumerate(sizes)]
+    return num_images * sum(counted)
 
 
 def measure_rate(dtype: torch.dtype, repeats: int = 20) -> float:
@@ -53,19 +62,13 @@ def measure_floor(recipe: str) -> dict[str, Any]:
     """Count a recipe's operations, and compare the seconds that they would take with those that its training takes."""
     settings = resolve_settings(restore_training_settings(load_recipe(recipe)))
     configure_torch(settings)
-    sizes = [
-        settings.image_sizes[epoch * len(settings.image_sizes) // settings.num_epochs]
-        for epoch in range(settings.num_epochs)
-    ]
-    by_size = {size: count_operations(settings, size) for size in sorted(set(sizes))}
-    operations = NUM_IMAGES * sum(by_size[size] for size in sizes)
+    operations = count_training(settings, NUM_IMAGES)
     rate = measure_rate(torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     runs = load_result(MEASURED[recipe])["runs"]["trainer"]
     training = sum(run["training_seconds"] for run in runs) / len(runs)
     floor = operations / rate
     return {
         "operations": operations,
-        "operations_by_image_size": by_size,
         "precision": settings.precision,
         "operations_per_second": rate,
         "floor_seconds": floor,

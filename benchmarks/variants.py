@@ -14,13 +14,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.floor import count_training
 from benchmarks.measure import PROJECT, load_result, save_result
-from image_classifier.config import load_recipe
+from image_classifier.config import load_recipe, restore_training_settings
 from image_classifier.tracking.run import check_finished, read_epochs, read_record
 
 DOCUMENT = PROJECT / "benchmarks" / "README.md"
 MARKS = ("<!-- from results/variants.json -->\n", "<!-- end -->\n")
-NOT_COMPARED = ("validation_fraction", "seed")
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -28,18 +28,13 @@ def describe_run(folder: Path) -> dict[str, Any]:
     check_finished(folder)
     record, epochs = read_record(folder), read_epochs(folder)
     recipe = load_recipe(record["recipe"])
-    settings = {name: value for name, value in record["settings"].items() if name in recipe}
-    changed = {
-        name: value
-        for name, value in settings.items()
-        if name not in NOT_COMPARED and value != recipe[name] and recipe[name] != "auto"
-    }
+    settings = {name: value for name, value in record["settings"].items() if name in recipe and recipe[name] != "auto"}
     return {
         "recipe": record["recipe"],
-        "changed": changed,
+        "settings": settings,
         "seed": record["settings"]["seed"],
         "validation_fraction": record["settings"]["validation_fraction"],
-        "training_seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "operations": count_training(restore_training_settings(settings), record["data"]["num_train"]),
         "train_accuracy": epochs[-1]["train_accuracy"],
         "validation_accuracy": epochs[-1]["validation_accuracy"],
         "data_digest": record["data"]["digest"],
@@ -49,13 +44,15 @@ def describe_run(folder: Path) -> dict[str, Any]:
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of benchmarks/README.md."""
     lines = [
-        "| recipe | changed | seconds of training | training accuracy | accuracy on held-out images |",
+        "| recipe | changed | TFLOP of training | training accuracy | accuracy on held-out images |",
         "|---|---|---|---|---|",
     ]
-    for run in sorted(result["runs"], key=lambda run: (run["recipe"], run["training_seconds"])):
-        changed = ", ".join(f"{name} {value}" for name, value in run["changed"].items()) or "nothing"
+    for run in sorted(result["runs"], key=lambda run: (run["recipe"], run["operations"])):
+        recipe = load_recipe(run["recipe"])
+        different = [f"{name} {value}" for name, value in run["settings"].items() if value != recipe[name]]
+        changed = ", ".join(different) or "nothing"
         lines.append(
-            f"| `{run['recipe']}` | {changed} | {run['training_seconds']:.0f} | {run['train_accuracy']:.1%} "
+            f"| `{run['recipe']}` | {changed} | {run['operations'] / 1e12:.0f} | {run['train_accuracy']:.1%} "
             f"| {run['validation_accuracy']:.1%} |"
         )
     return "\n".join(lines).replace("%", " %") + "\n"
@@ -68,10 +65,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.runs:
         runs = {
-            str((run["recipe"], run["changed"], run["seed"])): run for run in load_result("variants").get("runs", [])
+            str((run["recipe"], run["settings"], run["seed"])): run for run in load_result("variants").get("runs", [])
         }
         for run in map(describe_run, arguments.runs):
-            runs[str((run["recipe"], run["changed"], run["seed"]))] = run
+            runs[str((run["recipe"], run["settings"], run["seed"]))] = run
         save_result("variants", {"runs": list(runs.values())})
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
