@@ -28,7 +28,11 @@ def describe_run(folder: Path) -> dict[str, Any]:
     check_finished(folder)
     record, epochs = read_record(folder), read_epochs(folder)
     recipe = load_recipe(record["recipe"])
-    settings = {name: value for name, value in record["settings"].items() if name in recipe and recipe[name] != "auto"}
+    settings = {
+        name: value
+        for name, value in record["settings"].items()
+        if name in recipe and recipe[name] != "auto" and name != "views"
+    }
     return {
         "recipe": record["recipe"],
         "settings": settings,
