@@ -22,7 +22,7 @@ BASELINES = {
     "time_to_accuracy_native": "record algorithm",
     "notebook_job_native": "notebook's own way",
 }
-TICKS_S = (15, 30, 60, 120, 300, 600, 1200)
+TICKS_S = (5, 10, 30, 60, 120, 300, 600, 1200)
 
 
 def draw() -> Figure:
@@ -39,7 +39,7 @@ def draw() -> Figure:
         ours = load_recipe_result(COMPARISONS[comparison][0])
         ends = [(side["seconds"]["mean"], side["accuracy"]["mean"]) for side in (ours, result["baseline"])]
         axes.plot(*zip(*ends, strict=True), color=LINK, linewidth=1, linestyle=":", zorder=1)
-    axes.set(xscale="log", xlim=(15, 1800), ylim=(0.5, 1.0))
+    axes.set(xscale="log", xlim=(5, 1800), ylim=(0.5, 1.0))
     axes.xaxis.set_major_locator(FixedLocator(TICKS_S))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(
