@@ -7,6 +7,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -545,6 +548,62 @@ INLINE float compute_part(float x) {
     return evaluate(coefficients, 9, 4.25f, x);
 }
 
+/* As many floats as there are, up to a vector of them; the rest is zeros. */
+INLINE vec load_some(const float *from, int64_t count) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)(count < LANES ? (1 << count) - 1 : -1), from);
+#else
+    return count < LANES ? load_part(from, count) : load(from);
+#endif
+}
+
+INLINE void store_some(float *to, vec value, int64_t count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, (__mmask16)(count < LANES ? (1 << count) - 1 : -1), (__m512)value);
+#else
+    if (count < LANES)
+        store_part(to, value, count);
+    else
+        store(to, value);
+#endif
+}
+
+/* How the kernels of convolutions read, write and multiply: floats, and pairs of 16 bits. */
+INLINE vec read_float(const float *from, int64_t count) { return load_some(from, count); }
+INLINE void write_float(float *to, vec value, int64_t count) { store_some(to, value, count); }
+INLINE void store_channels_float(uint32_t *to, vec value) { store((float *)to, value); }
+INLINE void store_words_float(uint32_t *to, vec value, vec same) {
+    (void)same;
+    store((float *)to, value);
+}
+INLINE vec add_products_float(vec sum, const uint32_t *left, vec right) {
+    float factor;
+    memcpy(&factor, left, 4);
+    return sum + right * factor;
+}
+
+#if defined(__AVX512BF16__)
+INLINE vec read_bf16(const bf16 *from, int64_t count) {
+    const __mmask16 mask = (__mmask16)(count < LANES ? (1 << count) - 1 : -1);
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16);
+}
+INLINE void write_bf16(bf16 *to, vec value, int64_t count) {
+    const __mmask16 mask = (__mmask16)(count < LANES ? (1 << count) - 1 : -1);
+    _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh((__m512)value));
+}
+INLINE void store_channels_bf16(uint32_t *to, vec value) {
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)value));
+}
+INLINE void store_words_bf16(uint32_t *to, vec first, vec second) {
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)first));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)second));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+INLINE vec add_products_bf16(vec sum, const uint32_t *left, vec right) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)*left), (__m512bh)right);
+}
+#endif
+
 enum { ROWS = 128 }; /* pixels whose sums are kept in floats before they are added to those in doubles */
 
 #define real bf16
@@ -553,6 +612,11 @@ enum { ROWS = 128 }; /* pixels whose sums are kept in floats before they are add
 #define narrow narrow_bf16
 #define NAME(kernel) kernel##_bf16
 #include "kernels_large.h"
+#if defined(__AVX512BF16__)
+#define DEPTH 2
+#include "kernels_winograd.h"
+#undef DEPTH
+#endif
 #undef real
 #undef compute_slope
 #undef widen
@@ -564,6 +628,8 @@ enum { ROWS = 128 }; /* pixels whose sums are kept in floats before they are add
 #define narrow narrow_float
 #define NAME(kernel) kernel##_float
 #include "kernels_large.h"
+#define DEPTH 1
+#include "kernels_winograd.h"
 
 /* 0 out, 1 in, 2 count, 3 threads */
 static void gelu_bf16(const int64_t *a) {
@@ -586,7 +652,10 @@ kernel *const kernels[] = {
     copy, convert, shift_channels, log_softmax, log_softmax_gradient, likelihood, likelihood_gradient, find_largest,
     compare, count, pool_bf16, pool_float, unpool_bf16, unpool_float, gelu_gradient_bf16,
     gelu_gradient_float, sum_channels_bf16, sum_channels_float, scale_channels_bf16, scale_channels_float,
-    gelu_bf16,
+    gelu_bf16, transform_filters_float, convolve_tiles_float, correlate_tiles_float,
+#ifdef __AVX512BF16__
+    transform_filters_bf16, convolve_tiles_bf16, correlate_tiles_bf16,
+#endif
 #ifdef __AMX_BF16__
     correlate_bf16,
 #endif

@@ -19,14 +19,16 @@ from image_classifier.errors import SettingsError, StorageError
 from image_classifier.storage import find_cache, write_atomically
 from image_classifier.training.determinism import find_compiler, get_compiler_name, get_instruction_set
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "kernels_large.h", "kernels_tiles.h")]
+SOURCES = [
+    Path(__file__).with_name(name) for name in ("kernels.c", "kernels_large.h", "kernels_tiles.h", "kernels_winograd.h")
+]
 
 _AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 FLAGS = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": _AVX512,
-    "avx512_bf16": _AVX512,
-    "amx_bf16": [*_AVX512, "-mamx-tile", "-mamx-bf16"],
+    "avx512_bf16": [*_AVX512, "-mavx512bf16"],
+    "amx_bf16": [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 """The processors to compile for, by instruction set."""
 
@@ -56,9 +58,14 @@ KERNELS = (
         for real in ("bf16", "float")
     ),
     "gelu_bf16",
+    *(
+        f"{kernel}_{real}"
+        for real in ("float", "bf16")
+        for kernel in ("transform_filters", "convolve_tiles", "correlate_tiles")
+    ),
     "correlate_bf16",
 )
-"""In the order in which `kernels.c` numbers them; the last is there with AMX only."""
+"""In the order in which `kernels.c` numbers them; the last four are there where the processor multiplies 16 bits."""
 
 Run = Callable[[Any, int], None]
 

@@ -112,6 +112,41 @@ def test_normalisation_and_its_gradient(mode: LargeSteps, dtype: torch.dtype, sh
                 compare(one, other)
 
 
+@pytest.mark.parametrize(
+    ("number", "channels", "outputs", "height", "width"),
+    [
+        (300, 8, 16, 3, 3),  # one tile an image
+        (20, 24, 40, 31, 14),  # tiles over the edge, channels that fill no vector
+        (70, 50, 134, 7, 8),  # more vectors of outputs than are multiplied at once, rows left over
+    ],
+)
+def test_convolutions_by_tiles(
+    mode: LargeSteps, dtype: torch.dtype, number: int, channels: int, outputs: int, height: int, width: int
+) -> None:
+    if dtype not in mode._tiled:
+        pytest.skip(f"{get_instruction_set()} does not compute convolutions of {dtype} by tiles")
+    images, gradient = (make(number, some, height, width, dtype=dtype) for some in (channels, outputs))
+    weight = make(outputs, channels, 3, 3, dtype=dtype)
+    how = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    found = compute(mode, aten.convolution.default, images, weight, None, *how)
+    compare_whole(found, aten.convolution.default(images.double(), weight.double(), None, *how))
+    of_both, of_images, of_weight = [True, True, False], [True, False, False], [False, True, False]
+    exact = gradient.double(), images.double(), weight.double()
+    for mask in (of_both, of_images, of_weight):
+        found = compute(mode, aten.convolution_backward.default, gradient, images, weight, None, *how, mask)
+        for one, other in zip(found, aten.convolution_backward.default(*exact, None, *how, mask), strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                compare_whole(one, other)
+
+
+def compare_whole(found: Tensor, exact: Tensor) -> None:
+    """Compare all numbers at once: a tile's errors stand in the relation of its largest numbers, not of each."""
+    assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
+    limit = 5e-6 if found.dtype == torch.float32 else 0.015
+    assert float((found.double() - exact).norm() / exact.norm()) < limit
+
+
 @pytest.mark.skipif(get_instruction_set() != "amx_bf16", reason="this processor has no AMX")
 @pytest.mark.parametrize(
     ("number", "channels", "outputs", "height", "width", "taps"),
@@ -145,6 +180,10 @@ def test_gradients_of_convolutions(
         (aten.max_pool2d_with_indices.default, (torch.randn(2, 8, 8, 8), [2, 2])),  # channels not next to each other
         (aten.max_pool2d_with_indices.default, (make(2, 8, 8, 8), [3, 3])),
         (aten.gelu_backward.default, (make(4), make(4))),
+        (aten.convolution.default, (make(2, 8, 6, 6), make(8, 8, 3, 3), None, *HOW[:-1])),  # too few images
+        (aten.convolution.default, (make(300, 8, 6, 6), make(8, 8, 3, 3), make(8), *HOW[:-1])),
+        (aten.convolution.default, (make(300, 8, 6, 6), make(8, 8, 3, 3), None, [2, 2], *HOW[1:-1])),
+        (aten.convolution.default, (make(300, 8, 2, 2), make(8, 8, 3, 3), None, *HOW[:-1])),  # 36 products either way
         (aten.convolution_backward.default, (*convolve(make(2, 8, 6, 6), 32), *HOW)),  # not of 16 bits
         (aten.convolution_backward.default, (*convolve(make(2, 8, 6, 6, dtype=torch.bfloat16), 40), *HOW)),
         (
