@@ -117,10 +117,10 @@ def _build_speed_table() -> str:
 
 def _describe_floor(recipe: str, floor: dict[str, Any]) -> str:
     return (
-        f"The arithmetic of `{recipe}` is {floor['operations'] / 1e12:,.3g} TFLOP; at the "
-        f"{floor['operations_per_second'] / 1e9:,.0f} GFLOP/s at which this machine multiplies large "
-        f"{floor['precision']} matrices that is a floor of {floor['floor_seconds']:.3g} s, and the training takes "
-        f"{floor['training_over_floor']:.1f} times as long"
+        f"The arithmetic of `{recipe}`, its convolutions computed directly, is "
+        f"{floor['operations'] / 1e12:,.3g} TFLOP; at the {floor['operations_per_second'] / 1e9:,.0f} GFLOP/s at which "
+        f"this machine multiplies large {floor['precision']} matrices that is {floor['floor_seconds']:.3g} s, "
+        f"and the training takes {floor['training_over_floor']:.1f} times as long"
     )
 
 
