@@ -65,7 +65,7 @@ KERNELS = (
     ),
     "correlate_bf16",
 )
-"""In the order in which `kernels.c` numbers them; the last four are there where the processor multiplies 16 bits."""
+"""As `kernels.c` numbers them; the last four need a processor that multiplies 16 bits, the very last AMX."""
 
 Run = Callable[[Any, int], None]
 

@@ -3,8 +3,8 @@
  *
  * A filter, and the 6 by 6 pixels that a tile's results come from, are read as polynomials in two variables and
  * evaluated at 6 by 6 points; there they are multiplied, as 36 products of matrices; the results are found from their
- * values again. The points are 0, +-0.6, +-1.5 and infinity: with floats of 16 bits they bring half the error of the
- * usual 0, +-1, +-2.
+ * values again. The points are 0, +-0.6, +-1.5 and infinity: in floats of 16 bits their errors are smaller than those of
+ * the usual 0, +-1, +-2.
  *
  * kernels.c includes this once for each type of floats. What is multiplied stands in words of 32 bits, which hold DEPTH
  * factors of as many products: one float, or two of 16 bits. */

@@ -39,8 +39,8 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self._run = run
         self._num_threads = num_threads
-        self._has_tiles = get_instruction_set() == "amx_bf16" and torch.cpu._init_amx()
-        self._tiled = _TILED.get(get_instruction_set(), [torch.float32])
+        self._has_amx = get_instruction_set() == "amx_bf16" and torch.cpu._init_amx()
+        self._tiled = _TILED.get(get_instruction_set(), ())
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -185,7 +185,7 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         self._call("transform_filters", [at_points, filters.float().contiguous()], channels, outputs, self._num_threads)
         out = torch.empty((number, outputs, height, width), dtype=images.dtype, memory_format=torch.channels_last)
         sizes = number, height, width, channels, outputs, self._num_threads
-        self._call_with_memory("convolve_tiles", [out, images, at_points], *sizes)
+        self._call_with_memory("convolve_tiles", [out, images, at_points], *sizes, threads=self._num_threads)
         return out
 
     def _correlate_tiles(self, gradient: Tensor, images: Tensor) -> Tensor:
@@ -194,14 +194,14 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         outputs = gradient.shape[1]
         out = torch.empty(3, 3, channels, outputs)
         sizes = number, height, width, channels, outputs, self._num_threads
-        self._call_with_memory("correlate_tiles", [out, gradient, images], *sizes)
+        self._call_with_memory("correlate_tiles", [out, gradient, images], *sizes, threads=self._num_threads)
         return out
 
-    def _call_with_memory(self, kernel: str, tensors: Sequence[Tensor], *sizes: int) -> None:
+    def _call_with_memory(self, kernel: str, tensors: Sequence[Tensor], *sizes: int, threads: int) -> None:
         """Run a kernel that says, when it is given no memory, how much each thread needs."""
         needed = torch.empty(1, dtype=torch.int64)
         self._call(kernel, [needed, *tensors[1:], None], *sizes)
-        memory = torch.empty(self._num_threads, int(needed), dtype=torch.uint8)
+        memory = torch.empty(threads, int(needed), dtype=torch.uint8)
         self._call(kernel, [*tensors, memory], *sizes)
 
     def _can_tile(self, images: Tensor, weight: Tensor, others: Sequence[Any]) -> bool:
@@ -243,18 +243,15 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         over_outputs = min(self._num_threads, outputs // 32)
         over_images = self._num_threads // over_outputs
         sizes = number, height, width, channels, outputs, taps, over_outputs, over_images
-        needed = torch.empty(1, dtype=torch.int64)
-        self._call("correlate", [needed, gradient, images, None], *sizes)
-        memory = torch.empty(over_outputs * over_images, int(needed), dtype=torch.uint8)
         out = torch.empty(over_images, outputs, taps, taps, channels)
-        self._call("correlate", [out, gradient, images, memory], *sizes)
+        self._call_with_memory("correlate", [out, gradient, images], *sizes, threads=over_outputs * over_images)
         return of_images, out.sum(dim=0).permute(0, 3, 1, 2).to(weight.dtype), of_bias
 
     def _can_correlate(self, gradient: Tensor, images: Tensor, weight: Tensor, others: Sequence[Any]) -> bool:
         stride, padding, dilation, transposed, _, groups, mask = others
         taps = weight.shape[2]
         return bool(
-            self._has_tiles
+            self._has_amx
             and mask[1]
             and images.dtype == torch.bfloat16
             and _is_pixels(gradient)
@@ -279,8 +276,8 @@ def _is_pixels(values: Tensor) -> bool:
     )
 
 
-_TILED = {"avx512_bf16": [torch.float32, torch.bfloat16], "amx_bf16": []}
-"""The types of floats whose convolutions are computed by tiles; AMX multiplies so fast that it does not pay."""
+_TILED = {"avx2": (torch.float32,), "avx512": (torch.float32,), "avx512_bf16": (torch.float32, torch.bfloat16)}
+"""The types of floats whose convolutions are computed by tiles; on other processors it was not found to pay."""
 
 _aten = torch.ops.aten
 _COMPUTE: dict[Any, Callable[..., Any]] = {

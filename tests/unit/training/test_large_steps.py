@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from image_classifier.config import Precision, TrainingSettings
 from image_classifier.model.catalog import build_classifier
-from image_classifier.training.determinism import get_instruction_set
+from image_classifier.training.determinism import CAPS, get_instruction_set
 from image_classifier.training.engine import build_engine
 from image_classifier.training.kernels import load_kernels
 from image_classifier.training.large_steps import _COMPUTE, LargeSteps
@@ -138,6 +141,15 @@ def test_convolutions_by_tiles(
             assert (one is None) == (other is None)
             if one is not None:
                 compare_whole(one, other)
+
+
+@pytest.mark.skipif(get_instruction_set() in ("default", "avx2"), reason="this processor is tested as it is")
+def test_convolutions_by_tiles_without_avx512() -> None:
+    require_program("gcc")
+    name = f"{__file__}::{test_convolutions_by_tiles.__name__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name, "-k", "fp32"]
+    answer = subprocess.run(command, env={**os.environ, **CAPS["avx2"]}, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0 and "6 passed" in answer.stdout, answer.stdout
 
 
 def compare_whole(found: Tensor, exact: Tensor) -> None:
