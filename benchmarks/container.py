@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import PROJECT, save_result, summarize
+from benchmarks.measure import PROJECT, save_result, summarize, write_table
 
 IMAGE_NAME = "image-classifier-benchmark"
 NUM_REBUILDS = 3
 DOCUMENT = PROJECT / "docs" / "ci.md"
-MARKS = ("<!-- from benchmarks/results/container.json -->\n", "<!-- end -->\n")
 
 LIST_SIZES = """
 import importlib.metadata as metadata, json
@@ -103,9 +102,7 @@ def main() -> None:
     """Measure, save, and write the table."""
     save_result("container", measure())
     result = json.loads((PROJECT / "benchmarks" / "results" / "container.json").read_text())
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    DOCUMENT.write_text(before + MARKS[0] + build_table(result) + MARKS[1] + after, encoding="utf-8")
+    write_table(DOCUMENT, "container", build_table(result))
 
 
 if __name__ == "__main__":

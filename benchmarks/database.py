@@ -17,11 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import PROJECT, load_result, measure_command, save_result, summarize
+from benchmarks.measure import PROJECT, load_result, measure_command, save_result, summarize, write_table
 from tests.postgres import PASSWORD, Cluster
 
 DOCUMENT = PROJECT / "docs" / "database.md"
-MARKS = ("<!-- from benchmarks/results/database.json -->\n", "<!-- end -->\n")
 STEPS = {
     "ingest": "`data ingest`, with the version that it freezes",
     "snapshot": "`data snapshot` of a version",
@@ -119,9 +118,7 @@ def main() -> None:
         for driver, steps in runs.items()
     }
     save_result("database", {"data_digest": digest, "num_images": every[0]["images"], "figures": figures})
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    DOCUMENT.write_text(before + MARKS[0] + build_table(load_result("database")) + MARKS[1] + after, encoding="utf-8")
+    write_table(DOCUMENT, "database", build_table(load_result("database")))
 
 
 if __name__ == "__main__":

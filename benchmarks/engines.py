@@ -21,10 +21,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from benchmarks.measure import PROJECT, load_result, save_result, summarize
+from benchmarks.measure import PROJECT, load_result, save_result, summarize, write_table
 
 DOCUMENT = PROJECT / "benchmarks" / "README.md"
-MARKS = ("<!-- from results/engines.json -->\n", "<!-- end -->")
 
 CASES = {
     "notebook_4": ("notebook", 4, 32, 4000),
@@ -114,9 +113,7 @@ def main() -> None:
         print(case, json.dumps(result["cases"][case]), flush=True)
     result["compile_seconds"] = summarize(compiling)
     save_result("engines", result)
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
-    table = build_table(load_result("engines"))
-    DOCUMENT.write_text(before + MARKS[0] + table + MARKS[1] + rest.partition(MARKS[1])[2], encoding="utf-8")
+    write_table(DOCUMENT, "engines", build_table(load_result("engines")))
 
 
 def run(command: list[str], environment: dict[str, str]) -> dict[str, float]:

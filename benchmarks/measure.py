@@ -7,6 +7,7 @@ import ctypes.util
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -183,6 +184,16 @@ def load_result(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return result
+
+
+def write_table(document: Path, name: str, table: str) -> None:
+    """Write what a document has between `<!-- from …results/<name>.json -->` and the next `<!-- end -->`."""
+    text = document.read_text(encoding="utf-8")
+    pattern = rf"(<!-- from \S*results/{name}\.json -->\n).*?(?=<!-- end -->)"
+    new, count = re.subn(pattern, lambda match: match[1] + table, text, count=1, flags=re.DOTALL)
+    if not count:
+        sys.exit(f"{document} has no place for the table of results/{name}.json")
+    document.write_text(new, encoding="utf-8")
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from benchmarks.measure import PROJECT, load_result, summarize
 from image_classifier.config import get_recipe_path
 
 RECIPES = {
-    "fast": "airbench's network and Muon, images that grow from 20 to 32 pixels, six test views where one is unsure",
+    "fast": "airbench's network and Muon, images that grow from 16 to 32 pixels, six test views where one is unsure",
     "best": "a wider network, longer, with parts of the images greyed out",
     "quick": "the network of `fast`, narrower and shorter",
     "notebook": "LeNet of 62,006 parameters, SGD 0.001, momentum 0.9, batches of 4, 2 epochs",

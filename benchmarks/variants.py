@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.floor import count_training
-from benchmarks.measure import PROJECT, load_result, save_result
+from benchmarks.measure import PROJECT, load_result, save_result, write_table
 from image_classifier.config import load_recipe, restore_training_settings
 from image_classifier.tracking.run import check_finished, read_epochs, read_record
 
 DOCUMENT = PROJECT / "benchmarks" / "README.md"
-MARKS = ("<!-- from results/variants.json -->\n", "<!-- end -->\n")
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -74,9 +73,7 @@ def main() -> None:
         for run in map(describe_run, arguments.runs):
             runs[str((run["recipe"], run["settings"], run["seed"]))] = run
         save_result("variants", {"runs": list(runs.values())})
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    DOCUMENT.write_text(before + MARKS[0] + build_table(load_result("variants")) + MARKS[1] + after, encoding="utf-8")
+    write_table(DOCUMENT, "variants", build_table(load_result("variants")))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,16 @@ PART_WITH_BIAS = 3 / 8  # Jordan's: 3 of 8 epochs
 class Airbench(nn.Module):
     """Whitened patches, then three groups of two convolutions (Jordan: 94% on CIFAR-10 in 3.29 Seconds, 2024).
 
-    Takes images [N, 3, H, W] of any size from 16 pixels on: the last pooling is over all that is left. The filters of
-    the first convolution are set by `initialize_from` and not trained; its bias is, in the beginning: after that no
-    gradient has to be brought down to the largest features.
+    Takes images [N, 3, H, W] of any size from 16 pixels on: the last pooling is over all that is left. Their right and
+    lower edges are repeated once, which the published network does not do: so features keep sides of 32, 16, 8 and 4
+    pixels where it loses a row and a column each time. The filters of the first convolution are set by
+    `initialize_from` and not trained; its bias is, in the beginning: after that no gradient has to be brought down to
+    the largest features.
     """
 
     def __init__(self, num_classes: int, widths: tuple[int, int, int] = (64, 256, 256)) -> None:
         super().__init__()
-        self.whiten = nn.Conv2d(3, NUM_WHITENED, KERNEL_SIZE)
+        self.whiten = nn.Conv2d(3, NUM_WHITENED, KERNEL_SIZE, padding="same", padding_mode="replicate")
         self.whiten.weight.requires_grad_(False)
         self.group1 = ConvGroup(NUM_WHITENED, widths[0])
         self.group2 = ConvGroup(widths[0], widths[1])
@@ -55,8 +57,8 @@ class Airbench(nn.Module):
         self.whiten.bias.requires_grad_(progress < PART_WITH_BIAS)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = F.gelu(self.whiten(images))  # [N, 24, 31, 31] of 32 by 32 images
-        features = self.group3(self.group2(self.group1(features)))  # [N, widths[2], 3, 3]
+        features = F.gelu(self.whiten(images))  # [N, 24, H, W]
+        features = self.group3(self.group2(self.group1(features)))  # [N, widths[2], H / 8, W / 8]
         pooled = features.amax(dim=(2, 3))
         logits: Tensor = self.head(pooled) / pooled.shape[1]
         return logits

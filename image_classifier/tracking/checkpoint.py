@@ -29,7 +29,7 @@ from image_classifier.storage import (
 )
 from image_classifier.tracking.run import MANIFEST, is_finished, read_manifest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
 CHECKPOINT_PREFIX = "step-"
 SET_ASIDE_PREFIX = "bad-"
 
@@ -95,6 +95,11 @@ def load_model(path: Path) -> Model:
         raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
     if name not in NETWORKS:
         raise ModelError(f"{path} holds a network called {name!r}; this version knows {', '.join(NETWORKS)}")
+    if content["format_version"] < 2 and name.startswith("airbench"):
+        raise ModelError(
+            f"{path} holds {name} of image_classifier 0.1, which computes something else since then: "
+            "train again, or use it with that version"
+        )
     if views not in get_args(Views) or not classes or not all(isinstance(label, str) for label in classes):
         raise ModelError(f"{path} is no model of this package: its classes or its views are not valid")
     classifier = build_classifier(

@@ -17,7 +17,7 @@ from image_classifier.metrics import build_evaluation
 BATCH_SIZE = 500
 """Images a forward pass: a constant, so that an evaluation does not depend on the batch size of the training."""
 
-SURE = 0.2
+SURE = 0.4
 """Six views are averaged for an image only if the two likeliest classes of the first are closer together than this."""
 
 VIEWS: dict[Views, list[tuple[float, bool, int]]] = {  # weight, whether mirrored, shift down and to the right

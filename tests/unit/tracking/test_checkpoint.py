@@ -202,7 +202,11 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 2}, "has the format 2; this version reads up to 1"),
+        ({"format_version": 3}, "has the format 3; this version reads up to 2"),
+        (
+            {"format_version": 1, "model": "airbench"},
+            "holds airbench of image_classifier 0.1, .* train again, or use it",
+        ),
         ({"format_version": "1"}, "holds no format_version"),
         ({"model": "vgg"}, "holds a network called 'vgg'; this version knows airbench, .*, resnet"),
         ({"model": None}, "no valid 'model'"),
