@@ -29,7 +29,8 @@ from image_classifier.storage import (
 )
 from image_classifier.tracking.run import MANIFEST, is_finished, read_manifest
 
-FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
+FORMAT_VERSION = 1  # of a checkpoint
+MODEL_FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
 CHECKPOINT_PREFIX = "step-"
 SET_ASIDE_PREFIX = "bad-"
 
@@ -59,7 +60,7 @@ def serialize_model(model: Model) -> bytes:
     """Serialize a model with all that is needed to rebuild its network and feed it."""
     return _serialize(
         {
-            "format_version": FORMAT_VERSION,
+            "format_version": MODEL_FORMAT_VERSION,
             "model": model.name,
             "classes": list(model.classes),
             "views": model.views,
@@ -82,7 +83,7 @@ def load_model(path: Path) -> Model:
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
     raw = path.read_bytes()
-    content = _deserialize(raw, path, "model")
+    content = _deserialize(raw, path, "model", MODEL_FORMAT_VERSION)
     if is_finished(path.parent):
         recorded = read_manifest(path.parent)["files"].get(path.name)
         if recorded is not None and recorded["sha256"] != hashlib.sha256(raw).hexdigest():
@@ -136,7 +137,7 @@ def _describe_tensor(value: object) -> str:
     return f"{list(value.shape)}{kind}"
 
 
-def _deserialize(raw: bytes, path: Path, kind: str) -> dict[str, Any]:
+def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, Any]:
     if raw.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull --include {path}")
     try:
@@ -145,10 +146,8 @@ def _deserialize(raw: bytes, path: Path, kind: str) -> dict[str, Any]:
         raise ModelError(f"{path} is no {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
         raise ModelError(f"{path} is no {kind} file of this package: it holds no format_version")
-    if content["format_version"] > FORMAT_VERSION:
-        raise ModelError(
-            f"{path} has the format {content['format_version']}; this version reads up to {FORMAT_VERSION}"
-        )
+    if content["format_version"] > latest:
+        raise ModelError(f"{path} has the format {content['format_version']}; this version reads up to {latest}")
     return content
 
 
@@ -234,7 +233,7 @@ class Checkpoints:
             ModelError: it is missing or damaged.
         """
         path = self.get_path(step) / "state.pth"
-        return _deserialize(self._read(step), path, "checkpoint")
+        return _deserialize(self._read(step), path, "checkpoint", FORMAT_VERSION)
 
     def remove_unfinished(self) -> None:
         """Remove what a killed process had begun to write or to remove.
