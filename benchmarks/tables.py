@@ -63,12 +63,24 @@ def _build_recipes_table() -> str:
             f"| `{name}` | {title} | {_describe_accuracy(accuracy)} | {_describe_range(seconds, unit=' s')} "
             f"| {memory['most'] / 1000:.1f} GB |"
         )
-    return "\n".join(lines).replace("%", " %") + (
-        "\n\nMeasured by `python -m benchmarks.recipes` (`fast`: `time_to_accuracy`) on "
-        f"{' or '.join(sorted(machines))} without a GPU, on a copy of CIFAR-10 whose images went "
-        "through JPEG once, which costs some accuracy: compare only with figures "
-        "of the same copy. The ± is the standard deviation over the seeds."
+    return (
+        "\n".join(lines).replace("%", " %")
+        + (
+            "\n\nMeasured by `python -m benchmarks.recipes` (`fast`: `time_to_accuracy`) on "
+            f"{' or '.join(sorted(machines))} without a GPU, on a copy of CIFAR-10 whose images went "
+            "through JPEG once, which costs some accuracy: compare only with figures "
+            "of the same copy. The ± is the standard deviation over the seeds."
+        )
+        + "".join(map(_describe_capped, RECIPES))
     )
+
+
+def _describe_capped(name: str) -> str:
+    result = load_result(f"recipe_{name}_avx2")
+    if not result:
+        return ""
+    accuracy, seconds = _describe_accuracy(result["accuracy"]), _describe_range(result["seconds"], unit=" s")
+    return f" Without AVX-512, `{name}` reaches {accuracy} in {seconds} on an {result['processor']}.".replace("%", " %")
 
 
 def load_recipe_result(name: str) -> dict[str, Any]:
