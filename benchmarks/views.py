@@ -21,7 +21,7 @@ from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.run import MODEL, read_record
 from image_classifier.training import evaluate
 
-THRESHOLDS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, math.inf]
+THRESHOLDS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0]
 
 
 def measure_run(folder: Path, dataset_folder: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def build_table(runs: list[dict[str, Any]]) -> str:
     titles = "".join(f" `{run['recipe']}`: unsure | accuracy |" for run in runs)
     lines = [f"| closer together than |{titles}", "|---|" + "---|" * 2 * len(runs)]
     for row in zip(*(run["thresholds"] for run in runs), strict=True):
-        threshold = "all images" if math.isinf(row[0]["threshold"]) else f"{row[0]['threshold']}"
+        threshold = "all images" if row[0]["threshold"] == 1 else f"{row[0]['threshold']}"
         lines.append(f"| {threshold} |" + "".join(f" {part['unsure']:.0%} | {part['accuracy']:.2%} |" for part in row))
     return "\n".join(lines).replace("%", " %") + "\n"
 
