@@ -196,6 +196,12 @@ def write_table(document: Path, name: str, table: str) -> None:
     document.write_text(new, encoding="utf-8")
 
 
+def read_table(document: Path, name: str) -> str:
+    """Read what `write_table` wrote."""
+    text = document.read_text(encoding="utf-8")
+    return text.partition(f"results/{name}.json -->\n")[2].partition("<!-- end -->")[0]
+
+
 def summarize(values: Sequence[float]) -> dict[str, float]:
     """Compute mean, spread and range."""
     return {

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from benchmarks.container import DOCUMENT, MARKS, build_table
+from benchmarks.container import DOCUMENT, build_table
+from benchmarks.measure import read_table
 from image_classifier.config import DEFAULT_RECIPE, RECIPES, InstructionSet
 from tests.actions import UnknownFormError, evaluate, format_value
 from tests.conftest import PROJECT
@@ -113,7 +114,7 @@ def test_the_base_image_is_named_by_digest() -> None:
 
 def test_the_figures_of_the_image_are_those_that_were_measured() -> None:
     result = PROJECT / "benchmarks" / "results" / "container.json"
-    shown = DOCUMENT.read_text(encoding="utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0]
+    shown = read_table(DOCUMENT, "container")
     if result.is_file():
         assert shown == build_table(json.loads(result.read_text(encoding="utf-8")))
     else:
