@@ -86,6 +86,16 @@ def test_airbench_whitens_patches() -> None:
     assert torch.equal(weight[12:], -weight[:12]) and not weight.requires_grad
 
 
+def test_airbench_repeats_the_right_and_lower_edge_of_images() -> None:
+    network = build("airbench").network
+    assert isinstance(network, Airbench)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    repeated = torch.cat([images, images[:, :, -1:]], dim=2)
+    repeated = torch.cat([repeated, repeated[:, :, :, -1:]], dim=3)
+    expected = torch.nn.functional.conv2d(repeated, network.whiten.weight, network.whiten.bias)
+    assert expected.shape[2:] == (32, 32) and torch.allclose(network.whiten(images), expected, atol=1e-6)
+
+
 def test_networks_without_whitening_leave_their_weights_as_drawn() -> None:
     classifier = build("resnet")
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
