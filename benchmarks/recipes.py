@@ -1,8 +1,9 @@
 """Accuracy, time and memory of each recipe over several seeds, from the command to the finished run folder.
 
     python -m benchmarks.recipes --dataset_folder DATA [--recipe NAME] [--num_seeds 5] [--instruction_set avx2]
+                                 [--num_epochs 8]
 
-DATA holds real CIFAR-10. Runs that an interrupted call has measured already are not made again.
+DATA holds real CIFAR-10. --num_epochs cuts a recipe to the time that there is. Runs that an interrupted call has measured already are not made again.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ def main() -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--recipe", choices=RECIPES, action="append")
     parser.add_argument("--num_seeds", type=int, default=5)
+    parser.add_argument("--num_epochs", type=int, help="instead of the recipe's")
     arguments = parser.parse_args()
+    length = {"num_epochs": arguments.num_epochs} if arguments.num_epochs else {}
+    options = [text for name, value in length.items() for text in (f"--{name}", str(value))]
+    capped = "" if arguments.instruction_set == "native" else f"_{arguments.instruction_set}"
+    shorter = f"_{arguments.num_epochs}_epochs" if length else ""
     for recipe in arguments.recipe or RECIPES:
-        capped = "" if arguments.instruction_set == "native" else f"_{arguments.instruction_set}"
-        name = f"recipe_{recipe}{capped}"
+        name = f"recipe_{recipe}{capped}{shorter}"
         runs = load_result(name).get("runs", [])
         for seed in range(arguments.num_seeds):
             if seed in {run["seed"] for run in runs}:
                 continue
-            runs.append(measure_recipe(recipe, seed, arguments.dataset_folder, arguments.instruction_set))
+            runs.append(measure_recipe(recipe, seed, arguments.dataset_folder, arguments.instruction_set, options))
             keys = ("accuracy", "accuracy_single_view", "seconds", "training_seconds", "peak_memory_mb")
-            save_result(name, {**{key: summarize([run[key] for run in runs]) for key in keys}, "runs": runs})
+            figures = {key: summarize([run[key] for run in runs]) for key in keys}
+            save_result(name, {**length, **figures, "runs": runs})
             print(f"{recipe} seed {seed}: {runs[-1]['accuracy']:.2%} in {runs[-1]['seconds']:.0f} s", flush=True)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.measure import PROJECT, load_result, summarize
+from benchmarks.measure import PROJECT, RESULTS, load_result, summarize
 from image_classifier.config import get_recipe_path
 
 RECIPES = {
@@ -73,11 +73,15 @@ def _build_recipes_table() -> str:
 
 
 def _describe_capped(name: str) -> str:
-    result = load_result(f"recipe_{name}_avx2")
-    if not result:
-        return ""
-    accuracy, seconds = _describe_accuracy(result["accuracy"]), _describe_range(result["seconds"], unit=" s")
-    return f" Without AVX-512, `{name}` reaches {accuracy} in {seconds} on an {result['processor']}.".replace("%", " %")
+    sentences = []
+    for path in sorted(RESULTS.glob(f"recipe_{name}_avx2*.json")):
+        result = load_result(path.stem)
+        cut = f", cut to {result['num_epochs']} epochs," if "num_epochs" in result else ""
+        accuracy, seconds = _describe_accuracy(result["accuracy"]), _describe_range(result["seconds"], unit=" s")
+        sentences.append(
+            f" Without AVX-512 and BF16, `{name}`{cut} reaches {accuracy} in {seconds} on an {result['processor']}."
+        )
+    return "".join(sentences).replace("%", " %")
 
 
 def load_recipe_result(name: str) -> dict[str, Any]:
