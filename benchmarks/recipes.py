@@ -1,9 +1,10 @@
 """Accuracy, time and memory of each recipe over several seeds, from the command to the finished run folder.
 
     python -m benchmarks.recipes --dataset_folder DATA [--recipe NAME] [--num_seeds 5] [--instruction_set avx2]
-                                 [--num_epochs 8]
+                                 [--num_epochs 16]
 
-DATA holds real CIFAR-10. --num_epochs cuts a recipe to the time that there is. Runs that an interrupted call has measured already are not made again.
+DATA holds real CIFAR-10. --num_epochs fits a recipe to the time that there is. Runs that an interrupted call has
+measured already are not made again.
 """
 
 from __future__ import annotations

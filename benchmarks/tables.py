@@ -76,10 +76,10 @@ def _describe_capped(name: str) -> str:
     sentences = []
     for path in sorted(RESULTS.glob(f"recipe_{name}_avx2*.json")):
         result = load_result(path.stem)
-        cut = f", cut to {result['num_epochs']} epochs," if "num_epochs" in result else ""
+        length = f" with {result['num_epochs']} epochs" if "num_epochs" in result else ""
         accuracy, seconds = _describe_accuracy(result["accuracy"]), _describe_range(result["seconds"], unit=" s")
         sentences.append(
-            f" Without AVX-512 and BF16, `{name}`{cut} reaches {accuracy} in {seconds} on an {result['processor']}."
+            f" Without AVX-512 and BF16, `{name}`{length} reaches {accuracy} in {seconds} on an {result['processor']}."
         )
     return "".join(sentences).replace("%", " %")
 
