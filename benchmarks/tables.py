@@ -63,25 +63,24 @@ def _build_recipes_table() -> str:
             f"| `{name}` | {title} | {_describe_accuracy(accuracy)} | {_describe_range(seconds, unit=' s')} "
             f"| {memory['most'] / 1000:.1f} GB |"
         )
-    capped = "".join(map(_describe_capped, RECIPES))
     return "\n".join(lines).replace("%", " %") + (
         "\n\nMeasured by `python -m benchmarks.recipes` (`fast`: `time_to_accuracy`) on "
         f"{' or '.join(sorted(machines))} without a GPU, on a copy of CIFAR-10 whose images went "
         "through JPEG once, which costs some accuracy: compare only with figures "
-        f"of the same copy. The ± is the standard deviation over the seeds.{capped}"
+        f"of the same copy. The ± is the standard deviation over the seeds.\n\n"
+        + _describe_capped().replace("%", " %")
     )
 
 
-def _describe_capped(name: str) -> str:
-    sentences = []
-    for path in sorted(RESULTS.glob(f"recipe_{name}_avx2*.json")):
-        result = load_result(path.stem)
+def _describe_capped() -> str:
+    results = {path.stem: load_result(path.stem) for path in sorted(RESULTS.glob("recipe_*_avx2*.json"))}
+    reached = []
+    for name, result in results.items():
         length = f" with {result['num_epochs']} epochs" if "num_epochs" in result else ""
         accuracy, seconds = _describe_accuracy(result["accuracy"]), _describe_range(result["seconds"], unit=" s")
-        sentences.append(
-            f" Without AVX-512 and BF16, `{name}`{length} reaches {accuracy} in {seconds} on an {result['processor']}."
-        )
-    return "".join(sentences).replace("%", " %")
+        reached.append(f"`{name.split('_')[1]}`{length} {accuracy} in {seconds}")
+    processors = " or ".join(sorted({result["processor"] for result in results.values()}))
+    return f"Without AVX-512 and BF16, on an {processors}: {'; '.join(reached)}."
 
 
 def load_recipe_result(name: str) -> dict[str, Any]:
