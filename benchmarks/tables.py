@@ -63,12 +63,12 @@ def _build_recipes_table() -> str:
             f"| `{name}` | {title} | {_describe_accuracy(accuracy)} | {_describe_range(seconds, unit=' s')} "
             f"| {memory['most'] / 1000:.1f} GB |"
         )
-    return "\n".join(lines).replace("%", " %") + (
+    table = "\n".join(lines) + "\n\n" + _describe_capped()
+    return table.replace("%", " %") + (
         "\n\nMeasured by `python -m benchmarks.recipes` (`fast`: `time_to_accuracy`) on "
         f"{' or '.join(sorted(machines))} without a GPU, on a copy of CIFAR-10 whose images went "
         "through JPEG once, which costs some accuracy: compare only with figures "
-        f"of the same copy. The ± is the standard deviation over the seeds.\n\n"
-        + _describe_capped().replace("%", " %")
+        "of the same copy. The ± is the standard deviation over the seeds."
     )
 
 
