@@ -71,8 +71,15 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines
-	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe quick --recipe notebook
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe best --num_seeds 3
 	python -m benchmarks.capped --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER) --instruction_set avx2
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe quick --num_seeds 3
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe fast --recipe best \
+		--num_seeds 1
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe fast \
+		--num_epochs 16 --num_seeds 3
 	python -m benchmarks.record_cost --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/benchmark/fast
 	python -m benchmarks.crash_campaign

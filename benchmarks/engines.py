@@ -21,7 +21,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from benchmarks.measure import PROJECT, load_result, save_result, summarize, write_table
+from benchmarks.measure import PROJECT, format_figure, load_result, save_result, summarize, write_table
 
 DOCUMENT = PROJECT / "benchmarks" / "README.md"
 
@@ -73,8 +73,8 @@ def build_table(result: dict[str, Any]) -> str:
         figures = result["cases"][case]
         ratio = figures["ratio"]
         lines.append(
-            f"| `{recipe}` | {batch_size:,} | {size} | {figures['step_ms']['eager']['mean']:.3g} "
-            f"| {figures['step_ms']['compiled']['mean']:.3g} "
+            f"| `{recipe}` | {batch_size:,} | {size} | {format_figure(figures['step_ms']['eager']['mean'])} "
+            f"| {format_figure(figures['step_ms']['compiled']['mean'])} "
             f"| {ratio['mean']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |"
         )
     return "\n".join(lines) + (

@@ -1,14 +1,16 @@
-"""The floor of `fast` and `notebook`: the operations of their training over the fastest rate of this machine.
+"""The floor of recipes: the operations of their training over the fastest rate of this machine.
 
     python -m benchmarks.floor
 
 The operations are counted by torch's counter on a step of each image size; the rate is that of large matrices in the
-recipe's precision. Compared with the training seconds that benchmarks/results has.
+precision of the runs, with all of the processor's instructions. Compared with the training seconds that
+benchmarks/results has.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +25,8 @@ from image_classifier.training.determinism import configure_torch, resolve_setti
 NUM_IMAGES = 50_000
 SIDE = 4096
 
-MEASURED = {"fast": "time_to_accuracy_native", "notebook": "notebook_job_native"}
-"""Where the seconds of a recipe's training are."""
+MEASURED = {"fast": "time_to_accuracy_native", "notebook": "notebook_job_native", "best": "recipe_best_avx2"}
+"""Where the runs of a recipe are."""
 
 
 def count_operations(settings: TrainingSettings, image_size: int, progress: float) -> float:
@@ -60,16 +62,20 @@ def measure_rate(dtype: torch.dtype, repeats: int = 20) -> float:
 
 def measure_floor(recipe: str) -> dict[str, Any]:
     """Count a recipe's operations, and compare the seconds that they would take with those that its training takes."""
-    settings = resolve_settings(restore_training_settings(load_recipe(recipe)))
+    runs = load_result(MEASURED[recipe])["runs"]
+    runs = runs["trainer"] if "trainer" in runs else runs
+    asked = restore_training_settings(load_recipe(recipe))
+    settings = resolve_settings(replace(asked, precision=runs[0]["precision"]))
     configure_torch(settings)
     operations = count_training(settings, NUM_IMAGES)
     rate = measure_rate(torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    runs = load_result(MEASURED[recipe])["runs"]["trainer"]
     training = sum(run["training_seconds"] for run in runs) / len(runs)
     floor = operations / rate
     return {
         "operations": operations,
         "precision": settings.precision,
+        "instruction_set": runs[0]["instruction_set"],
+        "num_threads": settings.num_threads,
         "operations_per_second": rate,
         "floor_seconds": floor,
         "training_seconds": training,

@@ -202,6 +202,11 @@ def read_table(document: Path, name: str) -> str:
     return text.partition(f"results/{name}.json -->\n")[2].partition("<!-- end -->")[0]
 
 
+def format_figure(value: float) -> str:
+    """Write a figure with three significant digits, or all that are before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def summarize(values: Sequence[float]) -> dict[str, float]:
     """Compute mean, spread and range."""
     return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.measure import PROJECT, RESULTS, load_result, summarize
+from benchmarks.measure import PROJECT, RESULTS, format_figure, load_result, summarize
 from image_classifier.config import get_recipe_path
 
 RECIPES = {
@@ -119,7 +119,7 @@ def _build_speed_table() -> str:
         f"\n\nWithout a compiler, with `--engine eager`, the notebook's job takes "
         f"{_describe_range(eager, unit=' s')}.\n\n"
         f"On an {floors['processor']}, commit {floors['commit'][:8]}: "
-        f"{'. '.join(_describe_floor(recipe, floors[recipe]) for recipe in ('fast', 'notebook'))} "
+        f"{'. '.join(_describe_floor(recipe, floors[recipe]) for recipe in ('fast', 'notebook', 'best'))} "
         f"(`python -m benchmarks.floor`). From the command to the end of the first step it is, on an "
         f"{start['processor']}, "
         f"{start['first_step']['mean']:.1f} s ({start['first_step']['least']:.1f} to "
@@ -128,11 +128,12 @@ def _build_speed_table() -> str:
 
 
 def _describe_floor(recipe: str, floor: dict[str, Any]) -> str:
+    cap = " without AVX-512 and BF16" * (floor["instruction_set"] == "avx2")
     return (
         f"The arithmetic of `{recipe}`, its convolutions computed directly, is "
-        f"{floor['operations'] / 1e12:,.3g} TFLOP; at the {floor['operations_per_second'] / 1e9:,.0f} GFLOP/s at which "
-        f"this machine multiplies large {floor['precision']} matrices that is {floor['floor_seconds']:.3g} s, "
-        f"and the training takes {floor['training_over_floor']:.1f} times as long"
+        f"{format_figure(floor['operations'] / 1e12)} TFLOP; at the {floor['operations_per_second'] / 1e9:,.0f} GFLOP/s of large "
+        f"{floor['precision']} matrices on {floor['num_threads']} thread{'s' * (floor['num_threads'] > 1)} that is {format_figure(floor['floor_seconds'])} s, "
+        f"and the training{cap} takes {floor['training_over_floor']:.1f} times as long"
     )
 
 

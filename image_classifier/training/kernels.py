@@ -89,7 +89,7 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
             f"--engine compiled: there is no C compiler {get_compiler_name()}: install gcc, or name one in CC; "
             "or choose --engine eager"
         )
-    # Without the second gcc takes no vectors where a choice depends on a comparison of floats.
+    # Without -fno-trapping-math, gcc takes no vectors where a choice depends on a comparison of floats.
     flags = ["-O3", "-fno-trapping-math", "-fPIC", *FLAGS.get(instruction_set, [])]
     digest = hashlib.sha256(
         "\0".join([compiler, *flags]).encode() + b"".join(source.read_bytes() for source in SOURCES)

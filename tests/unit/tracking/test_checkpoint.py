@@ -182,9 +182,8 @@ def test_a_disk_that_does_not_keep_what_is_written_costs_no_older_checkpoint(che
 def write_model(path: Path, **changes: Any) -> Path:
     """Write a model file of LeNet; changes replace parts of its content."""
     classifier = build_classifier("lenet", len(CLASSES), input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=1)
-    content = torch.load(
-        io.BytesIO(serialize_model(Model(classifier, "lenet", CLASSES, "mirror", {"run_name": "r"}))), weights_only=True
-    )
+    written = io.BytesIO(serialize_model(Model(classifier, "lenet", CLASSES, "mirror", {"run_name": "r"})))
+    content = torch.load(written, weights_only=True)
     torch.save({key: value for key, value in {**content, **changes}.items() if value is not None}, path)
     return path
 
