@@ -130,11 +130,12 @@ def _build_speed_table() -> str:
 def _describe_floor(recipe: str, floor: dict[str, Any]) -> str:
     cap = " without AVX-512 and BF16" * (floor["instruction_set"] == "avx2")
     threads = f"{floor['num_threads']} thread{'s' * (floor['num_threads'] > 1)}"
+    operations, rate = format_figure(floor["operations"] / 1e12), format_figure(floor["operations_per_second"] / 1e9)
     return (
-        f"The arithmetic of `{recipe}`, its convolutions computed directly, is "
-        f"{format_figure(floor['operations'] / 1e12)} TFLOP; at the {floor['operations_per_second'] / 1e9:,.0f} GFLOP/s "
-        f"of large {floor['precision']} matrices on {threads} that is {format_figure(floor['floor_seconds'])} s, and "
-        f"the training{cap} takes {floor['training_over_floor']:.1f} times as long"
+        f"The arithmetic of `{recipe}`, its convolutions computed directly, is {operations} TFLOP; at the "
+        f"{rate} GFLOP/s of large {floor['precision']} matrices on {threads} that is "
+        f"{format_figure(floor['floor_seconds'])} s, and the training{cap} takes "
+        f"{floor['training_over_floor']:.1f} times as long"
     )
 
 
