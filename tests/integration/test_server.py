@@ -494,7 +494,7 @@ class Clients:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_loses_nothing_that_was_accepted(slow_model: Path, tmp_path: Path, workers: str) -> None:
-    options = ("--drain_s", "0.5", "--max_batch", "2", "--timeout_s", "60", "--workers", workers)
+    options = ("--drain_s", "2", "--max_batch", "2", "--timeout_s", "60", "--workers", workers)
     with serving(slow_model, tmp_path / "log", *options) as server:
         clients = Clients(server, 12)
         time.sleep(1)
