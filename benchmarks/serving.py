@@ -630,7 +630,7 @@ def build_tables(result: Mapping[str, Any]) -> str:
     how = f"{result['rounds']} turns of {result['seconds_a_measurement']:g} s each, medians, load from the same cores"
     busy = result.get("load_average_before", [1.0])[0]
     if busy > 0.5:
-        how += "; the machine had other work meanwhile: only what was measured in the same run may be compared"
+        how += f"; a load average of {busy:.1f} before them: only what was measured in the same run may be compared"
     return "\n".join([*parts, f"Measured by `python -m benchmarks.serving` on {where}; {how}.", ""])
 
 
