@@ -628,7 +628,7 @@ def build_tables(result: Mapping[str, Any]) -> str:
         parts.append("\n".join(lines))
     where = f"{result['processor']}, {result['cores']} cores, commit {result['commit'][:12]}"
     how = f"{result['rounds']} turns of {result['seconds_a_measurement']:g} s each, medians, load from the same cores"
-    busy = result.get("load_average_before", [1.0])[0]
+    busy = result["load_average_before"][0]
     if busy > 0.5:
         how += f"; a load average of {busy:.1f} before them: only what was measured in the same run may be compared"
     return "\n".join([*parts, f"Measured by `python -m benchmarks.serving` on {where}; {how}.", ""])

@@ -425,6 +425,8 @@ def test_what_comes_too_late_is_given_up(slow_model: Path, tmp_path: Path) -> No
         answer = httpx.post(f"{server.url}/predict", content=body, headers=PIXELS, timeout=60)
         assert answer.status_code == 503 and "retry-after" in answer.headers
         assert server.read_metric("image_classifier_rejected_total", reason="deadline") >= 1
+        while server.read_metric("image_classifier_pending_images"):
+            time.sleep(0.05)
         assert server.read_metric("image_classifier_batch_size_sum") < 32
 
 
