@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -87,12 +86,13 @@ def soak(run: Path, seconds: float) -> dict[str, Any]:
         words += ["-H", f"Authorization: Bearer {KEY}", "-D", f"{scratch}/body", f"http://127.0.0.1:{port}/predict"]
         memory, disturbed = [], []
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as hey:
-            while hey.poll() is None:
-                time.sleep(SAMPLE_S)
-                memory.append(round(read_memory(process.pid), 1))
-                disturbed.append(disturb(port, pixels))
-            assert hey.stdout is not None
-            output = hey.stdout.read()
+            while True:
+                try:
+                    output, _ = hey.communicate(timeout=SAMPLE_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    memory.append(round(read_memory(process.pid), 1))
+                    disturbed.append(disturb(port, pixels))
         answered = read_answers(port)
     statuses = {status: int(number) for status, number in re.findall(r"\[(\d+)\]\s+(\d+) responses", output)}
     percentiles = {

@@ -6,6 +6,7 @@ class they are a run's identity. `RunSettings` say where things lie and how the 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -335,6 +336,19 @@ def resolve_password(file: Path | None) -> Secret | None:
         return load_secret(file, "db_pass_file")
     text = os.environ.get("DB_PASSWORD")
     return Secret(text) if text else None
+
+
+def set_log_level(default: str) -> None:
+    """Set the level of this package's loggers from IMAGE_CLASSIFIER_LOG_LEVEL; other libraries keep to warnings.
+
+    Raises:
+        SettingsError: the variable names no level.
+    """
+    name = os.environ.get("IMAGE_CLASSIFIER_LOG_LEVEL") or default
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    if name.upper() not in levels:
+        raise SettingsError(f"IMAGE_CLASSIFIER_LOG_LEVEL takes one of {', '.join(levels)}, got: {name[:50]!a}")
+    logging.getLogger("image_classifier").setLevel(name.upper())
 
 
 FLAGS = {

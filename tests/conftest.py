@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import venv
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -88,6 +89,18 @@ def run_program(*words: str | Path, cwd: Path, timeout_s: float = 300, **variabl
         line = " ".join(str(word) for word in words)
         pytest.fail(f"{line}: exit status {result.returncode}\n{result.stdout}\n{result.stderr}", pytrace=False)
     return result.stdout
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], timeout_s: float = 120) -> None:
+    """Wait for a condition that a running process brings about, and read its pipes meanwhile: a full one stops it."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"nothing came of it in {timeout_s:g} s"
+        try:
+            outputs = process.communicate(timeout=0.01)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"the process ended before, with exit status {process.returncode}: {outputs}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from image_classifier import __version__
+from image_classifier.config import set_log_level
 from image_classifier.errors import ImageClassifierError, SettingsError
 
 
@@ -82,12 +83,10 @@ def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] 
 
     SIGTERM ends it as Ctrl-C does, also where it is process 1 of a container, which has no default action for it.
     """
-    logging.basicConfig(
-        level=os.environ.get("IMAGE_CLASSIFIER_LOG_LEVEL", "WARNING").upper(),
-        format="%(levelname)s %(name)s: %(message)s",
-    )
     previous = signal.signal(signal.SIGTERM, _end)
     try:
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        set_log_level("WARNING")
         return command(argv)
     except ImageClassifierError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from prometheus_client import (
     multiprocess,
 )
 
+from image_classifier.config import set_log_level
 from image_classifier.serving.batching import Observer, Ticket
 from image_classifier.serving.predictor import PublishedModel
 from image_classifier.serving.settings import LogFormat
@@ -204,7 +205,5 @@ def configure_logging(log_format: LogFormat) -> None:
         formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(os.environ.get("IMAGE_CLASSIFIER_LOG_LEVEL", "INFO").upper())
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger().handlers[:] = [handler]
+    set_log_level("INFO")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from image_classifier import __version__
 from image_classifier.tracking.run import is_finished, read_chain, read_record, verify_files
-from tests.conftest import require_program, require_real_data, run_program
+from tests.conftest import require_program, require_real_data, run_program, wait_until
 from tests.e2e.conftest import IMAGE_NAME, build_docker_words, build_image, make_open_folder
 
 pytestmark = pytest.mark.timeout(1800)  # the first test that asks for the image waits until it is built
@@ -134,7 +133,8 @@ def test_sigterm_saves_and_a_new_container_goes_on(
     run = experiments / "container" / "stopped"
     docker_words = build_docker_words(docker, *mounts, options=("--name", name))
     with subprocess.Popen([*docker_words, training_image, *words], stderr=subprocess.PIPE, text=True) as trainer:
-        wait_for_steps(run, trainer)
+        digests = run / "digests.jsonl"
+        wait_until(lambda: digests.exists() and digests.stat().st_size > 0, trainer)
         run_program(docker, "stop", "--time", "60", name, cwd=experiments)
         _, errors = trainer.communicate(timeout=120)
     assert trainer.returncode == 143, errors
@@ -146,16 +146,6 @@ def test_sigterm_saves_and_a_new_container_goes_on(
     words = (*build_trainer_words(Path("/experiments"), "stopped"), "--resume")
     run_program(*build_docker_words(docker, *mounts), training_image, *words, cwd=experiments)
     assert read_digests(run) == read_digests(outside)
-
-
-def wait_for_steps(run: Path, trainer: subprocess.Popen[str]) -> None:
-    """Wait until a training has recorded its first digest."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and trainer.poll() is None:
-        if (run / "digests.jsonl").exists() and (run / "digests.jsonl").stat().st_size:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"no digest of a step was written; the trainer's status is {trainer.poll()}")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,13 +203,12 @@ def train(words: list[str], **variables: str) -> tuple[Result, set[str]]:
         words, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     titles = set()
-    while process.poll() is None:
+    while True:
         try:
-            titles.add(Path(f"/proc/{process.pid}/cmdline").read_text())
-        except OSError:
+            output, errors = process.communicate(timeout=0.01)  # reads on: a full pipe would stop the trainer
             break
-        time.sleep(0.01)
-    output, errors = process.communicate()
+        except subprocess.TimeoutExpired:
+            titles.add(Path(f"/proc/{process.pid}/cmdline").read_text())
     return subprocess.CompletedProcess(words, process.returncode, output, errors), titles
 
 

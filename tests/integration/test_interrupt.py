@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +26,7 @@ from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.tracking.run import is_finished, read_chain, read_epochs, read_evaluation, read_manifest
 from image_classifier.training.loop import Step
-from tests.conftest import PROJECT, leave_out_coverage, require_real_data
+from tests.conftest import PROJECT, leave_out_coverage, require_real_data, wait_until
 from tests.crash import Campaign, Child, Place, call, kill_process, resume_and_compare
 from tests.tiny import write_tiny_dataset
 
@@ -165,9 +164,7 @@ def test_a_signal_while_the_data_is_read_ends_the_trainer_at_once_with_nothing_w
     with open(lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the trainer waits for it, in the middle of reading
         process = start(tmp_path / "experiments", *OPTIONS, dataset=dataset)
-        while not has_open(process.pid, lock):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        wait_until(lambda: has_open(process.pid, lock), process)
         process.send_signal(number)
         output = process.communicate()
     assert (process.returncode, *output) == (128 + number, "", f"stopped by {number.name}\n")

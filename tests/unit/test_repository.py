@@ -44,6 +44,13 @@ def read_lock(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, flags=re.MULTILINE))
 
 
+def test_no_process_is_polled_whose_pipe_nobody_reads() -> None:
+    """A process stops once a pipe is full: poll one that writes to files, or wait with `communicate(timeout=...)`."""
+    this = Path(__file__).relative_to(PROJECT)
+    sources = {path: text for path, text in read_texts() if path.suffix == ".py" and path != this}
+    assert [path for path, text in sources.items() if ".poll()" in text and "subprocess.PIPE" in text] == []
+
+
 @pytest.mark.parametrize("name", LOCKS)
 def test_each_requirement_of_a_lock_has_one_version_and_hashes(name: str) -> None:
     text = (PROJECT / "requirements" / f"requirements-{name}.txt").read_text(encoding="utf-8")

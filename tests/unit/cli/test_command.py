@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -51,6 +52,21 @@ def test_help_answers_without_importing_torch(command: str) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert answer.startswith("usage: image_classifier") and answer.endswith("False False False\n")
+
+
+def test_the_log_level_is_for_this_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_CLASSIFIER_LOG_LEVEL", "debug")
+    assert execute(lambda argv: 0) == 0
+    assert logging.getLogger("image_classifier.data.snapshot").isEnabledFor(logging.DEBUG)
+    assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.INFO)
+
+
+def test_an_unknown_log_level_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("IMAGE_CLASSIFIER_LOG_LEVEL", "loud\n")
+    assert execute(lambda argv: 0) == 2
+    assert capsys.readouterr().err == (
+        "error: IMAGE_CLASSIFIER_LOG_LEVEL takes one of DEBUG, INFO, WARNING, ERROR, CRITICAL, got: 'loud\\n'\n"
+    )
 
 
 def test_sigterm_ends_any_command_with_143_and_is_given_back() -> None:
