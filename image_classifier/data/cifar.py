@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -169,7 +170,9 @@ def _build_content(
     def name_of(file: str) -> str:
         return str(PurePosixPath(where) / file)
 
-    found = _parse_classes(layout, read(layout.meta), name_of(layout.meta)) if layout.meta in names else None
+    found, num_stated = None, None
+    if layout.meta in names:
+        found, num_stated = _parse_meta(layout, read(layout.meta), name_of(layout.meta))
     is_published = found is None or found == CIFAR10_PUBLISHED_CLASSES or layout.name == "cifar100"
     if layout.name == "cifar10" and is_published:
         found = CIFAR10_CLASSES
@@ -181,6 +184,11 @@ def _build_content(
         parse = _parse_pickle if layout.pickled else _parse_records
         for file in files:
             images, labels = parse(layout, read(file), name_of(file))
+            if num_stated not in (None, len(images)):
+                raise DataError(
+                    f"{name_of(file)} has {len(images):,} images, but {layout.meta} says that each batch has "
+                    f"{num_stated:,}; get the data set again, or remove {layout.meta} where a part of it is meant"
+                )
             outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
             if outside.size:
                 raise DataError(
@@ -195,11 +203,22 @@ def _build_content(
 
 def _parse_pickle(layout: Layout, content: bytes, name: str) -> Batch:
     batch = load_pickle(content, name)
+    _check_label(batch.get("batch_label"), name)
     images, labels = batch.get("data"), batch.get(str(layout.label))
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_NUM_PIXELS,):
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(f"{name}: data must be uint8 [N, {_NUM_PIXELS}], got: {got}; get the data set again")
     return images.reshape(-1, *_SHAPE), _parse_labels(labels, len(images), f"{name}: {layout.label}")
+
+
+def _check_label(label: object, name: str) -> None:
+    """Check that a batch is the one that its file's name says, where it says of itself which one it is."""
+    text = label.decode("latin-1") if isinstance(label, bytes) else str(label)
+    match = re.fullmatch("(training|testing) batch ([0-9]{1,9}) of [0-9]{1,9}", text)
+    if match is not None:
+        named = f"data_batch_{int(match[2])}" if match[1] == "training" else "test_batch"
+        if PurePosixPath(name).name != named:
+            raise DataError(f"{name} calls itself {text!r}, which is {named}; get the data set again")
 
 
 def _parse_labels(labels: Any, num_images: int, where: str) -> NDArray[np.int64]:
@@ -222,9 +241,14 @@ def _parse_records(layout: Layout, content: bytes, name: str) -> Batch:
     return records[:, num_labels:].reshape(-1, *_SHAPE), records[:, int(layout.label)].astype(np.int64)
 
 
-def _parse_classes(layout: Layout, content: bytes, name: str) -> tuple[str, ...]:
+def _parse_meta(layout: Layout, content: bytes, name: str) -> tuple[tuple[str, ...], int | None]:
+    """Parse the names of the classes, and how many images each batch has where that is said."""
+    num_images = None
     if layout.pickled:
-        values = load_pickle(content, name).get("label_names" if layout.name == "cifar10" else "fine_label_names")
+        meta = load_pickle(content, name)
+        values = meta.get("label_names" if layout.name == "cifar10" else "fine_label_names")
+        if type(meta.get("num_cases_per_batch")) is int:
+            num_images = meta["num_cases_per_batch"]
     else:
         values = content.split()
     if not isinstance(values, list):
@@ -232,7 +256,7 @@ def _parse_classes(layout: Layout, content: bytes, name: str) -> tuple[str, ...]
     classes = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
     if not classes or not all(map(is_name, classes)) or len(set(classes)) < len(classes):
         raise DataError(f"{name} must hold different class names of one line each; get the data set again")
-    return tuple(classes)
+    return tuple(classes), num_images
 
 
 def _read_file(path: Path) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from image_classifier.data.card import check_sizes
 from image_classifier.data.content import STRICT, Batch, Content, Metadata, Tolerance, choose_test, decode_images
 from image_classifier.errors import DataError
 
@@ -85,6 +86,8 @@ def read_images(listing: ImageFolder, metadata: Metadata, tolerance: Tolerance =
         raise DataError(
             f"{listing.folder}: metadata.json does not name the sub-folders {', '.join(unknown)} as classes"
         )
+    tests = sum(path.startswith("test/") for path in listing.files) if listing.is_split else 0
+    check_sizes({"train": len(listing.files) - tests, "test": tests}, (listing.folder,))
     depth = 1 if listing.is_split else 0
     labels = {path: classes.index(path.split("/")[depth]) for path in listing.files}
     if listing.is_split:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.data.card import check_sizes, check_stated
 from image_classifier.data.content import (
     CIFAR10_CLASSES,
     CIFAR10_PUBLISHED_CLASSES,
@@ -55,6 +56,10 @@ def read_files(
             'name them in a metadata.json beside it, as {"classes": ["first", "second"]}'
         )
     labels = {path: _load_labels(path, len(classes)) for path in (*train, *test)}
+    counts = {part: sum(len(labels[path]) for path in paths) for part, paths in (("train", train), ("test", test))}
+    for path in labels:
+        check_stated(counts, [_load_info(path)], path)
+    check_sizes(counts, (train[0].parent, train[0].parent.parent))
     chosen = {path: np.full(len(labels[path]), path in test) for path in labels}
     if not test:
         (only,) = train
@@ -66,7 +71,7 @@ def read_files(
             ((f"{path} row {row}", content), int(labels[path][row]))
             for path in labels
             if (chosen[path] == is_test).any()
-            for row, (_, content) in enumerate(iterate_images(path))
+            for row, content in enumerate(_iterate_rows(path, len(labels[path])))
             if chosen[path][row] == is_test
         )
         return decode_images(encoded, partial(_decode, resize=tolerance.resize), tolerance.skip)
@@ -90,6 +95,16 @@ def iterate_images(path: Path) -> Iterator[tuple[str | None, bytes | None]]:
             yield name if isinstance(name, str) else None, content if isinstance(content, bytes) else None
 
 
+def _iterate_rows(path: Path, num_rows: int) -> Iterator[bytes | None]:
+    """Iterate over the encoded images of a Parquet file, of which there must be as many as labels."""
+    row = -1
+    for row, (_, content) in enumerate(iterate_images(path)):
+        if row < num_rows:
+            yield content
+    if row + 1 != num_rows:
+        raise DataError(f"{path} is damaged: it has {row + 1:,} images and {num_rows:,} labels; get it again")
+
+
 def _decode(row: tuple[str, bytes | None], *, resize: bool) -> NDArray[np.uint8]:
     from image_classifier.imaging import decode_image  # Pillow, which a run that finds its snapshot does not need
 
@@ -105,6 +120,11 @@ def _load_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
     labels: list[Any] = []
     for values in _iterate_column(path, file, column):
         labels += values.to_pylist()
+    if len(labels) != file.metadata.num_rows:
+        raise DataError(
+            f"{path} is damaged: it says that it has {file.metadata.num_rows:,} rows, but {len(labels):,} labels are "
+            "there; get it again"
+        )
     for row, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < num_classes:
             raise DataError(
@@ -116,14 +136,23 @@ def _load_labels(path: Path, num_classes: int) -> NDArray[np.int64]:
 
 def _find_classes(path: Path) -> tuple[str, ...] | None:
     """Find the names of the classes in the schema's Hugging Face metadata."""
-    file, column = _open(path, LABEL_COLUMNS)
+    _, column = _open(path, LABEL_COLUMNS)
     try:
-        features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        names = _load_info(path)["features"][column]["names"]
+    except (KeyError, TypeError):
         return None
     good = isinstance(names, list) and names and all(map(is_name, names)) and len(set(names)) == len(names)
     return tuple(names) if good else None
+
+
+def _load_info(path: Path) -> dict[str, Any]:
+    """Load the Hugging Face metadata in a file's schema; nothing where there is none."""
+    file, _ = _open(path, LABEL_COLUMNS)
+    try:
+        info = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def _open(path: Path, columns: Sequence[str]) -> tuple[Any, str]:

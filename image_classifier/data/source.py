@@ -9,6 +9,7 @@ from typing import Protocol
 
 from image_classifier.data import cifar, folder, parquet
 from image_classifier.data.content import METADATA_FILE, STRICT, Content, Metadata, Tolerance, one_line
+from image_classifier.data.parts import PARTS, check_shards, find_part_of_file
 from image_classifier.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -109,20 +110,26 @@ def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
     sources = []
     for place in (path, *below):
         files = sorted(place.glob("*.parquet"))
-        train = [file for file in files if file.name.startswith("train")]
-        test = [file for file in files if file.name.startswith("test")]
-        if len(files) == 1:
-            train, test = files, []
-        elif files and not (train and test):
+        parts: dict[str, list[Path]] = {part: [] for part in PARTS}
+        others: list[Path] = []
+        for file in files:
+            parts.get(find_part_of_file(file.name) or "", others).append(file)
+        if len(files) == 1 and not parts["validation"] and not parts["test"]:
+            parts["train"], others = files, []
+        elif files and not (parts["train"] and parts["test"]):
             raise DataError(
                 f"{place} has the Parquet files {', '.join(file.name for file in files)}: there must be "
                 "train-*.parquet and test-*.parquet, or one file of which a sixth is used to test"
             )
-        others = [file.name for file in files if file not in (*train, *test)]
+        for part in parts.values():
+            if part:
+                check_shards([file.name for file in part], place)
+        others += parts["validation"]
         if others:
-            logger.warning("%s is read from train-* and test-* alone, without %s", place, ", ".join(others))
+            names = ", ".join(file.name for file in others)
+            logger.warning("%s is read from train-* and test-* alone, without %s", place, names)
         if files:
-            sources.append(_build_parquet_source(place, train, test, path.resolve().name))
+            sources.append(_build_parquet_source(place, parts["train"], parts["test"], path.resolve().name))
     return sources
 
 
@@ -159,6 +166,7 @@ def _build_file_source(path: Path) -> Source:
             lambda metadata, _=STRICT: cifar.read_archive(path, metadata),
         )
     if path.name.endswith(".parquet"):
+        check_shards([path.name], path.parent)
         return _build_parquet_source(path.parent, [path], [], path.stem)
     if path.name == METADATA_FILE:
         raise DataError(f"{path} describes a data set: give the folder that it lies in")

@@ -22,6 +22,7 @@ from image_classifier.data.content import Content, Metadata
 from image_classifier.errors import DataError
 from tests.datasets import (
     OURS,
+    PUBLISHED,
     Arrays,
     make_arrays,
     pickle_python2,
@@ -295,3 +296,30 @@ def test_an_archive_needs_one_data_set(tmp_path: Path) -> None:
         read_archive(tmp_path / "none.tar.gz", Metadata())
     with pytest.raises(DataError, match="holds test_batch.bin twice"):
         read_archive(tmp_path / "twice.tar.gz", Metadata())
+
+
+def test_a_batch_of_another_size_than_the_meta_file_says_is_refused(tmp_path: Path) -> None:
+    arrays = make_arrays(20, 4)  # four in each batch
+    write_cifar10_python(tmp_path, arrays, protocol=2)
+    meta = {"label_names": PUBLISHED, "num_cases_per_batch": 4}
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps(meta, 2))
+    assert_equal(read_folder(tmp_path, PYTHON10, Metadata()), arrays)
+    meta["num_cases_per_batch"] = 10000
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps(meta, 2))
+    with pytest.raises(DataError, match="data_batch_1 has 4 images, but batches.meta says that each batch has 10,000"):
+        collect(read_folder(tmp_path, PYTHON10, Metadata()))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_batch_under_the_name_of_another_is_refused(protocol: int, tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_cifar10_python(tmp_path, arrays)
+    images, labels = arrays.batches[0]
+    batch = {"data": images.reshape(-1, 3072), "labels": labels.tolist()}
+    labelled = {"data_batch_1": "training batch 1 of 5", "test_batch": "testing batch 1 of 1"}
+    for name, label in labelled.items():
+        (tmp_path / name).write_bytes(pickle.dumps(batch | {"batch_label": label}, protocol))
+    collect(read_folder(tmp_path, PYTHON10, Metadata()))
+    (tmp_path / "data_batch_3").write_bytes((tmp_path / "data_batch_1").read_bytes())
+    with pytest.raises(DataError, match="data_batch_3 calls itself 'training batch 1 of 5', which is data_batch_1"):
+        collect(read_folder(tmp_path, PYTHON10, Metadata()))

@@ -119,6 +119,18 @@ def test_a_damaged_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
             collect(read_all(tmp_path, Metadata(classes=tuple(OURS))))
 
 
+@pytest.mark.parametrize("num_images", [2, 4])
+def test_rows_without_an_image_or_a_label_are_refused(num_images: int, tmp_path: Path) -> None:
+    """The file is changed between the reading of its labels and that of its images."""
+    good = encode(np.zeros((3, 32, 32), np.uint8))
+    write_parquet_file(tmp_path / "train.parquet", [good] * 3, [0] * 3, NAMES)
+    write_parquet_file(tmp_path / "test.parquet", [good], [0], NAMES)
+    content = read_all(tmp_path)
+    write_parquet_file(tmp_path / "train.parquet", [good] * num_images, [0] * num_images, NAMES)
+    with pytest.raises(DataError, match=f"train.parquet is damaged: it has {num_images} images and 3 labels"):
+        collect(content)
+
+
 def test_without_pyarrow_the_remedy_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path, make_arrays(), PUBLISHED)
     script = (

@@ -102,6 +102,29 @@ def test_parquet_files_that_do_not_belong_together_are_refused(tmp_path: Path) -
         find_source(tmp_path)
 
 
+def test_shards_that_are_missing_are_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path, ARRAYS, OURS)
+    missing = tmp_path / "train-00001-of-00002.parquet"
+    missing.unlink()
+    with pytest.raises(DataError, match="has 1 of 2 Parquet shards, train-00000-of-00002.parquet: .* number 1"):
+        find_source(tmp_path)
+    with pytest.raises(DataError, match="has 1 of 2 Parquet shards"):
+        find_source(tmp_path / "train-00000-of-00002.parquet")
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match="has 1 of 2 Parquet shards"):
+        find_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["test-00000-of-00001.parquet", "validation.parquet", "val-0.parquet"])
+def test_one_part_alone_is_not_taken_for_the_whole(name: str, tmp_path: Path) -> None:
+    write_parquet(tmp_path, ARRAYS, OURS)
+    for path in tmp_path.glob("train-*"):
+        path.unlink()
+    (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / name)
+    with pytest.raises(DataError, match=f"has the Parquet files {name}: there must be train"):
+        find_source(tmp_path)
+
+
 def test_parquet_files_beside_train_and_test_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_parquet(tmp_path, ARRAYS, OURS)
     shutil.copy(tmp_path / "test-00000-of-00001.parquet", tmp_path / "validation-00000-of-00001.parquet")

@@ -1,0 +1,89 @@
+"""The sizes that Hugging Face's metadata beside a data set states: a set that has others is not whole.
+
+They stand as `dataset_info` at the head of `README.md`, or in `dataset_infos.json`
+(https://huggingface.co/docs/datasets/package_reference/main_classes#datasets.DatasetInfo).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from image_classifier.data.content import one_line
+from image_classifier.data.parts import find_part
+from image_classifier.errors import DataError
+
+_MAX_BYTES = 2**20
+
+
+def check_sizes(counts: Mapping[str, int], folders: Sequence[Path]) -> None:
+    """Check the number of images of each part against what metadata in the folders states, if there is any.
+
+    Where metadata describes several configurations of a data set, one of them must have these sizes.
+
+    Raises:
+        DataError: a part has more or fewer images than are stated, or the metadata cannot be read.
+    """
+    for path in {folder / name for folder in folders for name in ("README.md", "dataset_infos.json")}:
+        if path.is_file():
+            check_stated(counts, list(_load_infos(path)), path)
+
+
+def check_stated(counts: Mapping[str, int], infos: Sequence[Any], where: object) -> None:
+    """Check the number of images of each part against one of the `dataset_info` objects.
+
+    Raises:
+        DataError: none of them has these sizes.
+    """
+    differences = []
+    for info in infos:
+        stated = _get_sizes(info)
+        differences.append(
+            [
+                f"{size:,} {part} images, but {counts.get(part, 0):,} are here"
+                for part, size in stated.items()
+                if counts.get(part, 0) != size
+            ]
+        )
+    if differences and all(differences):
+        raise DataError(
+            f"{where} says that the data set has {', '.join(differences[0])}: get all of it, or correct the sizes there"
+        )
+
+
+def _get_sizes(info: Any) -> dict[str, int]:
+    """Get the number of images of each part that a `dataset_info` object states."""
+    splits = info.get("splits") if isinstance(info, dict) else None
+    if isinstance(splits, dict):  # by name, where it is JSON
+        splits = [{"name": name, **split} for name, split in splits.items() if isinstance(split, dict)]
+    sizes = {}
+    for split in splits if isinstance(splits, list) else ():
+        part = find_part(str(split.get("name"))) if isinstance(split, dict) else None
+        if part is not None and type(split.get("num_examples")) is int:
+            sizes[part] = split["num_examples"]
+    return sizes
+
+
+def _load_infos(path: Path) -> Iterator[Any]:
+    """Load the `dataset_info` objects of a file, one for each configuration."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = file.read(_MAX_BYTES)
+        if path.suffix == ".json":
+            yield from dict(json.loads(content)).values()
+            return
+        opening, _, rest = content.partition("\n")
+        head, closing, _ = rest.partition("\n---")
+        if opening.rstrip() != "---" or not closing or "dataset_info" not in head:
+            return  # a README.md without metadata
+        infos = dict(yaml.safe_load(head))["dataset_info"]
+        yield from infos if isinstance(infos, list) else [infos]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{path} does not state the sizes of the data set as dataset_info does: {one_line(error)}; "
+            "correct it, or remove it"
+        ) from error

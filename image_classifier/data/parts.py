@@ -1,0 +1,87 @@
+"""How data sets name their training, validation and test part, and whether all shards of a part are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from image_classifier.errors import DataError
+
+PARTS = ("train", "validation", "test")
+"""The parts of a data set, in the order that a snapshot has them in."""
+
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_FILE = re.compile(rf"(?P<part>{'|'.join(sorted(_NAMES, reverse=True))})(?![a-z]).*\.parquet", re.IGNORECASE)
+_SHARD = re.compile(
+    r"(?P<stem>.*?)[-_.]?(?P<index>[0-9]{1,9})(?P<of>-of-(?P<count>[0-9]{1,9})(?:-[0-9a-f]{6,64})?)?\.parquet"
+)
+
+
+def find_part(folder_name: str) -> str | None:
+    """Find the part that a folder of this name holds; None for any other name."""
+    return _NAMES.get(folder_name.lower())
+
+
+def find_part_of_file(file_name: str) -> str | None:
+    """Find the part that a Parquet file of this name belongs to; None for any other name."""
+    match = _FILE.fullmatch(file_name)
+    return None if match is None else _NAMES[match["part"].lower()]
+
+
+def check_shards(names: Sequence[str], where: object) -> None:
+    """Check that Parquet files of one part are all of its shards, each once, by their names.
+
+    Names are `NAME-00000-of-00002.parquet`, perhaps with a hash behind; or `NAME-0.parquet`, `NAME-1.parquet` and so
+    on; or one file with any other name.
+
+    Raises:
+        DataError: one is missing, there twice, or does not say which shard it is.
+    """
+    matches = [_SHARD.fullmatch(name) for name in names]
+    if len(names) == 1 and not (matches[0] and (matches[0]["of"] or matches[0]["index"].startswith("00"))):
+        return  # one file, whose number is part of its name, as in cifar10.parquet
+    shards: dict[int, str] = {}
+    kinds = set()
+    for name, match in zip(names, matches, strict=True):
+        if match is None:
+            raise DataError(
+                f"{where} has the Parquet files {_list(names)}, and {name} does not say which shard it is; name shards "
+                "as train-00000-of-00002.parquet, and remove what is no shard"
+            )
+        index = int(match["index"])
+        if index in shards:
+            raise DataError(f"{where} has shard {index} twice, as {shards[index]} and {name}; remove one of them")
+        shards[index] = name
+        kinds.add((match["stem"], None if match["count"] is None else int(match["count"])))
+    if len(kinds) > 1:
+        raise DataError(
+            f"{where} has the Parquet files {_list(names)}, which are shards of different sets by their names; "
+            "remove those that do not belong there"
+        )
+    ((_, count),) = kinds
+    wanted = range(min(1, *shards), max(shards) + 1) if count is None else range(count)
+    if max(shards) not in wanted:
+        raise DataError(
+            f"{where} has {shards[max(shards)]}, but shards are numbered from 0 to {len(wanted) - 1}; remove it"
+        )
+    num_missing = len(wanted) - len(shards)
+    if num_missing:
+        first = next(index for index in wanted if index not in shards)
+        raise DataError(
+            f"{where} has {len(shards):,} of {len(wanted):,} Parquet shards, {_list(names)}: {num_missing:,} are "
+            f"missing, the first is number {first}; get all of them, or give a file that is the whole set a name "
+            "without a number"
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:5])
+    return f"{listed} and {len(names) - 5:,} more" if len(names) > 5 else listed
