@@ -126,7 +126,8 @@ class TrainingSettings:
         views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure.
         input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
         input_std: Standard deviation of the red, green and blue inputs that is divided by.
-        validation_fraction: Part of the training set that is set aside, by the seed, and not trained on.
+        validation_fraction: Part of the training set that is set aside, by the seed, and not trained on; for data
+            without a validation part.
         keep: Weights that become model.pth: the last, or those with the best validation accuracy.
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
@@ -200,8 +201,6 @@ class TrainingSettings:
                 f"--optimizer muon has rates for the airbench networks; with --model {self.model} choose "
                 "--optimizer sgd and its --learning_rate and --momentum, such as 0.4 and 0.9"
             )
-        if self.keep == "best" and self.validation_fraction == 0:
-            raise SettingsError("--keep best needs a --validation_fraction above 0, on which to judge what is best")
 
 
 def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:

@@ -118,7 +118,9 @@ def run(
     train_indices, validation_indices = split_training_set(snapshot, training)
     classifier = build_initial_classifier(training, snapshot, train_indices, settings.pretrained_path)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
-    record = build_record(settings, training, describe_data(snapshot, len(validation_indices)), command)
+    record = build_record(
+        settings, training, describe_data(snapshot, len(train_indices), len(validation_indices)), command
+    )
 
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
         optimizer = build_optimizer(classifier, training)
@@ -151,7 +153,7 @@ def run(
         from image_classifier.visualization.figures import draw_run_figure  # 0.6 s that no step need wait for
 
         state.use_kept_weights()
-        reporter.evaluate(len(snapshot.labels) - snapshot.num_train)
+        reporter.evaluate(snapshot.num_test)
         evaluation, probabilities = compute_evaluation(
             classifier, *snapshot.test, snapshot.classes, views=training.views, device=torch.device(training.device)
         )
@@ -167,18 +169,29 @@ def run(
 
 
 def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split the training set's indices into those trained on and those validated on.
+    """Split into the indices of the images trained on and those validated on: the data's own part, or one set aside.
 
     Raises:
-        SettingsError: too little is left to train on.
+        SettingsError: too little is left to train on, or the settings do not go with the data's validation part.
     """
-    split = compute_validation_split(training.seed, snapshot.num_train, training.validation_fraction)
-    num_images = len(split[0])
-    if training.num_epochs > 0 and training.batch_size > num_images:
+    trained, validated = compute_validation_split(training.seed, snapshot.num_train, training.validation_fraction)
+    if snapshot.num_validation:
+        if len(validated):
+            raise SettingsError(
+                f"--validation_fraction {training.validation_fraction} sets images aside, but {snapshot.name} has a "
+                f"validation part of {snapshot.num_validation:,} images: leave the option out, or remove that part"
+            )
+        validated = np.arange(snapshot.num_train, snapshot.num_train + snapshot.num_validation)
+    if training.keep == "best" and not len(validated):
         raise SettingsError(
-            f"--batch_size takes at most the {num_images} images that are trained on, got: {training.batch_size}"
+            "--keep best needs images on which to judge what is best: a --validation_fraction above 0, or data with a "
+            "validation part"
         )
-    return split
+    if training.num_epochs > 0 and training.batch_size > len(trained):
+        raise SettingsError(
+            f"--batch_size takes at most the {len(trained)} images that are trained on, got: {training.batch_size}"
+        )
+    return trained, validated
 
 
 def build_initial_classifier(
@@ -229,16 +242,16 @@ def build_loader(
     )
 
 
-def describe_data(snapshot: Snapshot, num_validation: int) -> dict[str, Any]:
+def describe_data(snapshot: Snapshot, num_train: int, num_validation: int) -> dict[str, Any]:
     """Describe for the record what is trained, validated and tested on."""
     return {
         "name": snapshot.name,
         "digest": snapshot.digest,
         "database": snapshot.database,
         "classes": list(snapshot.classes),
-        "num_train": snapshot.num_train - num_validation,
+        "num_train": num_train,
         "num_validation": num_validation,
-        "num_test": len(snapshot.labels) - snapshot.num_train,
+        "num_test": snapshot.num_test,
     }
 
 
@@ -253,7 +266,7 @@ def describe_origin(record: dict[str, Any]) -> dict[str, str]:
 
 
 def validate(classifier: Classifier, snapshot: Snapshot, indices: NDArray[np.int64]) -> dict[str, float]:
-    """Compute loss and accuracy on the part that was set aside, by single views; nothing if there is none."""
+    """Compute loss and accuracy on the validation images, by single views; nothing if there are none."""
     if not len(indices):
         return {}
     probabilities = compute_probabilities(classifier, snapshot.images[indices], device=classifier.input_mean.device)

@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from image_classifier.cli import database
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
-from image_classifier.cli.database import DATASET_FOLDER
+from image_classifier.cli.database import DATASET_FOLDER, format_counts
 from image_classifier.cli.table import format_table
 from image_classifier.config import get_reference
 from image_classifier.errors import DataError
@@ -119,8 +119,7 @@ def _prepare(argv: Sequence[str] | None) -> int:
             if not find_sources(folder):
                 _get_sample(folder, options)
         snapshot = load_snapshot(folder)
-    num_test = len(snapshot.labels) - snapshot.num_train
-    _say(f"{snapshot.name}: {snapshot.num_train:,} images to train with, {num_test:,} to test with")
+    _say(f"{snapshot.name}: {format_counts(snapshot)}")
     _say(f"digest {snapshot.digest}")
     print(folder)
     return ExitStatus.DONE
@@ -170,13 +169,11 @@ def _info(argv: Sequence[str] | None) -> int:
 
 def format_info(snapshot: Snapshot) -> str:
     """Format a data set's name, digest and number of images as a table."""
-    import numpy as np
-
-    splits = [np.bincount(labels, minlength=len(snapshot.classes)) for _, labels in (snapshot.train, snapshot.test)]
-    rows = [["class", "train", "test", "all"]]
-    for name, train, test in zip(snapshot.classes, *splits, strict=True):
-        rows.append([name, f"{train:,}", f"{test:,}", f"{train + test:,}"])
-    totals = [int(counts.sum()) for counts in splits]
+    counts = snapshot.count_classes()
+    rows = [["class", *counts, "all"]]
+    for name, *numbers in zip(snapshot.classes, *counts.values(), strict=True):
+        rows.append([name, *(f"{number:,}" for number in (*numbers, sum(numbers)))])
+    totals = [int(numbers.sum()) for numbers in counts.values()]
     rows.append(["total", *(f"{total:,}" for total in (*totals, sum(totals)))])
     version = "" if snapshot.database is None else f"version {snapshot.database}\n"
     return f"name    {snapshot.name}\n{version}digest  {snapshot.digest}\n\n{format_table(rows)}"

@@ -15,14 +15,16 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, parse_arguments
 from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import Reference, get_reference, parse_reference
+from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from image_classifier.data.database import Correction, Summary
+    from image_classifier.data.database import Correction, Summary, Version
     from image_classifier.data.diff import Difference
+    from image_classifier.data.snapshot import Snapshot
 
 DATASET_FOLDER = Path("data/cifar_dataset")
 CONDITIONS = ("class", "split", "source", "added_by")
@@ -176,7 +178,7 @@ def ingest(argv: Sequence[str] | None) -> int:
     _say(f"{added.num_added:,} images added, {added.num_present:,} were there already")
     if added.num_other_label:
         _say(f"note: {added.num_other_label:,} of these have another label there, which stays: see `data relabel`")
-    _say(f"{version.reference}: {version.num_train:,} images to train with, {version.num_test:,} to test with")
+    _say(f"{version.reference}: {format_counts(version)}")
     _say(f"digest {version.digest}")
     print(version.reference)
     if result.num_bad:
@@ -200,8 +202,7 @@ def snapshot(argv: Sequence[str] | None) -> int:
         frozen = freeze_snapshot(name, access, as_of=as_of, conditions=conditions)
     else:
         frozen = load_version_snapshot(Reference(name, options.version), access)
-    num_test = len(frozen.labels) - frozen.num_train
-    _say(f"{frozen.database}: {frozen.num_train:,} images to train with, {num_test:,} to test with")
+    _say(f"{frozen.database}: {format_counts(frozen)}")
     _say(f"digest {frozen.digest}")
     print(frozen.database)
     return ExitStatus.DONE
@@ -224,6 +225,12 @@ def list_datasets(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
+def format_counts(counted: Snapshot | Version) -> str:
+    """Format how many images a data set has in each part."""
+    validation = f", {counted.num_validation:,} to validate with" if counted.num_validation else ""
+    return f"{counted.num_train:,} images to train with{validation}, {counted.num_test:,} to test with"
+
+
 def format_summary(summary: Summary) -> str:
     """Format a data set and its versions."""
     dataset = summary.dataset
@@ -231,11 +238,12 @@ def format_summary(summary: Summary) -> str:
         f"{dataset.name}: {summary.num_samples:,} images of {len(dataset.classes):,} classes, "
         f"{summary.num_corrections:,} labels corrected"
     )
-    rows = [["version", "frozen", "by", "digest", "train", "test", "limited to"]]
+    parts = ["train", *(["validation"] if any(v.num_validation for v in summary.versions) else []), "test"]
+    rows = [["version", "frozen", "by", "digest", *parts, "limited to"]]
     for version in summary.versions:
         limits = "; ".join(f"{name}={','.join(values)}" for name, values in version.selection.conditions.items())
         moment = version.added_at.strftime("%Y-%m-%d %H:%M:%S")
-        counts = [f"{version.num_train:,}", f"{version.num_test:,}"]
+        counts = [f"{getattr(version, f'num_{part}'):,}" for part in parts]
         rows.append([str(version.reference), moment, version.added_by, version.digest[:12], *counts, limits])
     return f"{heading}\n{format_table(rows, num_left=4)}" if summary.versions else f"{heading}\nno version yet"
 
@@ -262,9 +270,9 @@ def diff(argv: Sequence[str] | None) -> int:
 
 def format_difference(difference: Difference, old: Sequence[str], new: Sequence[str]) -> str:
     """Format what was added, removed and relabelled; of the last the first ones one by one."""
-    rows = [["images", "train", "test"]]
-    for name in ("unchanged", "added", "removed", "relabelled"):
-        rows.append([name, *(f"{count:,}" for count in getattr(difference, f"num_{name}"))])
+    counts = {name: getattr(difference, f"num_{name}") for name in ("unchanged", "added", "removed", "relabelled")}
+    parts = [part for part in PARTS if part != "validation" or any(count[part] for count in counts.values())]
+    rows = [["images", *parts], *([name, *(f"{count[part]:,}" for part in parts)] for name, count in counts.items())]
     text = format_table(rows)
     if difference.relabelled:
         listed = [["image", "was", "is"]]

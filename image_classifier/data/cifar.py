@@ -198,7 +198,7 @@ def _build_content(
             yield images, labels
 
     name = metadata.name or (layout.name if is_published else Path(where).name)
-    return Content(name, classes, batches(layout.train), batches((layout.test,)))
+    return Content(name, classes, {"train": batches(layout.train), "validation": (), "test": batches((layout.test,))})
 
 
 def _parse_pickle(layout: Layout, content: bytes, name: str) -> Batch:

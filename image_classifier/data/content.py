@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -34,12 +34,16 @@ Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Content:
-    """A data set as it is read: the batches are made while they are gone through, once."""
+    """A data set as it is read.
+
+    Attributes:
+        parts: the batches of the training, the validation and the test part, in this order; they are made while they
+            are gone through, once. A source without a validation part has no batch of it.
+    """
 
     name: str
     classes: tuple[str, ...]
-    train: Iterable[Batch]
-    test: Iterable[Batch]
+    parts: Mapping[str, Iterable[Batch]]
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, func, insert, select, text
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, case, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from image_classifier.config import DatabaseAccess, Reference
 from image_classifier.data.connection import Database, copying, open_database
 from image_classifier.data.content import Batch, Content
-from image_classifier.data.schema import SPLITS, corrections, datasets, samples, versions
+from image_classifier.data.parts import PARTS
+from image_classifier.data.schema import corrections, datasets, samples, versions
 from image_classifier.data.snapshot import (
     IMAGE_SHAPE,
     Snapshot,
     build_digest,
-    check_splits,
+    check_counts,
     find_stored,
     find_stores,
     store_content,
@@ -73,6 +74,7 @@ class Version:
     number: int
     selection: Selection
     num_train: int
+    num_validation: int
     num_test: int
     digest: str
     added_at: datetime
@@ -109,7 +111,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one split that are added in one transaction: uint8 [n, 3, 32, 32], and labels [n]."""
+    """Images of one part that are added in one transaction: uint8 [n, 3, 32, 32], and labels [n]."""
 
     split: str
     images: NDArray[np.uint8]
@@ -236,7 +238,7 @@ def find_selection(
     Raises:
         DataError: a condition names what is no class, or no split.
     """
-    for allowed, name in ((dataset.classes, "class"), (SPLITS, "split")):
+    for allowed, name in ((dataset.classes, "class"), (PARTS, "split")):
         unknown = [value for value in conditions.get(name, ()) if value not in allowed]
         if unknown:
             raise DataError(f"{dataset.name} has no {name} {unknown[0]!a}: it has {', '.join(allowed)}")
@@ -249,11 +251,11 @@ def find_selection(
 @contextmanager
 def open_content(database: Database, dataset: Dataset, selection: Selection) -> Iterator[Content]:
     """Give a selection to be read while its batches are gone through: never more of it is in memory than a batch."""
-    splits = [_read_split(database, dataset, selection, split) for split in SPLITS]
+    parts = {part: _read_split(database, dataset, selection, part) for part in PARTS}
     try:
-        yield Content(dataset.name, dataset.classes, *splits)
+        yield Content(dataset.name, dataset.classes, parts)
     finally:
-        for split in splits:
+        for split in parts.values():
             split.close()  # with its transaction, where it was not gone through to the end
 
 
@@ -316,8 +318,8 @@ def _build_conditions(dataset: Dataset, selection: Selection, label: ColumnEleme
     return conditions
 
 
-def _count_splits(database: Database, dataset: Dataset, selection: Selection) -> tuple[int, int]:
-    """Count the images of a selection to train and to test with.
+def _count_parts(database: Database, dataset: Dataset, selection: Selection) -> dict[str, int]:
+    """Count the images of each part of a selection.
 
     Raises:
         DataError: there are none of one of them.
@@ -326,10 +328,10 @@ def _count_splits(database: Database, dataset: Dataset, selection: Selection) ->
     query = select(samples.c.split, func.count()).select_from(origin)
     query = query.where(*_build_conditions(dataset, selection, label)).group_by(samples.c.split)
     with database.reading() as connection:
-        counts = {split: count for split, count in connection.execute(query)}
-    num_train, num_test = (counts.get(split, 0) for split in SPLITS)
-    check_splits(f"this part of {dataset.name}", num_train, num_test)
-    return num_train, num_test
+        found = {split: count for split, count in connection.execute(query)}
+    counts = {part: found.get(part, 0) for part in PARTS}
+    check_counts(f"this part of {dataset.name}", counts)
+    return counts
 
 
 def _list_labels(database: Database, version: Version) -> list[tuple[int, int]]:
@@ -339,7 +341,8 @@ def _list_labels(database: Database, version: Version) -> list[tuple[int, int]]:
     query = select(samples.c.position, label).select_from(origin)
     query = query.where(*_build_conditions(dataset, selection, label))
     with database.reading() as connection:
-        rows = connection.execute(query.order_by(samples.c.split == "test", samples.c.position))
+        order = case({part: place for place, part in enumerate(PARTS)}, value=samples.c.split)
+        rows = connection.execute(query.order_by(order, samples.c.position))
         return [(position, label) for position, label in rows]
 
 
@@ -376,7 +379,8 @@ def _build_dataset(row: Any) -> Dataset:
 
 def _build_version(dataset: Dataset, row: Any) -> Version:
     selection = Selection(row.num_samples, row.num_corrections, row.conditions)
-    return Version(dataset, row.number, selection, row.num_train, row.num_test, row.digest, row.added_at, row.added_by)
+    counts = row.num_train, row.num_validation, row.num_test
+    return Version(dataset, row.number, selection, *counts, row.digest, row.added_at, row.added_by)
 
 
 # Adding.
@@ -500,10 +504,10 @@ def freeze(database: Database, dataset: Dataset, selection: Selection) -> Versio
     version = database.run(lambda: _find_equal_version(database, dataset, selection))
     if version is not None:
         return version
-    counts = database.run(lambda: _count_splits(database, dataset, selection))
-    digest, labels = build_digest(dataset.classes, *counts), []
+    counts = database.run(lambda: _count_parts(database, dataset, selection))
+    digest, labels = build_digest(dataset.classes, counts), []
     with open_content(database, dataset, selection) as content:
-        for images, batch_labels in chain(content.train, content.test):
+        for images, batch_labels in chain.from_iterable(content.parts.values()):
             digest.update(images.data)
             labels.append(batch_labels)
     digest.update(np.concatenate(labels).astype("<i8").data)
@@ -560,7 +564,7 @@ def _add_version(database: Database, dataset: Dataset, selection: Selection, dig
     """Add a version, unless somebody else has added the same meanwhile."""
 
     def add() -> None:
-        num_train, num_test = _count_splits(database, dataset, selection)
+        counts = _count_parts(database, dataset, selection)
         with database.adding(dataset.id) as connection:
             query = select(versions).where(versions.c.dataset_id == dataset.id).order_by(versions.c.number)
             present = [_build_version(dataset, row) for row in connection.execute(query)]
@@ -571,8 +575,7 @@ def _add_version(database: Database, dataset: Dataset, selection: Selection, dig
                     "num_samples": selection.num_samples,
                     "num_corrections": selection.num_corrections,
                     "conditions": dict(selection.conditions),
-                    "num_train": num_train,
-                    "num_test": num_test,
+                    **{f"num_{part}": count for part, count in counts.items()},
                     "digest": digest,
                     "added_at": _find_moment(connection, versions, dataset),
                     "added_by": database.who,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from image_classifier.data.parts import PARTS
 from image_classifier.data.snapshot import Snapshot
 
 Key = tuple[str, bytes, int]
-"""An image: its split, the sha256 of its content, and how many equal ones came before it."""
+"""An image: its part, the sha256 of its content, and how many equal ones came before it."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class Difference:
         added: numbers in the new data set.
         removed: numbers in the old one.
         relabelled: the images whose class has another name.
-        num_added, num_removed, num_relabelled, num_unchanged: how many are of the training and of the test set.
+        num_added, num_removed, num_relabelled, num_unchanged: how many are of each part, by its name.
     """
 
     added: tuple[int, ...]
     removed: tuple[int, ...]
     relabelled: tuple[Relabelled, ...]
-    num_added: tuple[int, int]
-    num_removed: tuple[int, int]
-    num_relabelled: tuple[int, int]
-    num_unchanged: tuple[int, int]
+    num_added: Mapping[str, int]
+    num_removed: Mapping[str, int]
+    num_relabelled: Mapping[str, int]
+    num_unchanged: Mapping[str, int]
 
 
 def compute_difference(old: Snapshot, new: Snapshot) -> Difference:
-    """Compute what changed; an image is the same if its split and its content are."""
+    """Compute what changed; an image is the same if its part and its content are."""
     before, after = _index(old), _index(new)
     added = tuple(number for key, number in after.items() if key not in before)
     removed = tuple(number for key, number in before.items() if key not in after)
@@ -57,8 +57,7 @@ def compute_difference(old: Snapshot, new: Snapshot) -> Difference:
                 relabelled.append(pair)
     num_added = _count(added, new)
     num_relabelled = _count([pair.new for pair in relabelled], new)
-    total = (new.num_train, len(new.labels) - new.num_train)
-    unchanged = np.subtract(np.subtract(total, num_added), num_relabelled)
+    total = _count(range(len(new.labels)), new)
     return Difference(
         added,
         removed,
@@ -66,20 +65,24 @@ def compute_difference(old: Snapshot, new: Snapshot) -> Difference:
         num_added,
         _count(removed, old),
         num_relabelled,
-        (int(unchanged[0]), int(unchanged[1])),
+        {part: count - num_added[part] - num_relabelled[part] for part, count in total.items()},
     )
 
 
 def _index(snapshot: Snapshot) -> dict[Key, int]:
     counts: Counter[tuple[str, bytes]] = Counter()
     index = {}
-    for number, image in enumerate(snapshot.images):
-        place = ("train" if number < snapshot.num_train else "test", hashlib.sha256(image.data).digest())
-        index[*place, counts[place]] = number
-        counts[place] += 1
+    for part, images in snapshot.parts.items():
+        for number in range(images.start, images.stop):
+            place = (part, hashlib.sha256(snapshot.images[number].data).digest())
+            index[*place, counts[place]] = number
+            counts[place] += 1
     return index
 
 
-def _count(numbers: tuple[int, ...] | list[int], snapshot: Snapshot) -> tuple[int, int]:
-    num_train = sum(number < snapshot.num_train for number in numbers)
-    return num_train, len(numbers) - num_train
+def _count(numbers: Sequence[int], snapshot: Snapshot) -> dict[str, int]:
+    """Count those of the numbers that lie in each part."""
+    counts = dict.fromkeys(PARTS, 0)
+    for part, images in snapshot.parts.items():
+        counts[part] = sum(images.start <= number < images.stop for number in numbers)
+    return counts

@@ -23,7 +23,7 @@ _ROWS = 1000  # images that are encoded at once
 
 
 def write_folder(snapshot: Snapshot, folder: Path) -> None:
-    """Write `train/CLASS/NUMBER.png` and `test/CLASS/NUMBER.png`, and `metadata.json`.
+    """Write `PART/CLASS/NUMBER.png`, where the parts are train, validation and test, and `metadata.json`.
 
     Images by class have an order of their own: the data set that is read from it holds the same, under another digest.
 
@@ -35,18 +35,18 @@ def write_folder(snapshot: Snapshot, folder: Path) -> None:
         if "/" in name or name.startswith(".") or len(os.fsencode(name)) > 255:
             raise DataError(f"the class {name!a} cannot be the name of a folder: export with --format parquet")
     with _new_folder(folder) as temporary:
-        for split, begin, end in _get_splits(snapshot):
+        for part, place in snapshot.parts.items():
             for name in snapshot.classes:
-                (temporary / split / name).mkdir(parents=True)
-            for start, encoded in _encode(snapshot, begin, end):
+                (temporary / part / name).mkdir(parents=True)
+            for start, encoded in _encode(snapshot, place):
                 for number, content in enumerate(encoded, start):
                     name = snapshot.classes[int(snapshot.labels[number])]
-                    DISK.write_file(temporary / split / name / f"{number:08d}.png", content)
+                    DISK.write_file(temporary / part / name / f"{number:08d}.png", content)
         _write_metadata(temporary, snapshot, digest=None)
 
 
 def write_parquet(snapshot: Snapshot, folder: Path) -> None:
-    """Write train-00000-of-00001.parquet and test-00000-of-00001.parquet as Hugging Face has them, and `metadata.json`.
+    """Write PART-00000-of-00001.parquet as Hugging Face has them, and `metadata.json`.
 
     Raises:
         SettingsError: pyarrow is missing.
@@ -60,9 +60,9 @@ def write_parquet(snapshot: Snapshot, folder: Path) -> None:
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
     with _new_folder(folder) as temporary:
-        for split, begin, end in _get_splits(snapshot):
-            with pyarrow.parquet.ParquetWriter(temporary / f"{split}-00000-of-00001.parquet", schema) as writer:
-                for start, encoded in _encode(snapshot, begin, end):
+        for part, place in snapshot.parts.items():
+            with pyarrow.parquet.ParquetWriter(temporary / f"{part}-00000-of-00001.parquet", schema) as writer:
+                for start, encoded in _encode(snapshot, place):
                     images = [
                         {"bytes": content, "path": f"{number:08d}.png"} for number, content in enumerate(encoded, start)
                     ]
@@ -70,10 +70,6 @@ def write_parquet(snapshot: Snapshot, folder: Path) -> None:
                     columns = [pyarrow.array(images, image_type), pyarrow.array(labels)]
                     writer.write_batch(pyarrow.record_batch(columns, schema=schema))
         _write_metadata(temporary, snapshot, digest=snapshot.digest)
-
-
-def _get_splits(snapshot: Snapshot) -> tuple[tuple[str, int, int], tuple[str, int, int]]:
-    return ("train", 0, snapshot.num_train), ("test", snapshot.num_train, len(snapshot.labels))
 
 
 @contextmanager
@@ -88,11 +84,11 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         DISK.sync_all()
 
 
-def _encode(snapshot: Snapshot, begin: int, end: int) -> Iterator[tuple[int, list[bytes]]]:
+def _encode(snapshot: Snapshot, place: slice) -> Iterator[tuple[int, list[bytes]]]:
     """Encode images in threads: the number of the first, and the images as PNG."""
     with ThreadPoolExecutor() as threads:
-        for start in range(begin, end, _ROWS):
-            yield start, list(threads.map(_encode_image, snapshot.images[start : min(start + _ROWS, end)]))
+        for start in range(place.start, place.stop, _ROWS):
+            yield start, list(threads.map(_encode_image, snapshot.images[start : min(start + _ROWS, place.stop)]))
 
 
 def _encode_image(image: NDArray[np.uint8]) -> bytes:

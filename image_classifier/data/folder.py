@@ -1,24 +1,23 @@
-"""Read a folder of images with one sub-folder a class: `train/CLASS/…` and `test/CLASS/…`, or `CLASS/…` to be split.
+"""Read a folder of images with one sub-folder a class: `train/CLASS/…`, `test/CLASS/…`, or `CLASS/…` to be split.
 
-Canonical order is by path, compared byte by byte, within the training set and within the test set.
+`validation/CLASS/…` may lie beside them. Canonical order is by path, compared byte by byte, within each part.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from image_classifier.data.card import check_sizes
 from image_classifier.data.content import STRICT, Batch, Content, Metadata, Tolerance, choose_test, decode_images
+from image_classifier.data.parts import PARTS, complete_parts, find_part
 from image_classifier.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # imaging has them too, but imports Pillow
-SPLITS = ("train", "test")
-
 _LEFT_ASIDE = ("thumbs.db", "desktop.ini")
 """What file managers leave behind; files whose name begins with a dot are left aside too."""
 
@@ -31,13 +30,13 @@ class ImageFolder:
 
     Attributes:
         folder: the folder.
-        is_split: whether it has train/ and test/ above the classes.
+        parts: the sub-folder of each part; none where the classes' sub-folders lie in the folder itself.
         classes: the names of the classes' sub-folders, sorted.
         files: paths of all images, relative to the folder, in canonical order.
     """
 
     folder: Path
-    is_split: bool
+    parts: Mapping[str, str]
     classes: tuple[str, ...]
     files: tuple[str, ...]
 
@@ -46,39 +45,48 @@ def list_images(folder: Path, ignored: Set[str]) -> ImageFolder | None:
     """List a folder of images by class; None if no sub-folder, apart from the ignored ones, holds an image.
 
     Raises:
-        DataError: an image lies outside the classes, train/ lacks test/, or sub-folders form a loop.
+        DataError: an image lies outside the classes, a part is missing or there twice, or sub-folders form a loop.
     """
     names = [name for name in _list_folders(folder) if name not in ignored]
-    is_split = set(SPLITS) <= set(names)
-    tops = [f"{split}/" for split in SPLITS] if is_split else [""]
+    parts = _find_parts(folder, names)
     classes: set[str] = set()
     files: list[str] = []
-    for top in tops:
-        for name in _list_folders(folder / top) if is_split else names:
+    for top in [f"{name}/" for name in parts.values()] or [""]:
+        for name in _list_folders(folder / top) if parts else names:
             classes.add(name)
             files += _walk(folder, top + name, ())
-    if not any(name.lower().endswith(SUFFIXES) for name in files):
-        return None
-    for top in {"", *tops}:
-        for path in sorted((folder / top).iterdir()):
+    has_images = any(name.lower().endswith(SUFFIXES) for name in files)
+    for place in [folder] * has_images + [folder / name for name in parts.values()]:
+        for path in sorted(place.iterdir()):
             if path.name.lower().endswith(SUFFIXES) and path.is_file():
                 raise DataError(f"{path} lies in no class: move it into the sub-folder of its class, or remove it")
-    if is_split and len(names) > len(SPLITS):
-        logger.warning("%s is read from train and test alone, without %s", folder, ", ".join(set(names) - set(SPLITS)))
-    if not is_split and "train" in names and _list_folders(folder / "train"):
-        raise DataError(
-            f"{folder} has a sub-folder train but no sub-folder test: add test, or move the classes up out of train "
-            "and a sixth of the images is used to test"
-        )
-    return ImageFolder(folder, is_split, tuple(sorted(classes)), tuple(sorted(files, key=os.fsencode)))
+    if not has_images:
+        return None
+    others = sorted(set(names) - set(parts.values()))
+    if parts and others:
+        logger.warning("%s is read from %s alone, without %s", folder, ", ".join(parts.values()), ", ".join(others))
+    return ImageFolder(folder, parts, tuple(sorted(classes)), tuple(sorted(files, key=os.fsencode)))
+
+
+def _find_parts(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Find the sub-folder of each part; none where the sub-folders are classes, one of which may be called so."""
+    named = {name: part for name in names if (part := find_part(name)) is not None}
+    if len(set(named.values())) < 2 and not any(_list_folders(folder / name) for name in named):
+        return {}
+    parts: dict[str, str] = {}
+    for name, part in named.items():
+        if part in parts:
+            raise DataError(f"{folder} has two sub-folders for one part, {parts[part]} and {name}: keep one of them")
+        parts[part] = name
+    return complete_parts(parts, folder)
 
 
 def read_images(listing: ImageFolder, metadata: Metadata, tolerance: Tolerance = STRICT) -> Content:
     """Read a folder of images; each is decoded when its batch is asked for.
 
     Raises:
-        DataError: `metadata.json` does not name a sub-folder's class; while the batches are gone through, an image
-            that cannot be read.
+        DataError: `metadata.json` does not name a sub-folder's class; there are more or fewer images than a
+            `dataset_info` states; while the batches are gone through, an image that cannot be read.
     """
     classes = metadata.classes or listing.classes
     unknown = [name for name in listing.classes if name not in classes]
@@ -86,24 +94,29 @@ def read_images(listing: ImageFolder, metadata: Metadata, tolerance: Tolerance =
         raise DataError(
             f"{listing.folder}: metadata.json does not name the sub-folders {', '.join(unknown)} as classes"
         )
-    tests = sum(path.startswith("test/") for path in listing.files) if listing.is_split else 0
-    check_sizes({"train": len(listing.files) - tests, "test": tests}, (listing.folder,))
-    depth = 1 if listing.is_split else 0
+    depth = 1 if listing.parts else 0
     labels = {path: classes.index(path.split("/")[depth]) for path in listing.files}
-    if listing.is_split:
-        is_test = [path.startswith("test/") for path in listing.files]
+    files: dict[str, list[str]] = {part: [] for part in PARTS}
+    if listing.parts:
+        part_of = {name: part for part, name in listing.parts.items()}
+        for path in listing.files:
+            files[part_of[path.split("/")[0]]].append(path)
+        check_sizes({part: len(paths) for part, paths in files.items()}, (listing.folder,))
     else:
+        check_sizes({"train": len(listing.files)}, (listing.folder,))
         keys = [os.fsencode(path) for path in listing.files]
-        is_test = choose_test(keys, list(labels.values()), metadata.split_seed).tolist()
+        is_test = choose_test(keys, list(labels.values()), metadata.split_seed)
+        for path, chosen in zip(listing.files, is_test, strict=True):
+            files["test" if chosen else "train"].append(path)
 
-    def batches(test: bool) -> Iterator[Batch]:
+    def batches(paths: Sequence[str]) -> Iterator[Batch]:
         from image_classifier.imaging import load_image  # Pillow, which a run that finds its snapshot does not need
 
-        chosen = [path for path, belongs in zip(listing.files, is_test, strict=True) if belongs == test]
-        encoded = ((listing.folder / path, labels[path]) for path in chosen)
+        encoded = ((listing.folder / path, labels[path]) for path in paths)
         return decode_images(encoded, partial(load_image, resize=tolerance.resize), tolerance.skip)
 
-    return Content(metadata.name or listing.folder.resolve().name, classes, batches(False), batches(True))
+    name = metadata.name or listing.folder.resolve().name
+    return Content(name, classes, {part: batches(paths) for part, paths in files.items()})
 
 
 def _list_folders(folder: Path) -> list[str]:

@@ -105,7 +105,7 @@ def ingest(
 
 
 def _iterate_chunks(content: Content, size: int) -> Iterator[Chunk]:
-    for split, batches in (("train", content.train), ("test", content.test)):
+    for split, batches in content.parts.items():
         for images, labels in batches:
             images = np.ascontiguousarray(images)
             for start in range(0, len(images), size):

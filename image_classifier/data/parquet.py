@@ -8,7 +8,7 @@ and of the rows in them. This is the only module that imports pyarrow, which the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from image_classifier.data.content import (
     is_name,
     one_line,
 )
+from image_classifier.data.parts import PARTS
 from image_classifier.errors import DataError, ImageError
 
 IMAGE_COLUMNS = ("img", "image")
@@ -39,46 +40,48 @@ _ROWS = 500  # rows that are read at once
 
 
 def read_files(
-    train: Sequence[Path], test: Sequence[Path], name: str, metadata: Metadata, tolerance: Tolerance = STRICT
+    files: Mapping[str, Sequence[Path]], name: str, metadata: Metadata, tolerance: Tolerance = STRICT
 ) -> Content:
     """Read Parquet files; without files to test with, a sixth of the rows of the only file is used for it.
+
+    Args:
+        files: of each part, in their order.
 
     Raises:
         DataError: pyarrow is missing, a file is damaged or lacks a column, the classes have no names, a label is
             outside of them; while the batches are gone through, an image that cannot be read.
     """
-    found = _find_classes(train[0])
+    first = files["train"][0]
+    found = _find_classes(first)
     is_cifar10 = found == CIFAR10_PUBLISHED_CLASSES
     classes = metadata.classes or (CIFAR10_CLASSES if is_cifar10 else found)
     if classes is None:
         raise DataError(
-            f"{train[0]} does not name the classes in its Hugging Face metadata: "
+            f"{first} does not name the classes in its Hugging Face metadata: "
             'name them in a metadata.json beside it, as {"classes": ["first", "second"]}'
         )
-    labels = {path: _load_labels(path, len(classes)) for path in (*train, *test)}
-    counts = {part: sum(len(labels[path]) for path in paths) for part, paths in (("train", train), ("test", test))}
+    labels = {path: _load_labels(path, len(classes)) for paths in files.values() for path in paths}
+    counts = {part: sum(len(labels[path]) for path in paths) for part, paths in files.items()}
     for path in labels:
         check_stated(counts, [_load_info(path)], path)
-    check_sizes(counts, (train[0].parent, train[0].parent.parent))
-    chosen = {path: np.full(len(labels[path]), path in test) for path in labels}
-    if not test:
-        (only,) = train
-        keys = [b"%d" % row for row in range(len(labels[only]))]
-        chosen[only] = choose_test(keys, labels[only].tolist(), metadata.split_seed)
+    check_sizes(counts, (first.parent, first.parent.parent))
+    chosen = {part: {path: np.ones(len(labels[path]), np.bool_) for path in paths} for part, paths in files.items()}
+    if "test" not in files:
+        keys = [b"%d" % row for row in range(len(labels[first]))]
+        is_test = choose_test(keys, labels[first].tolist(), metadata.split_seed)
+        chosen |= {"train": {first: ~is_test}, "test": {first: is_test}}
 
-    def batches(is_test: bool) -> Iterator[Batch]:
+    def batches(part: str) -> Iterator[Batch]:
         encoded = (
             ((f"{path} row {row}", content), int(labels[path][row]))
-            for path in labels
-            if (chosen[path] == is_test).any()
+            for path, is_chosen in chosen.get(part, {}).items()
             for row, content in enumerate(_iterate_rows(path, len(labels[path])))
-            if chosen[path][row] == is_test
+            if is_chosen[row]
         )
         return decode_images(encoded, partial(_decode, resize=tolerance.resize), tolerance.skip)
 
-    return Content(
-        metadata.name or ("cifar10" if is_cifar10 else name), classes, batches(is_test=False), batches(is_test=True)
-    )
+    name = metadata.name or ("cifar10" if is_cifar10 else name)
+    return Content(name, classes, {part: batches(part) for part in PARTS})
 
 
 def iterate_images(path: Path) -> Iterator[tuple[str | None, bytes | None]]:

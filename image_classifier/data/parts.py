@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from image_classifier.errors import DataError
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 PARTS = ("train", "validation", "test")
 """The parts of a data set, in the order that a snapshot has them in."""
@@ -34,6 +39,25 @@ def find_part_of_file(file_name: str) -> str | None:
     """Find the part that a Parquet file of this name belongs to; None for any other name."""
     match = _FILE.fullmatch(file_name)
     return None if match is None else _NAMES[match["part"].lower()]
+
+
+def complete_parts(parts: Mapping[str, T], where: object) -> dict[str, T]:
+    """Order the parts that a source has; its validation part is used to test where it has no test part.
+
+    Raises:
+        DataError: it has some of the parts, but nothing to train or nothing to test with.
+    """
+    found = dict(parts)
+    if found.keys() == {"train", "validation"}:
+        found["test"] = found.pop("validation")
+        logger.warning("%s has no test part: its validation part is used to test", where)
+    missing = [part for part in ("train", "test") if part not in found]
+    if found and missing:
+        raise DataError(
+            f"{where} has a part called {' and '.join(found)}, but none called {' or '.join(missing)}: add it; or put "
+            "the classes of all parts beside each other, and a sixth of the images is used to test"
+        )
+    return {part: found[part] for part in PARTS if part in found}
 
 
 def check_shards(names: Sequence[str], where: object) -> None:

@@ -35,10 +35,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0002"
-"""The newest migration: what a database must have been upgraded to."""
+from image_classifier.data.parts import PARTS
 
-SPLITS = ("train", "test")
+REVISION = "0003"
+"""The newest migration: what a database must have been upgraded to."""
 
 
 class Moment(TypeDecorator[datetime]):
@@ -84,7 +84,7 @@ samples = Table(
     metadata,
     Column("dataset_id", ForeignKey("datasets.id"), primary_key=True),
     Column("position", Integer, primary_key=True, autoincrement=False),
-    Column("split", String(5), CheckConstraint("split IN ('train', 'test')", name="split"), nullable=False),
+    Column("split", String(10), CheckConstraint(f"split IN {PARTS}", name="split"), nullable=False),
     Column("label", Integer, CheckConstraint("label >= 0", name="label"), nullable=False),
     # sha256 of the image, and which of those that have it in this split: a source may hold an image twice.
     Column("digest", LargeBinary(32), nullable=False),
@@ -119,6 +119,7 @@ versions = Table(
     Column("num_corrections", Integer, nullable=False),
     Column("conditions", JSON, nullable=False),
     Column("num_train", Integer, nullable=False),
+    Column("num_validation", Integer, nullable=False, server_default="0"),
     Column("num_test", Integer, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("added_at", Moment, nullable=False),

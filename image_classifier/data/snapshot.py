@@ -4,7 +4,7 @@ It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where th
 
     <digest>/images.npy       uint8 [N, 3, 32, 32]
     <digest>/labels.npy       int64 [N]
-    <digest>/snapshot.json    format_version, digest, classes, num_train, num_test, shape
+    <digest>/snapshot.json    format_version, digest, classes, num_train, num_validation, num_test, shape
     index/<fingerprint>.json  which snapshot the files of a source were frozen into, and the data set's name
     .lock                     held by the process that writes
 
@@ -22,7 +22,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +52,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A data set in canonical order: the training images, then the test images.
+    """A data set in canonical order: the training images, then those of a validation part, then the test images.
 
     Attributes:
         images: uint8 [N, 3, 32, 32], RGB, mapped from disk.
         labels: int64 [N], each an index into classes.
         classes: the names of the classes.
-        num_train: how many of the N belong to the training set; the rest is the test set.
+        num_train: how many of the N belong to the training set.
         digest: sha256 over classes, splits, images and labels, as hexadecimal digits.
         name: what the data set calls itself, such as cifar10, cifar100, sample or the folder's name.
         database: NAME@VERSION of the version in the database that it was read from; None for one from files.
+        num_validation: how many belong to a validation part that the source has; the rest is the test set.
     """
 
     images: NDArray[np.uint8]
@@ -71,16 +72,35 @@ class Snapshot:
     digest: str
     name: str
     database: str | None = None
+    num_validation: int = 0
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Which of the images are those of each part, in their order; a validation part only where there is one."""
+        cut = self.num_train + self.num_validation
+        validation = {"validation": slice(self.num_train, cut)} if self.num_validation else {}
+        return {"train": slice(0, self.num_train), **validation, "test": slice(cut, len(self.labels))}
 
     @property
     def train(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images [num_train, 3, 32, 32] and labels [num_train] of the training set."""
-        return self.images[: self.num_train], self.labels[: self.num_train]
+        return self.images[self.parts["train"]], self.labels[self.parts["train"]]
 
     @property
     def test(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images [N - num_train, 3, 32, 32] and labels [N - num_train] of the test set."""
-        return self.images[self.num_train :], self.labels[self.num_train :]
+        """Images [num_test, 3, 32, 32] and labels [num_test] of the test set."""
+        return self.images[self.parts["test"]], self.labels[self.parts["test"]]
+
+    @property
+    def num_test(self) -> int:
+        """How many images belong to the test set."""
+        return len(self.labels) - self.num_train - self.num_validation
+
+    def count_classes(self) -> dict[str, NDArray[np.int64]]:
+        """Count the images of each class in each part: [C]."""
+        return {
+            part: np.bincount(self.labels[images], minlength=len(self.classes)) for part, images in self.parts.items()
+        }
 
 
 def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None) -> Snapshot:
@@ -156,43 +176,58 @@ def store_content(stores: list[Path], content: Content, title: str, *, digest: s
             raise StorageError(f"the disk does not keep what is written to it: {error}; check the disk") from error
 
 
-def check_splits(title: str, num_train: int, num_test: int) -> None:
+def check_counts(title: str, counts: Mapping[str, int]) -> None:
     """Check that there is something to train and to test with.
+
+    Args:
+        counts: number of images of each part.
 
     Raises:
         DataError: there is not.
     """
-    if not num_train or not num_test:
+    if not counts["train"] or not counts["test"]:
         raise DataError(
-            f"{title} has {num_train:,} images to train and {num_test:,} to test with; both need at least one"
+            f"{title} has {counts['train']:,} images to train and {counts['test']:,} to test with; both need at least "
+            "one"
         )
 
 
 def compute_digest(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...], num_train: int
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    num_train: int,
+    num_validation: int = 0,
 ) -> str:
     """Compute a data set's digest: sha256 over one line of JSON, the images' bytes, and the labels' bytes.
 
     The line is an object with sorted keys and without spaces, in ASCII, with a newline at its end. Images are
     uint8 [N, 3, 32, 32] in C order, labels int64 little endian; the training set comes first in both.
     """
-    digest = build_digest(classes, num_train, len(labels) - num_train, images.shape[1:])
+    counts = {"train": num_train, "validation": num_validation, "test": len(labels) - num_train - num_validation}
+    digest = build_digest(classes, counts, images.shape[1:])
     digest.update(np.ascontiguousarray(images, np.uint8).data)
     digest.update(np.ascontiguousarray(labels, "<i8").data)
     return digest.hexdigest()
 
 
 def build_digest(
-    classes: tuple[str, ...], num_train: int, num_test: int, shape: Sequence[int] = IMAGE_SHAPE
+    classes: tuple[str, ...], counts: Mapping[str, int], shape: Sequence[int] = IMAGE_SHAPE
 ) -> hashlib._Hash:
-    """Build a data set's digest as it is before the images and the labels, which its maker adds."""
+    """Build a data set's digest as it is before the images and the labels, which its maker adds.
+
+    Args:
+        counts: number of images of each part. The digest of a set without a validation part does not speak of one.
+    """
     header = {
         "classes": classes,
         "format": f"image_classifier snapshot {FORMAT_VERSION}",
-        "num_test": num_test,
-        "num_train": num_train,
+        "num_test": counts["test"],
+        "num_train": counts["train"],
         "shape": shape,
     }
+    if counts["validation"]:
+        header["num_validation"] = counts["validation"]
     return hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
 
 
@@ -276,12 +311,14 @@ def _load_checked(folder: Path, name: str) -> Snapshot:
             raise ValueError("snapshot.json cannot be read")
         images = np.load(folder / "images.npy", mmap_mode="c", allow_pickle=False)
         labels = np.load(folder / "labels.npy", mmap_mode="c", allow_pickle=False)
-        classes, num_train = tuple(record["classes"]), int(record["num_train"])
-        if compute_digest(images, labels, classes, num_train) != folder.name:
+        classes = tuple(record["classes"])
+        num_train, num_validation = int(record["num_train"]), int(record.get("num_validation", 0))
+        if compute_digest(images, labels, classes, num_train, num_validation) != folder.name:
             raise ValueError("its content does not have the digest that it is stored under")
     except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
         raise _DamagedError(f"{folder}: {error}") from error
-    return Snapshot(np.asarray(images), np.asarray(labels), classes, num_train, folder.name, name)
+    arrays = np.asarray(images), np.asarray(labels)
+    return Snapshot(*arrays, classes, num_train, folder.name, name, num_validation=num_validation)
 
 
 def _load_record(path: Path) -> dict[str, Any] | None:
@@ -372,15 +409,14 @@ def _write_snapshot(store: Path, content: Content, title: str, expected: str | N
     DISK.remove(temporary)
     try:
         DISK.make_folder(temporary)
-        num_train, num_test = _write_arrays(temporary, content)
-        check_splits(title, num_train, num_test)
+        counts = _write_arrays(temporary, content)
+        check_counts(title, counts)
         images, labels = (np.load(temporary / name, mmap_mode="r") for name in ("images.npy", "labels.npy"))
         record = {
             "format_version": FORMAT_VERSION,
-            "digest": compute_digest(images, labels, content.classes, num_train),
+            "digest": compute_digest(images, labels, content.classes, counts["train"], counts["validation"]),
             "classes": content.classes,
-            "num_train": num_train,
-            "num_test": num_test,
+            **{f"num_{part}": count for part, count in counts.items()},
             "shape": IMAGE_SHAPE,
         }
         if expected not in (None, record["digest"]):
@@ -400,26 +436,26 @@ def _write_snapshot(store: Path, content: Content, title: str, expected: str | N
         DISK.remove(temporary)
 
 
-def _write_arrays(folder: Path, content: Content) -> tuple[int, int]:
-    """Write images.npy and labels.npy batch by batch, and return the size of the training and of the test set."""
+def _write_arrays(folder: Path, content: Content) -> dict[str, int]:
+    """Write images.npy and labels.npy batch by batch, and return the number of images of each part."""
     from tqdm import tqdm  # which a run that finds its snapshot does not need
 
     labels: list[NDArray[np.int64]] = []
-    counts = []
+    counts = {}
     bar = tqdm(desc="reading", unit=" images", delay=1, leave=False, disable=None)  # None: only on a terminal
     with bar, open(folder / "images.npy", "xb") as file:
         _write_header(file, 0)
-        for split in (content.train, content.test):
+        for part, batches in content.parts.items():
             before = sum(map(len, labels))
-            for images, batch_labels in split:
+            for images, batch_labels in batches:
                 file.write(np.ascontiguousarray(images, np.uint8).data)
                 labels.append(np.ascontiguousarray(batch_labels, np.int64))
                 bar.update(len(images))
-            counts.append(sum(map(len, labels)) - before)
+            counts[part] = sum(map(len, labels)) - before
         file.seek(0)
-        _write_header(file, sum(counts))
+        _write_header(file, sum(counts.values()))
     np.save(folder / "labels.npy", np.concatenate(labels) if labels else np.empty(0, np.int64))
-    return counts[0], counts[1]
+    return counts
 
 
 def _write_header(file: BinaryIO, num_images: int) -> None:

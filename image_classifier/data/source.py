@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from image_classifier.data import cifar, folder, parquet
 from image_classifier.data.content import METADATA_FILE, STRICT, Content, Metadata, Tolerance, one_line
-from image_classifier.data.parts import PARTS, check_shards, find_part_of_file
+from image_classifier.data.parts import check_shards, complete_parts, find_part_of_file
 from image_classifier.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -110,35 +111,36 @@ def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
     sources = []
     for place in (path, *below):
         files = sorted(place.glob("*.parquet"))
-        parts: dict[str, list[Path]] = {part: [] for part in PARTS}
+        parts: dict[str, list[Path]] = {}
         others: list[Path] = []
         for file in files:
-            parts.get(find_part_of_file(file.name) or "", others).append(file)
-        if len(files) == 1 and not parts["validation"] and not parts["test"]:
-            parts["train"], others = files, []
-        elif files and not (parts["train"] and parts["test"]):
-            raise DataError(
-                f"{place} has the Parquet files {', '.join(file.name for file in files)}: there must be "
-                "train-*.parquet and test-*.parquet, or one file of which a sixth is used to test"
-            )
-        for part in parts.values():
-            if part:
-                check_shards([file.name for file in part], place)
-        others += parts["validation"]
+            part = find_part_of_file(file.name)
+            (others if part is None else parts.setdefault(part, [])).append(file)
+        if len(files) == 1 and parts.keys() <= {"train"}:
+            parts, others = {"train": files}, []
+        elif files:
+            parts = complete_parts(parts, place)
+            if not parts:
+                raise DataError(
+                    f"{place} has the Parquet files {', '.join(file.name for file in files)}: there must be "
+                    "train-*.parquet and test-*.parquet, or one file of which a sixth is used to test"
+                )
+        for shards in parts.values():
+            check_shards([file.name for file in shards], place)
         if others:
             names = ", ".join(file.name for file in others)
-            logger.warning("%s is read from train-* and test-* alone, without %s", place, names)
+            logger.warning("%s is read from %s alone, without %s", place, ", ".join(f"{p}-*" for p in parts), names)
         if files:
-            sources.append(_build_parquet_source(place, parts["train"], parts["test"], path.resolve().name))
+            sources.append(_build_parquet_source(place, parts, path.resolve().name))
     return sources
 
 
-def _build_parquet_source(place: Path, train: list[Path], test: list[Path], name: str) -> Source:
+def _build_parquet_source(place: Path, parts: Mapping[str, Sequence[Path]], name: str) -> Source:
     return Source(
         f"Parquet files ({place})",
         place,
-        tuple(file.name for file in (*train, *test)),
-        lambda metadata, tolerance=STRICT: parquet.read_files(train, test, name, metadata, tolerance),
+        tuple(file.name for files in parts.values() for file in files),
+        lambda metadata, tolerance=STRICT: parquet.read_files(parts, name, metadata, tolerance),
     )
 
 
@@ -167,7 +169,7 @@ def _build_file_source(path: Path) -> Source:
         )
     if path.name.endswith(".parquet"):
         check_shards([path.name], path.parent)
-        return _build_parquet_source(path.parent, [path], [], path.stem)
+        return _build_parquet_source(path.parent, {"train": [path]}, path.stem)
     if path.name == METADATA_FILE:
         raise DataError(f"{path} describes a data set: give the folder that it lies in")
     raise DataError(f"{path} is no data set: give a folder, a .tar.gz of CIFAR, or a .parquet file")

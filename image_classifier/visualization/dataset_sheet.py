@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,12 @@ _MAX_ROWS = 25  # in one column; more classes are laid out in several
 _MAX_COLUMNS = 8
 _GAP = 2  # pixels between two images
 _ZOOM = 2
+_BARS = {
+    "train": ("images to train with", "bar"),
+    "validation": ("to validate with", "validation"),
+    "test": ("to test with", "test"),
+}
+"""What the legend calls a part, and the colour of the theme that its bars have."""
 
 
 def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
@@ -23,7 +30,7 @@ def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
     num_rows = min(num_classes, max(_MAX_ROWS, math.ceil(num_classes / _MAX_COLUMNS)))
     num_columns = math.ceil(num_classes / num_rows)
     num_samples, tile = (12, 0.44) if num_columns == 1 else (6, 0.36)  # inches
-    counts = np.stack([np.bincount(labels, minlength=num_classes) for _, labels in (snapshot.train, snapshot.test)])
+    counts = snapshot.count_classes()
     with apply_style(theme):
         figure = build_figure(num_columns * (tile * 1.75 * num_samples + 1.2), 1.1 + tile * num_rows)
         for column, axes in enumerate(figure.subplots(1, num_columns, squeeze=False).flat):
@@ -39,11 +46,11 @@ def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
             axes.tick_params(length=0, labelcolor=theme.text)
             axes.spines[:].set_visible(False)
             axes.grid(False)
-        num_test = len(snapshot.labels) - snapshot.num_train
-        title = f"{shorten(snapshot.name, 60)}: {num_classes:,} classes, {snapshot.num_train:,} + {num_test:,} images"
+        sizes = " + ".join(f"{numbers.sum():,}" for numbers in counts.values())
+        title = f"{shorten(snapshot.name, 60)}: {num_classes:,} classes, {sizes} images"
         figure.suptitle(title, x=0.015, ha="left", size=13, weight="bold", parse_math=False)
         figure.supxlabel(f"sha256 {snapshot.digest}", x=0.015, ha="left", size=8, color=theme.muted, family="monospace")
-        figure.legend(loc="upper right", ncols=2, title_fontsize=9, handlelength=1.2)
+        figure.legend(loc="upper right", ncols=len(counts), title_fontsize=9, handlelength=1.2)
         return render_png(figure)
 
 
@@ -61,19 +68,25 @@ def _draw_images(axes: Axes, snapshot: Snapshot, classes: range, num_samples: in
     axes.imshow(mosaic.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1), extent=(0, num_samples, len(classes) - 0.5, -0.5))
 
 
-def _draw_balance(axes: Axes, counts: NDArray[np.int64], classes: range, num_samples: int, theme: Theme) -> None:
+def _draw_balance(
+    axes: Axes, counts: Mapping[str, NDArray[np.int64]], classes: range, num_samples: int, theme: Theme
+) -> None:
+    """Draw how many images of each class there are, the parts side by side."""
     rows = np.arange(len(classes))
-    start = num_samples + 0.3
-    scale = 0.42 * num_samples / counts.sum(axis=0).max()
-    train, test = counts[:, classes.start : classes.stop]
-    labels = ("images to train with", "to test with") if classes.start == 0 else ("", "")
-    axes.barh(rows, train * scale, left=start, height=0.6, color=theme.bar, label=labels[0])
-    axes.barh(rows, test * scale, left=start + train * scale, height=0.6, color=theme.validation, label=labels[1])
+    numbers = np.stack([part[classes.start : classes.stop] for part in counts.values()])  # [parts, rows]
+    scale = 0.42 * num_samples / np.sum(list(counts.values()), axis=0).max()
+    left = np.full(len(rows), num_samples + 0.3)
+    for part, lengths in zip(counts, numbers * scale, strict=True):
+        label, color = _BARS[part]
+        axes.barh(
+            rows, lengths, left=left, height=0.6, color=getattr(theme, color), label=label if classes.start == 0 else ""
+        )
+        left = left + lengths
     for row in rows:
         axes.text(
-            float(start + (train[row] + test[row]) * scale + 0.15),
+            float(left[row] + 0.15),
             float(row),
-            f"{train[row]:,} + {test[row]:,}",
+            " + ".join(f"{number:,}" for number in numbers[:, row]),
             va="center",
             size=8 if num_samples > 6 else 6.5,
             color=theme.muted,

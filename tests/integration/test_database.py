@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -79,6 +80,24 @@ def test_every_source_of_the_trainer_goes_in(layout: str, home: Home, tmp_path: 
     write(tmp_path / "source", make_arrays(), OURS)
     ingested = ingest(tmp_path / "source", "birds", home.access)
     assert ingested.version.digest == load_snapshot(tmp_path / "source").digest
+
+
+def test_a_validation_part_goes_in_and_comes_out(home: Home, tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "source", make_arrays(), OURS)
+    write_image_folder(tmp_path / "more", make_arrays(seed=1), OURS)
+    (tmp_path / "more" / "train").rename(tmp_path / "source" / "validation")
+    ingested = ingest(tmp_path / "source", "birds", home.access)
+    files, snapshot = load_snapshot(tmp_path / "source"), load(home)
+    assert snapshot.digest == ingested.version.digest == files.digest
+    assert (snapshot.num_train, snapshot.num_validation, snapshot.num_test) == (23, 23, 7)
+    assert np.array_equal(snapshot.images, files.images)
+    version = ingested.version
+    assert (version.num_train, version.num_validation, version.num_test) == (23, 23, 7)
+    with open_database(home.access) as database:  # images are numbered as in the snapshot
+        corrected, _ = correct_labels(database, version.reference, [Correction(45, "cat"), Correction(46, "cat")], "")
+    labels = files.labels.copy()
+    labels[[45, 46]] = files.classes.index("cat")
+    assert np.array_equal(load(home, corrected.number).labels, labels)
 
 
 def test_the_same_source_adds_nothing_twice(home: Home, tmp_path: Path) -> None:
@@ -282,7 +301,7 @@ def test_a_data_set_that_grows_while_it_is_read_is_seen_as_it_was(home: Home, tm
             assert connection.execute(text("SELECT count(*) FROM samples")).scalar_one() == before
         writer.join()
         with open_content(database, dataset, selection) as content:
-            assert sum(len(labels) for _, labels in content.train) == 23
+            assert sum(len(labels) for _, labels in content.parts["train"]) == 23
     assert count(home) == 60
 
 
@@ -358,7 +377,7 @@ def test_a_database_without_tables_is_refused_with_the_command_that_makes_them(h
     words = "no tables of image_classifier: `image_classifier data upgrade` makes them"
     refuse(DatabaseError, words if home.cluster else "there is no database .*data ingest` makes it", load, home)
     assert not list(home.access.dataset_folder.iterdir())
-    assert upgrade_database(home.access) == (None, "0002")
+    assert upgrade_database(home.access) == (None, "0003")
     refuse(DatabaseError, "it has none yet; `image_classifier data ingest` adds one", load, home)
 
 
@@ -373,13 +392,40 @@ def test_older_tables_are_refused_and_brought_up_with_what_is_in_them(home: Home
     database = Database(load_place(home.access), home.access)
     upgrade(database, "0001")
     database.close()
-    words = r"of an older version \(0001\) than this one reads \(0002\): `image_classifier data upgrade` brings them up"
+    words = r"of an older version \(0001\) than this one reads \(0003\): `image_classifier data upgrade` brings them up"
     source = write_source(tmp_path / "source")
     refuse(DatabaseError, words, ingest, source, "birds", home.access)
     refuse(DatabaseError, words, load, home)
-    assert upgrade_database(home.access) == ("0001", "0002") and upgrade_database(home.access) == ("0002", "0002")
+    assert upgrade_database(home.access) == ("0001", "0003") and upgrade_database(home.access) == ("0003", "0003")
     ingest(source, "birds", home.access)
     assert load(home).digest == load_snapshot(source).digest
+
+
+def test_samples_and_versions_survive_the_copy_into_new_tables(home: Home, tmp_path: Path) -> None:
+    connections._prepare_file(home.access.dataset_folder / "database.sqlite", make=True)
+    database = Database(load_place(home.access), home.access)
+    upgrade(database, "0002")
+    rows = [
+        f"(1, {position}, 'train', 0, '{position:032}', 0, 's', '2026-01-01', 'me', 'pixels')" for position in range(3)
+    ]
+    with database.adding() as connection:
+        for command in (
+            "INSERT INTO datasets VALUES (1, 'birds', '[\"a\"]', '[3, 32, 32]', '2026-01-01', 'me')",
+            f"INSERT INTO samples VALUES {', '.join(rows)}",
+            "INSERT INTO corrections VALUES (1, 0, 2, 0, '', '2026-01-01', 'me')",
+            "INSERT INTO versions VALUES (1, 1, 3, 1, '{}', 2, 1, 'digest', '2026-01-01', 'me')",
+        ):
+            connection.exec_driver_sql(command)
+    database.close()
+    assert upgrade_database(home.access) == ("0002", "0003")
+    assert home.ask("SELECT count(*) FROM samples WHERE image = 'pixels' AND split = 'train'") == 3
+    assert home.ask("SELECT num_train + 10 * num_validation + 100 * num_test FROM versions") == 102
+    for split, is_taken in (("validation", True), ("else", False)):
+        row = rows[0].replace("(1, 0, 'train'", f"(1, 3, '{split}'")
+        with nullcontext() if is_taken else pytest.raises(DatabaseError):
+            home.change(f"INSERT INTO samples VALUES {row}")
+    with pytest.raises(DatabaseError):  # the other constraints are there, too
+        home.change(f"INSERT INTO samples VALUES {rows[1].replace('(1, 1,', '(1, 4,')}")
 
 
 def test_tables_of_a_later_version_are_refused(home: Home, tmp_path: Path) -> None:
@@ -572,7 +618,7 @@ def test_a_snapshot_survives_the_loss_of_its_connection(remote: Home, tmp_path: 
         dataset = find_dataset(database, "birds")
         batches: list[Batch] = []
         with open_content(database, dataset, find_selection(database, dataset, None, {})) as content:
-            for batch in content.train:
+            for batch in content.parts["train"]:
                 break_connections(remote)
                 batches.append(batch)
     assert len(batches) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from image_classifier.config import RunSettings
 from image_classifier.data.snapshot import load_snapshot
@@ -29,6 +31,7 @@ from image_classifier.tracking.run import (
 )
 from image_classifier.training.evaluate import compute_probabilities
 from image_classifier.training.loop import Step
+from image_classifier.verification import VerificationSettings, verify
 from tests.tiny import make_settings, write_tiny_dataset
 
 
@@ -142,6 +145,49 @@ def test_the_best_weights_on_the_validation_part_are_kept(dataset: Path, tmp_pat
     assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
     record = read_record(result.folder)["data"]
     assert (record["num_train"], record["num_validation"]) == (150, 50)
+
+
+@pytest.fixture(scope="module")
+def split_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with a validation part: 40 images to train with, 20 to validate with, 20 to test with."""
+    folder = tmp_path_factory.mktemp("data") / "split"
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 20), ("val", 10), ("test", 10)):
+        for name, level in (("dark", 0), ("light", 128)):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(level, level + 128, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+def test_the_validation_part_of_the_data_is_validated_on_and_never_trained_on(
+    split_dataset: Path, tmp_path: Path
+) -> None:
+    result = run(make_settings(tmp_path, split_dataset, keep="best", num_epochs=4))
+    record, epochs = read_record(result.folder)["data"], read_epochs(result.folder)
+    assert (record["num_train"], record["num_validation"], record["num_test"]) == (40, 20, 20)
+    assert {line["validation_accuracy"] * 20 % 1 for line in epochs} == {0.0}
+    assert len({line["validation_loss"] for line in epochs}) == 4
+    without = tmp_path / "without"
+    shutil.copytree(split_dataset, without)
+    shutil.rmtree(without / "val")
+    again = run(make_settings(tmp_path / "again", without, num_epochs=4))
+    assert [line["train_loss"] for line in epochs] == [line["train_loss"] for line in read_epochs(again.folder)]
+    assert verify(VerificationSettings(run_folder=result.folder)).verdict == "IDENTICAL"
+
+
+def test_settings_that_do_not_go_with_the_parts_of_the_data_are_refused(
+    dataset: Path, split_dataset: Path, tmp_path: Path
+) -> None:
+    settings = make_settings(tmp_path, split_dataset, validation_fraction=0.5)
+    expect_refusal(
+        settings, SettingsError, "--validation_fraction 0.5 sets images aside, but split has a validation part"
+    )
+    settings = make_settings(tmp_path, dataset, keep="best")
+    expect_refusal(
+        settings, SettingsError, "--keep best needs images on which to judge .* a --validation_fraction above"
+    )
 
 
 def test_a_run_that_diverges_is_stopped_with_the_remedy(dataset: Path, tmp_path: Path) -> None:

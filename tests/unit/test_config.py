@@ -84,8 +84,6 @@ def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: st
 def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(SettingsError, match="--nesterov needs a --momentum"):
         TrainingSettings(momentum=0.0)
-    with pytest.raises(SettingsError, match="--keep best needs a --validation_fraction"):
-        TrainingSettings(keep="best")
     unfit: list[dict[str, Any]] = [{"optimizer": "muon"}, {"image_sizes": (16, 32)}]
     for values in unfit:
         with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them"):

@@ -8,6 +8,7 @@ import pickle
 import re
 import tarfile
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ EACH_LAYOUT = pytest.mark.parametrize("layout, write", WRITERS, ids=lambda item:
 
 def collect(content: Content) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """Read everything."""
-    train, test = list(content.train), list(content.test)
-    images = np.concatenate([images for images, _ in train + test])
-    return images, np.concatenate([labels for _, labels in train + test]), sum(len(labels) for _, labels in train)
+    train, *others = (list(batches) for batches in content.parts.values())
+    batches = [*train, *chain.from_iterable(others)]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return images, labels, sum(len(labels) for _, labels in train)
 
 
 def assert_equal(content: Content, arrays: Arrays) -> None:

@@ -166,17 +166,67 @@ def test_an_image_outside_the_classes_is_refused(name: str, tmp_path: Path) -> N
 
 def test_train_without_test_is_refused_unless_it_is_a_class(tmp_path: Path) -> None:
     write_images(tmp_path / "split", ["train/ant/0.png"])
-    with pytest.raises(DataError, match="has a sub-folder train but no sub-folder test"):
+    with pytest.raises(DataError, match="has a part called train, but none called test: add it; or put the classes"):
         list_images(tmp_path / "split", set())
     write_images(tmp_path / "toys", ["train/0.png", "car/1.png"])
     assert list_all(tmp_path / "toys").classes == ("car", "train")
 
 
-def test_folders_beside_train_and_test_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_images(tmp_path, ["train/ant/0.png", "test/ant/1.png", "val/ant/2.png"])
+@pytest.mark.parametrize(
+    "names", [("train", "test", "val"), ("Training", "TESTING", "valid"), ("train", "test", "validation")]
+)
+def test_a_validation_part_is_read_as_one(names: tuple[str, str, str], tmp_path: Path) -> None:
+    train, test, validation = names
+    write_images(
+        tmp_path, [f"{train}/ant/0.png", f"{test}/ant/1.png", f"{validation}/ant/2.png", f"{validation}/bee/3.png"]
+    )
+    content = read_images(list_all(tmp_path), Metadata())
+    numbers = {
+        part: [int(image[0, 0, 0]) for images, _ in batches for image in images]
+        for part, batches in content.parts.items()
+    }
+    assert numbers == {"train": [0], "validation": [2, 3], "test": [1]}
+    assert content.classes == ("ant", "bee")
+
+
+def test_a_validation_part_is_used_to_test_where_there_is_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path, ["train/ant/0.png", "valid/ant/1.png"])
+    content = read_images(list_all(tmp_path), Metadata())
+    assert [len(list(batches)) for batches in content.parts.values()] == [1, 0, 1]
+    assert f"{tmp_path} has no test part: its validation part is used to test" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (
+            ["train/a/0.png", "test/a/1.png", "val/a/2.png", "valid/a/3.png"],
+            "two sub-folders for one part, val and valid",
+        ),
+        (["train/a/0.png", "Train/a/1.png", "test/a/2.png"], "two sub-folders for one part, Train and train"),
+        (["test/a/0.png", "val/a/1.png"], "has a part called .*, but none called train"),
+        (["test/a/0.png"], "has a part called test, but none called train"),
+        (["train/0.png", "test/1.png"], "0.png lies in no class"),
+    ],
+)
+def test_parts_that_are_not_clear_are_refused(names: list[str], complaint: str, tmp_path: Path) -> None:
+    write_images(tmp_path, names)
+    with pytest.raises(DataError, match=complaint):
+        list_images(tmp_path, set())
+
+
+def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
+    write_images(tmp_path, ["valid/0.png", "void/1.png"])
+    assert list_all(tmp_path).classes == ("valid", "void")
+
+
+def test_folders_beside_the_parts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path, ["train/ant/0.png", "test/ant/1.png", "more/ant/2.png"])
     with caplog.at_level(logging.WARNING):
         assert list_all(tmp_path).files == ("test/ant/1.png", "train/ant/0.png")
-    assert "without val" in caplog.text
+    assert "is read from train, test alone, without more" in caplog.text
 
 
 def test_a_loop_of_links_is_refused_and_other_links_are_followed(tmp_path: Path) -> None:

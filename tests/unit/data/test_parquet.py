@@ -23,7 +23,7 @@ NAMES = ("ant", "bee", "cow")
 
 def read_all(folder: Path, metadata: Metadata = Metadata()) -> Any:
     """Read a folder's train-* and test-*."""
-    return read_files(sorted(folder.glob("train*")), sorted(folder.glob("test*")), "name", metadata)
+    return read_files({part: sorted(folder.glob(f"{part}*")) for part in ("train", "test")}, "name", metadata)
 
 
 @pytest.mark.parametrize("columns", [("img", "label"), ("image", "label"), ("img", "fine_label"), ("image", "labels")])
@@ -47,7 +47,7 @@ def test_one_file_is_split_by_the_seed(tmp_path: Path) -> None:
     chosen = []
     for seed in (0, 0, 1):
         images, labels, num_train = collect(
-            read_files([tmp_path / "all.parquet"], [], "all", Metadata(split_seed=seed))
+            read_files({"train": [tmp_path / "all.parquet"]}, "all", Metadata(split_seed=seed))
         )
         rows = images[:, 0, 0, 0]
         np.testing.assert_array_equal(labels, rows % 3)
@@ -63,7 +63,7 @@ def test_a_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
 
     table = pyarrow.table({"image": [encode(np.full((3, 5, 7), 9, np.uint8))] * 6, "label": [0] * 6})
     pyarrow.parquet.write_table(table, tmp_path / "all.parquet")
-    images, _, _ = collect(read_files([tmp_path / "all.parquet"], [], "all", Metadata(classes=("a", "b"))))
+    images, _, _ = collect(read_files({"train": [tmp_path / "all.parquet"]}, "all", Metadata(classes=("a", "b"))))
     assert images.shape == (6, 3, 32, 32) and (images == 9).all()
 
 
@@ -84,7 +84,7 @@ def test_a_label_outside_the_classes_is_named(label: Any, tmp_path: Path) -> Non
     with pytest.raises(
         DataError, match=r"all\.parquet has the label .* in row \d; it must be a whole number from 0 to 2"
     ):
-        read_files([tmp_path / "all.parquet"], [], "all", Metadata())
+        read_files({"train": [tmp_path / "all.parquet"]}, "all", Metadata())
 
 
 def test_unreadable_images_are_listed_with_row_and_reason(tmp_path: Path) -> None:

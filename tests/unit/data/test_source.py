@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.data.content import Metadata
 from image_classifier.data.source import find_source, find_sources
 from image_classifier.errors import DataError
 from tests.datasets import (
@@ -98,7 +99,7 @@ def test_a_file_of_another_kind_is_refused(name: str, complaint: str, tmp_path: 
 def test_parquet_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path, ARRAYS, OURS)
     (tmp_path / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match="has the Parquet files train-.*, train-.*: there must be train-.* and test-"):
+    with pytest.raises(DataError, match="has a part called train, but none called test: add it"):
         find_source(tmp_path)
 
 
@@ -121,12 +122,31 @@ def test_one_part_alone_is_not_taken_for_the_whole(name: str, tmp_path: Path) ->
     for path in tmp_path.glob("train-*"):
         path.unlink()
     (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / name)
-    with pytest.raises(DataError, match=f"has the Parquet files {name}: there must be train"):
+    with pytest.raises(DataError, match="has a part called (test|validation), but none called train"):
         find_source(tmp_path)
 
 
-def test_parquet_files_beside_train_and_test_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parquet_files_that_name_no_part_are_refused(tmp_path: Path) -> None:
+    for name in ("cats.parquet", "dogs.parquet"):
+        (tmp_path / name).write_bytes(b"not looked at")
+    with pytest.raises(DataError, match="has the Parquet files cats.parquet, dogs.parquet: there must be train-"):
+        find_source(tmp_path)
+
+
+def test_parquet_files_beside_the_parts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_parquet(tmp_path, ARRAYS, OURS)
-    shutil.copy(tmp_path / "test-00000-of-00001.parquet", tmp_path / "validation-00000-of-00001.parquet")
+    shutil.copy(tmp_path / "test-00000-of-00001.parquet", tmp_path / "more.parquet")
     assert len(find_source(tmp_path).files) == 3
-    assert "without validation-00000-of-00001.parquet" in caplog.text
+    assert "is read from train-*, test-* alone, without more.parquet" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["validation-00000-of-00001.parquet", "val.parquet"])
+def test_a_validation_part_of_parquet_files_is_read_as_one(name: str, tmp_path: Path) -> None:
+    write_parquet(tmp_path, ARRAYS, OURS)
+    shutil.copy(tmp_path / "test-00000-of-00001.parquet", tmp_path / name)
+    content = find_source(tmp_path).read(Metadata())
+    assert [sum(len(labels) for _, labels in part) for part in content.parts.values()] == [23, 7, 7]
+    for path in tmp_path.glob("test-*"):
+        path.unlink()
+    content = find_source(tmp_path).read(Metadata())
+    assert [sum(len(labels) for _, labels in part) for part in content.parts.values()] == [23, 0, 7]
