@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ CIFAR10_PUBLISHED_CLASSES = ("airplane", "automobile", *CIFAR10_CLASSES[2:])
 """The names that CIFAR-10 is published with; where a source has exactly these, it is CIFAR-10."""
 
 _BATCH = 500
+_NUM_AHEAD = 16
 _NUM_LISTED = 5
 
 T = TypeVar("T")
@@ -150,32 +152,47 @@ def decode_images(
         DataError: images cannot be read, and are not left out; the message lists the first of them, with the reasons.
     """
 
-    def attempt(item: tuple[T, int]) -> NDArray[np.uint8] | ImageError:
-        try:
-            return decode(item[0])
-        except ImageError as error:
-            return error
-
-    bad: list[str] = []
-    items = iter(encoded)
-    with ThreadPoolExecutor() as threads:
-        while part := list(islice(items, _BATCH)):
+    num_bad, reasons = 0, list[str]()
+    images, labels = list[NDArray[np.uint8]](), list[int]()
+    for result, label in _decode_in_threads(encoded, decode):
+        if not isinstance(result, ImageError):
+            images.append(result.transpose(2, 0, 1))
+            labels.append(label)
+        elif skip is not None:
+            skip(str(result))
+        else:
+            num_bad += 1
+            reasons += [str(result)] if num_bad <= _NUM_LISTED else []
             images, labels = [], []
-            for result, (_, label) in zip(threads.map(attempt, part), part, strict=True):
-                if not isinstance(result, ImageError):
-                    images.append(result.transpose(2, 0, 1))
-                    labels.append(label)
-                elif skip is not None:
-                    skip(str(result))
-                else:
-                    bad.append(str(result))
-            if images and not bad:
-                yield np.stack(images), np.array(labels, np.int64)
-    if bad:
-        more = f"; and {len(bad) - _NUM_LISTED:,} more" if len(bad) > _NUM_LISTED else ""
-        raise DataError(
-            f"{len(bad):,} of the images cannot be read, mend or remove them: {'; '.join(bad[:_NUM_LISTED])}{more}"
-        )
+        if len(images) == _BATCH and not num_bad:
+            yield np.stack(images), np.array(labels, np.int64)
+            images, labels = [], []
+    if num_bad:
+        more = f"; and {num_bad - _NUM_LISTED:,} more" if num_bad > _NUM_LISTED else ""
+        raise DataError(f"{num_bad:,} of the images cannot be read, mend or remove them: {'; '.join(reasons)}{more}")
+    if images:
+        yield np.stack(images), np.array(labels, np.int64)
+
+
+def _decode_in_threads(
+    encoded: Iterable[tuple[T, int]], decode: Callable[[T], NDArray[np.uint8]]
+) -> Iterator[tuple[NDArray[np.uint8] | ImageError, int]]:
+    """Decode in order, with a few images ahead: encoded they may have 32 MB each."""
+
+    def attempt(item: tuple[T, int]) -> tuple[NDArray[np.uint8] | ImageError, int]:
+        try:
+            return decode(item[0]), item[1]
+        except ImageError as error:
+            return error, item[1]
+
+    pending: deque[Future[tuple[NDArray[np.uint8] | ImageError, int]]] = deque()
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)) + 1, _NUM_AHEAD)) as threads:
+        for item in encoded:
+            pending.append(threads.submit(attempt, item))
+            if len(pending) == _NUM_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def is_name(value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -18,31 +18,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_classifier import imaging
 from image_classifier.errors import ImageError
-from image_classifier.imaging import FORMATS, MAX_BYTES, decode_image, load_image
+from image_classifier.imaging import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_CHUNKS,
+    MAX_PIXELS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    MAX_SIDE,
+    MAX_TEXTS,
+    decode_image,
+    load_image,
+)
+from tests.bombs import build_chunk, build_exif, build_png, build_progressive, build_run_lengths, save
 from tests.conftest import PROJECT
 
 GENERATOR = np.random.default_rng(0)
 NOISE = GENERATOR.integers(0, 256, (32, 32, 3), dtype=np.uint8)
 LOSSLESS = [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})]
-
-
-def save(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
-    """Encode an image."""
-    buffer = io.BytesIO()
-    image.save(buffer, image_format, **options)
-    return buffer.getvalue()
-
-
-def build_png(width: int, height: int, *, content: bytes = b"", chunks: bytes = b"") -> bytes:
-    """Build a PNG of grey pixels whose header may claim any size."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = chunk(b"IDAT", zlib.compress(content))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks + data + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("image_format, options", LOSSLESS)
@@ -120,9 +115,7 @@ def test_the_rotation_of_the_camera_is_honoured(orientation: int, expected: Any,
         :, None
     ] * np.array([0, 1, 1])
     image = smooth.clip(0, 255).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    decoded = decode_image(save(Image.fromarray(image), image_format, exif=exif, quality=95))
+    decoded = decode_image(save(Image.fromarray(image), image_format, exif=build_exif(orientation), quality=95))
     np.testing.assert_allclose(decoded.astype(int), expected(image), atol=25)
 
 
@@ -196,10 +189,105 @@ def test_a_decompression_bomb_is_an_error_and_no_warning(side: int) -> None:
 
 
 def test_a_bomb_in_a_text_chunk_is_refused() -> None:
-    text = b"a\0\0" + zlib.compress(bytes(80_000_000), 9)
-    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    text = build_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000), 9))
     with pytest.raises(ImageError):
-        decode_image(build_png(32, 32, content=bytes(33 * 32), chunks=chunk))
+        decode_image(build_png(32, 32, content=bytes(33 * 32), chunks=text))
+
+
+@pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1), (MAX_PIXELS, 1)])
+def test_sides_that_are_too_long_to_resize_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=r"^\d+ x \d+ pixels, but a side may have 65,535 at most; scale it down$"):
+        decode_image(build_png(*size))
+
+
+def test_webp_is_refused_beyond_what_its_decoder_can_do_with_little_memory() -> None:
+    with pytest.raises(ImageError, match="^5100 x 5000 pixels, but at most 25,000,000 are decoded; scale it down$"):
+        decode_image(save(Image.new("RGBA", (5100, 5000)), "WEBP", lossless=True))
+
+
+def test_run_lengths_are_decoded_up_to_a_limit() -> None:
+    assert (decode_image(build_run_lengths(100, b"\x64\x00\0\0" * 100 + b"\0\1")) == 0).all()
+    for content in (build_run_lengths(1025, b""), build_run_lengths(100, bytes(2**22 + 4))):
+        with pytest.raises(ImageError, match="a BMP with run lengths, .* 1,048,576 pixels .*; save it as PNG"):
+            decode_image(content)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_scans_are_counted_before_they_are_decoded(mode: str) -> None:
+    assert decode_image(build_progressive(MAX_SCANS, mode=mode)).shape == (32, 32, 3)
+    with pytest.raises(ImageError, match=f"^a JPEG of more than {MAX_SCANS} scans; save it again$"):
+        decode_image(build_progressive(MAX_SCANS + 1, mode=mode))
+
+
+def test_the_scans_of_other_pictures_in_a_jpeg_are_not_counted() -> None:
+    many, photo = build_progressive(MAX_SCANS + 1), save(Image.fromarray(NOISE), "JPEG", quality=100, subsampling=0)
+    thumbnail = b"\xff\xe1" + struct.pack(">H", len(many) + 2) + many
+    decoded = decode_image(photo[:2] + thumbnail + photo[2:] + many)
+    np.testing.assert_allclose(decoded.astype(int), NOISE, atol=12)
+
+
+@pytest.mark.parametrize(
+    "insert, reason",
+    [
+        (b"\xff\xe1\0\2" * MAX_SEGMENTS, "a JPEG of more than 1,000 segments; save it again"),
+        (b"\xff\xdb\0\2" * MAX_SEGMENTS, "a JPEG of more than 1,000 segments; save it again"),
+        (b"a" * 2**17, "the image is damaged: what is before its pixels is no JPEG"),
+        (b"\xff\xdb\0\2" + b"\xff" * 2**17, "the image is damaged: what is before its pixels is no JPEG"),
+        (b"\xff\xd9" + b"\xff\xe1\0\2" * 2**10, "the image is damaged: what is before its pixels is no JPEG"),
+    ],
+)
+def test_what_takes_long_before_the_pixels_of_a_jpeg_is_refused(insert: bytes, reason: str) -> None:
+    photo = save(Image.fromarray(NOISE), "JPEG")
+    with pytest.raises(ImageError, match=f"^{reason}$"):
+        decode_image(photo[:2] + insert + photo[2:])
+
+
+def test_fill_bytes_between_the_segments_of_a_jpeg_are_passed_over() -> None:
+    photo = save(Image.fromarray(NOISE), "JPEG")
+    filled = photo[:2] + b"\xff" * 100 + photo[2:]
+    np.testing.assert_array_equal(decode_image(filled), decode_image(photo))
+
+
+@pytest.mark.parametrize(
+    "chunks", [build_chunk(b"IDAT", b"") * (MAX_CHUNKS + 1), build_chunk(b"iCCP", b"a\0\0") * (MAX_TEXTS + 1)]
+)
+def test_what_takes_long_beside_the_pixels_of_a_png_is_refused(chunks: bytes) -> None:
+    with pytest.raises(ImageError, match="^a PNG of more than 65,536 chunks, or 256 of text; save it again$"):
+        decode_image(build_png(32, 32, content=bytes(33 * 32), chunks=chunks))
+
+
+def test_large_images_are_decoded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight threads that decode what takes all of the budget are never two at once; a small image does not wait."""
+    at_once: list[int] = []
+    inside = threading.Semaphore(0)
+    convert = imaging._convert_to_rgb
+
+    def note(image: Image.Image) -> Image.Image:
+        if image.width > 1000:
+            at_once.append(imaging._BUDGET._left)
+            inside.release()
+            assert decode_image(save(Image.fromarray(NOISE))).shape == (32, 32, 3)
+        return convert(image)
+
+    monkeypatch.setattr(imaging, "_convert_to_rgb", note)
+    monkeypatch.setattr(imaging, "_BUDGET", imaging._Budget(1_500_000))
+    content = save(Image.new("L", (1200, 1200)))
+    threads = [threading.Thread(target=decode_image, args=(content,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert at_once == [60_000] * 8 and imaging._BUDGET._left == 1_500_000
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
+def test_strips_come_out_as_the_whole_does(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 70, 4), dtype=np.uint8)
+    image = Image.fromarray(noise.view(np.uint16)[..., 0]) if mode == "I;16" else Image.fromarray(noise).convert(mode)
+    content = save(image, "JPEG" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    whole = decode_image(content)
+    monkeypatch.setattr(imaging, "_SMALL_PIXELS", 1000)
+    np.testing.assert_array_equal(decode_image(content), whole)
 
 
 @settings(max_examples=200, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,15 @@ def test_bad_images_are_an_error_where_they_are_not_left_out() -> None:
     batches = decode_images(((number, 0) for number in range(1000)), decode)
     with pytest.raises(DataError, match="100 of the images cannot be read.*number 3; .*; and 95 more"):
         list(batches)
+
+
+def test_images_are_not_read_far_ahead() -> None:
+    taken: list[int] = []
+
+    def numbers() -> Iterator[tuple[int, int]]:
+        for number in range(3000):
+            taken.append(number)
+            yield number * 10, 0
+
+    next(decode_images(numbers(), decode))
+    assert len(taken) < 520

@@ -1,0 +1,66 @@
+"""Small files that unpack to much, or keep a reader busy, and the parts that they are made of."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from typing import Any
+
+from PIL import Image
+
+SIDE_OF_MOST = 7071
+"""Of a square with as many pixels as are decoded."""
+
+
+def save(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    """Encode an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def build_chunk(kind: bytes, body: bytes) -> bytes:
+    """Build a chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def build_png(
+    width: int, height: int, *, content: bytes = b"", chunks: bytes = b"", depth: int = 8, colour: int = 0
+) -> bytes:
+    """Build a PNG, of grey pixels by default, whose header may claim any size."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = build_chunk(b"IDAT", zlib.compress(content, 9))
+    return b"\x89PNG\r\n\x1a\n" + build_chunk(b"IHDR", header) + chunks + data + build_chunk(b"IEND", b"")
+
+
+def build_exif(orientation: int) -> Image.Exif:
+    """Build EXIF data that say how an image is turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def build_progressive(num_scans: int, size: tuple[int, int] = (64, 64), mode: str = "RGB", **options: Any) -> bytes:
+    """Build a progressive JPEG whose last scan, the refinement of brightness, comes again and again."""
+    content = save(Image.new(mode, size), "JPEG", progressive=True, **options).removesuffix(b"\xff\xd9")
+    scans = re.split(rb"(?=\xff\xda)", content)
+    return content + scans[-1] * (num_scans - len(scans) + 1) + b"\xff\xd9"
+
+
+def build_run_lengths(side: int, content: bytes) -> bytes:
+    """Build a BMP of one byte a pixel, with run lengths."""
+    head = struct.pack("<LllHHLLllLL", 40, side, side, 1, 8, 1, len(content), 0, 0, 256, 0)
+    start = 14 + len(head) + 1024
+    return b"BM" + struct.pack("<LLL", start + len(content), 0, start) + head + bytes(1024) + content
+
+
+def build_even_png(depth: int, colour: int, chunks: bytes = b"") -> bytes:
+    """Build a PNG of as many pixels as are decoded, all of them 0, that lies on its side."""
+    num_channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    row = bytes(1 + (SIDE_OF_MOST * depth * num_channels + 7) // 8)
+    turned = build_chunk(b"eXIf", build_exif(6).tobytes()[6:])
+    return build_png(
+        *(SIDE_OF_MOST,) * 2, depth=depth, colour=colour, chunks=chunks + turned, content=row * SIDE_OF_MOST
+    )

@@ -1,0 +1,72 @@
+"""Call a function in a process of its own, within limits of memory and computing time: for files that are bombs."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from image_classifier.errors import ImageClassifierError
+from tests.conftest import PROJECT
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call.
+
+    Attributes:
+        error: message of the expected error that it raised; None where it returned.
+        memory_mb: memory that it took, at most.
+        cpu_s: computing time that it took.
+    """
+
+    error: str | None
+    memory_mb: float
+    cpu_s: float
+
+
+def call_confined(function: str, *paths: Path, memory_mb: int = 1024, cpu_s: int = 20) -> Outcome:
+    """Call MODULE:FUNCTION with paths; the limit of memory comes on top of what the process has after its imports.
+
+    An error that is not expected, and a limit that is reached, fail the test.
+    """
+    words = [sys.executable, "-m", "tests.confined", function, str(memory_mb), str(cpu_s), *map(str, paths)]
+    result = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=250)
+    assert result.returncode == 0, f"{function}: exit status {result.returncode}\n{result.stderr[-2000:]}"
+    return Outcome(**json.loads(result.stdout))
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Limit the address space of this process to so much more than it has now."""
+    present = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (present + num_bytes,) * 2)
+
+
+def main() -> None:
+    """Call a function as the command line says, and print what came of it."""
+    function, memory_mb, cpu_s, *paths = sys.argv[1:]
+    module, _, name = function.partition(":")
+    call = getattr(import_module(module), name)
+    limit_memory(int(memory_mb) * 2**20)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(before.ru_utime + before.ru_stime) + int(cpu_s),) * 2)
+    error = None
+    try:
+        returned = call(*map(Path, paths))
+        if isinstance(returned, Iterable):
+            for _ in returned:
+                pass
+    except ImageClassifierError as caught:
+        error = str(caught)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps(vars(Outcome(error, (after.ru_maxrss - before.ru_maxrss) / 1024, seconds))))
+
+
+if __name__ == "__main__":
+    main()

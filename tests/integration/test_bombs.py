@@ -1,0 +1,45 @@
+"""Files that are bombs, each read in a process of its own under a limit of memory and of computing time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from image_classifier.imaging import MAX_PIXELS, MAX_SCANS
+from tests.bombs import (
+    SIDE_OF_MOST,
+    build_chunk,
+    build_even_png,
+    build_exif,
+    build_png,
+    build_progressive,
+    build_run_lengths,
+    save,
+)
+from tests.confined import call_confined
+
+IMAGES: dict[str, Callable[[], bytes]] = {
+    "16 bits of grey": lambda: build_even_png(16, 0),
+    "palette with transparency": lambda: build_even_png(
+        8, 3, build_chunk(b"PLTE", bytes(768)) + build_chunk(b"tRNS", bytes(256))
+    ),
+    "colour with a transparent one": lambda: build_even_png(8, 2, build_chunk(b"tRNS", bytes(6))),
+    "a long row": lambda: build_png(MAX_PIXELS, 1, depth=1, content=bytes(1 + MAX_PIXELS // 8)),
+    "a progressive JPEG of four inks": lambda: build_progressive(
+        MAX_SCANS, (SIDE_OF_MOST,) * 2, "CMYK", exif=build_exif(6)
+    ),
+    "WebP": lambda: save(Image.new("RGBA", (5000, 5000), (1, 2, 3, 4)), "WEBP", lossless=True, exif=build_exif(6)),
+    "BMP with a leap": lambda: build_run_lengths(1024, b"\0\2\xff\xff" * 100),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_decoding_takes_no_more_memory_than_is_said(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(IMAGES[kind]())
+    outcome = call_confined("image_classifier.imaging:load_image", path, memory_mb=700)
+    assert outcome.memory_mb < 600
+    assert outcome.error is None or kind == "a long row" and "a side may have 65,535 at most" in outcome.error
