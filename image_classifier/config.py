@@ -26,6 +26,7 @@ SMALL_BATCH = 64
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "eager", "compiled"]
+Fit = Literal["squeeze", "crop", "pad", "refuse"]
 Flip = Literal["none", "random", "alternating"]
 InstructionSet = Literal["native", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
@@ -46,6 +47,10 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
 _DATABASE_PREFIX = "db:"
+DATASET_FOLDER = Path("data/cifar_dataset")
+"""Where a data set lies if nothing else is said."""
+DATABASE_FOLDER = Path("data")
+"""Where SQLite's file lies, with all data sets in it, and the snapshots of what is read from a database."""
 _REFERENCE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,99})(?:@([1-9][0-9]{0,8}))?")
 
 
@@ -99,7 +104,21 @@ class DatabaseAccess:
     config: Path | None = None
     password: Secret | None = None
     ask: Callable[[], Secret] | None = None
-    dataset_folder: Path = Path("data/cifar_dataset")
+    dataset_folder: Path = DATABASE_FOLDER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How image files are read.
+
+    Attributes:
+        fit: What becomes of an image that is not 32 x 32: it is resized whatever its sides' ratio (squeeze), cut to the
+            square in its middle (crop), or given a black border (pad), then resized; or it cannot be read (refuse).
+        skip_bad: leave out images that cannot be read; else they are an error.
+    """
+
+    fit: Fit = "squeeze"
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +249,10 @@ class RunSettings:
         experiments_folder: Folder that holds all experiments.
         experiment_name: Name of the experiment, a folder under experiments_folder (required).
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
-        dataset_folder: Folder (or archive, or Parquet file) with the data set.
+        dataset_folder: Folder (or archive, or Parquet file) with the data set; with --database that of SQLite's file
+            and of the snapshots, by default data.
+        fit: What becomes of images of another size than 32 x 32: they are resized whatever the ratio of their sides
+            (squeeze), cut to the square in their middle (crop), given a black border (pad), or cannot be read (refuse).
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
         db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
         db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
@@ -244,7 +266,8 @@ class RunSettings:
     experiments_folder: Path = Path("experiments")
     experiment_name: str = ""
     run_name: str = ""
-    dataset_folder: Path = Path("data/cifar_dataset")
+    dataset_folder: Path = DATASET_FOLDER
+    fit: Fit = "squeeze"
     database: str | None = None
     db_config: Path | None = None
     db_pass_file: Path | None = None
@@ -258,6 +281,7 @@ class RunSettings:
     allow_environment_change: bool = False
     allow_other_machine: bool = False
     profile: bool = False
+    skip_bad: bool = False
     recipe: str = DEFAULT_RECIPE
     training: TrainingSettings = field(default_factory=TrainingSettings)
     db_password: Secret | None = None
@@ -273,12 +297,14 @@ class RunSettings:
                     f"--{option} takes the name of a folder (no slash, no control character, no leading dot, "
                     f"at most 100 characters), got: {name!r}"
                 )
+        _check(self, "fit", self.fit in get_args(Fit), "one of " + ", ".join(get_args(Fit)))
         in_database = get_reference(self.dataset_folder)
         if in_database is not None:
             object.__setattr__(self, "database", str(in_database))
-            object.__setattr__(self, "dataset_folder", DatabaseAccess().dataset_folder)
         if self.database is not None:
             parse_reference(self.database)
+            if in_database is not None or self.dataset_folder == DATASET_FOLDER:
+                object.__setattr__(self, "dataset_folder", DATABASE_FOLDER)
         _check(self, "num_workers", 0 <= self.num_workers <= 256, "a whole number from 0 to 256")
         _check(self, "keep_checkpoints", self.keep_checkpoints >= 1, "a whole number of 1 or more")
         _check(
@@ -291,6 +317,11 @@ class RunSettings:
     def run_folder(self) -> Path:
         """The folder that the run is written to."""
         return self.experiments_folder / self.experiment_name / self.run_name
+
+    @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return Reading(fit=self.fit, skip_bad=self.skip_bad)
 
     @property
     def dataset(self) -> Path:
@@ -352,6 +383,7 @@ def set_log_level(default: str) -> None:
 
 FLAGS = {
     "resume": "continue the interrupted run of this name from its last good checkpoint",
+    "skip_bad": "leave out images that cannot be read; the record counts and names them",
     "profile": "measure where the time of a few steps goes; the run folder gets profile/ with a table and a trace",
     "allow_code_change": "resume although this package's code is not the code of the record",
     "allow_environment_change": "resume although the installed libraries are not those of the record",

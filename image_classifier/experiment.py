@@ -113,7 +113,7 @@ def run(
         check_settings(read_record(path), training, path)
         return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
 
-    snapshot = load_snapshot(settings.dataset, settings.database_access)
+    snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
     settings = replace(settings, database=snapshot.database)  # the version that the newest one was
     train_indices, validation_indices = split_training_set(snapshot, training)
     classifier = build_initial_classifier(training, snapshot, train_indices, settings.pretrained_path)
@@ -157,7 +157,8 @@ def run(
         evaluation, probabilities = compute_evaluation(
             classifier, *snapshot.test, snapshot.classes, views=training.views, device=torch.device(training.device)
         )
-        model = Model(classifier, training.model, snapshot.classes, training.views, describe_origin(record))
+        fit = "squeeze" if settings.fit == "refuse" else settings.fit
+        model = Model(classifier, training.model, snapshot.classes, training.views, describe_origin(record), fit)
         folder.write(MODEL, serialize_model(model))
         folder.write(PREDICTIONS, serialize_predictions(probabilities, snapshot.test[1]))
         folder.write_json(EVALUATION, evaluation)
@@ -252,6 +253,8 @@ def describe_data(snapshot: Snapshot, num_train: int, num_validation: int) -> di
         "num_train": num_train,
         "num_validation": num_validation,
         "num_test": snapshot.num_test,
+        "findings": snapshot.findings and snapshot.findings.to_json(),
+        "notes": snapshot.describe_notes(),
     }
 
 

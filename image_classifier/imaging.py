@@ -3,8 +3,9 @@
 An image is decoded by one of four decoders and no other, after its size in bytes and in pixels was checked, and that
 it holds no more parts than files of its format do; one that is animated is refused (a JPEG's further pictures, such as
 the depth that phones add, are left aside). It is turned as its EXIF data say, what is transparent becomes white, 16
-bits a channel become 8 (the upper ones), and colour profiles are left aside. Another size than 32 x 32 is resized as a
-whole (the sides' ratio is not kept), with antialiasing; a plain RGB image of 32 x 32 comes out bit for bit.
+bits a channel become 8 (the upper ones), and colour profiles are left aside. Another size than 32 x 32 is resized with
+antialiasing: as a whole, whatever the ratio of its sides; cut to the square in its middle; or with a black border. A
+plain RGB image of 32 x 32 comes out bit for bit.
 
 Decoding takes up to 600 MB, for all threads together: those with large images wait for each other.
 """
@@ -15,14 +16,15 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from image_classifier.config import Fit
 from image_classifier.errors import ImageError, ImageSizeError
 
 SIDE = 32
@@ -57,6 +59,14 @@ UPRIGHT = {
 }
 """What turns an image upright, by its EXIF orientation. (`ImageOps.exif_transpose` writes all EXIF data anew, too.)"""
 
+SIDEWAYS = (5, 6, 7, 8)
+"""The orientations of images that lie on their side."""
+
+_FITS: dict[Fit, Callable[[Image.Image, tuple[int, int], Image.Resampling], Image.Image]] = {
+    "squeeze": Image.Image.resize,
+    "crop": ImageOps.fit,
+    "pad": ImageOps.pad,
+}
 _SMALL_PIXELS = 2**20
 """Images up to this size are decoded without waiting for others."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -70,7 +80,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a li
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def load_image(path: Path, *, resize: bool = True) -> NDArray[np.uint8]:
+def load_image(
+    path: Path, *, fit: Fit = "squeeze", note_size: Callable[[int, int], None] | None = None
+) -> NDArray[np.uint8]:
     """Load an image file: uint8 [32, 32, 3] RGB.
 
     Raises:
@@ -79,7 +91,7 @@ def load_image(path: Path, *, resize: bool = True) -> NDArray[np.uint8]:
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-        return decode_image(content, resize=resize)
+        return decode_image(content, fit=fit, note_size=note_size)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from error
     except ImageError as error:
@@ -92,14 +104,19 @@ def decode_image(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
-    resize: bool = True,
+    fit: Fit = "squeeze",
+    note_size: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode the bytes of an image file: uint8 [32, 32, 3] RGB.
 
+    Args:
+        fit: what becomes of an image of another size.
+        note_size: told width and height of one that was fitted.
+
     Raises:
         ImageSizeError: more pixels than max_pixels.
-        ImageError: none of the formats, animated, damaged, truncated, over a limit, or of another size and not to be
-            resized; the message is the reason.
+        ImageError: none of the formats, animated, damaged, truncated, over a limit, or of another size and to be
+            refused; the message is the reason.
     """
     if not content:
         raise ImageError("there are no bytes of an image")
@@ -111,13 +128,13 @@ def decode_image(
             _check_size(image, max_pixels, len(content))
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
                 raise ImageError("the image is animated; choose one of its frames")
-            if not resize and image.size != (SIDE, SIDE):
+            if fit == "refuse" and image.size != (SIDE, SIDE):
                 raise ImageError(f"{image.width} x {image.height} pixels instead of {SIDE} x {SIDE}")
             if image.format != "PNG":
-                return _load_resized(image)
+                return _load_fitted(image, fit, note_size)
             image.verify()  # the checksums, which decoding does not look at
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:  # verified, the one before is unusable
-            return _load_resized(image)
+            return _load_fitted(image, fit, note_size)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -206,8 +223,8 @@ def _check_chunks(content: bytes) -> None:
         position += 12 + int.from_bytes(content[position : position + 4], "big")
 
 
-def _load_resized(image: Image.Image) -> NDArray[np.uint8]:
-    num_pixels = image.width * image.height
+def _load_fitted(image: Image.Image, fit: Fit, note_size: Callable[[int, int], None] | None) -> NDArray[np.uint8]:
+    size, num_pixels = image.size, image.width * image.height
     image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours
     if "progressive" not in image.info:  # a progressive one is in memory whole all the same
         num_pixels = image.width * image.height
@@ -220,7 +237,9 @@ def _load_resized(image: Image.Image) -> NDArray[np.uint8]:
         if orientation in UPRIGHT:
             rgb = rgb.transpose(UPRIGHT[orientation])
         if rgb.size != (SIDE, SIDE):
-            rgb = rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            if note_size is not None:
+                note_size(*(size[::-1] if orientation in SIDEWAYS else size))
+            rgb = _FITS[fit](rgb, (SIDE, SIDE), Image.Resampling.BICUBIC)
         return np.frombuffer(bytearray(rgb.tobytes()), np.uint8).reshape(SIDE, SIDE, 3)
 
 

@@ -177,6 +177,8 @@ def _find_dataset(settings: VerificationSettings, execution: dict[str, Any]) -> 
         "dataset_folder": Path(execution["dataset_folder"]) if recorded else settings.dataset_folder,
         "database": str(reference) if reference else execution.get("database") if recorded else None,
         "db_config": access.config or (execution.get("db_config") and Path(execution["db_config"])),
+        "fit": execution.get("fit", "squeeze"),
+        "skip_bad": execution.get("skip_bad", False),
         "db_password": access.password,
         "ask_db_password": access.ask,
     }

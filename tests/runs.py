@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_classifier.config import TrainingSettings, Views
+from image_classifier.config import Fit, TrainingSettings, Views
 from image_classifier.metrics import compute_metrics
 from image_classifier.model.catalog import build_classifier
 from image_classifier.tracking import run as run_files
@@ -116,11 +116,11 @@ def build_record(name: str, data: str, classes: Sequence[str], num_test: int, **
     }
 
 
-def build_model_file(classes: Sequence[str], data_digest: str, views: Views = "mirror") -> bytes:
+def build_model_file(classes: Sequence[str], data_digest: str, views: Views = "mirror", fit: Fit = "squeeze") -> bytes:
     """Build model.pth of a LeNet that was never trained."""
     classifier = build_classifier("lenet", len(classes), input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=0)
     origin = {"experiment_name": "experiment", "run_name": "run", "data_digest": data_digest, "code_digest": "0" * 64}
-    return serialize_model(Model(classifier, "lenet", tuple(classes), views, origin))
+    return serialize_model(Model(classifier, "lenet", tuple(classes), views, origin, fit))
 
 
 def write_image_folder(folder: Path, classes: Sequence[str], *, num_test: int = 7) -> Path:

@@ -1,4 +1,4 @@
-"""The options that all commands share which may read from a database, and the way of a password to it."""
+"""The options of commands that read data: how image files are read, how a database is reached and its password."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import register_type
 
-from image_classifier.config import DatabaseAccess, resolve_password
+from image_classifier.config import DatabaseAccess, Fit, Reading, resolve_password
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 
@@ -49,6 +49,23 @@ def add_access_options(parser: ArgumentParser) -> None:
         help="file with the password of the database, which may also be in DB_PASSWORD",
     )
     add_password_option(parser)
+
+
+def add_reading_options(parser: ArgumentParser) -> None:
+    """Add the options that say how image files are read."""
+    parser.add_argument(
+        "--fit",
+        type=Fit,
+        default="squeeze",
+        help="what becomes of images that are not 32 x 32: they are resized whatever the ratio of their sides, cut to "
+        "the square in their middle, given a black border, or refused",
+    )
+    parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
+
+
+def build_reading(options: Namespace) -> Reading:
+    """Build out of what was parsed how image files are read."""
+    return Reading(fit=options.fit, skip_bad=options.skip_bad)
 
 
 def build_access(options: Namespace, dataset_folder: Path) -> DatabaseAccess:

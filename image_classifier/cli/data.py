@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from image_classifier.cli import database
-from image_classifier.cli.access import add_access_options, build_access
+from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
-from image_classifier.cli.database import DATASET_FOLDER, format_counts
-from image_classifier.cli.table import format_table
-from image_classifier.config import get_reference
+from image_classifier.cli.database import format_counts, name_left_out
+from image_classifier.cli.table import format_table, make_printable
+from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER, get_reference
 from image_classifier.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def build_prepare_parser() -> ArgumentParser:
         action="store_true",
         help=f"if the address cannot be reached at all, generate the sample set as {SAMPLE_FOLDER} beside the folder",
     )
+    add_reading_options(parser)
     parser.add_argument("--num_train", type=int, default=5000, help="images of the sample set to train with")
     parser.add_argument("--num_test", type=int, default=1000, help="images of the sample set to test with")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample set")
@@ -72,6 +73,7 @@ def build_info_parser() -> ArgumentParser:
         "--dataset_folder", type=Path, default=DATASET_FOLDER, help="where the data set lies, or db:NAME[@VERSION]"
     )
     add_access_options(parser)
+    add_reading_options(parser)
     parser.add_argument(
         "--output",
         type=Path | None,
@@ -100,8 +102,9 @@ def _prepare(argv: Sequence[str] | None) -> int:
     from image_classifier.data.source import find_sources
 
     folder: Path = options.dataset_folder
+    reading = build_reading(options)
     if find_sources(folder):
-        snapshot = load_snapshot(folder)
+        snapshot = load_snapshot(folder, reading=reading)
         if options.source not in ("present", snapshot.name):
             raise DataError(
                 f"{folder} holds {snapshot.name} already: leave --source out to take it, or choose another "
@@ -118,11 +121,13 @@ def _prepare(argv: Sequence[str] | None) -> int:
             _say(f"{error}. Instead of it {folder} gets the generated sample set: this is not CIFAR")
             if not find_sources(folder):
                 _get_sample(folder, options)
-        snapshot = load_snapshot(folder)
+        snapshot = load_snapshot(folder, reading=reading)
     _say(f"{snapshot.name}: {format_counts(snapshot)}")
     _say(f"digest {snapshot.digest}")
     print(folder)
-    return ExitStatus.DONE
+    for note in snapshot.describe_notes():
+        _say(make_printable(note))
+    return name_left_out(snapshot.findings)
 
 
 def _get(folder: Path, options: Namespace) -> None:
@@ -156,8 +161,8 @@ def _info(argv: Sequence[str] | None) -> int:
     from image_classifier.data.snapshot import load_snapshot
 
     in_database = get_reference(options.dataset_folder) is not None
-    access = build_access(options, DATASET_FOLDER if in_database else options.dataset_folder)
-    snapshot = load_snapshot(options.dataset_folder, access)
+    access = build_access(options, DATABASE_FOLDER if in_database else options.dataset_folder)
+    snapshot = load_snapshot(options.dataset_folder, access, build_reading(options))
     if options.output is not None:
         from image_classifier.storage import write_atomically
         from image_classifier.visualization.dataset_sheet import draw_dataset_sheet
@@ -168,15 +173,18 @@ def _info(argv: Sequence[str] | None) -> int:
 
 
 def format_info(snapshot: Snapshot) -> str:
-    """Format a data set's name, digest and number of images as a table."""
+    """Format a data set's name, digest and number of images as a table, and what was found when it was read."""
     counts = snapshot.count_classes()
     rows = [["class", *counts, "all"]]
     for name, *numbers in zip(snapshot.classes, *counts.values(), strict=True):
         rows.append([name, *(f"{number:,}" for number in (*numbers, sum(numbers)))])
     totals = [int(numbers.sum()) for numbers in counts.values()]
     rows.append(["total", *(f"{total:,}" for total in (*totals, sum(totals)))])
-    version = "" if snapshot.database is None else f"version {snapshot.database}\n"
-    return f"name    {snapshot.name}\n{version}digest  {snapshot.digest}\n\n{format_table(rows)}"
+    notes = [make_printable(note) for note in snapshot.describe_notes()]
+    facts = [f"name    {snapshot.name}", f"digest  {snapshot.digest}"]
+    if snapshot.database is not None:
+        facts.insert(1, f"version {snapshot.database}")
+    return "\n".join([*facts, "", format_table(rows), *(["", *notes] if notes else [])])
 
 
 def _prune(argv: Sequence[str] | None) -> int:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-from image_classifier.cli.access import add_access_options, build_access
+from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
 from image_classifier.cli.command import ExitStatus, build_parser, parse_arguments
 from image_classifier.cli.table import format_table, make_printable
-from image_classifier.config import Reference, get_reference, parse_reference
+from image_classifier.config import DATABASE_FOLDER, Reference, get_reference, parse_reference
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from image_classifier.data.database import Correction, Summary, Version
     from image_classifier.data.diff import Difference
+    from image_classifier.data.findings import Findings
     from image_classifier.data.snapshot import Snapshot
 
-DATASET_FOLDER = Path("data/cifar_dataset")
 CONDITIONS = ("class", "split", "source", "added_by")
 _NUM_LISTED = 20
 
@@ -37,7 +37,7 @@ def _build_parser(action: str, description: str, **options: None) -> ArgumentPar
     parser.add_argument(
         "--dataset_folder",
         type=Path,
-        default=DATASET_FOLDER,
+        default=DATABASE_FOLDER,
         help="where SQLite's file lies, and the snapshots of what is read",
     )
     add_access_options(parser)
@@ -53,13 +53,7 @@ def build_ingest_parser() -> ArgumentParser:
     )
     parser.add_argument("source", type=Path, help="anything that the trainer reads: a folder, an archive, Parquet")
     parser.add_argument("--dataset", required=True, help="name of the data set; it is made if there is none")
-    parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
-    parser.add_argument(
-        "--other_sizes",
-        type=Literal["resize", "refuse"],
-        default="resize",
-        help="what becomes of images that are not 32 x 32; refused ones count as such that cannot be read",
-    )
+    add_reading_options(parser)
     parser.add_argument("--chunk_size", type=PositiveInt, default=5000, help="images that are added in one transaction")
     return parser
 
@@ -146,17 +140,13 @@ def ingest(argv: Sequence[str] | None) -> int:
     from image_classifier.data.ingest import ingest as ingest_source
 
     class Bar(Listener):
-        """A bar on a terminal, and a line for each image that is left out."""
+        """A bar on a terminal."""
 
         def __init__(self) -> None:
             self._bar = tqdm(desc="ingesting", unit=" images", disable=None)  # None: only on a terminal
 
         def commit(self, num_images: int) -> None:
             self._bar.update(num_images)
-
-        def skip(self, reason: str) -> None:
-            with self._bar.external_write_mode(file=sys.stderr):
-                print(f"skipped: {make_printable(reason)}", file=sys.stderr)
 
         def close(self) -> None:
             self._bar.close()
@@ -167,24 +157,31 @@ def ingest(argv: Sequence[str] | None) -> int:
             options.source,
             name,
             build_access(options, options.dataset_folder),
-            skip_bad=options.skip_bad,
-            resize=options.other_sizes == "resize",
+            reading=build_reading(options),
             chunk_size=options.chunk_size,
             listener=bar,
         )
     finally:
         bar.close()
     added, version = result.added, result.version
+    _say(f"the database is {result.database}; --dataset_folder names another folder for it, --db_config a server")
     _say(f"{added.num_added:,} images added, {added.num_present:,} were there already")
     if added.num_other_label:
         _say(f"note: {added.num_other_label:,} of these have another label there, which stays: see `data relabel`")
     _say(f"{version.reference}: {format_counts(version)}")
     _say(f"digest {version.digest}")
     print(version.reference)
-    if result.num_bad:
-        _say(f"{result.num_bad:,} images were left out")
-        return ExitStatus.DONE_IN_PART
-    return ExitStatus.DONE
+    for line in (*result.notes, *(result.findings.describe() if result.findings else ())):
+        _say(f"note: {make_printable(line)}")
+    return name_left_out(result.findings)
+
+
+def name_left_out(findings: Findings | None) -> ExitStatus:
+    """Name each image file that was left out, and return the exit status that says whether there was one."""
+    left_out = () if findings is None else findings.left_out
+    for reason in left_out:
+        _say(f"left out: {make_printable(reason)}")
+    return ExitStatus.DONE_IN_PART if left_out else ExitStatus.DONE
 
 
 def snapshot(argv: Sequence[str] | None) -> int:

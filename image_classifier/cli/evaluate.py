@@ -12,7 +12,7 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
-from image_classifier.config import DatabaseAccess
+from image_classifier.config import DatabaseAccess, Reading, get_reference
 from image_classifier.errors import DataError, SettingsError
 
 
@@ -40,10 +40,12 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     from image_classifier.storage import write_atomically
     from image_classifier.tracking.run import find_dataset
 
-    dataset_folder = arguments.dataset_folder
+    dataset_folder, reading = arguments.dataset_folder, Reading(fit=model.fit)
     if dataset_folder is None:
-        dataset_folder, access = find_dataset(find_run(model.path), access=access)
-    snapshot = load_snapshot(dataset_folder, access)
+        dataset_folder, access, reading = find_dataset(find_run(model.path), access=access)
+    elif get_reference(dataset_folder):
+        reading = Reading()
+    snapshot = load_snapshot(dataset_folder, access, reading)
     if snapshot.classes != model.classes:
         raise DataError(
             f"{dataset_folder} has other classes than {model.path}: {_list_names(snapshot.classes)} instead of "

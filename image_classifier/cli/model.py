@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from image_classifier.config import Device, ServingPrecision
+from image_classifier.config import Device, Fit, ServingPrecision
 from image_classifier.errors import SettingsError
 from image_classifier.serving.published import is_published
 
@@ -29,6 +29,7 @@ class LoadedModel:
         path: the model's file, or the folder of a published one.
         views: of an image that its answers average.
         data_digest: of the data that it was trained on.
+        fit: how images of another size are fitted.
         predict: uint8 images [N, 3, 32, 32] to float32 probabilities [N, C].
         evaluate: images and labels int64 [N] to what evaluation.json holds.
     """
@@ -37,6 +38,7 @@ class LoadedModel:
     classes: tuple[str, ...]
     views: str
     data_digest: str | None
+    fit: Fit
     predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     evaluate: Callable[[NDArray[np.uint8], NDArray[np.int64]], dict[str, Any]]
 
@@ -84,7 +86,7 @@ def _load_published(path: Path, arguments: Namespace) -> LoadedModel:
         single_view = probabilities if model.views == "one" else None
         return build_evaluation(probabilities, labels, model.classes, views=model.views, single_view=single_view)
 
-    return LoadedModel(path, model.classes, model.views, model.data_digest, predict, evaluate)
+    return LoadedModel(path, model.classes, model.views, model.data_digest, model.fit, predict, evaluate)
 
 
 def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
@@ -108,7 +110,7 @@ def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
     def evaluate(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
         return compute_evaluation(classifier, images, labels, model.classes, views=views, device=device)[0]
 
-    return LoadedModel(model_path, model.classes, views, model.run.get("data_digest"), predict, evaluate)
+    return LoadedModel(model_path, model.classes, views, model.run.get("data_digest"), model.fit, predict, evaluate)
 
 
 def find_model(run: Path) -> Path:

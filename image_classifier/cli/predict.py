@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import make_printable
+from image_classifier.config import Fit
 from image_classifier.errors import DataError, ImageError, StorageError
 from image_classifier.storage import DISK, written_beside
 
@@ -56,7 +57,7 @@ def _predict(argv: Sequence[str] | None) -> int:
             names, images = [], []
             for name, source in batch:
                 try:
-                    images.append(load_source(name, source))
+                    images.append(load_source(name, source, model.fit))
                     names.append(name)
                 except ImageError as error:
                     num_unreadable += 1
@@ -142,7 +143,7 @@ def list_files(folder: Path) -> list[str]:
     return sorted(files, key=os.fsencode)
 
 
-def load_source(name: str, source: Source) -> NDArray[np.uint8]:
+def load_source(name: str, source: Source, fit: Fit) -> NDArray[np.uint8]:
     """Load an image: uint8 [32, 32, 3] RGB.
 
     Raises:
@@ -153,9 +154,9 @@ def load_source(name: str, source: Source) -> NDArray[np.uint8]:
     if isinstance(source, ImageError):
         raise source
     if isinstance(source, Path):
-        return load_image(source)
+        return load_image(source, fit=fit)
     try:
-        return decode_image(source)
+        return decode_image(source, fit=fit)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
 

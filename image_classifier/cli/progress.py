@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from image_classifier.cli.signals import StopRequest
+from image_classifier.cli.table import make_printable
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, RunResult
 from image_classifier.training.loop import Step
@@ -32,6 +33,8 @@ class TerminalReporter(Reporter):
             f"seed {settings['seed']}",
             file=sys.stderr,
         )
+        for note in data.get("notes", []):  # older records have none
+            print(make_printable(note), file=sys.stderr)
         if first_step:
             print(f"resumed after step {first_step} of {num_steps}", file=sys.stderr)
         self._batch_size = settings["batch_size"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
-from image_classifier.config import DatabaseAccess
+from image_classifier.config import DatabaseAccess, Reading
 from image_classifier.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def _report(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-def load_test_images(dataset_folder: Path, access: DatabaseAccess, record: dict[str, Any]) -> NDArray[np.uint8]:
+def load_test_images(
+    dataset_folder: Path, access: DatabaseAccess, reading: Reading, record: dict[str, Any]
+) -> NDArray[np.uint8]:
     """Load the images [N, 3, 32, 32] that a run was tested on.
 
     Raises:
@@ -71,7 +73,7 @@ def load_test_images(dataset_folder: Path, access: DatabaseAccess, record: dict[
     """
     from image_classifier.data.snapshot import load_snapshot
 
-    snapshot = load_snapshot(dataset_folder, access)
+    snapshot = load_snapshot(dataset_folder, access, reading)
     if snapshot.digest != record["data"]["digest"]:
         raise DataError(
             f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but the run is on "

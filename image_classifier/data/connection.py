@@ -22,7 +22,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, t
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from image_classifier.config import DatabaseAccess
+from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.content import one_line
 from image_classifier.data.schema import REVISION
 from image_classifier.errors import DatabaseError, ImageClassifierError, SettingsError, StorageError
@@ -396,8 +396,11 @@ def _prepare_file(path: Path, *, make: bool) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         elif not path.exists():
+            old = DATASET_FOLDER / path.name
+            moved = f"; {old} is one: move it there" if old.exists() else ""  # where it was by default before
             raise DatabaseError(
                 f"there is no database {path}: `image_classifier data ingest` makes it, or --db_config names another"
+                f"{moved}"
             )
     except OSError as error:
         raise StorageError(f"cannot make the database {path}: {one_line(error)}; choose another folder") from error

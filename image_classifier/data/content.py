@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.data.findings import Findings, Notebook
 from image_classifier.errors import DataError, ImageError
 
 METADATA_FILE = "metadata.json"
@@ -41,27 +42,18 @@ class Content:
     Attributes:
         parts: the batches of the training, the validation and the test part, in this order; they are made while they
             are gone through, once. A source without a validation part has no batch of it.
+        notebook: what is found meanwhile; None for a source without image files.
     """
 
     name: str
     classes: tuple[str, ...]
     parts: Mapping[str, Iterable[Batch]]
+    notebook: Notebook | None = None
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What becomes of an image that is not as it should be.
-
-    Attributes:
-        skip: told of each image that cannot be read, which is left out then; without it they are an error.
-        resize: images of another size are resized; else they count as such that cannot be read.
-    """
-
-    skip: Callable[[str], None] | None = None
-    resize: bool = True
-
-
-STRICT = Tolerance()
+    @property
+    def findings(self) -> Findings | None:
+        """What was found in what was gone through so far."""
+        return None if self.notebook is None else self.notebook.summarize()
 
 
 @dataclass(frozen=True)
@@ -141,12 +133,12 @@ def choose_test(keys: Sequence[bytes], labels: Sequence[int], seed: int) -> NDAr
 def decode_images(
     encoded: Iterable[tuple[T, int]],
     decode: Callable[[T], NDArray[np.uint8]],
-    skip: Callable[[str], None] | None = None,
+    left_out: list[str] | None = None,
 ) -> Iterator[Batch]:
     """Decode images in threads, in their order; each comes with its label.
 
     Args:
-        skip: told of each image that cannot be read, which is left out then.
+        left_out: gets the reason for each image that cannot be read, which is left out then.
 
     Raises:
         DataError: images cannot be read, and are not left out; the message lists the first of them, with the reasons.
@@ -158,8 +150,8 @@ def decode_images(
         if not isinstance(result, ImageError):
             images.append(result.transpose(2, 0, 1))
             labels.append(label)
-        elif skip is not None:
-            skip(str(result))
+        elif left_out is not None:
+            left_out.append(str(result))
         else:
             num_bad += 1
             reasons += [str(result)] if num_bad <= _NUM_LISTED else []
@@ -169,7 +161,10 @@ def decode_images(
             images, labels = [], []
     if num_bad:
         more = f"; and {num_bad - _NUM_LISTED:,} more" if num_bad > _NUM_LISTED else ""
-        raise DataError(f"{num_bad:,} of the images cannot be read, mend or remove them: {'; '.join(reasons)}{more}")
+        raise DataError(
+            f"{num_bad:,} of the images cannot be read; mend or remove them, or leave them out with --skip_bad: "
+            f"{'; '.join(reasons)}{more}"
+        )
     if images:
         yield np.stack(images), np.array(labels, np.int64)
 

@@ -5,23 +5,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from image_classifier.config import Reading
 from image_classifier.data.card import check_sizes
-from image_classifier.data.content import STRICT, Batch, Content, Metadata, Tolerance, choose_test, decode_images
+from image_classifier.data.content import Batch, Content, Metadata, choose_test, decode_images
+from image_classifier.data.findings import Notebook
 from image_classifier.data.parts import PARTS, complete_parts, find_part
 from image_classifier.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # imaging has them too, but imports Pillow
 _LEFT_ASIDE = ("thumbs.db", "desktop.ini")
 """What file managers leave behind; files whose name begins with a dot are left aside too."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class ImageFolder:
         parts: the sub-folder of each part; none where the classes' sub-folders lie in the folder itself.
         classes: the names of the classes' sub-folders, sorted.
         files: paths of all images, relative to the folder, in canonical order.
+        notes: what is to be known of it, in sentences.
     """
 
     folder: Path
     parts: Mapping[str, str]
     classes: tuple[str, ...]
     files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def list_images(folder: Path, ignored: Set[str]) -> ImageFolder | None:
@@ -48,7 +49,8 @@ def list_images(folder: Path, ignored: Set[str]) -> ImageFolder | None:
         DataError: an image lies outside the classes, a part is missing or there twice, or sub-folders form a loop.
     """
     names = [name for name in _list_folders(folder) if name not in ignored]
-    parts = _find_parts(folder, names)
+    notes: list[str] = []
+    parts = _find_parts(folder, names, notes)
     classes: set[str] = set()
     files: list[str] = []
     for top in [f"{name}/" for name in parts.values()] or [""]:
@@ -64,11 +66,11 @@ def list_images(folder: Path, ignored: Set[str]) -> ImageFolder | None:
         return None
     others = sorted(set(names) - set(parts.values()))
     if parts and others:
-        logger.warning("%s is read from %s alone, without %s", folder, ", ".join(parts.values()), ", ".join(others))
-    return ImageFolder(folder, parts, tuple(sorted(classes)), tuple(sorted(files, key=os.fsencode)))
+        notes.append(f"{folder} is read from {', '.join(parts.values())} alone, without {', '.join(others)}")
+    return ImageFolder(folder, parts, tuple(sorted(classes)), tuple(sorted(files, key=os.fsencode)), tuple(notes))
 
 
-def _find_parts(folder: Path, names: Sequence[str]) -> dict[str, str]:
+def _find_parts(folder: Path, names: Sequence[str], notes: list[str]) -> dict[str, str]:
     """Find the sub-folder of each part; none where the sub-folders are classes, one of which may be called so."""
     named = {name: part for name in names if (part := find_part(name)) is not None}
     if len(set(named.values())) < 2 and not any(_list_folders(folder / name) for name in named):
@@ -78,10 +80,10 @@ def _find_parts(folder: Path, names: Sequence[str]) -> dict[str, str]:
         if part in parts:
             raise DataError(f"{folder} has two sub-folders for one part, {parts[part]} and {name}: keep one of them")
         parts[part] = name
-    return complete_parts(parts, folder)
+    return complete_parts(parts, folder, notes)
 
 
-def read_images(listing: ImageFolder, metadata: Metadata, tolerance: Tolerance = STRICT) -> Content:
+def read_images(listing: ImageFolder, metadata: Metadata, reading: Reading = Reading()) -> Content:
     """Read a folder of images; each is decoded when its batch is asked for.
 
     Raises:
@@ -113,10 +115,12 @@ def read_images(listing: ImageFolder, metadata: Metadata, tolerance: Tolerance =
         from image_classifier.imaging import load_image  # Pillow, which a run that finds its snapshot does not need
 
         encoded = ((listing.folder / path, labels[path]) for path in paths)
-        return decode_images(encoded, partial(load_image, resize=tolerance.resize), tolerance.skip)
+        decode = partial(load_image, fit=reading.fit, note_size=notebook.note_size)
+        return decode_images(encoded, decode, notebook.left_out if reading.skip_bad else None)
 
+    notebook = Notebook(reading)
     name = metadata.name or listing.folder.resolve().name
-    return Content(name, classes, {part: batches(paths) for part, paths in files.items()})
+    return Content(name, classes, {part: batches(paths) for part, paths in files.items()}, notebook)
 
 
 def _list_folders(folder: Path) -> list[str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from image_classifier.config import DatabaseAccess
+from image_classifier.config import DatabaseAccess, Reading
 from image_classifier.data.connection import Database, open_database
-from image_classifier.data.content import Content, Tolerance, load_metadata
+from image_classifier.data.content import Content, load_metadata
 from image_classifier.data.database import (
     Added,
     Chunk,
@@ -25,6 +25,7 @@ from image_classifier.data.database import (
     get_or_add_dataset,
     map_labels,
 )
+from image_classifier.data.findings import Findings
 from image_classifier.data.source import find_source
 from image_classifier.errors import DatabaseError, DataError
 from image_classifier.storage import storage_error
@@ -40,12 +41,16 @@ class Ingested:
     Attributes:
         version: all that is in the data set now.
         added: what became of the images that could be read.
-        num_bad: how many could not, and were left out.
+        findings: what was found while they were read; None where there were no image files.
+        database: where it all is now: a path, or a name and a server.
+        notes: what is to be known of the source, in sentences.
     """
 
     version: Version
     added: Added
-    num_bad: int
+    findings: Findings | None
+    database: str
+    notes: tuple[str, ...]
 
 
 class Listener:
@@ -54,17 +59,13 @@ class Listener:
     def commit(self, num_images: int) -> None:
         """So many more images of the source are there to stay."""
 
-    def skip(self, reason: str) -> None:
-        """An image is left out."""
-
 
 def ingest(
     source_path: Path,
     name: str,
     access: DatabaseAccess,
     *,
-    skip_bad: bool = False,
-    resize: bool = True,
+    reading: Reading = Reading(),
     chunk_size: int = CHUNK_SIZE,
     listener: Listener | None = None,
 ) -> Ingested:
@@ -79,18 +80,14 @@ def ingest(
         StorageError: the disk of the database is full.
     """
     told = listener or Listener()
-    bad: list[str] = []
-
-    def skip(reason: str) -> None:
-        bad.append(reason)
-        told.skip(reason)
-
-    tolerance = Tolerance(skip if skip_bad else None, resize)
-    content = find_source(source_path).read(load_metadata(source_path), tolerance)
+    source = find_source(source_path)
+    content = source.read(load_metadata(source_path), reading)
     chunks = _iterate_chunks(content, chunk_size)
     first = next(chunks, None)  # what cannot be read at all leaves no trace
     if first is None:
-        raise DataError(f"{source_path} has no image that can be read; nothing was added")
+        reasons = content.findings.left_out if content.findings else ()
+        more = f", such as {reasons[0]}" if reasons else ""
+        raise DataError(f"{source_path} has no image that can be read{more}; nothing was added")
     added = Added()
     with open_database(access, make=True) as database:
         dataset = database.run(lambda: get_or_add_dataset(database, name, content.classes))
@@ -101,7 +98,7 @@ def ingest(
                 added += destination.add(Chunk(chunk.split, chunk.images, labels[chunk.labels]))
                 told.commit(len(chunk.images))
             version = freeze_newest(database, dataset)
-    return Ingested(version, added, len(bad))
+        return Ingested(version, added, content.findings, database.place.title, source.notes)
 
 
 def _iterate_chunks(content: Content, size: int) -> Iterator[Chunk]:

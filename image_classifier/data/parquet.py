@@ -8,7 +8,7 @@ and of the rows in them. This is the only module that imports pyarrow, which the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.config import Fit, Reading
 from image_classifier.data.card import check_sizes, check_stated
 from image_classifier.data.content import (
     CIFAR10_CLASSES,
     CIFAR10_PUBLISHED_CLASSES,
-    STRICT,
     Batch,
     Content,
     Metadata,
-    Tolerance,
     choose_test,
     decode_images,
     is_name,
     one_line,
 )
+from image_classifier.data.findings import Notebook
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import DataError, ImageError
 
@@ -40,7 +40,7 @@ _ROWS = 500  # rows that are read at once
 
 
 def read_files(
-    files: Mapping[str, Sequence[Path]], name: str, metadata: Metadata, tolerance: Tolerance = STRICT
+    files: Mapping[str, Sequence[Path]], name: str, metadata: Metadata, reading: Reading = Reading()
 ) -> Content:
     """Read Parquet files; without files to test with, a sixth of the rows of the only file is used for it.
 
@@ -78,10 +78,12 @@ def read_files(
             for row, content in enumerate(_iterate_rows(path, len(labels[path])))
             if is_chosen[row]
         )
-        return decode_images(encoded, partial(_decode, resize=tolerance.resize), tolerance.skip)
+        decode = partial(_decode, fit=reading.fit, note_size=notebook.note_size)
+        return decode_images(encoded, decode, notebook.left_out if reading.skip_bad else None)
 
+    notebook = Notebook(reading)
     name = metadata.name or ("cifar10" if is_cifar10 else name)
-    return Content(name, classes, {part: batches(part) for part in PARTS})
+    return Content(name, classes, {part: batches(part) for part in PARTS}, notebook)
 
 
 def iterate_images(path: Path) -> Iterator[tuple[str | None, bytes | None]]:
@@ -108,12 +110,12 @@ def _iterate_rows(path: Path, num_rows: int) -> Iterator[bytes | None]:
         raise DataError(f"{path} is damaged: it has {row + 1:,} images and {num_rows:,} labels; get it again")
 
 
-def _decode(row: tuple[str, bytes | None], *, resize: bool) -> NDArray[np.uint8]:
+def _decode(row: tuple[str, bytes | None], *, fit: Fit, note_size: Callable[[int, int], None]) -> NDArray[np.uint8]:
     from image_classifier.imaging import decode_image  # Pillow, which a run that finds its snapshot does not need
 
     name, content = row
     try:
-        return decode_image(content or b"", resize=resize)
+        return decode_image(content or b"", fit=fit, note_size=note_size)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -10,7 +9,6 @@ from typing import TypeVar
 from image_classifier.errors import DataError
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 PARTS = ("train", "validation", "test")
 """The parts of a data set, in the order that a snapshot has them in."""
@@ -41,8 +39,11 @@ def find_part_of_file(file_name: str) -> str | None:
     return None if match is None else _NAMES[match["part"].lower()]
 
 
-def complete_parts(parts: Mapping[str, T], where: object) -> dict[str, T]:
+def complete_parts(parts: Mapping[str, T], where: object, notes: list[str]) -> dict[str, T]:
     """Order the parts that a source has; its validation part is used to test where it has no test part.
+
+    Args:
+        notes: gets a sentence where that is so.
 
     Raises:
         DataError: it has some of the parts, but nothing to train or nothing to test with.
@@ -50,7 +51,7 @@ def complete_parts(parts: Mapping[str, T], where: object) -> dict[str, T]:
     found = dict(parts)
     if found.keys() == {"train", "validation"}:
         found["test"] = found.pop("validation")
-        logger.warning("%s has no test part: its validation part is used to test", where)
+        notes.append(f"{where} has no test part: its validation part is used to test")
     missing = [part for part in ("train", "test") if part not in found]
     if found and missing:
         raise DataError(

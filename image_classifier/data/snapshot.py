@@ -5,12 +5,13 @@ It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where th
     <digest>/images.npy       uint8 [N, 3, 32, 32]
     <digest>/labels.npy       int64 [N]
     <digest>/snapshot.json    format_version, digest, classes, num_train, num_validation, num_test, shape
-    index/<fingerprint>.json  which snapshot the files of a source were frozen into, and the data set's name
+    index/<fingerprint>.json  which snapshot the files of a source were frozen into, the data set's name, and what was
+                              found while they were read
     .lock                     held by the process that writes
 
-The fingerprint is over path, size, times and inode of each file of the source and the content of `metadata.json`, so
-that a second run finds its snapshot without reading the source. What it finds is hashed again before it is used.
-A store is made by the first snapshot, and goes with the last.
+The fingerprint is over path, size, times and inode of each file of the source, the content of `metadata.json` and how
+images are read, so that a second run finds its snapshot without reading the source. What it finds is hashed again
+before it is used. A store is made by the first snapshot, and goes with the last.
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DatabaseAccess, Reference, get_reference
+from image_classifier.config import DatabaseAccess, Reading, Reference, get_reference
+from image_classifier.data.balance import find_imbalances
 from image_classifier.data.content import METADATA_FILE, Content, Metadata, load_metadata
+from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.source import Source, find_source
-from image_classifier.errors import DataError, StorageError
+from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.extras import load_extra
 from image_classifier.storage import DISK, TEMPORARY_PREFIX, find_cache, storage_error, write_atomically
 
@@ -42,7 +45,7 @@ FORMAT_VERSION = 1
 IMAGE_SHAPE = (3, 32, 32)
 STORE = ".snapshots"
 
-_READER = 1  # goes up when a source is read differently than before, so that it is read again
+_READER = 2  # goes up when a source is read differently than before, so that it is read again
 _TEMPORARY = TEMPORARY_PREFIX + "snapshot"
 _DAMAGED_PREFIX = "damaged-"
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -63,6 +66,8 @@ class Snapshot:
         name: what the data set calls itself, such as cifar10, cifar100, sample or the folder's name.
         database: NAME@VERSION of the version in the database that it was read from; None for one from files.
         num_validation: how many belong to a validation part that the source has; the rest is the test set.
+        findings: what was found while image files were read; None where none were.
+        notes: what is to be known of the source, in sentences.
     """
 
     images: NDArray[np.uint8]
@@ -73,6 +78,8 @@ class Snapshot:
     name: str
     database: str | None = None
     num_validation: int = 0
+    findings: Findings | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, slice]:
@@ -102,35 +109,47 @@ class Snapshot:
             part: np.bincount(self.labels[images], minlength=len(self.classes)) for part, images in self.parts.items()
         }
 
+    def describe_notes(self) -> list[str]:
+        """Describe for people what is to be known of it: how it was read, and which classes are out of balance."""
+        notes = [*self.notes, *(self.findings.describe() if self.findings else ())]
+        warnings = find_imbalances(self.classes, self.count_classes())
+        return [*(f"note: {line}" for line in notes), *(f"warning: {line}" for line in warnings)]
 
-def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None) -> Snapshot:
+
+def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, reading: Reading = Reading()) -> Snapshot:
     """Map the snapshot of the data set at a path, and freeze the data set into one first if there is none yet.
 
     Args:
         dataset_folder: a dataset folder, or an archive or a Parquet file itself; or db:NAME or db:NAME@VERSION.
         access: how the database is reached, for the last two.
+        reading: how image files are read.
 
     Raises:
         DataError: there is no data set, or it is damaged, hostile, or not the one that `metadata.json` names.
-        SettingsError: what follows db: is no name.
+        SettingsError: what follows db: is no name, or image files are to be read in some way, but there are none.
         StorageError: the disk refused the snapshot; nothing is left of it.
     """
     reference = get_reference(dataset_folder)
     if reference is not None:
+        if reading != Reading():
+            raise SettingsError(
+                f"--fit and --skip_bad say how files are read; {dataset_folder} is in a database, whose images were "
+                "read by `data ingest`: leave them out"
+            )
         return load_from_database(reference, access or DatabaseAccess())
     metadata = load_metadata(dataset_folder)
     source = find_source(dataset_folder)
-    fingerprint = compute_fingerprint(source, dataset_folder / METADATA_FILE)
+    fingerprint = compute_fingerprint(source, dataset_folder / METADATA_FILE, reading)
     stores = find_stores(dataset_folder)
     snapshot = _find_snapshot(stores, fingerprint)
     if snapshot is None:
-        snapshot = _make_snapshot(stores, dataset_folder, source, metadata, fingerprint)
+        snapshot = _make_snapshot(stores, dataset_folder, source, metadata, reading, fingerprint)
     if metadata.digest not in (None, snapshot.digest):
         raise DataError(
             f"{dataset_folder} has the digest {snapshot.digest}, but its {METADATA_FILE} names {metadata.digest}: "
             f"get the data set again, or correct {METADATA_FILE}"
         )
-    return snapshot
+    return replace(snapshot, notes=source.notes)
 
 
 def load_from_database(reference: Reference, access: DatabaseAccess) -> Snapshot:
@@ -231,9 +250,9 @@ def build_digest(
     return hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
 
 
-def compute_fingerprint(source: Source, metadata_file: Path) -> str:
+def compute_fingerprint(source: Source, metadata_file: Path, reading: Reading) -> str:
     """Compute what changes whenever a file of the source or its metadata does, from the files' status alone."""
-    lines = [f"{_READER}"]
+    lines = [f"{_READER} {reading}"]
     try:
         for name in source.files:  # of which there can be many
             status = os.stat(f"{source.root}/{name}")
@@ -297,13 +316,17 @@ def _find_snapshot(stores: list[Path], fingerprint: str) -> Snapshot | None:
 def _load_indexed(store: Path, fingerprint: str) -> Snapshot | None:
     """Load the snapshot that a store's index names for a fingerprint, if there is one."""
     entry = _load_record(store / "index" / f"{fingerprint}.json") or {}
-    digest, name = str(entry.get("digest")), str(entry.get("name"))
+    digest, name, found = str(entry.get("digest")), str(entry.get("name")), entry.get("findings")
     if not re.fullmatch("[0-9a-f]{64}", digest) or not (store / digest).is_dir():
         return None
-    return _load_checked(store / digest, name)
+    try:
+        findings = None if found is None else restore_findings(found)
+    except (TypeError, AttributeError) as error:
+        raise _DamagedError(f"{store / 'index'}: {error}") from error
+    return _load_checked(store / digest, name, findings)
 
 
-def _load_checked(folder: Path, name: str) -> Snapshot:
+def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> Snapshot:
     """Map a snapshot and compute its digest again."""
     record = _load_record(folder / "snapshot.json")
     try:
@@ -318,7 +341,7 @@ def _load_checked(folder: Path, name: str) -> Snapshot:
     except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
         raise _DamagedError(f"{folder}: {error}") from error
     arrays = np.asarray(images), np.asarray(labels)
-    return Snapshot(*arrays, classes, num_train, folder.name, name, num_validation=num_validation)
+    return Snapshot(*arrays, classes, num_train, folder.name, name, None, num_validation, findings)
 
 
 def _load_record(path: Path) -> dict[str, Any] | None:
@@ -337,7 +360,12 @@ def _load_record(path: Path) -> dict[str, Any] | None:
 
 
 def _make_snapshot(
-    stores: list[Path], dataset_folder: Path, source: Source, metadata: Metadata, fingerprint: str
+    stores: list[Path],
+    dataset_folder: Path,
+    source: Source,
+    metadata: Metadata,
+    reading: Reading,
+    fingerprint: str,
 ) -> Snapshot:
     """Freeze a source into the first store that can be written."""
     with _lock_first(stores) as store:
@@ -347,15 +375,21 @@ def _make_snapshot(
             snapshot = None
         if snapshot is not None:  # made by another process while this one waited for the lock
             return snapshot
-        content = source.read(metadata)
+        content = source.read(metadata, reading)
         try:
             digest = _write_snapshot(store, content, str(dataset_folder))
-            if compute_fingerprint(source, dataset_folder / METADATA_FILE) != fingerprint:
+            if compute_fingerprint(source, dataset_folder / METADATA_FILE, reading) != fingerprint:
                 raise DataError(f"{dataset_folder} was changed while it was read; start again")
-            entry = {"format_version": FORMAT_VERSION, "digest": digest, "name": content.name}
+            findings = content.findings
+            entry = {
+                "format_version": FORMAT_VERSION,
+                "digest": digest,
+                "name": content.name,
+                "findings": findings and findings.to_json(),
+            }
             (store / "index").mkdir(exist_ok=True)
             write_atomically(store / "index" / f"{fingerprint}.json", json.dumps(entry).encode())
-            return _load_checked(store / digest, content.name)
+            return _load_checked(store / digest, content.name, findings)
         except OSError as error:
             raise storage_error(store, error) from error
         except _DamagedError as error:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from image_classifier.config import Reading
 from image_classifier.data import cifar, folder, parquet
-from image_classifier.data.content import METADATA_FILE, STRICT, Content, Metadata, Tolerance, one_line
+from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line
 from image_classifier.data.parts import check_shards, complete_parts, find_part_of_file
 from image_classifier.errors import DataError
 
-logger = logging.getLogger(__name__)
+STRICT = Reading()
 
 
 class Read(Protocol):
     """Reads a source."""
 
-    def __call__(self, metadata: Metadata, tolerance: Tolerance = ..., /) -> Content:
-        """Read it as its metadata and the tolerance say."""
+    def __call__(self, metadata: Metadata, reading: Reading = ..., /) -> Content:
+        """Read it as its metadata say."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Source:
         root: the folder that it lies in.
         files: everything that the data is read from, relative to root.
         read: reads it.
+        notes: what is to be known of it, in sentences.
     """
 
     title: str
     root: Path
     files: tuple[str, ...]
     read: Read
+    notes: tuple[str, ...] = ()
 
 
 def find_source(path: Path) -> Source:
@@ -112,6 +114,7 @@ def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
     for place in (path, *below):
         files = sorted(place.glob("*.parquet"))
         parts: dict[str, list[Path]] = {}
+        notes: list[str] = []
         others: list[Path] = []
         for file in files:
             part = find_part_of_file(file.name)
@@ -119,7 +122,7 @@ def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
         if len(files) == 1 and parts.keys() <= {"train"}:
             parts, others = {"train": files}, []
         elif files:
-            parts = complete_parts(parts, place)
+            parts = complete_parts(parts, place, notes)
             if not parts:
                 raise DataError(
                     f"{place} has the Parquet files {', '.join(file.name for file in files)}: there must be "
@@ -129,18 +132,21 @@ def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
             check_shards([file.name for file in shards], place)
         if others:
             names = ", ".join(file.name for file in others)
-            logger.warning("%s is read from %s alone, without %s", place, ", ".join(f"{p}-*" for p in parts), names)
+            notes.append(f"{place} is read from {', '.join(f'{part}-*' for part in parts)} alone, without {names}")
         if files:
-            sources.append(_build_parquet_source(place, parts, path.resolve().name))
+            sources.append(_build_parquet_source(place, parts, path.resolve().name, notes))
     return sources
 
 
-def _build_parquet_source(place: Path, parts: Mapping[str, Sequence[Path]], name: str) -> Source:
+def _build_parquet_source(
+    place: Path, parts: Mapping[str, Sequence[Path]], name: str, notes: Sequence[str] = ()
+) -> Source:
     return Source(
         f"Parquet files ({place})",
         place,
         tuple(file.name for files in parts.values() for file in files),
-        lambda metadata, tolerance=STRICT: parquet.read_files(parts, name, metadata, tolerance),
+        lambda metadata, reading=STRICT: parquet.read_files(parts, name, metadata, reading),
+        tuple(notes),
     )
 
 
@@ -154,7 +160,8 @@ def _find_images(path: Path, others: set[str]) -> list[Source]:
             f"images by class ({path})",
             path,
             listing.files,
-            lambda metadata, tolerance=STRICT: folder.read_images(listing, metadata, tolerance),
+            lambda metadata, reading=STRICT: folder.read_images(listing, metadata, reading),
+            listing.notes,
         )
     ]
 

@@ -200,6 +200,7 @@ def _describe(model: Model, views: Views) -> dict[str, str]:
         "classes": json.dumps(model.classes, ensure_ascii=False),
         "network": model.name,
         "views": views,
+        "fit": model.fit,
         **model.run,  # experiment_name, run_name, data_digest, code_digest
         "package_version": __version__,
     }

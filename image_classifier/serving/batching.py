@@ -305,7 +305,9 @@ class Batcher:
         """Decode an image file, and say whether that went well; the ticket has the pixels or the error."""
         assert ticket.content is not None
         try:
-            ticket.pixels = decode_image(ticket.content, max_pixels=max_pixels, formats=ticket.formats).tobytes()
+            fit = ticket.classifier.model.fit
+            pixels = decode_image(ticket.content, max_pixels=max_pixels, formats=ticket.formats, fit=fit)
+            ticket.pixels = pixels.tobytes()
             ticket.content = None
         except ImageError as error:
             ticket.error = error

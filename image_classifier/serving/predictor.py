@@ -9,12 +9,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import ServingPrecision
+from image_classifier.config import Fit, ServingPrecision
 from image_classifier.errors import DataError, ModelError
 from image_classifier.extras import load_extra
 from image_classifier.imaging import SIDE
@@ -46,6 +46,7 @@ class PublishedModel:
         version: the registry's, or else the first 12 digits of the ONNX file's sha256.
         views: views of an image that are averaged inside.
         data_digest: of the snapshot that it was trained on.
+        fit: how image files of another size are fitted, as those were that it was trained on.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class PublishedModel:
     data_digest: str
     views: str
     format_version: int
+    fit: Fit = "squeeze"
 
 
 class Predictor:
@@ -187,6 +189,9 @@ def _describe(path: Path, session: Any, version: str) -> PublishedModel:
                 f"{path} has the format {format_version}; this version reads up to {FORMAT_VERSION}: "
                 "install a later one"
             )
+        fit = metadata.get("fit", "squeeze")
+        if fit not in get_args(Fit):
+            raise ValueError("fit")
         return PublishedModel(
             path=path,
             classes=tuple(json.loads(metadata["classes"])),
@@ -196,6 +201,7 @@ def _describe(path: Path, session: Any, version: str) -> PublishedModel:
             data_digest=metadata["data_digest"],
             views=metadata["views"],
             format_version=format_version,
+            fit=cast(Fit, fit),
         )
     except (KeyError, ValueError) as error:
         raise ModelError(f"{path} is no model that this package published: it has no valid {error}") from error

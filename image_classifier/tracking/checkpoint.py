@@ -15,7 +15,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from image_classifier.config import Views
+from image_classifier.config import Fit, Views
 from image_classifier.errors import ModelError, RunError, StorageError
 from image_classifier.model.catalog import NETWORKS, build_classifier
 from image_classifier.model.classifier import Classifier
@@ -47,6 +47,7 @@ class Model:
         name: of the network in the catalogue.
         views: views of an image that its recipe averages.
         run: experiment, run and data digest that the weights come from.
+        fit: how images of another size are fitted, as those were that it was trained on.
     """
 
     classifier: Classifier
@@ -54,6 +55,7 @@ class Model:
     classes: tuple[str, ...]
     views: Views
     run: dict[str, str]
+    fit: Fit = "squeeze"
 
 
 def serialize_model(model: Model) -> bytes:
@@ -64,6 +66,7 @@ def serialize_model(model: Model) -> bytes:
             "model": model.name,
             "classes": list(model.classes),
             "views": model.views,
+            "fit": model.fit,
             "image_size": model.classifier.image_size,
             "run": model.run,
             "state": {
@@ -92,6 +95,7 @@ def load_model(path: Path) -> Model:
         name, classes, state = content["model"], tuple(content["classes"]), dict(content["state"])
         views, run = cast(Views, content["views"]), dict(content["run"])
         image_size = int(content.get("image_size", 32))  # the first models had one size only
+        fit = cast(Fit, content.get("fit", "squeeze"))  # and one way
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
     if name not in NETWORKS:
@@ -101,13 +105,14 @@ def load_model(path: Path) -> Model:
             f"{path} holds {name} of image_classifier 0.1, which computes something else since then: "
             "train again, or use it with that version"
         )
-    if views not in get_args(Views) or not classes or not all(isinstance(label, str) for label in classes):
-        raise ModelError(f"{path} is no model of this package: its classes or its views are not valid")
+    is_known = views in get_args(Views) and fit in get_args(Fit)
+    if not is_known or not classes or not all(isinstance(label, str) for label in classes):
+        raise ModelError(f"{path} is no model of this package: its classes, its views or its fit are not valid")
     classifier = build_classifier(
         name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
     )
     load_state(classifier, state, path)
-    return Model(classifier.eval(), name, classes, views, run)
+    return Model(classifier.eval(), name, classes, views, run, fit)
 
 
 def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:

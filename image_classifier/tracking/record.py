@@ -27,7 +27,8 @@ def build_record(
 
     Args:
         training: resolved.
-        data: name, digest, classes and number of images of the snapshot, and its version in the database.
+        data: name, digest, classes and number of images of the snapshot, its version in the database, and what was
+            found in it.
     """
     pretrained = settings.pretrained_path
     return {
@@ -43,6 +44,8 @@ def build_record(
             "checkpoint_every": settings.checkpoint_every,
             "keep_checkpoints": settings.keep_checkpoints,
             "dataset_folder": str(settings.dataset_folder),
+            "fit": settings.fit,
+            "skip_bad": settings.skip_bad,
             "database": settings.database,
             "db_config": settings.db_config and str(settings.db_config),
             "db_pass_file": settings.db_pass_file and str(settings.db_pass_file),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DatabaseAccess, resolve_password
+from image_classifier.config import DatabaseAccess, Reading, get_reference, resolve_password
 from image_classifier.errors import DataError, RunError
 from image_classifier.storage import (
     DISK,
@@ -297,23 +297,29 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def find_dataset(
     folder: Path, dataset_folder: Path | None = None, access: DatabaseAccess | None = None
-) -> tuple[Path, DatabaseAccess]:
-    """Find the data set of a run, in its record unless it is named, and how it is reached if it lies in a database.
+) -> tuple[Path, DatabaseAccess, Reading]:
+    """Find the data set of a run, in its record unless it is named, how it is reached if it lies in a database, and how
+    its files are read.
 
     Raises:
         DataError: the folder that the record names is there no longer.
     """
     access = access or DatabaseAccess(password=resolve_password(None))
-    if dataset_folder is not None:
-        return dataset_folder, access
     execution = read_record(folder)["execution"]
+    reading = Reading(fit=execution.get("fit", "squeeze"), skip_bad=execution.get("skip_bad", False))
+    if dataset_folder is not None:
+        return dataset_folder, access, Reading() if get_reference(dataset_folder) else reading
     dataset_folder = Path(execution["dataset_folder"])
     if execution.get("database"):
         config = access.config or (execution["db_config"] and Path(execution["db_config"]))
-        return Path(f"db:{execution['database']}"), replace(access, config=config, dataset_folder=dataset_folder)
+        return (
+            Path(f"db:{execution['database']}"),
+            replace(access, config=config, dataset_folder=dataset_folder),
+            reading,
+        )
     if not dataset_folder.exists():
         raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
-    return dataset_folder, access
+    return dataset_folder, access, reading
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:

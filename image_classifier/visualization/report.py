@@ -66,6 +66,7 @@ def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
         title=escape(f"{record['experiment_name']} / {record['run_name']}"),
         subtitle=_build_subtitle(record),
         figures=_build_figures(evaluation),
+        notes=_build_notes(record["data"].get("notes", [])),
         curves=_build_curves(facts),
         classes=_build_classes(evaluation),
         confusion_matrix=_build_picture(
@@ -127,6 +128,12 @@ def _build_figures(evaluation: dict[str, Any]) -> str:
         "test images": f"{evaluation['num_images']:,}",
     }
     return "\n".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items())
+
+
+def _build_notes(notes: Sequence[str]) -> str:
+    """Build the list of what is to be known of the data."""
+    items = "".join(f"<li>{_escape_value(note)}</li>" for note in notes)
+    return items and f'<ul class="notes">{items}</ul>'
 
 
 def _build_curves(facts: RunFacts) -> str:

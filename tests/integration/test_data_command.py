@@ -20,7 +20,15 @@ from PIL import Image
 from image_classifier.cli.data import ACTIONS
 from image_classifier.data.snapshot import load_snapshot
 from tests.conftest import PROJECT
-from tests.datasets import OURS, make_arrays, write_archive, write_cifar10_python, write_cifar100_python
+from tests.datasets import (
+    OURS,
+    encode,
+    make_arrays,
+    write_archive,
+    write_cifar10_python,
+    write_cifar100_python,
+    write_image_folder,
+)
 from tests.integration.test_download import find_closed_port
 
 
@@ -193,6 +201,31 @@ def test_prune_says_how_much_it_removes(tmp_path: Path) -> None:
         run_data("prune", "--dataset_folder", tmp_path, IMAGE_CLASSIFIER_CACHE=cache).stdout
         == "removed 0 bytes of snapshots\n"
     )
+
+
+def test_what_was_found_in_images_is_said_and_what_was_left_out_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    write_image_folder(folder, make_arrays(60, 10, num_classes=2), ["cat", "dog"])
+    (folder / "test").rename(folder / "valid")
+    (folder / "train" / "cat" / "bad.png").write_bytes(b"no image")
+    (folder / "train" / "owl").mkdir()
+    (folder / "train" / "owl" / "wide.png").write_bytes(encode(np.zeros((3, 30, 60), np.uint8)))
+    words = ["--dataset_folder", folder]
+    assert_refused(run_data("prepare", *words), "or leave them out with --skip_bad: ")
+    for action, status in (("prepare", 5), ("info", 0)):
+        result = run_data(action, *words, "--skip_bad", "--fit", "crop")
+        assert result.returncode == status, result.stderr
+        said = result.stderr if action == "prepare" else result.stdout
+        for line in (
+            "note: 1 images were resized to 32 x 32, from 60 x 30 (1); up to 50% of one was cut off",
+            f"note: 1 images could not be read and were left out, such as {folder}/train/cat/bad.png: no image in",
+            "warning: fewer than 10 images to train with: owl (1)",
+            "warning: no image to test with: owl",
+            "warning: classes differ in size by",
+        ):
+            assert f"\n{line}" in said
+        assert said.count("\nnote: ") == 3 and "has no test part: its validation part is used to test" in said
+        assert ("\nleft out: " in result.stderr) == (action == "prepare")
 
 
 @pytest.mark.parametrize(

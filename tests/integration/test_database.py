@@ -12,6 +12,7 @@ import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from image_classifier.config import DatabaseAccess, Reference
+from image_classifier.config import DatabaseAccess, Reading, Reference
 from image_classifier.credentials import Secret
 from image_classifier.data import connection as connections
 from image_classifier.data.connection import Database, load_place, open_database, upgrade, upgrade_database
@@ -71,7 +72,7 @@ def test_what_was_ingested_is_the_snapshot_of_the_files_to_the_bit(home: Home, t
     assert np.array_equal(snapshot.images, files.images) and np.array_equal(snapshot.labels, files.labels)
     assert (snapshot.classes, snapshot.num_train) == (files.classes, files.num_train)
     assert (snapshot.name, snapshot.database) == ("birds", "birds@1")
-    assert (ingested.added.num_added, ingested.added.num_present, ingested.num_bad) == (30, 0, 0)
+    assert (ingested.added.num_added, ingested.added.num_present, ingested.findings) == (30, 0, None)
 
 
 @pytest.mark.parametrize("layout", ["folder", "parquet"])
@@ -184,17 +185,16 @@ def test_bad_images_end_the_ingest_and_mended_it_goes_on(home: Home, tmp_path: P
     assert ingested.version.digest == load_snapshot(folder).digest
 
 
-def test_bad_images_are_left_out_when_asked_for_and_told(home: Home, tmp_path: Path) -> None:
-    told: list[str] = []
-
-    class Told(Listener):
-        def skip(self, reason: str) -> None:
-            told.append(reason)
-
+def test_bad_images_are_left_out_when_asked_for_and_named(home: Home, tmp_path: Path) -> None:
     folder = make_bad_folder(tmp_path / "source")
-    ingested = ingest(folder, "birds", home.access, skip_bad=True, resize=False, listener=Told())
-    assert ingested.num_bad == 2 and ingested.added.num_added == 30
-    assert "bad.png: no image" in told[0] and "large.png: 30 x 40 pixels instead of 32 x 32" in told[1]
+    ingested = ingest(folder, "birds", home.access, reading=Reading(fit="refuse", skip_bad=True))
+    assert ingested.findings is not None and ingested.added.num_added == 30
+    bad, large = ingested.findings.left_out
+    assert "bad.png: no image" in bad and "large.png: 30 x 40 pixels instead of 32 x 32" in large
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no image")
+    read = partial(ingest, folder, "fish", home.access, reading=Reading(skip_bad=True))
+    refuse(DataError, "source has no image that can be read, such as .*no image in one of the formats", read)
 
 
 # Versions.
@@ -703,7 +703,7 @@ def test_sqlite_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:
         path.chmod(0o555)
     code = (
         "import sys; from pathlib import Path\n"
-        "from image_classifier.config import DatabaseAccess, Reference\n"
+        "from image_classifier.config import DatabaseAccess, Reading, Reference\n"
         "from image_classifier.data.database import load_version_snapshot\n"
         "print(load_version_snapshot(Reference('birds'), DatabaseAccess(dataset_folder=Path(sys.argv[1]))).digest)"
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_classifier.config import RunSettings
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import DatabaseError
 from image_classifier.tracking.run import read_manifest, read_record
@@ -49,14 +50,32 @@ def assert_done(result: Result, output: str = "") -> None:
     assert output in result.stdout
 
 
-def test_ingest_says_what_it_did_and_prints_the_version(data: Data, source: Path) -> None:
+def test_ingest_says_what_it_did_and_prints_the_version(data: Data, home: Home, source: Path) -> None:
     digest = load_snapshot(source).digest
+    place = home.database if home.cluster else home.access.dataset_folder / "database.sqlite"
     for told in ("30 images added, 0 were there already", "0 images added, 30 were there already"):
         result = data("ingest", source, "--dataset", "birds")
         assert_done(result)
         assert result.stdout == "birds@1\n"
         lines = [told, "birds@1: 23 images to train with, 7 to test with", f"digest {digest}"]
-        assert result.stderr.splitlines() == lines
+        first, *others = result.stderr.splitlines()
+        assert first.startswith(f"the database is {place}") and "; --dataset_folder names another folder" in first
+        assert others == lines
+
+
+def test_a_database_lies_where_the_data_sets_do(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    result = run_data("ingest", source, "--dataset", "birds", cwd=folder)
+    assert_done(result, "birds@1\n")
+    assert result.stderr.startswith("the database is data/database.sqlite; ")
+    assert [str(path.relative_to(folder)) for path in folder.rglob("*.sqlite")] == ["data/database.sqlite"]
+    assert_done(run_data("info", "--dataset_folder", "db:birds", cwd=folder))
+    assert RunSettings(experiment_name="e", run_name="r", database="birds").dataset_folder == Path("data")
+    (folder / "data" / "cifar_dataset").mkdir()
+    (folder / "data" / "database.sqlite").rename(folder / "data" / "cifar_dataset" / "database.sqlite")
+    complaint = "or --db_config names another; data/cifar_dataset/database.sqlite is one: move it there"
+    assert_refused(run_data("list", cwd=folder), complaint)
 
 
 def test_bad_images_are_listed_and_left_out_only_when_asked_for(data: Data, tmp_path: Path) -> None:
@@ -65,13 +84,14 @@ def test_bad_images_are_listed_and_left_out_only_when_asked_for(data: Data, tmp_
     (folder / "train" / "cat" / "bad.png").write_bytes(b"no image")
     (folder / "train" / "cat" / "odd.png").write_bytes(encode(np.zeros((3, 40, 30), np.uint8)))
     words = ("ingest", folder, "--dataset", "birds")
-    assert_refused(data(*words), "1 of the images cannot be read, mend or remove them: ")
-    assert_refused(data(*words, "--other_sizes", "refuse"), "2 of the images cannot be read")
-    result = data(*words, "--skip_bad", "--other_sizes", "refuse")
+    message = "1 of the images cannot be read; mend or remove them, or leave them out with --skip_bad: "
+    assert_refused(data(*words), message)
+    assert_refused(data(*words, "--fit", "refuse"), "2 of the images cannot be read")
+    result = data(*words, "--skip_bad", "--fit", "refuse")
     assert (result.returncode, result.stdout) == (5, "birds@1\n")
-    skipped = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
-    assert "bad.png: no image in one of the formats" in skipped[0] and "30 x 40 pixels" in skipped[1]
-    assert result.stderr.endswith("\n2 images were left out\n")
+    bad, large = [line for line in result.stderr.splitlines() if line.startswith("left out: ")]
+    assert "bad.png: no image in one of the formats" in bad and "30 x 40 pixels" in large
+    assert "note: 2 images could not be read and were left out, such as " in result.stderr
 
 
 def test_snapshot_list_and_info_show_what_there_is(filled: Data, home: Home, source: Path) -> None:

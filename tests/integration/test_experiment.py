@@ -177,6 +177,29 @@ def test_the_validation_part_of_the_data_is_validated_on_and_never_trained_on(
     assert verify(VerificationSettings(run_folder=result.folder)).verdict == "IDENTICAL"
 
 
+def test_the_record_says_what_was_found_in_the_data_and_the_model_fits_as_it_was_trained(
+    split_dataset: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(split_dataset, folder)
+    shutil.rmtree(folder / "test" / "light")
+    (folder / "train" / "dark" / "bad.png").write_bytes(b"no image")
+    Image.new("RGB", (64, 32)).save(folder / "train" / "dark" / "wide.png")
+    result = run(make_settings(tmp_path, folder, fit="crop", skip_bad=True, keep="best"))
+    record = read_record(result.folder)
+    assert (record["execution"]["fit"], record["execution"]["skip_bad"]) == ("crop", True)
+    findings = record["data"]["findings"]
+    assert findings["sizes"] == {"64 x 32": 1} and len(findings["left_out"]) == 1
+    assert [note.partition(",")[0] for note in record["data"]["notes"]] == [
+        "note: 1 images were resized to 32 x 32",
+        "note: 1 images could not be read and were left out",
+        "warning: no image to test with: light",
+    ]
+    assert load_model(result.folder / "model.pth").fit == "crop"
+    assert verify(VerificationSettings(run_folder=result.folder)).verdict == "IDENTICAL"
+    expect_refusal(make_settings(tmp_path, folder, run_name="other"), DataError, "1 of the images cannot be read")
+
+
 def test_settings_that_do_not_go_with_the_parts_of_the_data_are_refused(
     dataset: Path, split_dataset: Path, tmp_path: Path
 ) -> None:

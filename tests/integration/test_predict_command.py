@@ -19,6 +19,8 @@ from PIL import Image
 
 from image_classifier.cli import predict
 from image_classifier.cli.predict import iterate_sources, main
+from image_classifier.config import Fit
+from image_classifier.imaging import load_image
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities
 from tests.runs import build_model_file
@@ -55,6 +57,20 @@ def run(*words: str | Path) -> int:
 
 def read_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+@pytest.mark.parametrize("fit", ["squeeze", "crop", "pad"])
+def test_images_are_fitted_as_those_were_that_the_model_was_trained_on(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, image = tmp_path / "model.pth", tmp_path / "wide.png"
+    model.write_bytes(build_model_file(CLASSES, "0" * 64, fit=fit))
+    image.write_bytes(encode(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)))
+    assert run(model, image) == 0
+    (row,) = read_csv(capsys.readouterr().out)
+    pixels = load_image(image, fit=fit).transpose(2, 0, 1)[None].copy()
+    expected = compute_probabilities(load_model(model).classifier, pixels, views="mirror")[0]
+    assert [float(row[name]) for name in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4)
 
 
 def test_a_file_gets_its_class_and_all_probabilities(

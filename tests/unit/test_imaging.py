@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier import imaging
+from image_classifier.config import Fit
 from image_classifier.errors import ImageError
 from image_classifier.imaging import (
     FORMATS,
@@ -68,6 +69,52 @@ def test_the_whole_image_is_kept_whatever_its_sides() -> None:
     decoded = decode_image(save(Image.fromarray(image)))
     assert decoded[:, :12].reshape(-1, 3).tolist() == [[255, 0, 0]] * 384
     assert decoded[:, -12:].reshape(-1, 3).tolist() == [[0, 0, 255]] * 384
+
+
+def build_wide(width: int, height: int) -> Image.Image:
+    """Build an image with a green square in its middle, between red on the left and blue on the right."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    left = (width - height) // 2
+    pixels[:, :left, 0], pixels[:, left : left + height, 1], pixels[:, left + height :, 2] = 255, 255, 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [(96, 32), (600, 400), (5000, 1000), (40, 20)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_crop_keeps_the_square_in_the_middle(size: tuple[int, int], orientation: int) -> None:
+    content = save(build_wide(*size), exif=build_exif(orientation))
+    decoded = decode_image(content, fit="crop")
+    inner = decoded[2:-2, 2:-2]  # antialiasing mixes in what is beside the square
+    assert decoded.shape == (32, 32, 3) and (inner == (0, 255, 0)).all()
+
+
+@pytest.mark.parametrize("size", [(64, 32), (600, 300), (4000, 2000), (16, 8)])
+@pytest.mark.parametrize("orientation", [1, 8])
+def test_pad_keeps_the_ratio_of_the_sides_between_black_borders(size: tuple[int, int], orientation: int) -> None:
+    image = Image.new("RGB", size, (255, 200, 100))
+    decoded = decode_image(save(image, exif=build_exif(orientation)), fit="pad")
+    rows = decoded if orientation == 1 else decoded.transpose(1, 0, 2)
+    assert (rows[:8] == 0).all() and (rows[-8:] == 0).all()
+    assert (rows[8:-8] == (255, 200, 100)).all()
+
+
+@pytest.mark.parametrize("fit", ["squeeze", "crop", "pad"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_the_size_of_an_image_that_is_fitted_is_noted_upright(fit: Fit, image_format: str) -> None:
+    noted: list[tuple[int, int]] = []
+
+    def note(width: int, height: int) -> None:
+        noted.append((width, height))
+
+    for size, orientation in (((3000, 400), 1), ((3000, 400), 6), ((32, 32), 1), ((33, 32), 3)):
+        content = save(Image.new("RGB", size), image_format, exif=build_exif(orientation))
+        decode_image(content, fit=fit, note_size=note)
+    assert noted == [(3000, 400), (400, 3000), (33, 32)]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "refuse"])
+def test_a_plain_image_of_the_right_size_comes_out_bit_for_bit_however_it_is_fitted(fit: Fit) -> None:
+    np.testing.assert_array_equal(decode_image(save(Image.fromarray(NOISE)), fit=fit), NOISE)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK"])
@@ -320,5 +367,5 @@ def test_a_file_is_loaded_or_named(tmp_path: Path) -> None:
 def test_another_size_is_refused_where_it_is_not_to_be_resized(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(save(Image.new("RGB", (40, 30))))
     with pytest.raises(ImageError, match="large.png: 40 x 30 pixels instead of 32 x 32"):
-        load_image(tmp_path / "large.png", resize=False)
-    assert decode_image(save(Image.new("RGB", (32, 32), "red")), resize=False)[0, 0].tolist() == [255, 0, 0]
+        load_image(tmp_path / "large.png", fit="refuse")
+    assert decode_image(save(Image.new("RGB", (32, 32), "red")), fit="refuse")[0, 0].tolist() == [255, 0, 0]

@@ -110,12 +110,12 @@ def decode(number: int) -> NDArray[np.uint8]:
 
 def test_bad_images_are_left_out_and_told_in_their_order() -> None:
     told: list[str] = []
-    batches = list(decode_images(((number, number % 7) for number in range(1030)), decode, told.append))
+    batches = list(decode_images(((number, number % 7) for number in range(1030)), decode, told))
     good = [number for number in range(1030) if number % 10 != 3]
     assert told == [f"number {number}" for number in range(3, 1030, 10)]
     assert np.concatenate([labels for _, labels in batches]).tolist() == [number % 7 for number in good]
     assert np.concatenate([images for images, _ in batches])[:, 0, 0, 0].tolist() == [number % 256 for number in good]
-    assert list(decode_images([(3, 0), (13, 0)], decode, told.append)) == []
+    assert list(decode_images([(3, 0), (13, 0)], decode, told)) == []
 
 
 def test_bad_images_are_an_error_where_they_are_not_left_out() -> None:

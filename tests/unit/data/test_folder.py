@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -143,7 +142,7 @@ def test_an_unreadable_file_in_a_class_is_named_with_the_reason(tmp_path: Path) 
         write_images(tmp_path / name, ["train/ant/0.png", "test/ant/0.png"])
         path = tmp_path / name / "train" / "ant" / name
         path.write_bytes(content)
-        with pytest.raises(DataError, match=f"^1 of the images cannot be read, .*: {re.escape(str(path))}: {reason}"):
+        with pytest.raises(DataError, match=f"^1 of the images cannot be read; .*: {re.escape(str(path))}: {reason}"):
             collect(read_images(list_all(tmp_path / name), Metadata()))
 
 
@@ -152,7 +151,7 @@ def test_all_unreadable_images_are_counted_and_some_listed(tmp_path: Path) -> No
     for number in range(12, 20):
         (tmp_path / "train" / "ant" / f"{number}.png").write_bytes(b"no image")
     with pytest.raises(
-        DataError, match=r"^8 of the images cannot be read, .*ant/12\.png: no image .*ant/16\.png: .*; and 3 more$"
+        DataError, match=r"^8 of the images cannot be read; .*ant/12\.png: no image .*ant/16\.png: .*; and 3 more$"
     ):
         collect(read_images(list_all(tmp_path), Metadata()))
 
@@ -189,13 +188,12 @@ def test_a_validation_part_is_read_as_one(names: tuple[str, str, str], tmp_path:
     assert content.classes == ("ant", "bee")
 
 
-def test_a_validation_part_is_used_to_test_where_there_is_no_other(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_validation_part_is_used_to_test_where_there_is_no_other(tmp_path: Path) -> None:
     write_images(tmp_path, ["train/ant/0.png", "valid/ant/1.png"])
-    content = read_images(list_all(tmp_path), Metadata())
+    listing = list_all(tmp_path)
+    content = read_images(listing, Metadata())
     assert [len(list(batches)) for batches in content.parts.values()] == [1, 0, 1]
-    assert f"{tmp_path} has no test part: its validation part is used to test" in caplog.text
+    assert listing.notes == (f"{tmp_path} has no test part: its validation part is used to test",)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +220,11 @@ def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
     assert list_all(tmp_path).classes == ("valid", "void")
 
 
-def test_folders_beside_the_parts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folders_beside_the_parts_are_reported(tmp_path: Path) -> None:
     write_images(tmp_path, ["train/ant/0.png", "test/ant/1.png", "more/ant/2.png"])
-    with caplog.at_level(logging.WARNING):
-        assert list_all(tmp_path).files == ("test/ant/1.png", "train/ant/0.png")
-    assert "is read from train, test alone, without more" in caplog.text
+    listing = list_all(tmp_path)
+    assert listing.files == ("test/ant/1.png", "train/ant/0.png")
+    assert listing.notes == (f"{tmp_path} is read from train, test alone, without more",)
 
 
 def test_a_loop_of_links_is_refused_and_other_links_are_followed(tmp_path: Path) -> None:

@@ -22,13 +22,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from image_classifier.config import Fit, Reading
+from image_classifier.data.findings import Findings
 from image_classifier.data.snapshot import Snapshot, compute_digest, find_stores, load_snapshot, prune
-from image_classifier.errors import DataError, StorageError
+from image_classifier.errors import DataError, SettingsError, StorageError
 from tests.conftest import PROJECT, require_real_data
 from tests.datasets import (
     OURS,
     PUBLISHED,
     Arrays,
+    encode,
     make_arrays,
     write_archive,
     write_cifar10_binary,
@@ -481,3 +484,66 @@ def test_a_second_run_on_real_data_reads_no_more_than_it_uses() -> None:
     snapshot = load_snapshot(folder)
     assert snapshot.images[:500].sum() > 0
     assert count_bytes_read() - before < snapshot.images.nbytes / 100
+
+
+def write_odd_folder(folder: Path) -> Path:
+    """Write images by class of which one cannot be read and two have another size."""
+    write_image_folder(folder, make_arrays(40, 10, num_classes=2), ["cat", "dog"])
+    (folder / "train" / "cat" / "bad.png").write_bytes(b"no image")
+    for name, shape in (("high.png", (3, 60, 30)), ("wide.png", (3, 40, 80))):
+        (folder / "train" / "dog" / name).write_bytes(
+            encode(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+        )
+    return folder
+
+
+def test_images_that_cannot_be_read_are_left_out_only_when_asked_for(tmp_path: Path) -> None:
+    folder = write_odd_folder(tmp_path / "odd")
+    with pytest.raises(DataError, match="1 of the images cannot be read; mend .* or leave them out with --skip_bad: "):
+        load_snapshot(folder)
+    for _ in range(2):  # the second time from the store
+        snapshot = load_snapshot(folder, reading=Reading(skip_bad=True))
+        assert snapshot.num_train == 42 and snapshot.findings is not None
+        (reason,) = snapshot.findings.left_out
+        assert reason.startswith(f"{folder}/train/cat/bad.png: no image in one of the formats")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_snapshot(folder)
+    (folder / "train" / "cat" / "bad.png").unlink()
+    whole = load_snapshot(folder)
+    assert whole.digest == snapshot.digest and whole.findings is not None and whole.findings.left_out == ()
+
+
+def test_each_way_to_fit_images_has_its_snapshot_and_says_what_it_did(tmp_path: Path) -> None:
+    folder = write_odd_folder(tmp_path / "odd")
+    (folder / "train" / "cat" / "bad.png").unlink()
+    fits: list[Fit] = ["squeeze", "crop", "pad"]
+    snapshots = {fit: load_snapshot(folder, reading=Reading(fit=fit)) for fit in fits}
+    assert len({snapshot.digest for snapshot in snapshots.values()}) == 3
+    for fit, snapshot in snapshots.items():
+        assert snapshot.findings == Findings(fit, 2, {"30 x 60": 1, "80 x 40": 1}, 2.0)
+        assert load_snapshot(folder, reading=Reading(fit=fit)).digest == snapshot.digest
+    with pytest.raises(DataError, match="2 of the images cannot be read.*30 x 60 pixels instead of 32 x 32"):
+        load_snapshot(folder, reading=Reading(fit="refuse"))
+
+
+def test_a_validation_part_is_part_of_the_digest(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "data", make_arrays(), OURS)
+    whole = load_snapshot(tmp_path / "data")
+    shutil.copytree(tmp_path / "data" / "test", tmp_path / "data" / "val")
+    snapshot = load_snapshot(tmp_path / "data")
+    assert (snapshot.num_train, snapshot.num_validation, snapshot.num_test) == (23, 7, 7)
+    np.testing.assert_array_equal(snapshot.test[0], whole.test[0])
+    assert snapshot.digest != whole.digest
+    moved = compute_digest(snapshot.images, snapshot.labels, snapshot.classes, 30)  # trained on instead
+    assert moved not in (snapshot.digest, whole.digest)
+    header = (
+        f'{{"classes":{json.dumps(snapshot.classes, separators=(",", ":"))},"format":"image_classifier snapshot 1",'
+        '"num_test":7,"num_train":23,"num_validation":7,"shape":[3,32,32]}\n'
+    )
+    content = header.encode() + snapshot.images.tobytes() + snapshot.labels.astype("<i8").tobytes()
+    assert hashlib.sha256(content).hexdigest() == snapshot.digest
+
+
+def test_how_files_are_read_does_not_go_with_a_database() -> None:
+    with pytest.raises(SettingsError, match="--fit and --skip_bad say how files are read; db:birds is in a database"):
+        load_snapshot(Path("db:birds"), reading=Reading(fit="crop"))

@@ -133,11 +133,12 @@ def test_parquet_files_that_name_no_part_are_refused(tmp_path: Path) -> None:
         find_source(tmp_path)
 
 
-def test_parquet_files_beside_the_parts_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parquet_files_beside_the_parts_are_reported(tmp_path: Path) -> None:
     write_parquet(tmp_path, ARRAYS, OURS)
     shutil.copy(tmp_path / "test-00000-of-00001.parquet", tmp_path / "more.parquet")
-    assert len(find_source(tmp_path).files) == 3
-    assert "is read from train-*, test-* alone, without more.parquet" in caplog.text
+    source = find_source(tmp_path)
+    assert len(source.files) == 3
+    assert source.notes == (f"{tmp_path} is read from train-*, test-* alone, without more.parquet",)
 
 
 @pytest.mark.parametrize("name", ["validation-00000-of-00001.parquet", "val.parquet"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from image_classifier.config import Views
+from image_classifier.config import Fit, Views
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
@@ -128,3 +129,13 @@ def test_the_quantized_graph_answers_nearly_the_same(views: Views, tmp_path: Pat
     answers = predict(quantized, tmp_path, IMAGES, 7)
     np.testing.assert_allclose(answers, compute_probabilities(model.classifier, IMAGES, views=views), atol=0.1)
     assert onnx.load_from_string(quantized).metadata_props == onnx.load_from_string(content).metadata_props
+
+
+@pytest.mark.parametrize("fit", ["squeeze", "crop", "pad"])
+def test_a_published_model_says_how_images_are_fitted(fit: Fit, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(export_model(replace(build_model("lenet"), fit=fit)))
+    assert load_predictor(tmp_path / "model.onnx").model.fit == fit
+    content = export_model(replace(build_model("lenet"), fit="bend"))  # type: ignore[arg-type]
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match="is no model that this package published: it has no valid fit"):
+        load_predictor(tmp_path / "model.onnx")

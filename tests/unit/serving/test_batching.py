@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,20 @@ def test_only_a_small_file_is_decoded_by_the_event_loop(
 
     run(work)
     assert seen == threads
+
+
+def test_an_image_is_fitted_as_the_model_says_that_computes_it() -> None:
+    content = encode(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8))
+
+    async def work() -> None:
+        classifier = Gated()
+        classifier.model = replace(MODEL, fit="crop")
+        batcher = build(classifier)
+        ticket = await batcher.submit(Ticket(None, content, ("PNG",)))
+        assert ticket.pixels == decode_image(content, fit="crop").tobytes() != decode_image(content).tobytes()
+        batcher.stop()
+
+    run(work)
 
 
 @pytest.mark.parametrize(

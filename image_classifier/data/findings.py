@@ -1,0 +1,96 @@
+"""What was found while image files were read: sizes that were fitted to the network's, and images left out."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from image_classifier.config import Fit, Reading
+
+_NUM_SIZES = 10  # that are listed, the most frequent first
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found.
+
+    Attributes:
+        fit: how images of another size were fitted.
+        num_fitted: how many there were of another size.
+        sizes: the most frequent of their sizes, as "300 x 200", with the number of images of each.
+        largest_ratio: of the longer to the shorter side, of all images that were fitted; 1 for squares.
+        left_out: each image that could not be read and was left out, with the reason.
+    """
+
+    fit: Fit = "squeeze"
+    num_fitted: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    largest_ratio: float = 1.0
+    left_out: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Describe it for people, in sentences of a line each; nothing where there is nothing to say."""
+        lines = []
+        if self.num_fitted:
+            listed = ", ".join(f"{size} ({count:,})" for size, count in self.sizes.items())
+            more = "" if sum(self.sizes.values()) == self.num_fitted else " and others"
+            lines.append(
+                f"{self.num_fitted:,} images were resized to 32 x 32, from {listed}{more}{self._describe_fit()}"
+            )
+        if self.left_out:
+            lines.append(
+                f"{len(self.left_out):,} images could not be read and were left out, such as {self.left_out[0]}"
+            )
+        return lines
+
+    def _describe_fit(self) -> str:
+        ratio = self.largest_ratio
+        if ratio == 1:
+            return ""
+        if self.fit == "crop":
+            return f"; up to {1 - 1 / ratio:.0%} of one was cut off"
+        if self.fit == "pad":
+            return f"; up to {1 - 1 / ratio:.0%} of one is a black border"
+        return f"; sides up to {ratio:.2f} : 1 became equal (--fit crop or --fit pad keeps the ratio)"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        return asdict(self) | {"sizes": dict(self.sizes), "left_out": list(self.left_out)}
+
+
+def restore_findings(recorded: Mapping[str, Any]) -> Findings:
+    """Make findings again out of their JSON.
+
+    Raises:
+        TypeError: it is none.
+    """
+    return Findings(**{**recorded, "left_out": tuple(recorded.get("left_out", ()))})
+
+
+class Notebook:
+    """Takes notes while images are read, from any thread."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.left_out: list[str] = []
+        self._reading = reading
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._lock = threading.Lock()
+
+    def note_size(self, width: int, height: int) -> None:
+        """Note the size of an image that is fitted."""
+        with self._lock:
+            self._sizes[width, height] += 1
+
+    def summarize(self) -> Findings:
+        """Summarize the notes."""
+        frequent = sorted(self._sizes.items(), key=lambda item: (-item[1], item[0]))[:_NUM_SIZES]
+        return Findings(
+            fit=self._reading.fit,
+            num_fitted=self._sizes.total(),
+            sizes={f"{width} x {height}": count for (width, height), count in frequent},
+            largest_ratio=max((max(size) / min(size) for size in self._sizes), default=1.0),
+            left_out=tuple(self.left_out),
+        )
