@@ -6,12 +6,15 @@ given. Only the forms that this project's workflows use are known; any other rai
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,27 +178,42 @@ def format_value(value: Any) -> str:
     raise UnknownFormError(f"{type(value).__name__} in a text")
 
 
+@dataclass(frozen=True)
+class Attestation:
+    """What `actions/attest-build-provenance` was given, and the commit of the run, which its certificate names."""
+
+    subjects: Mapping[str, bytes]
+    commit: str
+    identity: str
+
+
 @dataclass
 class GitHub:
     """What GitHub has and does, as far as a workflow meets it; `folder` is the fake's own.
 
     Attributes:
-        repository: the git repository that checkouts clone.
-        uploads, attestations: what the actions were given, in order.
+        repository: the git repository that checkouts clone; whatever commit it holds can be fetched, as a fork's can
+            that somebody proposed.
+        uploads, attestations, builds: what the actions were given, in order.
+        index: what was published to the package index, by name.
     """
 
     folder: Path
     repository: Path
     uploads: list[dict[str, str]] = field(default_factory=list)
-    attestations: list[bytes] = field(default_factory=list)
+    attestations: list[Attestation] = field(default_factory=list)
+    builds: list[dict[str, str]] = field(default_factory=list)
+    index: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.artifacts = self.folder / "artifacts"
         self.artifacts.mkdir(parents=True)
-        (self.folder / "bin").mkdir()
+        for name in ("bin", "zips", "releases"):
+            (self.folder / name).mkdir()
         gh = self.folder / "bin" / "gh"
         gh.write_text(f"#!{sys.executable}\n{_GH}")
         gh.chmod(0o755)
+        self._write({"runs": [], "artifacts": []})
 
     @property
     def dispatches(self) -> list[dict[str, str]]:
@@ -212,6 +230,87 @@ class GitHub:
         """Get the folder that holds an artifact's files."""
         return self.artifacts / run_id / name
 
+    def add_run(self, run_id: str, **changes: Any) -> None:
+        """Add a run as the API shows it, by default one of training.yaml that somebody started on the branch main."""
+        run = {
+            "id": int(run_id),
+            "name": "Training",
+            "path": ".github/workflows/training.yaml",
+            "event": "workflow_dispatch",
+            "head_branch": "main",
+            "head_sha": ask_git(self.repository, "rev-parse", "HEAD"),
+            "status": "completed",
+            "conclusion": "success",
+            "created_at": f"2026-01-01T{int(run_id) // 3600:02}:{int(run_id) // 60 % 60:02}:{int(run_id) % 60:02}Z",
+            "repository": {"id": 1, "full_name": REPOSITORY},
+            "head_repository": {"id": 1, "full_name": REPOSITORY},
+        }
+        state = self._read()
+        state["runs"] = [known for known in state["runs"] if known["id"] != int(run_id)] + [{**run, **changes}]
+        self._write(state)
+
+    def change_run(self, run_id: str, **changes: Any) -> None:
+        """Change what the API shows of a run."""
+        state = self._read()
+        (run,) = [run for run in state["runs"] if run["id"] == int(run_id)]
+        run.update(changes)
+        self._write(state)
+
+    def add_artifact(self, run_id: str, name: str, content: Path | bytes, **changes: Any) -> dict[str, Any]:
+        """Add an artifact of a run, a folder, a file or a zip file as it is; one of the same name is kept."""
+        state = self._read()
+        number = 1 + len(state["artifacts"])
+        archive = self.folder / "zips" / f"{number}.zip"
+        if isinstance(content, bytes):
+            archive.write_bytes(content)
+        else:
+            _zip(content, archive)
+        shutil.rmtree(self.get_artifact(run_id, name), ignore_errors=True)
+        if not isinstance(content, bytes):
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(self.get_artifact(run_id, name))
+        (run,) = [run for run in state["runs"] if run["id"] == int(run_id)]
+        artifact = {
+            "id": number,
+            "name": name,
+            "size_in_bytes": archive.stat().st_size,
+            "expired": False,
+            "created_at": f"2026-01-01T00:00:{number % 60:02}Z",
+            "digest": f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}",
+            "workflow_run": {
+                "id": int(run_id),
+                "repository_id": run["repository"]["id"],
+                "head_repository_id": run["head_repository"]["id"],
+                "head_branch": run["head_branch"],
+                "head_sha": run["head_sha"],
+            },
+            **changes,
+        }
+        self._write({**state, "artifacts": [*state["artifacts"], artifact]})
+        return artifact
+
+    def find_artifact(self, run_id: str, name: str) -> dict[str, Any] | None:
+        """Find the newest artifact of a name in a run."""
+        found = [
+            artifact
+            for artifact in self._read()["artifacts"]
+            if (artifact["workflow_run"]["id"], artifact["name"]) == (int(run_id), name)
+        ]
+        return found[-1] if found else None
+
+    def change_artifact(self, artifact_id: int, **changes: Any) -> None:
+        """Change what the API shows of an artifact."""
+        state = self._read()
+        state["artifacts"][artifact_id - 1].update(changes)
+        self._write(state)
+
+    def _read(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
+        return state
+
+    def _write(self, state: dict[str, Any]) -> None:
+        (self.folder / "state.json").write_text(json.dumps(state))
+
     def use(self, action: str, options: dict[str, str], runner: Runner, job: JobRun) -> dict[str, str]:
         """Do what an action does and return its outputs.
 
@@ -221,77 +320,161 @@ class GitHub:
         match action:
             case "actions/checkout":
                 self._check_out(options, runner, job.workspace)
+                job.commits.add(ask_git(job.workspace, "rev-parse", "HEAD"))
             case "actions/setup-python":
                 job.path.insert(0, str(Path(sys.executable).parent))
             case "actions/cache":
-                (job.workspace / options["path"]).mkdir(parents=True, exist_ok=True)
+                for path in options["path"].split():
+                    (job.workspace / path).parent.mkdir(parents=True, exist_ok=True)
+                if options["path"] == ".wheels":
+                    (job.workspace / ".wheels").mkdir()
                 return {"cache-hit": "true"}
             case "actions/upload-artifact":
                 return self._upload(options, runner, job.workspace)
             case "actions/download-artifact":
                 self._download(options, runner, job.workspace)
             case "actions/attest-build-provenance":
-                self.attestations.append((job.workspace / options["subject-path"]).read_bytes())
+                return self._attest(options, runner, job.workspace)
+            case "docker/setup-buildx-action" | "docker/login-action":
+                pass
+            case "docker/metadata-action":
+                return {"tags": f"ghcr.io/{REPOSITORY}:{runner.ref_name}", "labels": ""}
+            case "docker/build-push-action":
+                return self._build(options, job.workspace)
+            case "pypa/gh-action-pypi-publish":
+                for file in sorted((job.workspace / "dist").iterdir()):
+                    self.index[file.name] = file.read_bytes()
             case _:
                 raise UnknownFormError(f"the action {action}")
         return {}
 
     def _check_out(self, options: dict[str, str], runner: Runner, workspace: Path) -> None:
+        """Fetch a commit, without its history unless that is asked for, into a folder that is cleaned before."""
         if options.get("persist-credentials") != "false":
             raise UnknownFormError("a checkout that leaves its credentials behind")
+        _check_keys(options, {"persist-credentials", "ref", "fetch-depth"}, "actions/checkout")
+        commit = options.get("ref") or runner.commit
+        serve = "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true upload-pack"
+        refs = {
+            "1": ["--depth=1", "--no-tags", serve, "origin", commit],
+            "0": [serve, "origin", "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*", commit],
+        }[options.get("fetch-depth", "1")]
+        commands = [
+            ["fetch", "--quiet", *refs],
+            ["checkout", "--quiet", "--force", commit],
+            ["clean", "-ffdx", "--quiet"],
+        ]
+        if not (workspace / ".git").exists():
+            commands = [["init", "--quiet"], ["remote", "add", "origin", f"file://{self.repository}"], *commands]
         # `lfs: false` is the action's default: pointers stay pointers
         environment = {**os.environ, "GIT_LFS_SKIP_SMUDGE": "1"}
-        for words in (
-            ["clone", "--quiet", "--no-checkout", str(self.repository), str(workspace)],
-            ["-C", str(workspace), "checkout", "--quiet", options.get("ref") or runner.commit],
-        ):
-            result = subprocess.run(["git", *words], env=environment, capture_output=True, text=True)
+        for words in commands:
+            result = subprocess.run(["git", *words], cwd=workspace, env=environment, capture_output=True, text=True)
             if result.returncode:
                 raise StepError(result.stderr)
 
     def _upload(self, options: dict[str, str], runner: Runner, workspace: Path) -> dict[str, str]:
-        source, target = workspace / options["path"], self.get_artifact(runner.run_id, options["name"])
-        if not options["path"] or not source.is_dir() or not any(source.iterdir()):
+        _check_keys(options, {"name", "path", "if-no-files-found", "retention-days"}, "actions/upload-artifact")
+        source = workspace / options["path"]
+        if not options["path"] or not source.exists() or (source.is_dir() and not any(source.iterdir())):
             raise StepError(f"no files were found with the path {options['path']!r}")
-        if target.exists():
+        if self.find_artifact(runner.run_id, options["name"]):
             raise StepError(f"there is an artifact {options['name']} already")
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))  # hidden files are left out
+        artifact = self.add_artifact(runner.run_id, options["name"], source)
         self.uploads.append(options)
-        return {"artifact-url": f"https://github.com/{REPOSITORY}/actions/runs/{runner.run_id}/artifacts/1"}
+        return {
+            "artifact-id": str(artifact["id"]),
+            "artifact-digest": artifact["digest"].removeprefix("sha256:"),
+            "artifact-url": f"https://github.com/{REPOSITORY}/actions/runs/{runner.run_id}/artifacts/{artifact['id']}",
+        }
 
     def _download(self, options: dict[str, str], runner: Runner, workspace: Path) -> None:
-        run_id = options.get("run-id") or runner.run_id
-        if run_id != runner.run_id and options.get("github-token") != TOKEN:
-            raise StepError("the artifact of another run needs a token")
-        source = self.get_artifact(run_id, options["name"])
-        if not source.is_dir():
-            raise StepError(f"the run {run_id} has no artifact {options['name']}")
-        shutil.copytree(source, workspace / options["path"], dirs_exist_ok=True)
+        """Download an artifact of the same run; scripts fetch those of others."""
+        _check_keys(options, {"name", "artifact-ids", "merge-multiple", "path"}, "actions/download-artifact")
+        own = [a for a in self._read()["artifacts"] if a["workflow_run"]["id"] == int(runner.run_id)]
+        wanted = [a for a in own if str(a["id"]) == options.get("artifact-ids") or a["name"] == options.get("name")]
+        if not wanted or ("artifact-ids" in options and options.get("merge-multiple") != "true"):
+            raise StepError(f"the run {runner.run_id} has no artifact {options}")
+        with zipfile.ZipFile(self.folder / "zips" / f"{wanted[-1]['id']}.zip") as archive:
+            archive.extractall(workspace / options["path"])
+
+    def _attest(self, options: dict[str, str], runner: Runner, workspace: Path) -> dict[str, str]:
+        if "subject-path" in options:
+            subjects = {path.name: path.read_bytes() for path in sorted(workspace.glob(options["subject-path"]))}
+        else:
+            subjects = {options["subject-name"]: options["subject-digest"].encode()}
+        if not subjects:
+            raise StepError(f"there is nothing to attest at {options['subject-path']}")
+        self.attestations.append(Attestation(subjects, runner.commit, runner.identity))
+        return {}
+
+    def _build(self, options: dict[str, str], workspace: Path) -> dict[str, str]:
+        """Build an image for real, and push it nowhere."""
+        words = ["docker", "build", "--quiet", "--file", options["file"], "--tag", "image-classifier-released"]
+        for line in options["build-args"].splitlines():
+            words += ["--build-arg", line]
+        result = subprocess.run([*words, options["context"]], cwd=workspace, capture_output=True, text=True)
+        if result.returncode:
+            raise StepError(result.stderr)
+        self.builds.append(options)
+        return {"digest": f"sha256:{result.stdout.split()[-1].removeprefix('sha256:')}"}
+
+
+def _zip(source: Path, archive: Path) -> None:
+    """Zip a folder, or a file, as `upload-artifact` does: hidden files are left out, links followed."""
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+        for path in files:
+            name = path.relative_to(source if source.is_dir() else source.parent)
+            if not any(part.startswith(".") for part in name.parts):
+                content.write(path, name)
 
 
 _GH = '''
 """`gh`, as the scripts call it: it answers from the fake's folder, and writes down what it was asked."""
-import json, os, pathlib, sys
+import json, os, pathlib, re, shutil, sys, urllib.parse
 
 folder = pathlib.Path(__file__).parents[1]
 words = sys.argv[1:]
 call = {"words": words, "token": os.environ.get("GH_TOKEN")}
+state = json.loads((folder / "state.json").read_text())
+
+
+def answer(path, query):
+    if match := re.fullmatch(r"actions/runs/(\\d+)", path):
+        return [run for run in state["runs"] if run["id"] == int(match[1])][0]
+    if match := re.fullmatch(r"actions/runs/(\\d+)/artifacts", path):
+        return {"artifacts": [a for a in state["artifacts"]
+                              if a["workflow_run"]["id"] == int(match[1]) and a["name"] == query["name"]]}
+    if match := re.fullmatch(r"actions/workflows/([^/]+)/runs", path):
+        keys = {"branch": "head_branch", "event": "event", "head_sha": "head_sha"}
+        found = [run for run in state["runs"] if run["path"].endswith(match[1])
+                 and all(run[key] == query[name] for name, key in keys.items() if name in query)
+                 and query.get("status", "success") in ("success", run["status"], run["conclusion"])]
+        return {"workflow_runs": found[::-1][:int(query["per_page"])]}
+    raise LookupError(path)
+
+
 if words[:2] == ["workflow", "run"]:
     assert words[2:3] == ["training.yaml"] and words[3::2] == ["--repo", "--ref", "--json"], words
     call["inputs"] = json.load(sys.stdin)
-elif words[0] == "api" and "/actions/artifacts?name=run&" in words[1]:
-    own = {"head_branch": "main", "head_repository_id": 1, "repository_id": 1}
-    runs = [run.name for run in (folder / "artifacts").iterdir() if (run / "run").is_dir()]
-    listed = [
-        {"expired": False, "created_at": f"2026-01-01T00:00:{name:0>2}Z", "workflow_run": {"id": int(name), **own}}
-        for name in runs
-    ]
-    strangers = [  # newer, and not to be taken
-        {"expired": True, "workflow_run": {"id": 901, **own}},
-        {"expired": False, "workflow_run": {"id": 902, **own, "head_branch": "other"}},
-        {"expired": False, "workflow_run": {"id": 903, **own, "head_repository_id": 2}},
-    ]
-    print(json.dumps({"artifacts": listed + [{"created_at": "2027-01-01T00:00:00Z", **s} for s in strangers]}))
+elif words[:2] == ["release", "create"]:
+    options = {words[i]: words[i + 1] for i in (4, 6)}
+    assert words[3] == "--verify-tag" and set(options) == {"--title", "--notes-file"}, words
+    (folder / "releases" / words[2]).mkdir()
+    for path in (options["--notes-file"], *words[8:]):
+        shutil.copy(path, folder / "releases" / words[2])
+elif words[0] == "api" and words[1].startswith("repos/somebody/image-classifier/"):
+    path, _, query = words[1].removeprefix("repos/somebody/image-classifier/").partition("?")
+    if match := re.fullmatch(r"actions/artifacts/(\\d+)/zip", path):
+        if state["artifacts"][int(match[1]) - 1]["expired"]:
+            sys.exit("gh: Artifact has expired (HTTP 410)")
+        sys.stdout.buffer.write((folder / "zips" / f"{match[1]}.zip").read_bytes())
+    else:
+        try:
+            print(json.dumps(answer(path, dict(urllib.parse.parse_qsl(query)))))
+        except LookupError:
+            sys.exit("gh: Not Found (HTTP 404)")
 else:
     sys.exit(f"gh does not know {words}")
 with open(folder / "calls.jsonl", "a") as log:
@@ -311,6 +494,8 @@ class JobRun:
         result: success, failure or skipped.
         log: what its steps printed.
         summary: the Markdown that they wrote.
+        commits: what was checked out.
+        may_sign: whether it has the right to the identity of the workflow.
     """
 
     workspace: Path
@@ -319,13 +504,17 @@ class JobRun:
     outputs: _Optional = field(default_factory=_Optional)
     log: str = ""
     summary: str = ""
+    commits: set[str] = field(default_factory=set)
+    may_sign: bool = False
 
 
 class Runner:
-    """Executes one run of a workflow, each job in a clean clone.
+    """Executes one run of a workflow, as a commit has it, each job in a clean clone.
 
     Args:
-        inputs: what was typed in; None for a run that the schedule started.
+        inputs: what was typed in; None for a run that something else started.
+        event: what started it, where nobody typed in anything.
+        ref: the branch or tag that it runs on, at its newest commit.
         variables: the repository's variables.
         secrets: the repository's secrets.
         environment: added to that of each step, for what a test has to steer.
@@ -339,27 +528,36 @@ class Runner:
         *,
         run_id: str,
         inputs: Mapping[str, str | bool] | None,
+        event: str = "schedule",
+        ref: str = "refs/heads/main",
         variables: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
     ) -> None:
         self.github = github
         self.run_id = run_id
-        self.commit = _ask_git(github.repository, "rev-parse", "HEAD")
+        self.commit = ask_git(github.repository, "rev-parse", f"{ref}^{{commit}}")
+        self.ref_name = ref.split("/", 2)[2]
+        self.identity = f"https://github.com/{REPOSITORY}/.github/workflows/{workflow}@{ref}"
         self.jobs: dict[str, JobRun] = {}
         self._folder = folder
-        self._workflow = yaml.safe_load((github.repository / ".github" / "workflows" / workflow).read_text("utf-8"))
+        self._path = f".github/workflows/{workflow}"
+        self._workflow = yaml.safe_load(ask_git(github.repository, "show", f"{self.commit}:{self._path}"))
         self._environment = dict(environment or {})
-        event = "workflow_dispatch" if inputs is not None else "schedule"
-        declared = self._workflow[True][event]  # YAML reads the key `on` as a truth value
+        self._event = event = "workflow_dispatch" if inputs is not None else event
+        triggers = self._workflow[True]  # YAML reads the key `on` as a truth value
+        if event not in triggers or (event == "push" and not _is_pushed(triggers["push"], ref)):
+            raise UnknownFormError(f"{workflow} does not run on {event} of {ref}")
         self._context: dict[str, Any] = {
-            "inputs": _take_inputs(self._workflow[True]["workflow_dispatch"]["inputs"], inputs),
+            "inputs": _take_inputs(triggers.get("workflow_dispatch", {}).get("inputs", {}), inputs),
             "vars": _Optional(variables or {}),
             "secrets": _Optional(secrets or {}),
             "github": {
-                "event_name": event if declared else "",
+                "actor": "somebody",
+                "event_name": event,
                 "event": {"repository": {"default_branch": "main"}},
-                "ref_name": "main",
+                "ref": ref,
+                "ref_name": self.ref_name,
                 "repository": REPOSITORY,
                 "run_id": run_id,
                 "server_url": "https://github.com",
@@ -368,26 +566,35 @@ class Runner:
             },
         }
 
-    def run(self) -> dict[str, JobRun]:
-        """Run all jobs, each after those that it needs."""
+    def run(self, instead: Mapping[str, Callable[[JobRun], None]] | None = None) -> dict[str, JobRun]:
+        """Run all jobs, each after those that it needs.
+
+        Args:
+            instead: by the job's name, what is done in place of its steps where it is to run.
+        """
         known = {"name", "on", True, "run-name", "permissions", "concurrency", "env", "jobs"}
         _check_keys(self._workflow, known, "the workflow")
-        format_value(self._fill(self._workflow["run-name"], self._context, {}))
+        format_value(self._fill(self._workflow.get("run-name", ""), self._context, {}))
         self._fill(self._workflow["concurrency"], self._context, {})
+        facts = {"path": self._path, "event": self._event, "head_branch": self.ref_name, "head_sha": self.commit}
+        self.github.add_run(self.run_id, **facts, status="in_progress", conclusion=None)
         pending = dict(self._workflow["jobs"])
         while pending:
             name = next(name for name, job in pending.items() if not _list_needs(job) & pending.keys())
-            self.jobs[name] = self._run_job(name, pending.pop(name))
+            self.jobs[name] = self._run_job(name, pending.pop(name), (instead or {}).get(name))
+        failed = any(job.result == "failure" for job in self.jobs.values())
+        self.github.change_run(self.run_id, status="completed", conclusion="failure" if failed else "success")
         return self.jobs
 
-    def _run_job(self, name: str, job: dict[str, Any]) -> JobRun:
-        known = {"name", "needs", "if", "runs-on", "timeout-minutes", "permissions", "outputs", "steps"}
+    def _run_job(self, name: str, job: dict[str, Any], instead: Callable[[JobRun], None] | None) -> JobRun:
+        known = {"name", "needs", "if", "runs-on", "timeout-minutes", "environment", "permissions", "outputs", "steps"}
         _check_keys(job, known, f"the job {name}")
         needs = _list_needs(job)
         folder = self._folder / self.run_id / name
         temporary = folder / "temporary"
         temporary.mkdir(parents=True)
         run = JobRun(folder / "workspace", [str(self.github.folder / "bin"), os.environ["PATH"]])
+        run.may_sign = job["permissions"].get("id-token") == "write"
         run.workspace.mkdir()
         context = {
             **self._context,
@@ -400,6 +607,9 @@ class Runner:
         succeeded = all(self.jobs[needed].result == "success" for needed in self._list_all_needs(needs))
         if not self._is_wanted(job.get("if", "success()"), context, succeeded):
             run.result = "skipped"
+            return run
+        if instead is not None:
+            instead(run)
             return run
         environment = {name: self._fill(value, context, {}) for name, value in self._workflow.get("env", {}).items()}
         with self._files(folder, run) as files:
@@ -475,7 +685,9 @@ class Runner:
             stderr=subprocess.STDOUT,
             timeout=1200,
         )
-        run.log += result.stdout.decode(errors="replace")
+        text = result.stdout.decode(errors="replace")
+        run.log += text
+        check_commands(text)
         if result.returncode:
             raise StepError(f"exit status {result.returncode}")
         lines = output.read_text(encoding="utf-8").splitlines()
@@ -520,8 +732,8 @@ class Runner:
         return wanted and (asks or succeeded)
 
     def _fill_all(self, values: Mapping[str, Any], context: Context, run: JobRun) -> dict[str, str]:
-        def hash_files(pattern: str) -> str:
-            return str(hash((run.workspace / pattern).read_bytes()))
+        def hash_files(*patterns: str) -> str:
+            return str(hash(tuple((run.workspace / pattern).read_bytes() for pattern in patterns)))
 
         return {name: self._fill(value, context, {"hashFiles": hash_files}) for name, value in values.items()}
 
@@ -553,6 +765,34 @@ def _take_inputs(declared: Mapping[str, Any], given: Mapping[str, str | bool] | 
     return taken
 
 
+def _is_pushed(trigger: Mapping[str, Any], ref: str) -> bool:
+    """Say whether a push of a branch or a tag is one that starts the workflow."""
+    _check_keys(trigger, {"branches", "tags"}, "the trigger push")
+    _, kind, name = ref.split("/", 2)
+    patterns = trigger.get({"heads": "branches", "tags": "tags"}[kind], [])
+    return any("/" not in name and fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_commands(log: str) -> None:
+    """Go through what a step prints as the runner does, which takes some lines for commands.
+
+    Raises:
+        UnknownFormError: it would have carried out one that changes something, which no script here prints.
+    """
+    token = None
+    for line in log.splitlines():
+        match = re.match(r"\s*(?:::([\w-]+)[^:]*::(.*)|##\[([\w-]+))", line)
+        if match is None or (token and match[1] != token):
+            continue
+        name = match[1] or match[3]
+        if name == token:
+            token = None
+        elif name == "stop-commands":
+            token = match[2]
+        elif name not in ("add-mask", "debug", "error", "notice", "warning"):
+            raise UnknownFormError(f"the command {line!r}")
+
+
 def _list_needs(job: Mapping[str, Any]) -> set[str]:
     needs = job.get("needs", [])
     return {needs} if isinstance(needs, str) else set(needs)
@@ -563,5 +803,6 @@ def _check_keys(mapping: Mapping[Any, Any], known: set[Any], what: str) -> None:
         raise UnknownFormError(f"{what} has {mapping.keys() - known}")
 
 
-def _ask_git(folder: Path, *words: str) -> str:
+def ask_git(folder: Path, *words: str) -> str:
+    """Ask git about a repository."""
     return subprocess.run(["git", "-C", folder, *words], check=True, capture_output=True, text=True).stdout.strip()

@@ -4,7 +4,7 @@
 # Of a database, DB_CONNECT says where it is, for the trainer, which reads from it by itself.
 # A download that fails fails the job: nothing takes its place.
 set -euo pipefail
-scripts=$(dirname -- "${BASH_SOURCE[0]}")
+scripts=$(CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 dataset=${1:?the data set}
 
 case $dataset in
@@ -21,6 +21,14 @@ case $dataset in
     cifar10)
         folder=cifar_dataset
         options=(--source cifar10)
+        # It may come out of a cache, which other runs can write to: it is checked like a download.
+        if [ -e "data/$folder" ] && ! {
+            (cd "data/$folder" && md5sum --check --quiet "$scripts/cifar10.md5") >&2 &&
+                [ "$(find "data/$folder" -mindepth 1 | wc -l)" = "$(wc -l <"$scripts/cifar10.md5")" ]
+        }; then
+            echo "::error::data/$folder holds something else than CIFAR-10 as it was published: delete the cache cifar10"
+            exit 2
+        fi
         ;;
     sample)
         folder=sample_dataset
@@ -36,5 +44,6 @@ case $dataset in
         "$scripts/pull_from_lfs.sh" "data/$folder"
         ;;
 esac
+echo "::stop-commands::$(</proc/sys/kernel/random/uuid)" # what follows shows names that others chose
 "$scripts/in_container.sh" image_classifier data prepare --dataset_folder "/data/$folder" "${options[@]}"
 echo "dataset_folder=/data/$folder" >>"$GITHUB_OUTPUT"

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+_PLAIN = re.compile(r"[\w .,:=/+()%-]*")
 
 
 def main() -> None:
@@ -34,7 +37,8 @@ def main() -> None:
         parts.append(f"[The whole run, with `model.pth` and `metrics.png`]({arguments.artifact})")
     if arguments.comparison and arguments.comparison.is_file():
         text = arguments.comparison.read_text(encoding="utf-8").strip()
-        parts.append(f"### Against the previous run on the default branch\n\n```\n{text}\n```")
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        parts.append(f"### Against the previous run on the default branch\n\n{fence}\n{text}\n{fence}")
     parts += [_describe_identity(record), _describe_settings(record)]
     print("\n\n".join(parts))
 
@@ -48,10 +52,10 @@ def _read_epochs(path: Path) -> list[dict[str, Any]]:
 
 
 def _describe_end(folder: Path, record: dict[str, Any], epochs: Sequence[dict[str, Any]]) -> str:
-    title = f"{record['experiment_name']}/{record['run_name']}"
+    title = _show(f"{record['experiment_name']}/{record['run_name']}")
     if (folder / "manifest.json").is_file():
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return f"## {title}\n\nFinished. Weights `{manifest['weights_digest']}`."
+        return f"## {title}\n\nFinished. Weights {_show_code(manifest['weights_digest'])}."
     wanted = record["settings"]["num_epochs"]
     return f"## {title}\n\nStopped after {len(epochs)} of {wanted} epochs, and saved: a continuation goes on from here."
 
@@ -99,24 +103,38 @@ def _describe_metrics(evaluation: dict[str, Any]) -> str:
 def _describe_identity(record: dict[str, Any]) -> str:
     data, code, machine = record["data"], record["code"], record["machine"]
     rows = [
-        ("data", f"{data['name']}, {data['num_train']:,} + {data['num_test']:,} images", data["digest"]),
-        ("code", f"{code['version']}, commit {code['commit'] or 'unknown'}", code["digest"]),
-        ("environment", f"Python {record['environment']['python']}", record["environment"]["digest"]),
-        ("machine class", ", ".join(f"{k} {v}" for k, v in machine["class"].items() if v), machine["digest"]),
+        ("data", f"{_show(data['name'])}, {data['num_train']:,} + {data['num_test']:,} images", data["digest"]),
+        ("code", _show(f"{code['version']}, commit {code['commit'] or 'unknown'}"), code["digest"]),
+        ("environment", _show(f"Python {record['environment']['python']}"), record["environment"]["digest"]),
+        ("machine class", _show(", ".join(f"{k} {v}" for k, v in machine["class"].items() if v)), machine["digest"]),
     ]
     if record["pretrained"]:
-        rows.append(("pretrained", record["pretrained"]["path"], record["pretrained"]["digest"]))
-    return _format_table(("made of", "", "digest"), ((name, what, f"`{digest[:16]}`") for name, what, digest in rows))
+        rows.append(("pretrained", _show(record["pretrained"]["path"]), record["pretrained"]["digest"]))
+    return _format_table(
+        ("made of", "", "digest"), ((name, what, _show_code(digest[:16])) for name, what, digest in rows)
+    )
 
 
 def _describe_settings(record: dict[str, Any]) -> str:
-    table = _format_table(("setting", "value"), ((name, f"`{value}`") for name, value in record["settings"].items()))
-    return f"<details><summary>Settings, from the recipe {record['recipe']}</summary>\n\n{table}\n\n</details>"
+    settings = ((_show(name), _show_code(value)) for name, value in record["settings"].items())
+    table = _format_table(("setting", "value"), settings)
+    return f"<details><summary>Settings, from the recipe {_show(record['recipe'])}</summary>\n\n{table}\n\n</details>"
+
+
+def _show(value: object) -> str:
+    """Show a text as it is, on one line: as character references its marks mean nothing to Markdown and HTML."""
+    line = "".join(character if character.isprintable() else " " for character in str(value))
+    return "".join(character if _PLAIN.fullmatch(character) else f"&#{ord(character)};" for character in line)
+
+
+def _show_code(value: object) -> str:
+    shown = _show(value)
+    return f"`{shown}`" if _PLAIN.fullmatch(shown) else f"<code>{shown}</code>"
 
 
 def _format_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,11 @@ fi
 
 # In the foreground: otherwise `timeout` signals the whole group too, and a second SIGTERM ends the trainer at once.
 status=0
+resume=$(</proc/sys/kernel/random/uuid)
+echo "::stop-commands::$resume" # what the container prints has names in it that others chose
 timeout --foreground --preserve-status --signal TERM --kill-after 900 "${TIME_LIMIT_S:?}" \
     "$scripts/in_container.sh" image_classifier_trainer "${options[@]}" || status=$?
+echo "::$resume::"
 
 case $status in
     0) finished=true ;;

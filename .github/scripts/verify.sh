@@ -4,14 +4,15 @@
 set -euo pipefail
 run=/experiments/${1#experiments/}
 status=0
+echo "::stop-commands::$(</proc/sys/kernel/random/uuid)" # what follows shows names that others chose
 "$(dirname -- "${BASH_SOURCE[0]}")/in_container.sh" image_classifier verify "$run" \
     --dataset_folder "$2" --experiments_folder /experiments \
     2>&1 >"$RUNNER_TEMP/verdict" | tee "$RUNNER_TEMP/errors" >&2 || status=$? # the pipe is for stderr alone
 cat "$RUNNER_TEMP/verdict"
+if [ -s "$RUNNER_TEMP/verdict" ]; then said=$RUNNER_TEMP/verdict; else said=$RUNNER_TEMP/errors; fi
 {
     jq --raw-output '"## Verification of \(.experiment_name)/\(.run_name)\n"' "$1/run.json"
-    echo '```'
-    if [ -s "$RUNNER_TEMP/verdict" ]; then cat "$RUNNER_TEMP/verdict"; else tail -n 5 "$RUNNER_TEMP/errors"; fi
-    echo '```'
+    # Indented, it is shown as it is, whatever it says.
+    tail -n 30 "$said" | tr -d '\r' | sed 's/^/    /'
 } >>"$GITHUB_STEP_SUMMARY"
 exit "$status"

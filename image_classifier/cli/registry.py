@@ -137,6 +137,12 @@ def _check(argv: Sequence[str] | None) -> int:
         help="who must have signed it keyless, such as a workflow's address",
     )
     parser.add_argument("--issuer", type=str, default=GITHUB_ISSUER, help="who vouches for the identity")
+    parser.add_argument(
+        "--trust_config",
+        type=Path | None,
+        default=None,
+        help="file with the keys of a Sigstore of your own (ClientTrustConfig, JSON); by default the public one's",
+    )
     arguments = parse_arguments(parser, argv)
 
     from image_classifier.serving.published import (
@@ -152,7 +158,7 @@ def _check(argv: Sequence[str] | None) -> int:
         folder, _ = _open(arguments).resolve(arguments.reference)
     manifest = check_published(folder, arguments.public_key)
     if arguments.identity is not None:
-        check_identity_signature(folder, arguments.identity, arguments.issuer)
+        check_identity_signature(folder, arguments.identity, arguments.issuer, arguments.trust_config)
     signers = [str(signer) for signer in (arguments.public_key, arguments.identity) if signer is not None]
     if signers:
         signature = f"signed by {' and '.join(signers)}"

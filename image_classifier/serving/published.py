@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,33 +131,40 @@ def check_signature(folder: Path, public_key: Path) -> None:
         SettingsError: the key cannot be read, or is of another kind, or model-signing is not installed.
     """
     with_signing = load_extra("model_signing.verifying", "publish")
-    _verify(folder, lambda: with_signing.Config().use_elliptic_key_verifier(public_key=public_key), public_key)
+    try:
+        verifier = with_signing.Config().use_elliptic_key_verifier(public_key=public_key)
+    except Exception as error:
+        raise SettingsError(f"{public_key} is no public key that can verify: {one_line(error)}") from error
+    _verify(folder, verifier, public_key)
 
 
-def check_identity_signature(folder: Path, identity: str, issuer: str) -> None:
-    """Check that a published model was signed, as it is, by an identity that Sigstore has vouched for; needs a network.
+def check_identity_signature(folder: Path, identity: str, issuer: str, trust_config: Path | None = None) -> None:
+    """Check that a published model was signed, as it is, by an identity that Sigstore has vouched for.
 
     Args:
         identity: such as the address of a workflow: https://github.com/OWNER/REPOSITORY/.github/workflows/FILE@REF.
         issuer: of the identity's tokens, such as https://token.actions.githubusercontent.com.
+        trust_config: file with the keys of a Sigstore of one's own; None fetches those of the public one.
 
     Raises:
         ModelError: there is no signature, it is another's, or a file is not what was signed.
+        SettingsError: Sigstore's keys cannot be had, or model-signing is not installed.
     """
     with_signing = load_extra("model_signing.verifying", "publish")
-    _verify(
-        folder, lambda: with_signing.Config().use_sigstore_verifier(identity=identity, oidc_issuer=issuer), identity
-    )
+    try:
+        verifier = with_signing.Config().use_sigstore_verifier(
+            identity=identity, oidc_issuer=issuer, trust_config=trust_config
+        )
+    except Exception as error:  # of a network, of a file, of its content
+        where = trust_config or "the network; --trust_config names a file"
+        raise SettingsError(f"Sigstore's keys cannot be had from {where}: {one_line(error)}") from error
+    _verify(folder, verifier, identity)
 
 
-def _verify(folder: Path, build_verifier: Callable[[], Any], signer: object) -> None:
+def _verify(folder: Path, verifier: Any, signer: object) -> None:
     signature = folder / SIGNATURE
     if not signature.is_file():
         raise ModelError(f"{folder} is not signed: it has no {SIGNATURE}; publish it with --sign_key")
-    try:
-        verifier = build_verifier()
-    except Exception as error:
-        raise SettingsError(f"{signer} is no public key that can verify: {one_line(error)}") from error
     try:
         ignoring = load_extra("model_signing.hashing", "publish").Config()
         ignoring.set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)

@@ -17,7 +17,7 @@ import pytest
 from image_classifier.data.ingest import ingest
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.tracking.run import is_finished, read_manifest, read_record, verify_files
-from tests.actions import TOKEN, GitHub, JobRun, Runner
+from tests.actions import TOKEN, GitHub, JobRun, Runner, ask_git
 from tests.conftest import require_program, run_program
 from tests.databases import make_home_in
 from tests.e2e.conftest import IMAGE_NAME
@@ -37,9 +37,17 @@ Dispatch = Callable[..., dict[str, JobRun]]
 
 
 @pytest.fixture(scope="module")
-def github(tmp_path_factory: pytest.TempPathFactory, project_copy: Path) -> GitHub:
-    """A GitHub that holds the project's copy."""
-    return make_github(tmp_path_factory.mktemp("github"), project_copy)
+def repository(tmp_path_factory: pytest.TempPathFactory, project_copy: Path) -> Path:
+    """A clone of the project's copy, on which commits may follow."""
+    clone = tmp_path_factory.mktemp("repository") / "image_classifier"
+    run_program(require_program("git"), "clone", "--quiet", project_copy, clone, cwd=clone.parent)
+    return clone
+
+
+@pytest.fixture(scope="module")
+def github(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> GitHub:
+    """A GitHub that holds the project."""
+    return make_github(tmp_path_factory.mktemp("github"), repository)
 
 
 def make_github(folder: Path, repository: Path) -> GitHub:
@@ -79,6 +87,7 @@ def dispatch(github: GitHub, training_image: str, runs: Path) -> Dispatch:
         jobs = runner.run()
         for job in jobs.values():
             assert TOKEN not in job.log
+            assert not job.may_sign or job.commits <= {runner.commit}, "code of another commit could sign"
         return jobs
 
     return start
@@ -101,16 +110,15 @@ def get_results(jobs: dict[str, JobRun]) -> dict[str, str]:
     return {name: job.result for name, job in jobs.items()}
 
 
+def expect(*succeeded: str) -> dict[str, str]:
+    """Say what becomes of each job if these succeed and no other is to run."""
+    names = ("plan", "train", "attest", "sign", "verify", "continue")
+    return {name: "success" if name in succeeded else "skipped" for name in names}
+
+
 def test_the_jobs_do_what_the_inputs_ask_for(first: dict[str, JobRun]) -> None:
     log = "\n".join(job.log for job in first.values())
-    assert get_results(first) == {
-        "plan": "success",
-        "train": "success",
-        "attest": "success",
-        "sign": "skipped",
-        "verify": "success",
-        "continue": "skipped",
-    }, log
+    assert get_results(first) == expect("plan", "train", "attest", "verify"), log
 
 
 def test_the_artifact_is_the_whole_run(first: dict[str, JobRun], github: GitHub) -> None:
@@ -121,18 +129,21 @@ def test_the_artifact_is_the_whole_run(first: dict[str, JobRun], github: GitHub)
     assert verify_files(artifact) == ()
 
 
-def test_the_record_says_what_the_inputs_said(first: dict[str, JobRun], github: GitHub, project_copy: Path) -> None:
+def test_the_record_says_what_the_inputs_said(first: dict[str, JobRun], github: GitHub) -> None:
     record = read_record(github.get_artifact("1", "run"))
     settings = record["settings"]
     assert (record["experiment_name"], record["run_name"], record["recipe"]) == ("workflow", "first", "notebook")
     assert (settings["batch_size"], settings["num_epochs"], settings["instruction_set"]) == (100, 1, "avx2")
     assert record["data"]["name"] == "sample"
-    head = run_program(require_program("git"), "rev-parse", "HEAD", cwd=project_copy).strip()
-    assert record["code"]["commit"] == head
+    assert record["code"]["commit"] == github.attestations[0].commit
+    assert record["code"]["uncommitted_changes"] is False
 
 
-def test_the_weights_are_attested(first: dict[str, JobRun], github: GitHub) -> None:
-    assert github.attestations[0] == (github.get_artifact("1", "run") / "model.pth").read_bytes()
+def test_the_weights_are_attested_to_the_commit_that_was_trained(first: dict[str, JobRun], github: GitHub) -> None:
+    artifact, attestation = github.get_artifact("1", "run"), github.attestations[0]
+    assert attestation.subjects == {"model.pth": (artifact / "model.pth").read_bytes()}
+    assert attestation.commit == read_record(artifact)["code"]["commit"]
+    assert attestation.identity.endswith("/.github/workflows/training.yaml@refs/heads/main")
 
 
 def test_the_summary_shows_settings_metrics_and_a_picture(first: dict[str, JobRun], github: GitHub) -> None:
@@ -148,7 +159,7 @@ def test_the_summary_shows_settings_metrics_and_a_picture(first: dict[str, JobRu
 
 
 def test_a_second_runner_gives_the_verdict(first: dict[str, JobRun]) -> None:
-    assert first["verify"].summary.startswith("## Verification of workflow/first\n\n```\nIDENTICAL\n")
+    assert first["verify"].summary.startswith("## Verification of workflow/first\n\n    IDENTICAL\n")
 
 
 def test_a_later_run_is_compared_to_the_one_before(second: dict[str, JobRun]) -> None:
@@ -161,32 +172,24 @@ def test_a_later_run_is_compared_to_the_one_before(second: dict[str, JobRun]) ->
 
 def test_the_schedule_verifies_the_newest_published_run(second: dict[str, JobRun], dispatch: Dispatch) -> None:
     jobs = dispatch("3", None)
-    assert get_results(jobs) == {
-        "plan": "success",
-        "train": "skipped",
-        "attest": "skipped",
-        "sign": "skipped",
-        "verify": "success",
-        "continue": "skipped",
-    }, jobs["plan"].log
-    assert "Verification of workflow/second\n\n```\nIDENTICAL" in jobs["verify"].summary
+    assert get_results(jobs) == expect("plan", "verify"), jobs["plan"].log
+    assert "Verification of workflow/second\n\n    IDENTICAL" in jobs["verify"].summary
 
 
 def test_a_run_whose_weights_were_changed_fails_its_verification(
-    second: dict[str, JobRun], github: GitHub, dispatch: Dispatch
+    second: dict[str, JobRun], github: GitHub, dispatch: Dispatch, tmp_path: Path
 ) -> None:
-    published, kept = github.get_artifact("2", "run"), github.folder / "kept"
-    shutil.copytree(published, kept)
-    weights = bytearray((published / "model.pth").read_bytes())
+    changed = tmp_path / "changed"
+    shutil.copytree(github.get_artifact("2", "run"), changed)
+    weights = bytearray((changed / "model.pth").read_bytes())
     weights[len(weights) // 2] ^= 1
-    (published / "model.pth").write_bytes(weights)
-    try:
-        jobs = dispatch("4", None)
-    finally:
-        shutil.rmtree(published)
-        kept.rename(published)
+    (changed / "model.pth").write_bytes(weights)
+    github.add_run("5")
+    github.add_artifact("5", "run", changed)
+    jobs = dispatch("4", None)
+    github.change_run("5", conclusion="failure")
     assert jobs["verify"].result == "failure"
-    assert "DIFFERENT\n  model.pth" in jobs["verify"].summary
+    assert "DIFFERENT\n      model.pth" in jobs["verify"].summary
 
 
 def test_without_a_published_run_the_schedule_does_nothing(project_copy: Path, tmp_path: Path) -> None:
@@ -220,22 +223,16 @@ def is_timeout(process: Path, workspace: Path, limit: str) -> bool:
 
 
 def test_a_run_that_meets_the_limit_goes_on_in_another_and_ends_the_same(
-    github: GitHub, dispatch: Dispatch, runs: Path
+    github: GitHub, dispatch: Dispatch, runs: Path, repository: Path
 ) -> None:
+    """The branch moves on meanwhile: the run goes on at its commit, and no signature names another one."""
     long = {**INPUTS, "run_name": "long", "num_epochs": "4", "batch_size": "20"}
     workspace = runs / "10" / "train" / "workspace"
     with ThreadPoolExecutor() as pool:
         expired = pool.submit(expire, workspace, workspace / "experiments" / "workflow" / "long", "12345")
         jobs = dispatch("10", long, {"TRAINING_TIME_LIMIT_S": "12345"})
         expired.result()
-    assert get_results(jobs) == {
-        "plan": "success",
-        "train": "success",
-        "attest": "skipped",
-        "sign": "skipped",
-        "verify": "skipped",
-        "continue": "success",
-    }, jobs["train"].log
+    assert get_results(jobs) == expect("plan", "train", "continue"), jobs["train"].log
     unfinished = github.get_artifact("10", "unfinished-run")
     assert not is_finished(unfinished)
     assert any((unfinished / "checkpoints").iterdir())
@@ -245,12 +242,18 @@ def test_a_run_that_meets_the_limit_goes_on_in_another_and_ends_the_same(
 
     (inputs,) = github.dispatches
     assert {name: inputs[name] for name in long} == long
+    begun, num_attestations = ask_git(repository, "rev-parse", "HEAD"), len(github.attestations)
+    run_program(require_program("git"), "commit", "--quiet", "--allow-empty", "--message=Move on", cwd=repository)
     jobs = dispatch("11", inputs)
-    assert get_results(jobs)["attest"] == "success", jobs["train"].log
+    assert get_results(jobs) == expect("plan", "train"), jobs["train"].log
     assert "resumed after step" in jobs["train"].log
+    assert read_record(github.get_artifact("11", "run"))["code"]["commit"] == begun
+    assert f"Not attested and not signed: this was trained at {begun}" in jobs["train"].summary
+    assert len(github.attestations) == num_attestations
 
     jobs = dispatch("12", {**long, "run_name": "uninterrupted"})
     assert get_results(jobs)["attest"] == "success", jobs["train"].log
+    assert "Not attested" not in jobs["train"].summary
     manifests = [read_manifest(github.get_artifact(run_id, "run")) for run_id in ("11", "12")]
     for digest in ("weights_digest", "chain_head"):
         assert manifests[0][digest] == manifests[1][digest]
@@ -319,7 +322,7 @@ def test_a_training_takes_its_data_from_a_database(
 
     jobs = dispatch("31", inputs, {"DB_CONNECT": config}, {"DB_PASSWORD": PASSWORD})
     assert get_results(jobs)["verify"] == "success", jobs["train"].log + jobs["verify"].log
-    assert jobs["verify"].summary.startswith("## Verification of workflow/database\n\n```\nIDENTICAL\n")
+    assert jobs["verify"].summary.startswith("## Verification of workflow/database\n\n    IDENTICAL\n")
     artifact = github.get_artifact("31", "run")
     record = read_record(artifact)
     assert (record["data"]["database"], record["data"]["digest"]) == ("shapes@1", version.digest)
@@ -335,7 +338,8 @@ def test_a_training_takes_its_data_from_a_database(
         path for top in (github.artifacts, workspace / "experiments", workspace / "data") for path in top.rglob("*")
     ]
     assert not [path for path in places if path.is_file() and PASSWORD.encode() in path.read_bytes()]
-    shutil.rmtree(artifact)  # what follows may look for the newest published run
+    for run_id in ("31", "32"):  # what follows may look for the newest published run
+        github.change_run(run_id, conclusion="failure")
 
 
 def test_gh_gets_its_token_from_the_environment(second: dict[str, JobRun], github: GitHub) -> None:

@@ -3,18 +3,24 @@ that execute them."""
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from benchmarks.container import DOCUMENT, build_table
 from benchmarks.measure import read_table
 from image_classifier.config import DEFAULT_RECIPE, RECIPES, InstructionSet
-from tests.actions import UnknownFormError, evaluate, format_value
+from image_classifier.data.content import CIFAR10_CLASSES, METADATA_FILE, METADATA_FORMAT
+from image_classifier.data.download import ARCHIVES
+from tests.actions import UnknownFormError, check_commands, evaluate, format_value
 from tests.conftest import PROJECT
 
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yaml"))
@@ -65,6 +71,67 @@ def test_a_workflow_has_no_rights_but_those_of_its_jobs(path: Path) -> None:
         signs = {"id-token", "attestations"} & job["permissions"].keys()
         runs_training = any("training-image" in step.get("uses", "") for step in job["steps"])
         assert not (signs and runs_training), f"{name} signs and runs what it signs"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=get_name)
+def test_a_job_that_signs_or_releases_runs_code_of_its_own_commit_alone(path: Path) -> None:
+    """Nor does it take anything out of a cache, which less careful jobs can write to, or from another run by name."""
+    for name, job in load(path)["jobs"].items():
+        rights = {right for right, grant in job["permissions"].items() if grant == "write"}
+        if not rights & {"actions", "attestations", "contents", "id-token", "packages"}:
+            continue
+        for step in job["steps"]:
+            action, options = step.get("uses", "").partition("@")[0], step.get("with", {})
+            assert not action.startswith(("./", "actions/cache")), name
+            assert not options.keys() & {"ref", "repository", "cache", "run-id", "github-token"}, name
+
+
+def test_what_another_run_left_is_traced_back() -> None:
+    for path in SOURCES:
+        for step in list_steps(path):
+            assert "run-id" not in step.get("with", {}), f"{path.name}: artifact.py downloads from other runs"
+
+
+def test_the_digests_of_cifar10_are_those_of_what_is_downloaded() -> None:
+    archive = ARCHIVES["cifar10"]
+    metadata = {"format_version": METADATA_FORMAT, "name": "cifar10", "classes": CIFAR10_CLASSES}
+    written = hashlib.md5(json.dumps(metadata, indent=1).encode() + b"\n", usedforsecurity=False).hexdigest()
+    lines = (PROJECT / ".github" / "scripts" / "cifar10.md5").read_text().splitlines()
+    assert lines == [f"{archive.digest}  {archive.name}", f"{written}  {METADATA_FILE}"]
+
+
+@pytest.mark.parametrize(
+    ("log", "is_carried_out"),
+    [
+        ("::set-output name=finished::true", True),
+        ("  ::add-path::canary", True),
+        ("##[set-env name=PATH]canary", True),
+        ("::error::an error", False),
+        ("name ::set-output name=finished::true", False),
+        ("::stop-commands::x\n::set-output name=finished::true", False),
+        ("::stop-commands::x\n::y::\n::x::\n::save-state name=a::b", True),
+    ],
+)
+def test_what_a_log_makes_the_runner_do_is_seen(log: str, is_carried_out: bool) -> None:
+    if is_carried_out:
+        with pytest.raises(UnknownFormError):
+            check_commands(log)
+    else:
+        check_commands(log)
+
+
+def test_a_release_is_tagged_as_the_documents_say() -> None:
+    """bumpver's pattern, the trigger, the image's tags, and both documents speak of one form."""
+    bumpver = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["bumpver"]
+    (pattern,) = load(PROJECT / ".github" / "workflows" / "release.yaml")[True]["push"]["tags"]
+    assert (bumpver["version_pattern"], bumpver["tag_message"]) == ("MAJOR.MINOR.PATCH[PYTAGNUM]", "{new_version}")
+    form = "The tag is the version alone, such as `0.2.0` or `0.2.0rc1`, without a `v`."
+    for tag in re.findall(r"`(\d\S+)`", form):
+        assert fnmatch.fnmatchcase(tag, pattern) and str(Version(tag)) == tag
+        assert not fnmatch.fnmatchcase(f"v{tag}", pattern)
+    for document in (DOCUMENT, PROJECT / "CONTRIBUTING.md"):
+        text = document.read_text(encoding="utf-8")
+        assert form in text and not re.search(r"v<version>|`v\d", text), document
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=get_name)

@@ -14,7 +14,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.publishing.signing import build_signer
 from image_classifier.serving.predictor import load_predictor
-from image_classifier.serving.published import MANIFEST, SIGNATURE, check_published, find_published
+from image_classifier.serving.published import (
+    MANIFEST,
+    SIGNATURE,
+    check_identity_signature,
+    check_published,
+    find_published,
+)
+from tests.sigstore import GITHUB_ISSUER, Sigstore
 
 NUM_BITS = 12
 
@@ -93,6 +100,46 @@ def test_a_key_of_the_wrong_kind_is_refused(kind: str, signed: Path, tmp_path: P
         path.write_bytes(b"noise")
     with pytest.raises(SettingsError, match="no public key that can verify"):
         check_published(signed, path)
+
+
+IDENTITY = "https://github.com/somebody/image-classifier/.github/workflows/training.yaml@refs/heads/main"
+
+
+def test_a_workflow_signs_with_its_identity(signed: Path, tmp_path: Path) -> None:
+    sigstore = Sigstore()
+    config = sigstore.write_trust_config(tmp_path / "trust.json")
+    sigstore.sign(signed, IDENTITY)
+    check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, config)
+    (signed / "more.txt").write_text("more")
+    with pytest.raises(ModelError, match=f"is not signed by {IDENTITY}"):
+        check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, config)
+
+
+@pytest.mark.parametrize(
+    ("identity", "issuer"),
+    [
+        (IDENTITY.replace("main", "other"), GITHUB_ISSUER),
+        (IDENTITY.replace("heads", "tags"), GITHUB_ISSUER),
+        (IDENTITY.replace("somebody", "somebody-else"), GITHUB_ISSUER),
+        (IDENTITY.replace("training", "ci"), GITHUB_ISSUER),
+        (IDENTITY, "https://accounts.test"),
+    ],
+)
+def test_another_identity_is_refused(signed: Path, tmp_path: Path, identity: str, issuer: str) -> None:
+    sigstore = Sigstore()
+    sigstore.sign(signed, identity, issuer=issuer)
+    with pytest.raises(ModelError, match="is not signed by"):
+        check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, sigstore.write_trust_config(tmp_path / "trust.json"))
+
+
+def test_an_identity_that_another_sigstore_vouched_for_is_refused(signed: Path, tmp_path: Path) -> None:
+    Sigstore().sign(signed, IDENTITY)
+    with pytest.raises(ModelError, match="is not signed by"):
+        check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, Sigstore().write_trust_config(tmp_path / "trust"))
+    (tmp_path / "noise").write_bytes(b"noise")
+    for path in (tmp_path / "noise", tmp_path / "missing"):
+        with pytest.raises(SettingsError, match=f"Sigstore's keys cannot be had from {path}"):
+            check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, path)
 
 
 BAD_KEYS: dict[str, Callable[[Path], Path]] = {
