@@ -354,6 +354,8 @@ class GitHub:
             raise UnknownFormError("a checkout that leaves its credentials behind")
         _check_keys(options, {"persist-credentials", "ref", "fetch-depth"}, "actions/checkout")
         commit = options.get("ref") or runner.commit
+        if options.get("fetch-depth") == "0" and not any(workspace.iterdir()):  # a clone in a folder copies nothing
+            subprocess.run(["git", "clone", "--quiet", "--no-checkout", self.repository, workspace], check=True)
         serve = "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true upload-pack"
         refs = {
             "1": ["--depth=1", "--no-tags", serve, "origin", commit],

@@ -58,11 +58,16 @@ DEFECTS = (
     ("docker/build.sh", '"$context"\n)', "$context\n)", "SC2086"),
     (
         ".github/workflows/training.yaml",
-        "run: .github/scripts/plan.sh",
+        "run: .github/scripts/plan.py",
         "run: echo ${{ inputs.seed }}",
         "template-injection",
     ),
-    (".github/workflows/training.yaml", "steps.find.outputs", "steps.fnid.outputs", 'property "fnid" is not defined'),
+    (
+        ".github/workflows/training.yaml",
+        "steps.train.outputs.folder",
+        "steps.tarin.outputs.folder",
+        'property "tarin" is not defined',
+    ),
     (".github/workflows/ci.yaml", "permissions: {}", "permissions: {}\npermission: {}", "'permission' was unexpected"),
     (".github/dependabot.yml", "interval: weekly", "interval: sometimes", "sometimes"),
     ("docker-compose.yaml", "read_only: true", "read_onyl: true", "read_onyl"),
