@@ -11,7 +11,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,7 +41,7 @@ def run(*words: str | Path, **variables: str) -> str:
 def build(project: Path) -> float:
     """Build the image of a project and return the seconds that it took."""
     began = time.perf_counter()
-    run(project / "docker" / "build.sh", IMAGE_NAME=IMAGE_NAME, PYTHON=sys.executable)
+    run(project / "docker" / "build.sh", IMAGE_NAME=IMAGE_NAME)
     return time.perf_counter() - began
 
 

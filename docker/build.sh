@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds an image and tags it with the version and `latest`: docker/build.sh [serve] [OPTION OF docker build]...
 # Without a name that is the training image; `serve` is the server's.
-# configure.sh says what can be set. Run it or source it, from any folder: the subshell keeps the caller's shell where
+# It needs docker, and git to name the commit: the wheel is built inside. configure.sh says what can be set. Run it or source it, from any folder: the subshell keeps the caller's shell where
 # and as it was, and removes what it made, however it ends.
 (
     [ "${BASH_SOURCE[0]-}" = "$0" ] || set -- # sourced: the arguments are the caller's own
@@ -11,7 +11,15 @@
         target=$1
         shift
     fi
+    if ! command -v docker >/dev/null; then
+        echo "error: there is no program docker on the PATH: install Docker, or another engine with a command of that name" >&2
+        exit 2
+    fi
     . ./configure.sh
+    if [ -z "$IMAGE_REVISION" ]; then
+        echo "note: this is no git checkout, or git is missing: neither the image nor the runs in it will name a commit;" \
+            "IMAGE_REVISION can name one" >&2
+    fi
 
     context=
     trap '[ -z "$context" ] || ./cleanup_build_context.sh "$context"' EXIT

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ class Cluster:
     Attributes:
         port: where it listens, on 127.0.0.1.
         folder: all that it has on the disk.
+        programs: the folder with PostgreSQL's programs.
     """
 
-    def __init__(self, *options: str) -> None:
-        self._programs = find_programs()
+    def __init__(self, *options: str, initdb_options: Sequence[str] = ()) -> None:
+        self.programs = find_programs()
         self.port = find_free_port()
         self._as_other: list[str] = []
         self._with_this_process = ["setpriv", "--pdeathsig", "INT"]  # ends with it, however it ends
@@ -66,18 +68,19 @@ class Cluster:
         password_file.write_text(PASSWORD + "\n")
         password_file.chmod(0o644)
         words = ["--username=owner", f"--pwfile={password_file}", "--auth=scram-sha-256", "--encoding=UTF8"]
-        self._run("initdb", *words, "--locale=C", "--no-sync", f"--pgdata={self.folder / 'data'}")
+        words += ["--locale=C", "--no-sync", f"--pgdata={self.folder / 'data'}", *initdb_options]
+        self._run("initdb", *words)
         password_file.unlink()
 
     def _run(self, program: str, *words: str) -> None:
-        command = [*self._as_other, str(self._programs / program), *words]
+        command = [*self._as_other, str(self.programs / program), *words]
         result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stdout + result.stderr
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
         options = [f"-p{self.port}", f"-k{self.folder}", "-clisten_addresses=127.0.0.1", "-cshared_buffers=32MB"]
-        words = [str(self._programs / "postgres"), f"-D{self.folder / 'data'}", *options, *self._options]
+        words = [str(self.programs / "postgres"), f"-D{self.folder / 'data'}", *options, *self._options]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [*self._with_this_process, *words], cwd="/", stdout=log, stderr=log, start_new_session=True

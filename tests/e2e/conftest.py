@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import report_lack, require_program, run_program
 
-IMAGE_NAME = "image-classifier-test"
-"""Another than the image of whoever runs the tests."""
+IMAGE_NAME = f"image-classifier-test-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+"""Another than the image of whoever runs the tests, and than that of tests that run at the same time."""
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +34,7 @@ def training_image(docker: str, project_copy: Path) -> str:
 def build_image(project: Path) -> str:
     """Build the training image of a copy of the project and return what the build said."""
     words = (project / "docker" / "build.sh",)
-    return run_program(*words, cwd=project, timeout_s=1200, PYTHON=sys.executable, IMAGE_NAME=IMAGE_NAME)
+    return run_program(*words, cwd=project, timeout_s=1200, IMAGE_NAME=IMAGE_NAME)
 
 
 def build_docker_words(docker: str, *mounts: str, options: tuple[str, ...] = (), user: str = "") -> list[str]:

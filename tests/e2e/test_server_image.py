@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ MAX_BYTES = 450e6
 def server_image(docker: str, project_copy: Path) -> str:
     """The image that docker/build.sh serve makes of the project's copy."""
     words = (project_copy / "docker" / "build.sh", "serve")
-    run_program(*words, cwd=project_copy, timeout_s=1000, PYTHON=sys.executable, IMAGE_NAME=IMAGE_NAME)
+    run_program(*words, cwd=project_copy, timeout_s=1000, IMAGE_NAME=IMAGE_NAME)
     return f"{IMAGE_NAME}-serve:latest"
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from image_classifier import __version__
 from tests.conftest import require_program, run_program
 
 DOCKER = f"""#!{sys.executable}
-import json, os, pathlib, signal, sys, time
+import hashlib, json, os, pathlib, signal, sys, time
 words, folder = sys.argv[1:], pathlib.Path(os.environ["DOCKER_CALLS"])
 context = pathlib.Path(words[-1])
 call = {{"words": words, "context": sorted(str(p.relative_to(context)) for p in context.rglob("*"))}}
-call["wheel"] = next(context.glob("*.whl")).read_bytes().hex()
+files = sorted(path for path in context.rglob("*") if path.is_file())
+call["digest"] = hashlib.sha256(b"\\0".join(str(p).removeprefix(words[-1]).encode() + p.read_bytes()
+                                           for p in files)).hexdigest()
 written = folder / f"{{os.getpid()}}.tmp"
 written.write_text(json.dumps(call))
 written.rename(written.with_suffix(".json"))
@@ -53,13 +55,17 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(docker.parent), prepend=":")
     monkeypatch.setenv("DOCKER_CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setenv("PYTHON", sys.executable)
     return tmp_path / "calls"
 
 
 def read_calls(calls: Path) -> list[dict[str, Any]]:
     """Read what `docker` was given, call by call."""
     return [json.loads(path.read_text()) for path in sorted(calls.glob("*.json"))]
+
+
+def list_top(call: dict[str, Any]) -> set[str]:
+    """List what lies at the top of a build context."""
+    return {name for name in call["context"] if "/" not in name}
 
 
 def wait_for_call(calls: Path, process: subprocess.Popen[Any]) -> None:
@@ -92,7 +98,7 @@ def test_the_image_is_built_from_another_folder(project: Path, calls: Path) -> N
     assert arguments.pop("SOURCE")
     assert arguments == {"VERSION": __version__, "REVISION": revision}  # the Dockerfile has the base
     assert words[-2] == "--pull"
-    assert call["context"] == [f"image_classifier-{__version__}-py3-none-any.whl", "requirements-prod.txt", "wheels"]
+    assert list_top(call) == {"requirements-build.txt", "requirements-prod.txt", "source", "wheels"}
     assert_nothing_is_left(project, calls)
 
 
@@ -102,7 +108,7 @@ def test_the_servers_image_is_built_of_its_own_lock(project: Path, calls: Path) 
     line = " ".join(call["words"])
     assert f"--file Dockerfile.serve --tag image-classifier-serve:{__version__} --tag" in line
     assert call["words"][-2] == "--pull" and " serve " not in line
-    assert call["context"] == [f"image_classifier-{__version__}-py3-none-any.whl", "requirements-serve.txt", "wheels"]
+    assert list_top(call) == {"requirements-build.txt", "requirements-serve.txt", "source", "wheels"}
     assert_nothing_is_left(project, calls)
 
 
@@ -135,15 +141,67 @@ def test_what_signs_in_at_the_origin_gets_into_no_label(project: Path, calls: Pa
     assert "SOURCE=https://example.org/a/b.git" in read_calls(calls)[0]["words"]
 
 
-def test_the_wheel_holds_the_package_and_is_the_same_each_time(project: Path, calls: Path, tmp_path: Path) -> None:
-    for _ in range(2):
+def test_the_context_holds_what_the_wheel_is_made_of_and_is_the_same_each_time(project: Path, calls: Path) -> None:
+    run_program(project / "docker" / "build.sh", cwd=project)
+    cache = project / "image_classifier" / "__pycache__"
+    cache.mkdir()
+    try:
+        (cache / "main.cpython-311.pyc").write_bytes(b"bytecode")
         run_program(project / "docker" / "build.sh", cwd=project)
-        time.sleep(2)  # the clock of a zip file goes in steps of two seconds
-    first, second = (bytes.fromhex(call["wheel"]) for call in read_calls(calls))
-    assert first == second
-    (tmp_path / "wheel.whl").write_bytes(first)
-    with zipfile.ZipFile(tmp_path / "wheel.whl") as wheel:
-        assert wheel.read("image_classifier/main.py") == (project / "image_classifier" / "main.py").read_bytes()
+    finally:
+        shutil.rmtree(cache)
+    first, second = read_calls(calls)
+    assert first["digest"] == second["digest"]
+    tracked = run_program(require_program("git"), "ls-files", "image_classifier", cwd=project).split()
+    source = {name.removeprefix("source/") for name in first["context"] if name.startswith("source/")}
+    assert {*tracked, "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "MANIFEST.in"} <= source
+    assert not {name for name in source - set(tracked) if name.startswith("image_classifier/") and "." in name}
+
+
+PROGRAMS = ("bash", "cp", "dirname", "env", "find", "mkdir", "mktemp", "rm", "sed", "tr")
+
+
+@pytest.fixture
+def bare(tmp_path: Path, calls: Path) -> dict[str, str]:
+    """An environment whose PATH has Debian's basic programs and docker: no Python, no git."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for program in PROGRAMS:
+        (folder / program).symlink_to(require_program(program))
+    (folder / "docker").symlink_to(calls.parent / "bin" / "docker")
+    return {**os.environ, "PATH": str(folder)}
+
+
+def test_docker_and_git_are_all_that_it_needs(project: Path, calls: Path, bare: dict[str, str]) -> None:
+    (Path(bare["PATH"]) / "git").symlink_to(require_program("git"))
+    result = subprocess.run([project / "docker" / "build.sh"], env=bare, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    revision = run_program(require_program("git"), "rev-parse", "HEAD", cwd=project).strip()
+    assert f"REVISION={revision}" in read_calls(calls)[0]["words"]
+    assert_nothing_is_left(project, calls)
+
+
+def test_an_image_without_a_commit_is_not_built_in_silence(project: Path, calls: Path, bare: dict[str, str]) -> None:
+    result = subprocess.run([project / "docker" / "build.sh"], env=bare, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert (
+        result.stderr.startswith("note: this is no git checkout, or git is missing:") and result.stderr.count("\n") == 1
+    )
+    assert "REVISION=" in read_calls(calls)[0]["words"]
+    named = subprocess.run([project / "docker" / "build.sh"], env={**bare, "IMAGE_REVISION": "1"}, capture_output=True)
+    assert (named.returncode, named.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("how", ["", "source "])
+def test_without_docker_one_line_says_so(project: Path, calls: Path, bare: dict[str, str], how: str) -> None:
+    (Path(bare["PATH"]) / "docker").unlink()
+    words = [require_program("bash"), "-c", f'{how}docker/build.sh || echo "status $?"']
+    result = subprocess.run(words, cwd=project, env=bare, capture_output=True, text=True)
+    assert result.stdout == "status 2\n"
+    assert (
+        result.stderr.startswith("error: there is no program docker on the PATH: ") and result.stderr.count("\n") == 1
+    )
+    assert_nothing_is_left(project, calls)
 
 
 @pytest.mark.parametrize("state", ["set -eu", "set +eu; CDPATH=/", "set -- --not-for-docker"])
@@ -172,13 +230,6 @@ def test_a_build_that_fails_says_so_and_leaves_nothing(project: Path, calls: Pat
     output = run_program(require_program("bash"), "-c", script, cwd=project, DOCKER_STATUS="7")
     assert output == "status 7, goes on\n"
     assert read_calls(calls)
-    assert_nothing_is_left(project, calls)
-
-
-def test_a_wheel_that_cannot_be_built_ends_it(project: Path, calls: Path) -> None:
-    result = subprocess.run([project / "docker" / "build.sh"], cwd=project, env={**os.environ, "PYTHON": "/bin/false"})
-    assert result.returncode != 0
-    assert not read_calls(calls)
     assert_nothing_is_left(project, calls)
 
 
@@ -214,7 +265,7 @@ def test_two_builds_at_once_do_not_meet(project: Path, calls: Path) -> None:
     assert [build.wait(timeout=120) for build in builds] == [0, 0]
     first, second = read_calls(calls)
     assert first["words"][-1] != second["words"][-1]
-    assert first["wheel"] == second["wheel"]
+    assert first["digest"] == second["digest"]
     assert_nothing_is_left(project, calls)
 
 
