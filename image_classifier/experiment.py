@@ -20,7 +20,7 @@ from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
-from image_classifier.storage import DISK, Disk
+from image_classifier.storage import DISK, Disk, remove_leftovers
 from image_classifier.tracking.checkpoint import Model, load_model, load_state, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
 from image_classifier.tracking.record import build_record, check_identity, check_settings
@@ -111,6 +111,7 @@ def run(
     keep_freed_memory()
     if settings.resume and is_finished(path):
         check_settings(read_record(path), training, path)
+        remove_leftovers(path, disk)
         return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
 
     snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)

@@ -3,23 +3,41 @@
 Every call that changes the disk goes through a `Disk`, the seam at which the crash tests fail the N-th call.
 The order is the one that survives SIGKILL and power loss (SQLite's and PostgreSQL's): write beside the target,
 fsync the file, rename it, fsync the folder.
+
+Each writer writes in a temporary folder of its own, which it holds a lock on. So writers of one name do not meet, and
+what a killed one has left is told from what a living one is at work on: the kernel releases a dead process's locks.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import hashlib
+import logging
 import os
+import re
+import secrets
 import shutil
+import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from image_classifier.errors import StorageError
+from image_classifier.errors import ImageClassifierError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
-"""Names that begin like this are unfinished writes; readers ignore them and the next writer removes them."""
+"""Names that begin like this are unfinished writes, which readers ignore."""
+
+_TEMPORARY = re.compile(re.escape(f"{TEMPORARY_PREFIX}image_classifier-") + "[0-9a-f]{16}")
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+"""What file systems without locks answer; EBADF is NFS's answer for a folder."""
+_PATIENCE_S = 3  # a wait for another process that takes longer is worth a line
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # of Linux's renameat2
+
+logger = logging.getLogger(__name__)
 
 
 def find_cache() -> Path | None:
@@ -63,7 +81,39 @@ class Disk:
         os.sync()
 
     def rename(self, source: Path, target: Path) -> None:
+        """Move a file or a folder; a file that is there is replaced."""
         os.replace(source, target)
+
+    def rename_new(self, source: Path, target: Path) -> None:
+        """Move a file or a folder to a name that nothing has.
+
+        Raises:
+            FileExistsError: something has it.
+        """
+        try:
+            _rename(source, target, _RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            if os.path.lexists(target):  # a file system without this call, where two at once may still meet
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+            os.rename(source, target)
+
+    def exchange(self, source: Path, target: Path) -> None:
+        """Let two files or folders take each other's name, in one step where the file system has one."""
+        try:
+            _rename(source, target, _RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            aside = source.with_name(f"{TEMPORARY_PREFIX}old")
+            os.rename(target, aside)
+            try:
+                os.rename(source, target)
+            except OSError:
+                os.rename(aside, target)
+                raise
+            os.rename(aside, source)
 
     def remove(self, path: Path) -> None:
         """Remove a file, or a folder with all that it holds; nothing there is no error."""
@@ -71,6 +121,17 @@ class Disk:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _rename(source: Path, target: Path, flags: int) -> None:
+    """Call renameat2, which Python does not have."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    here = -100  # AT_FDCWD
+    if call(here, os.fsencode(source), here, os.fsencode(target), ctypes.c_uint(flags)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
 
 
 DISK = Disk()
@@ -112,6 +173,12 @@ class FaultyDisk(Disk):
     def rename(self, source: Path, target: Path) -> None:
         self._call("rename", source, target)
 
+    def rename_new(self, source: Path, target: Path) -> None:
+        self._call("rename_new", source, target)
+
+    def exchange(self, source: Path, target: Path) -> None:
+        self._call("exchange", source, target)
+
     def remove(self, path: Path) -> None:
         self._call("remove", path)
 
@@ -141,13 +208,16 @@ def write_atomically(path: Path, content: bytes, disk: Disk = DISK) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_folder_atomically(path: Path, files: dict[str, bytes], disk: Disk = DISK) -> None:
+def write_folder_atomically(path: Path, files: dict[str, bytes], disk: Disk = DISK, *, replace: bool = False) -> None:
     """Create a folder with these files, in their order, whole or not at all.
 
+    Args:
+        replace: take the place of a folder that is there.
+
     Raises:
-        StorageError: the disk refused; nothing is left of what was begun.
+        StorageError: the disk refused, or the folder is there; nothing is left of what was begun.
     """
-    with written_beside(path, disk) as temporary:
+    with written_beside(path, disk, replace=replace) as temporary:
         disk.make_folder(temporary)
         for name, content in files.items():
             disk.write_file(temporary / name, content)
@@ -156,24 +226,40 @@ def write_folder_atomically(path: Path, files: dict[str, bytes], disk: Disk = DI
 
 
 @contextmanager
-def written_beside(path: Path, disk: Disk = DISK) -> Iterator[Path]:
-    """Yield a temporary path; move what was written there to the final one, or remove it.
+def written_beside(path: Path, disk: Disk = DISK, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; move the file or folder that was written there to the final one, or remove it.
+
+    Args:
+        replace: take the place of the file or folder that is there; else it stays, and that is an error.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk refused, or something else than a file or folder is there.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     try:
-        disk.remove(temporary)
-        yield temporary
-        disk.rename(temporary, path)
-        disk.sync(path.parent)
-    except BaseException as error:
-        with suppress(OSError):  # what the disk refused first is what the user must hear
-            DISK.remove(temporary)
-        if isinstance(error, OSError):
-            raise storage_error(path, error) from error
-        raise
+        _check_target(path)
+        with temporary_folder(path.parent, disk) as folder:
+            temporary = folder / path.name
+            yield temporary
+            if not replace:
+                disk.rename_new(temporary, path)
+            elif temporary.is_dir() and path.is_dir():
+                disk.exchange(temporary, path)
+            else:
+                disk.rename(temporary, path)
+            disk.sync(path.parent)
+    except OSError as error:
+        raise storage_error(path, error) from error
+
+
+def _check_target(path: Path) -> None:
+    """Check that no link, pipe or device would be replaced: one names /dev/stdout and does not mean its removal."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # the write itself says it better
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "no file"
+        raise StorageError(f"cannot write {path}: there is {kind} of this name; choose another, or remove it")
 
 
 def remove_folder(path: Path, disk: Disk = DISK) -> None:
@@ -182,13 +268,123 @@ def remove_folder(path: Path, disk: Disk = DISK) -> None:
     Raises:
         StorageError: the disk refused.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     try:
-        disk.remove(temporary)
-        disk.rename(path, temporary)
-        disk.remove(temporary)
+        with temporary_folder(path.parent, disk) as temporary:
+            disk.rename(path, temporary / path.name)
+            disk.remove(temporary / path.name)
     except OSError as error:
         raise storage_error(path, error, "remove") from error
+
+
+@contextmanager
+def temporary_folder(parent: Path, disk: Disk = DISK) -> Iterator[Path]:
+    """Yield a new folder to write in, locked, which is removed at the end with what is left in it.
+
+    What killed writers left beside it is removed before. What cannot be removed stays for the next writer to try.
+    """
+    remove_leftovers(parent, disk)
+    path, descriptor = _make_locked_folder(parent, disk)
+    try:
+        yield path
+        with suppress(OSError):
+            disk.remove(path)
+    finally:
+        with suppress(OSError):
+            DISK.remove(path)
+        os.close(descriptor)
+
+
+def _make_locked_folder(parent: Path, disk: Disk) -> tuple[Path, int]:
+    while True:
+        path = parent / f"{TEMPORARY_PREFIX}image_classifier-{secrets.token_hex(8)}"
+        disk.make_folder(path)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another writer took it for a leftover before it was locked
+            continue
+        if _try_lock(descriptor) is not False and is_same(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, disk: Disk = DISK) -> None:
+    """Remove what killed writers left in a folder. One that cannot be removed, such as another user's, stays."""
+    with suppress(OSError):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if _TEMPORARY.fullmatch(entry.name):
+                _remove_unless_locked(folder / entry.name, disk)
+
+
+def _remove_unless_locked(path: Path, disk: Disk) -> None:
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if _try_lock(descriptor):
+                disk.remove(path)
+        finally:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder; say whether that succeeded, None where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            return None
+        raise
+    return True
+
+
+def lock(descriptor: int, path: Path, busy: ImageClassifierError | None = None) -> None:
+    """Lock an open file or folder for as long as it is open.
+
+    Where the file system has no locks a warning says so, and the caller goes on without.
+
+    Args:
+        path: what is locked, for messages.
+        busy: raised where another process holds the lock; without it that process is waited for.
+    """
+    started, is_told = time.monotonic(), False
+    while (locked := _try_lock(descriptor)) is False:
+        if busy is not None:
+            raise busy
+        if not is_told and time.monotonic() - started > _PATIENCE_S:
+            logger.warning("waiting for another process that writes to %s", path)
+            is_told = True
+        time.sleep(0.02)
+    if locked is None:
+        logger.warning("the file system of %s has no locks: let no other process write there meanwhile", path)
+
+
+@contextmanager
+def locked_folder(path: Path, busy: ImageClassifierError | None = None) -> Iterator[None]:
+    """Hold the lock of a folder, which dies with the process.
+
+    Args:
+        busy: raised where another process holds it; without it that process is waited for.
+
+    Raises:
+        OSError: there is no such folder, or another one took its place while it was waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        lock(descriptor, path, busy)
+        if not is_same(path, descriptor):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_same(path: Path, descriptor: int) -> bool:
+    """Say whether a path still names what was opened."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def compute_file_digest(path: Path) -> str:
@@ -204,6 +400,13 @@ _REMEDIES = {
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "choose a folder that can be written",
     errno.EPERM: "choose a folder that can be written",
+    errno.EEXIST: "another process has made it; look at it, then choose another name or remove it",
+    errno.ENOTEMPTY: "another process has made it; look at it, then choose another name or remove it",
+    errno.ENOENT: "see whether its folder is there",
+    errno.ENOTDIR: "a file, or a link to nothing, is where a folder must be",
+    errno.EISDIR: "a folder has this name; choose another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link leads to itself; remove it",
 }
 
 

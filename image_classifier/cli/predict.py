@@ -172,6 +172,8 @@ def _open_output(path: Path | None) -> Iterator[TextIO]:
         return
     if not path.parent.is_dir():  # better said before the work than after it
         raise StorageError(f"--output: there is no folder {path.parent}; make it, or choose another")
+    if path.is_dir():
+        raise StorageError(f"--output: {path} is a folder; name a file in it")
     with written_beside(path) as temporary:
         with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -10,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from image_classifier import __version__
 from image_classifier.data.content import one_line
 from image_classifier.errors import DownloadError, SettingsError
-from image_classifier.storage import DISK, storage_error
+from image_classifier.storage import DISK, is_same, lock, storage_error
 
 PART_SUFFIX = ".part"
 MAX_BYTES = 2**31
@@ -101,24 +101,33 @@ def fetch_archive(
     target = folder / archive.name
     part = folder / (archive.name + PART_SUFFIX)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    busy = DownloadError(f"another process is downloading to {part}; wait for it, or end it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
-            _lock(file, part)
-            _fill(file, archive.url, timeout_s, num_tries, backoff_s)
-            file.flush()
-            os.fsync(file.fileno())
-            _check_digest(part, archive)
-            DISK.rename(part, target)
-            DISK.sync(folder)
+            lock(file.fileno(), part, busy)
+            if not is_same(part, file.fileno()):  # it was another process's, which has come to its end
+                if target.is_file():
+                    return target
+                raise busy
+            try:
+                _fill(file, archive.url, timeout_s, num_tries, backoff_s)
+                file.flush()
+                os.fsync(file.fileno())
+                _check_digest(part, archive)
+                DISK.rename(part, target)
+                DISK.sync(folder)
+            except OSError:
+                DISK.remove(part)
+                raise
+            finally:
+                if not os.fstat(file.fileno()).st_size:
+                    DISK.remove(part)
     except OSError as error:
-        DISK.remove(part)
         raise storage_error(target, error) from error
     finally:
-        if part.exists() and not part.stat().st_size:
-            DISK.remove(part)
         for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
+            with suppress(OSError):  # it holds something, or was removed by another process
                 path.rmdir()
     return target
 
@@ -133,13 +142,6 @@ def _check_digest(part: Path, archive: Archive) -> None:
             f"{archive.url} sent a file with the {algorithm} {digest} instead of {archive.digest}: it was removed; "
             "try again, or give another address with --url"
         )
-
-
-def _lock(file: BinaryIO, part: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DownloadError(f"another process is downloading to {part}; wait for it, or end it") from error
 
 
 def _fill(file: BinaryIO, url: str, timeout_s: float, num_tries: int, backoff_s: float) -> None:

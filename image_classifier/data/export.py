@@ -78,7 +78,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise StorageError(f"--output: {folder} exists already; choose another, or remove it")
     if not folder.parent.is_dir():
         raise StorageError(f"--output: there is no folder {folder.parent}; make it, or choose another")
-    with written_beside(folder) as temporary:
+    with written_beside(folder, replace=False) as temporary:
         DISK.make_folder(temporary)
         yield temporary
         DISK.sync_all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from image_classifier.data.database import (
 from image_classifier.data.findings import Findings
 from image_classifier.data.source import find_source
 from image_classifier.errors import DatabaseError, DataError
-from image_classifier.storage import storage_error
+from image_classifier.storage import lock, storage_error
 
 CHUNK_SIZE = 5000
 """Images a transaction: 15 MB, and a wait for the disk every quarter of a second."""
@@ -124,10 +123,7 @@ def _alone(database: Database, dataset: Dataset) -> Iterator[None]:
     except OSError as refusal:
         raise storage_error(path, refusal) from refusal
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise error from None
-    else:
+        lock(descriptor, path, error)
         yield
     finally:
         os.close(descriptor)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.data.content import METADATA_FILE, METADATA_FORMAT
-from image_classifier.errors import SettingsError
-from image_classifier.storage import storage_error, write_atomically, write_folder_atomically
+from image_classifier.errors import DataError, SettingsError
+from image_classifier.storage import locked_folder, storage_error, write_atomically, write_folder_atomically
 
 CLASSES = ("circle", "ring", "crescent", "square", "triangle", "star", "cross", "stripes", "checkerboard", "dots")
 MAX_IMAGES = 100_000
@@ -42,6 +42,7 @@ def write_sample(folder: Path, *, num_train: int = 5000, num_test: int = 1000, s
 
     Raises:
         SettingsError: there would be no image to train or to test with, or too many.
+        DataError: the folder holds one already, or another process writes one to it.
         StorageError: the disk refused.
     """
     for option, value in (("num_train", num_train), ("num_test", num_test)):
@@ -58,13 +59,15 @@ def write_sample(folder: Path, *, num_train: int = 5000, num_test: int = 1000, s
     files[METADATA_FILE] = json.dumps(metadata, indent=1).encode() + b"\n"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            return write_folder_atomically(folder, files)
+        with locked_folder(folder, DataError(f"another process writes a data set to {folder}; wait for it")):
+            if all((folder / name).exists() for name in files):
+                raise DataError(f"{folder} holds a sample set by now; leave --source out to take it")
+            for name, content in files.items():
+                write_atomically(folder / name, content)
     except OSError as error:
         raise storage_error(folder, error) from error
-    if folder.exists():
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-    else:
-        write_folder_atomically(folder, files)
 
 
 def _build_records(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:

@@ -7,7 +7,7 @@ It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where th
     <digest>/snapshot.json    format_version, digest, classes, num_train, num_validation, num_test, shape
     index/<fingerprint>.json  which snapshot the files of a source were frozen into, the data set's name, and what was
                               found while they were read
-    .lock                     held by the process that writes
+    .lock                     locked by the process that writes
 
 The fingerprint is over path, size, times and inode of each file of the source, the content of `metadata.json` and how
 images are read, so that a second run finds its snapshot without reading the source. What it finds is hashed again
@@ -17,14 +17,13 @@ before it is used. A store is made by the first snapshot, and goes with the last
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,14 +38,21 @@ from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.source import Source, find_source
 from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.extras import load_extra
-from image_classifier.storage import DISK, TEMPORARY_PREFIX, find_cache, storage_error, write_atomically
+from image_classifier.storage import (
+    DISK,
+    TEMPORARY_PREFIX,
+    find_cache,
+    lock,
+    storage_error,
+    temporary_folder,
+    write_atomically,
+)
 
 FORMAT_VERSION = 1
 IMAGE_SHAPE = (3, 32, 32)
 STORE = ".snapshots"
 
 _READER = 2  # goes up when a source is read differently than before, so that it is read again
-_TEMPORARY = TEMPORARY_PREFIX + "snapshot"
 _DAMAGED_PREFIX = "damaged-"
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -294,7 +300,9 @@ def prune(dataset_folder: Path | None) -> int:
 
 
 def _is_part_of_a_store(name: str) -> bool:
-    return name in ("index", _TEMPORARY) or re.fullmatch(f"({_DAMAGED_PREFIX})?[0-9a-f]{{64}}", name) is not None
+    if name == "index" or name.startswith(TEMPORARY_PREFIX):
+        return True
+    return re.fullmatch(f"({_DAMAGED_PREFIX})?[0-9a-f]{{64}}", name) is not None
 
 
 class _DamagedError(Exception):
@@ -413,22 +421,22 @@ def _lock_first(stores: list[Path]) -> Iterator[Path]:
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
     """Keep other writers out of a store; the lock goes with the process, and an empty store with the lock."""
-    lock = store / ".lock"
+    path = store / ".lock"
     while True:
         store.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:  # whoever held the lock has removed the store
             continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, path.parent)
         if os.fstat(descriptor).st_nlink:  # the file is still there
             break
         os.close(descriptor)
     try:
         yield
     finally:
-        if os.listdir(store) == [lock.name]:
-            DISK.remove(lock)
+        if os.listdir(store) == [path.name]:
+            DISK.remove(path)
             try:
                 os.rmdir(store)
             except OSError as error:  # the next process has made its lock in there by now, or has even removed it all
@@ -439,9 +447,8 @@ def _locked(store: Path) -> Iterator[None]:
 
 def _write_snapshot(store: Path, content: Content, title: str, expected: str | None = None) -> str:
     """Write a snapshot beside its place, then move it there, and return its digest."""
-    temporary = store / _TEMPORARY
-    DISK.remove(temporary)
-    try:
+    with temporary_folder(store) as folder:
+        temporary = folder / "snapshot"
         DISK.make_folder(temporary)
         counts = _write_arrays(temporary, content)
         check_counts(title, counts)
@@ -463,11 +470,10 @@ def _write_snapshot(store: Path, content: Content, title: str, expected: str | N
             DISK.sync(path)
         target = store / str(record["digest"])
         if not _is_whole(target):
-            DISK.rename(temporary, target)
+            with suppress(FileExistsError):  # without locks another process may have made it meanwhile
+                DISK.rename_new(temporary, target)
             DISK.sync(store)
         return target.name
-    finally:
-        DISK.remove(temporary)
 
 
 def _write_arrays(folder: Path, content: Content) -> dict[str, int]:

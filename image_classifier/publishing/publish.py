@@ -34,7 +34,7 @@ from image_classifier.serving.published import (
     describe_content,
     serialize_manifest,
 )
-from image_classifier.storage import DISK, Disk, remove_folder, written_beside
+from image_classifier.storage import DISK, Disk, locked_folder, storage_error, written_beside
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities
@@ -74,8 +74,19 @@ def publish(
 
     Raises:
         ImageClassifierError: the run is unfinished or was changed, its data is not there, the key is of another kind,
-            the network cannot be exported, or its answers are others; nothing is left of what was begun.
+            the network cannot be exported, or its answers are others, or another process publishes the run; nothing is
+            left of what was begun.
     """
+    run_files.check_finished(run)
+    busy = RunError(f"another process publishes {run}; wait for it, then see what is there")
+    try:
+        with locked_folder(run, busy):
+            return _publish(run, settings, say, disk)
+    except OSError as error:
+        raise storage_error(run, error) from error
+
+
+def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], disk: Disk) -> Path:
     folder = run / PUBLISHED
     record, manifest = _check_run(run)
     if folder.exists() and not settings.overwrite:
@@ -89,7 +100,7 @@ def publish(
 
     say("exporting the network")
     content = export_model(model, views=views, opset=settings.opset)
-    with written_beside(folder, disk) as temporary:
+    with written_beside(folder, disk, replace=settings.overwrite) as temporary:
         files = _Files(temporary, disk)
         files.write(MODEL, content)
 
@@ -152,8 +163,6 @@ def publish(
             say("signing it")
             sign(temporary)
         disk.sync(temporary)
-        if folder.exists():
-            remove_folder(folder, disk)
     return folder
 
 

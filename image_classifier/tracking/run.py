@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import io
 import json
@@ -22,7 +22,7 @@ from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
     Disk,
-    remove_folder,
+    locked_folder,
     storage_error,
     write_atomically,
     write_folder_atomically,
@@ -54,16 +54,35 @@ class RunFolder:
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self.path = path
         self.disk = disk
+        self._status = path.stat()
+
+    def check_place(self) -> None:
+        """Check that the path still names the folder that was opened: what follows would go into another run.
+
+        Raises:
+            RunError: it was moved, removed or replaced.
+        """
+        try:
+            is_there = os.path.samestat(self._status, self.path.stat())
+        except FileNotFoundError:
+            is_there = False
+        except OSError:  # the write that follows says it better
+            return
+        if not is_there:
+            raise RunError(
+                f"{self.path} was moved, removed or replaced while it was written to, so that nothing more is written; "
+                "put it back and continue with --resume"
+            )
 
     def write(self, name: str, content: bytes) -> str:
         """Write one of the run's files whole and durably; return its sha256."""
+        self.check_place()
         return write_atomically(self.path / name, content, self.disk)
 
     def write_folder(self, name: str, files: dict[str, bytes]) -> None:
         """Write a folder beside the run's files whole, in the place of an earlier one."""
-        if (self.path / name).exists():
-            remove_folder(self.path / name, self.disk)
-        write_folder_atomically(self.path / name, files, self.disk)
+        self.check_place()
+        write_folder_atomically(self.path / name, files, self.disk, replace=True)
 
     def write_json(self, name: str, value: Any) -> str:
         """Write a value as readable, strict JSON."""
@@ -71,6 +90,7 @@ class RunFolder:
 
     def append_line(self, name: str, value: dict[str, Any]) -> None:
         """Append a line of JSON to a growing file, whole or not at all; `sync_lines` makes it durable."""
+        self.check_place()
         path, size = self.path / name, 0
         try:
             size = path.stat().st_size if path.exists() else 0
@@ -82,6 +102,7 @@ class RunFolder:
 
     def sync_lines(self) -> dict[str, dict[str, Any]]:
         """Force the growing files onto the disk; return the size and sha256 of each, for a checkpoint to remember."""
+        self.check_place()
         try:
             paths = [self.path / name for name in (METRICS, CHAIN) if (self.path / name).exists()]
             for path in paths:
@@ -153,12 +174,13 @@ def open_run_folder(path: Path, *, resume: bool, disk: Disk = DISK) -> Iterator[
         RunError: it exists (or, to resume, does not, or is no run's), or another process is writing it.
         StorageError: the disk refuses.
     """
+    error = RunError(f"another process is training into {path}; wait for it, or choose another --run_name")
     with ExitStack() as stack:
         try:
             created = _find_resumable(path) if resume else _create_folders(path, disk)
-            stack.enter_context(_locked(path))
+            stack.enter_context(locked_folder(path, error))
             stack.callback(_remove_without_record, path, created)
-            for leftover in path.glob(f"{TEMPORARY_PREFIX}*"):
+            for leftover in path.glob(f"{TEMPORARY_PREFIX}*"):  # nobody else writes here: the lock is held
                 disk.remove(leftover)
         except FileExistsError as error:
             raise run_exists_error(path) from error
@@ -177,17 +199,31 @@ def _find_resumable(path: Path) -> list[Path]:
     return []
 
 
-def _create_folders(path: Path, disk: Disk) -> list[Path]:
-    """Create a folder and those missing above it, durably and all or none; return which, the outermost first."""
-    created = []
+def _create_folders(path: Path, disk: Disk, num_tries: int = 10) -> list[Path]:
+    """Create a folder and those missing above it, durably and all or none; return which, the outermost first.
+
+    Raises:
+        FileExistsError: the folder itself exists.
+    """
+    created: list[Path] = []
     try:
         for folder in (*reversed(path.parents), path):
-            if folder == path or not folder.exists():
+            if folder != path and folder.is_dir():
+                continue
+            try:
                 disk.make_folder(folder)
-                created.append(folder)
-                disk.sync(folder.parent)
-    except BaseException:
+            except FileExistsError as error:
+                if folder == path:
+                    raise
+                if not folder.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+                continue  # another process has made it at the same moment
+            created.append(folder)
+            disk.sync(folder.parent)
+    except BaseException as error:
         _remove_without_record(path, created)
+        if isinstance(error, FileNotFoundError) and num_tries > 1:  # another process has removed what it had made
+            return _create_folders(path, disk, num_tries - 1)
         raise
     return created
 
@@ -197,21 +233,6 @@ def _remove_without_record(path: Path, created: list[Path]) -> None:
         if not (path / RECORD).exists():
             for folder in reversed(created):
                 folder.rmdir()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other trainers out of a run folder; the lock dies with the process."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            advice = "wait for it, or choose another --run_name"
-            raise RunError(f"another process is training into {path}; {advice}") from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def run_exists_error(path: Path) -> RunError:

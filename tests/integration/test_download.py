@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.server
+import os
 import pty
 import re
 import resource
@@ -16,9 +18,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from image_classifier.data import download
 from image_classifier.data.download import ARCHIVES, Archive, UnreachableError, fetch_archive
 from image_classifier.errors import DownloadError, SettingsError, StorageError
 from tests.conftest import PROJECT
@@ -313,6 +317,30 @@ def test_two_at_once_do_not_mix(server: Server, target: Path) -> None:
         fetch(server, target)
     first.join()
     assert target.read_bytes() == CONTENT
+
+
+def test_who_comes_second_leaves_the_beginning_of_the_first_one(server: Server, target: Path) -> None:
+    part = target.with_name(f"{target.name}.part")
+    with open(part, "ab") as file:  # opened by the first one, and empty so far
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DownloadError, match="another process is downloading to"):
+            fetch(server, target)
+        assert part.exists() and os.path.samestat(part.stat(), os.fstat(file.fileno()))
+
+
+def test_who_opened_the_part_of_one_that_has_ended_takes_its_file(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that cannot continue would have it cut off, and the finished file with it."""
+    server.behaviour.ranges = False
+
+    def finish(descriptor: int, part: Path, *words: Any) -> None:
+        part.write_bytes(CONTENT)
+        part.rename(target)
+
+    monkeypatch.setattr(download, "lock", finish)
+    fetch(server, target)
+    assert target.read_bytes() == CONTENT and server.behaviour.requests == []
 
 
 def test_a_full_disk_leaves_nothing(server: Server, target: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_signal_at_any_call_of_a_save_is_deferred_to_the_end_of_the_next_step(
         next(i for i, path in enumerate(paths) if step in path) for step in ("step-00000020", "step-00000026")
     )
     numbers = [begin + 1 + i for i, path in enumerate(paths[begin:end]) if "step-000000" in path]
-    assert len(numbers) > 10  # of the new checkpoint and of the removal of the old one
+    assert len(numbers) >= 9  # of the new checkpoint and of the removal of the old one
     futures = [campaign.submit(try_signal, campaign.make_place(), campaign.reference, number) for number in numbers]
     assert {future.result().partition(";")[0] for future in futures} == {"stopped after step 21 of 26"}
 

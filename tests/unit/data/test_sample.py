@@ -11,7 +11,8 @@ import pytest
 
 from image_classifier.data.sample import CLASSES, draw_sample, write_sample
 from image_classifier.data.snapshot import load_snapshot
-from image_classifier.errors import SettingsError, StorageError
+from image_classifier.errors import DataError, SettingsError, StorageError
+from image_classifier.storage import locked_folder
 
 DIGEST = "8211832c239963764c088866198a2a177d1b7f39a866a7ee857f605d83c4a23b"
 
@@ -69,6 +70,20 @@ def test_it_is_written_beside_what_a_folder_holds(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine"
     assert json.loads((tmp_path / "metadata.json").read_bytes())["name"] == "sample"
     assert load_snapshot(tmp_path).num_train == 10
+
+
+def test_two_sets_in_one_folder_are_never_mixed(tmp_path: Path) -> None:
+    """Two processes that found the folder without a data set write to it, one after the other or at once."""
+    write_sample(tmp_path, num_train=10, num_test=5, seed=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(DataError, match="holds a sample set by now"):
+        write_sample(tmp_path, num_train=10, num_test=5, seed=2)
+    with locked_folder(tmp_path), pytest.raises(DataError, match="another process writes a data set to .*; wait"):
+        write_sample(tmp_path, num_train=10, num_test=5, seed=2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "test_batch.bin").unlink()  # what a killed process left is no set, and is written anew
+    write_sample(tmp_path, num_train=10, num_test=5, seed=2)
+    np.testing.assert_array_equal(load_snapshot(tmp_path).test[0], draw_sample(5, split=1, seed=2)[0])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from image_classifier.model.catalog import build_classifier
 from image_classifier.storage import FaultyDisk
 from image_classifier.tracking.checkpoint import Checkpoints, Model, load_model, load_state, serialize_model
 from image_classifier.tracking.run import RunFolder
+from tests.crash import is_harmless
 
 CLASSES = ("cat", "dog", "ship")
 
@@ -119,22 +121,23 @@ def test_other_folders_among_the_checkpoints_are_left_alone(checkpoints: Checkpo
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_save_that_fails_at_any_call_loses_nothing_and_leaves_nothing_begun(keep: int, tmp_path: Path) -> None:
-    def count_calls() -> int:
+    def list_calls() -> list[tuple[str, Path]]:
         checkpoints = Checkpoints(tmp_path / "count")
         save(checkpoints, 1, 2)
         checkpoints.disk = disk = FaultyDisk(refuse, 0)
         save(checkpoints, 3, keep=keep)
-        return len(disk.calls)
+        return disk.calls
 
-    num_calls = count_calls()
-    assert num_calls >= 9
+    calls = list_calls()
+    assert len(calls) >= 9
     newest = set()
-    for number in range(1, num_calls + 1):
+    for number, last_call in enumerate(calls, start=1):
         for partly in (False, True):
             checkpoints = Checkpoints(tmp_path / f"{number} {partly}")
             save(checkpoints, 1, 2)
             checkpoints.disk = FaultyDisk(refuse, number, partly=partly)
-            with pytest.raises(StorageError, match=r"^cannot \w+ .*: No space left on device; free some space$"):
+            refusal = pytest.raises(StorageError, match=r"^cannot \w+ .*: No space left on device; free some space$")
+            with nullcontext() if is_harmless(*last_call) else refusal:
                 save(checkpoints, 3, keep=keep)
             steps = checkpoints.list_steps()
             assert steps[-2:] in ([1, 2], [2, 3]) or steps == [3]

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from image_classifier.errors import RunError, StorageError
-from image_classifier.storage import FaultyDisk
+from image_classifier.storage import Disk, FaultyDisk
 from image_classifier.tracking.run import (
     CHAIN,
     METRICS,
@@ -65,8 +66,8 @@ def test_a_beginning_that_the_disk_refuses_at_any_call_leaves_nothing(tmp_path: 
             folder.write_json(RECORD, {"format_version": 1})
 
     begin(unharmed := FaultyDisk(refuse, 0))
-    assert [name for name, _ in unharmed.calls].count("make_folder") == 3
-    for number in range(1, len(unharmed.calls)):  # all but the last, after which the record is there
+    assert [name for name, _ in unharmed.calls].count("make_folder") == 3 + 1
+    for number in range(1, len(unharmed.calls) - 1):  # at the last two the record is there
         shutil.rmtree(tmp_path / "experiments", ignore_errors=True)
         with pytest.raises(StorageError, match=r"^cannot write .*run.*: No space left on device; free some space$"):
             begin(FaultyDisk(refuse, number, partly=True))
@@ -83,9 +84,66 @@ def test_a_folder_that_exists_is_refused_with_the_advice_that_fits(tmp_path: Pat
     assert (run / RECORD).exists()
 
 
-def test_a_file_in_the_place_of_a_folder_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "experiments").write_text("not a folder")
-    with pytest.raises(StorageError, match="Not a directory"):
+class SharedDisk(Disk):
+    """A disk on which another process makes, or removes, a folder just before this one makes one."""
+
+    def __init__(self, others: dict[str, Callable[[Path], object]]) -> None:
+        self.others = others
+
+    def make_folder(self, path: Path) -> None:
+        self.others.pop(path.name, Path.exists)(path)
+        super().make_folder(path)
+
+
+def test_two_that_begin_the_first_runs_of_an_experiment_do_not_hinder_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "experiments" / "experiment" / "run"
+    others: dict[str, Callable[[Path], object]] = {name: Path.mkdir for name in ("experiments", "experiment")}
+    with open_run_folder(path, resume=False, disk=SharedDisk(others)) as folder:  # makes its own alone
+        assert not others
+    assert path.parent.is_dir() and not path.exists()
+
+    path.parent.rmdir()
+    others["run"] = lambda path: path.parent.rmdir()  # the other one failed, and removed what it had made
+    with open_run_folder(path, resume=False, disk=SharedDisk(others)) as folder:
+        folder.write_json(RECORD, {"format_version": 1})
+    assert not others and (path / RECORD).is_file()
+
+
+def test_two_that_begin_one_run_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "experiments" / "experiment" / "run"
+    with pytest.raises(RunError, match="the run folder .* exists already; choose another --run_name"):
+        with open_run_folder(path, resume=False, disk=SharedDisk({"run": Path.mkdir})):
+            pass
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fate", ["moved", "removed", "replaced"])
+def test_nothing_is_written_into_what_took_the_place_of_a_run(fate: str, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with open_run_folder(path, resume=False) as folder:
+        folder.write_json(RECORD, {"format_version": 1})
+        shutil.rmtree(path) if fate == "removed" else path.rename(tmp_path / "elsewhere")
+        if fate == "replaced":
+            path.mkdir()
+        writes: list[Callable[[], object]] = [
+            lambda: folder.write("model.pth", b""),
+            lambda: folder.write_folder("profile", {}),
+            lambda: folder.append_line(METRICS, {}),
+            folder.sync_lines,
+        ]
+        for write in writes:
+            with pytest.raises(RunError, match=f"{path} was moved, removed or replaced .*; put it back"):
+                write()
+        assert not path.exists() or list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_a_file_in_the_place_of_a_folder_is_reported(kind: str, tmp_path: Path) -> None:
+    if kind == "file":
+        (tmp_path / "experiments").write_text("not a folder")
+    else:
+        (tmp_path / "experiments").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StorageError, match="Not a directory; a file, or a link to nothing, is where a folder must be"):
         with open_run_folder(tmp_path / "experiments" / "experiment" / "run", resume=False):
             pass
 
