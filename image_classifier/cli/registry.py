@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
 from image_classifier.cli.table import format_table, make_printable
-from image_classifier.errors import SettingsError
+from image_classifier.config import DatabaseAccess
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from image_classifier.publishing.registry import Registry
+    from image_classifier.publishing.registry import Proof, Registry
 
 GITHUB_ISSUER = "https://token.actions.githubusercontent.com"
 
@@ -41,6 +43,29 @@ def _add_key(parser: ArgumentParser) -> None:
     )
 
 
+def _add_proof(parser: ArgumentParser) -> None:
+    _add_key(parser)
+    parser.add_argument(
+        "--dataset_folder",
+        type=Path | None,
+        default=None,
+        help="the data set that the model was tested on, or db:NAME@VERSION, to compute its answers; "
+        f"by default {DatabaseAccess().dataset_folder}, but with --public_key the signer is believed",
+    )
+    add_access_options(parser)
+
+
+def _build_proof(arguments: Namespace) -> Proof:
+    from image_classifier.publishing.registry import Proof
+
+    return Proof(
+        public_key=arguments.public_key,
+        dataset_folder=arguments.dataset_folder,
+        access=build_access(arguments, DatabaseAccess().dataset_folder),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+
+
 def _open(arguments: Namespace) -> Registry:
     from image_classifier.publishing.registry import Registry
 
@@ -53,17 +78,17 @@ def _add(argv: Sequence[str] | None) -> int:
     parser.add_argument("run", type=Path, help="folder of a published run, or of the published model in it")
     parser.add_argument("--name", type=str | None, default=None, help="of the model; the experiment's by default")
     parser.add_argument("--alias", type=str | None, default=None, help="alias to point to it, such as challenger")
-    _add_key(parser)
+    _add_proof(parser)
     arguments = parse_arguments(parser, argv)
 
-    from image_classifier.publishing.registry import CHAMPION
     from image_classifier.serving.published import find_published, read_manifest
 
-    if arguments.alias == CHAMPION:
-        raise SettingsError(f"--alias {CHAMPION} is given by: registry promote NAME/VERSION")
     folder = find_published(arguments.run)
     name = arguments.name or read_manifest(folder)["experiment_name"]
-    version = _open(arguments).add(folder, name, alias=arguments.alias, public_key=arguments.public_key)
+    proof = _build_proof(arguments)
+    version = _open(arguments).add(folder, name, alias=arguments.alias, proof=proof)
+    if version.unchecked:
+        proof.say(f"note: its accuracy was not checked: {version.unchecked}")
     print(f"{version.name}/{version.number}")
     return ExitStatus.DONE
 
@@ -83,14 +108,15 @@ def _list(argv: Sequence[str] | None) -> int:
     else:
         heading = ["model", "version", "aliases", "run", "accuracy"]
         lines = [
-            [v.name, v.number, ", ".join(v.aliases), v.tags.get("run", ""), _format_accuracy(v.tags)] for v in versions
+            [v.name, v.number, ", ".join(v.aliases), v.tags.get("run", ""), _format_accuracy(v.accuracy)]
+            for v in versions
         ]
         print(format_table([heading, *lines], num_left=4) if versions else "no model is registered")
     return ExitStatus.DONE
 
 
-def _format_accuracy(tags: dict[str, str]) -> str:
-    return f"{100 * float(tags['accuracy']):.2f} %" if "accuracy" in tags else "-"
+def _format_accuracy(accuracy: float | None) -> str:
+    return "unchecked" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
 def _promote(argv: Sequence[str] | None) -> int:
@@ -102,11 +128,14 @@ def _promote(argv: Sequence[str] | None) -> int:
     parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
     parser.add_argument("--alias", type=str, default="champion", help="the alias to point to it")
     parser.add_argument("--allow_loss", action="store_true", help="promote it although it is worse, or not comparable")
-    _add_key(parser)
+    _add_proof(parser)
     arguments = parse_arguments(parser, argv)
+    proof = _build_proof(arguments)
     promotion = _open(arguments).promote(
-        arguments.reference, alias=arguments.alias, allow_loss=arguments.allow_loss, public_key=arguments.public_key
+        arguments.reference, alias=arguments.alias, allow_loss=arguments.allow_loss, proof=proof
     )
+    if promotion.unchecked:
+        proof.say(f"note: it was not checked: {promotion.unchecked}")
     comparison = f"; it was {promotion.former}" if promotion.former else ""
     if promotion.difference is not None:
         comparison += f", {100 * promotion.difference:+.2f} points of accuracy (p = {promotion.p_value:.2g})"
@@ -148,25 +177,26 @@ def _check(argv: Sequence[str] | None) -> int:
     from image_classifier.serving.published import (
         SIGNATURE,
         check_identity_signature,
-        check_published,
         find_published,
+        read_published,
     )
 
     if Path(arguments.reference).exists():
         folder = find_published(Path(arguments.reference))
     else:
         folder, _ = _open(arguments).resolve(arguments.reference)
-    manifest = check_published(folder, arguments.public_key)
+    published = read_published(folder, arguments.public_key)
     if arguments.identity is not None:
-        check_identity_signature(folder, arguments.identity, arguments.issuer, arguments.trust_config)
+        check_identity_signature(folder, published, arguments.identity, arguments.issuer, arguments.trust_config)
     signers = [str(signer) for signer in (arguments.public_key, arguments.identity) if signer is not None]
     if signers:
         signature = f"signed by {' and '.join(signers)}"
-    elif (folder / SIGNATURE).exists():
+    elif SIGNATURE in published.files:
         signature = "signed, by whom was not asked: give --public_key or --identity"
     else:
         signature = "not signed"
-    print(f"INTACT\n  {len(manifest['files'])} files are as the manifest has them\n  {make_printable(signature)}")
+    num_files = len(published.manifest["files"])
+    print(f"INTACT\n  {num_files} files are as the manifest has them\n  {make_printable(signature)}")
     return ExitStatus.DONE
 
 

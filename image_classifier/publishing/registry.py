@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import shutil
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from image_classifier.errors import ModelError, RegistryError, SettingsError
-from image_classifier.serving.published import check_published, read_manifest
-from image_classifier.storage import find_cache, written_beside
+from image_classifier.config import DatabaseAccess
+from image_classifier.data.snapshot import load_snapshot
+from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
+from image_classifier.publishing.evidence import Evidence, check_claims, check_data, compute_evidence, read_claims
+from image_classifier.serving.published import Published, check_published, read_published, write_published
+from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
 from image_classifier.tracking.store import Store
 
 CHAMPION = "champion"
-"""The alias that `promote` points to the version to be served."""
+"""The alias that `promote` points to the version to be served, and nothing else does."""
 EXPERIMENT = "published models"
 """Of MLflow, whose runs hold the files of the versions."""
 
 _ARTIFACTS = "model"
 _NAME = re.compile(r"[A-Za-z0-9][\w. -]{0,99}", re.ASCII)
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/.][^@/]*)(?:@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))")
+_ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_CHECKED_BY = "checked_by"
+"""The tag that says how the accuracy of a version is known; without it nobody has checked the accuracy."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,9 @@ class Version:
     Attributes:
         number: as MLflow counts.
         aliases: that point to it.
-        tags: run, data digest, accuracy and digest of the manifest of the published folder.
+        tags: run, data digest and digest of the manifest of the published folder; accuracy, if it was checked.
         run_id: MLflow's run that holds its files.
+        unchecked: why its figures could not be checked when it was added, "" where they were.
     """
 
     name: str
@@ -44,6 +53,57 @@ class Version:
     aliases: tuple[str, ...]
     tags: dict[str, str]
     run_id: str
+    unchecked: str = ""
+
+    @property
+    def title(self) -> str:
+        """What to call it in a message."""
+        return f"{self.name} version {self.number}"
+
+    @property
+    def accuracy(self) -> float | None:
+        """The accuracy on the test set, None where nobody has checked it."""
+        return float(self.tags["accuracy"]) if self.tags.get(_CHECKED_BY) and "accuracy" in self.tags else None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """By what the figures of a model are to be checked.
+
+    Attributes:
+        public_key: PEM file of the key that it must be signed by.
+        dataset_folder: the data set that its answers are computed on, or db:NAME@VERSION. None takes the usual folder;
+            but with a key the signer is believed, who has computed them to publish.
+        access: how the database is reached.
+        say: told of what takes time.
+    """
+
+    public_key: Path | None = None
+    dataset_folder: Path | None = None
+    access: DatabaseAccess = DatabaseAccess()
+    say: Callable[[str], None] = lambda line: None
+
+    @property
+    def believes_signer(self) -> bool:
+        """Whether a signature is enough."""
+        return self.public_key is not None and self.dataset_folder is None
+
+    def gather(self, title: str, published: Published) -> Evidence:
+        """Compute how a model does, or believe its signer.
+
+        Raises:
+            DataError: the data is not there, or is other data.
+            ModelError: the model cannot be computed.
+        """
+        if self.believes_signer:
+            return read_claims(title, published)
+        snapshot = load_snapshot(self.dataset_folder or DatabaseAccess().dataset_folder, self.access)
+        check_data(title, published, snapshot)
+        self.say(f"computing the answers of {title} to {len(snapshot.test[1]):,} images")
+        return compute_evidence(title, published, snapshot)
+
+
+_USUAL = Proof()
 
 
 @dataclass(frozen=True)
@@ -54,6 +114,7 @@ class Promotion:
         former: number of the version that the alias pointed to, None if there was none.
         difference: of accuracy, new minus former.
         p_value: of McNemar's test on the same test images; both are None where there is nothing to compare.
+        unchecked: why the figures of the new version could not be checked, "" where they were.
     """
 
     name: str
@@ -62,6 +123,7 @@ class Promotion:
     former: str | None = None
     difference: float | None = None
     p_value: float | None = None
+    unchecked: str = ""
 
 
 class Registry:
@@ -74,42 +136,66 @@ class Registry:
     def __init__(self, tracking_uri: str | None = None, experiments_folder: Path = Path("experiments")) -> None:
         self._store = Store(tracking_uri, experiments_folder)
 
-    def add(self, folder: Path, name: str, *, alias: str | None = None, public_key: Path | None = None) -> Version:
+    def add(self, folder: Path, name: str, *, alias: str | None = None, proof: Proof = _USUAL) -> Version:
         """Register a published folder as the next version of a model, with an alias where one is given.
 
+        What is registered are the bytes that were checked, and nothing that the manifest does not name. Its figures
+        are registered if they could be checked; where the usual data set is not there they are left out.
+
         Raises:
-            ModelError: a file was changed, or the key's signature is missing.
+            ModelError: a file was changed, the key's signature is missing, or the figures are not what is claimed.
+            DataError: the data set that the proof names is not there, or is another.
             RegistryError: the registry cannot be reached or refuses.
-            SettingsError: the name is none that a registry takes.
+            SettingsError: the name or the alias is none that a registry takes, or is the champion's.
         """
         if not _NAME.fullmatch(name):
             raise SettingsError(f"--name takes letters, digits, spaces, and _ . - (at most 100), got: {name!a}")
-        manifest = check_published(folder, public_key)
+        if alias is not None:
+            check_alias(alias)
+            if alias == CHAMPION:
+                raise SettingsError(f"--alias {CHAMPION} is given by: registry promote NAME/VERSION")
+        published = read_published(folder, proof.public_key)
+        evidence, reason = self._gather(str(folder), published, proof)
+        manifest = published.manifest
         tags = {
             "run": f"{manifest['experiment_name']}/{manifest['run_name']}",
             "data_digest": manifest["data_digest"],
-            "weights_digest": manifest["weights_digest"],
+            "weights_digest": str(manifest.get("weights_digest")),
             "manifest_digest": manifest["digest"],
-            "accuracy": repr(manifest["metrics"]["accuracy"]),
-            "views": manifest["views"],
+            "views": str(manifest.get("views")),
         }
-        with self._store.open(f"register {name!r}") as client:
-            _create_model(client, name)
-            run = client.create_run(self._store.get_experiment_id(EXPERIMENT), run_name=name, tags=tags)
-            run_id = run.info.run_id
-            try:
-                for metric, value in manifest["metrics"].items():
-                    client.log_metric(run_id, metric, float(value))
-                client.log_artifacts(run_id, str(folder), _ARTIFACTS)
-                source = f"{run.info.artifact_uri}/{_ARTIFACTS}"
-                version = client.create_model_version(name, source, run_id, tags=tags)
-            except BaseException:
-                client.set_terminated(run_id, "FAILED")
+        tags |= _describe(evidence) if evidence else {}
+        with tempfile.TemporaryDirectory(prefix="image-classifier-") as copy:
+            write_published(Path(copy), published)
+            with self._store.open(f"register {name!r}") as client:
+                _create_model(client, name)
+                run = client.create_run(self._store.get_experiment_id(EXPERIMENT), run_name=name, tags=tags)
+                run_id = run.info.run_id
+                try:
+                    for metric, value in evidence.metrics.items() if evidence else ():
+                        client.log_metric(run_id, metric, float(value))
+                    client.log_artifacts(run_id, copy, _ARTIFACTS)
+                    source = f"{run.info.artifact_uri}/{_ARTIFACTS}"
+                    version = client.create_model_version(name, source, run_id, tags=tags)
+                except BaseException:
+                    with suppress(Exception):  # what went wrong first is what the user must hear
+                        client.set_terminated(run_id, "FAILED")
+                    raise
+                client.set_terminated(run_id, "FINISHED")
+                if alias is not None:
+                    client.set_registered_model_alias(name, alias, str(version.version))
+        return Version(name, str(version.version), () if alias is None else (alias,), tags, run_id, reason)
+
+    def _gather(self, title: str, published: Published, proof: Proof) -> tuple[Evidence | None, str]:
+        """Gather evidence and hold the manifest against it; else say why there is none, if nobody named the data."""
+        try:
+            evidence = proof.gather(title, published)
+        except DataError as error:
+            if proof.dataset_folder is not None:
                 raise
-            client.set_terminated(run_id, "FINISHED")
-            if alias is not None:
-                client.set_registered_model_alias(name, alias, str(version.version))
-            return Version(name, str(version.version), () if alias is None else (alias,), tags, run_id)
+            return None, str(error)
+        check_claims(title, published, evidence)
+        return evidence, ""
 
     def list(self, name: str | None = None) -> list[Version]:
         """List all versions, by name and number.
@@ -150,39 +236,77 @@ class Registry:
         )
 
     def promote(
-        self, reference: str, *, alias: str = CHAMPION, allow_loss: bool = False, public_key: Path | None = None
+        self, reference: str, *, alias: str = CHAMPION, allow_loss: bool = False, proof: Proof = _USUAL
     ) -> Promotion:
         """Point an alias to a version, if that is not significantly worse than the one that it points to.
 
-        Both are compared by McNemar's test on the images of the test set, image by image.
+        Both are compared by McNemar's test on the images of the test set, image by image. The answers are computed
+        here, or believed where a trusted key has signed both.
 
         Raises:
-            RegistryError: the version loses significantly, or was tested on other data, and that is not allowed.
-            ModelError: the files of a version are not what was registered.
+            RegistryError: the version loses significantly, or was tested on other data, or cannot be checked without
+                the data, and that is not allowed; or another process has moved the alias meanwhile.
+            ModelError: the files of a version are not what was registered, or its manifest claims what it is not.
+            DataError: the data set that the proof names is not there, or is another.
+            SettingsError: the alias is none that a registry takes.
         """
+        check_alias(alias)
         version = self.find(reference)
-        manifest = self._load_manifest(version, public_key)
-        former = next((other for other in self.list(version.name) if alias in other.aliases), None)
-        promotion = Promotion(version.name, version.number, alias, former.number if former else None)
-        if former is not None and former.number != version.number:
-            champion = self._load_manifest(former)
-            if champion["data_digest"] == manifest["data_digest"]:
-                difference, p_value = compare_answers(champion, manifest)
-                promotion = Promotion(version.name, version.number, alias, former.number, difference, p_value)
+        published = self._load(version, proof.public_key)
+        former = self._find_alias(version.name, alias)
+        evidence, reason = self._gather(version.title, published, proof)
+        if evidence is None and not allow_loss:
+            raise RegistryError(
+                f"{version.title} cannot be checked: {reason}. Name the data with --dataset_folder, or the key of who "
+                "signed it with --public_key; --allow_loss promotes it unchecked"
+            )
+        promotion = Promotion(version.name, version.number, alias, former.number if former else None, unchecked=reason)
+        if former is not None and former.number != version.number and evidence is not None:
+            try:
+                difference, p_value = self._compare(former, published, evidence, proof)
+            except ImageClassifierError:
+                if not allow_loss:
+                    raise
+            else:
+                promotion = replace(promotion, difference=difference, p_value=p_value)
                 if difference < 0 and p_value < 1 - CONFIDENCE and not allow_loss:
                     raise RegistryError(
-                        f"{version.name} version {version.number} is worse than the {alias}, version {former.number}, "
+                        f"{version.title} is worse than the {alias}, version {former.number}, "
                         f"by {-100 * difference:.2f} points of accuracy (p = {p_value:.2g}, McNemar's test on "
-                        f"{manifest['metrics']['num_images']:,} images); --allow_loss promotes it all the same"
+                        f"{len(evidence.right):,} images); --allow_loss promotes it all the same"
                     )
-            elif not allow_loss:
-                raise RegistryError(
-                    f"{version.name} version {version.number} and the {alias}, version {former.number}, were tested on "
-                    "different data, so that nothing says which is better; --allow_loss promotes it all the same"
-                )
         with self._store.open(f"promote {version.name!r}") as client:
+            model = client.get_registered_model(version.name)
+            if str(model.aliases.get(alias, "")) != (former.number if former else ""):
+                raise RegistryError(
+                    f"{version.name}@{alias} was moved meanwhile; start again to compare with what it is"
+                )
+            for name, value in (_describe(evidence) if evidence else {}).items():
+                client.set_model_version_tag(version.name, version.number, name, value)
             client.set_registered_model_alias(version.name, alias, version.number)
         return promotion
+
+    def _compare(self, former: Version, published: Published, evidence: Evidence, proof: Proof) -> tuple[float, float]:
+        """Compare a model with the one before: the difference of accuracy, new minus former, and its p-value."""
+        key = proof.public_key if proof.believes_signer else None
+        try:
+            champion = self._load(former, key)
+        except ModelError as error:
+            raise ModelError(f"{former.title}, to compare with: {error}; --allow_loss promotes without") from error
+        if champion.manifest["data_digest"] != published.manifest["data_digest"]:
+            raise RegistryError(
+                f"the new version and {former.title} were tested on different data, so that nothing says which is "
+                "better; --allow_loss promotes it all the same"
+            )
+        known = proof.gather(former.title, champion)
+        try:
+            check_claims(former.title, champion, known)
+        except ModelError as error:  # its answers count, which were computed, and not its claims
+            logger.warning("%s", error)
+        return compare_answers(known, evidence)
+
+    def _find_alias(self, name: str, alias: str) -> Version | None:
+        return next((version for version in self.list(name) if alias in version.aliases), None)
 
     def resolve(
         self, reference: str, cache: Path | None = None, *, public_key: Path | None = None
@@ -203,37 +327,62 @@ class Registry:
         cache = cache or find_cache()
         if cache is None:
             raise SettingsError("there is no home to keep models in; set IMAGE_CLASSIFIER_CACHE to a folder")
+        if not version.number.isdecimal():
+            raise RegistryError(f"{self._store.uri} gives {version.name} the version {version.number!a}, which is none")
         folder = cache / "models" / version.name / f"{version.number}-{digest[:12]}"
         if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with written_beside(folder) as temporary, self._store.open(f"fetch {reference}") as client:
-                temporary.mkdir()
-                fetched = Path(client.download_artifacts(version.run_id, _ARTIFACTS, str(temporary)))
-                for file in fetched.iterdir():
-                    shutil.move(file, temporary / file.name)
-                fetched.rmdir()
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with locked_folder(folder.parent):
+                    if not folder.is_dir():  # by now: another process may have fetched it meanwhile
+                        self._fetch(version, folder)
+            except OSError as error:
+                raise storage_error(folder, error) from error
         try:
             if check_published(folder, public_key)["digest"] != digest:
-                raise ModelError(f"{folder} is not what was registered as {version.name} version {version.number}")
+                raise ModelError(f"{folder} is not what was registered as {version.title}")
         except ModelError as error:
             raise ModelError(f"{error}; remove {folder} to fetch it again") from error
         return folder, version
 
-    def _load_manifest(self, version: Version, public_key: Path | None = None) -> dict[str, Any]:
-        folder, _ = self.resolve(f"{version.name}/{version.number}", public_key=public_key)
-        return read_manifest(folder)
+    def _fetch(self, version: Version, folder: Path) -> None:
+        with (
+            written_beside(folder, replace=False) as temporary,
+            self._store.open(f"fetch {version.name}/{version.number}") as client,
+        ):
+            client.download_artifacts(version.run_id, _ARTIFACTS, str(temporary.parent))
+            (temporary.parent / _ARTIFACTS).rename(temporary)
+
+    def _load(self, version: Version, public_key: Path | None = None) -> Published:
+        folder, _ = self.resolve(f"{version.name}/{version.number}")
+        published = read_published(folder, public_key)
+        if published.manifest["digest"] != version.tags["manifest_digest"]:
+            raise ModelError(f"{folder} is not what was registered as {version.title}; remove it to fetch it again")
+        return published
 
 
-def compare_answers(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float]:
-    """Compare two published models on one test set by their manifests: the difference of accuracy, and its p-value."""
-    rights = [_unpack_bits(manifest) for manifest in (first, second)]
-    only_first, only_second = int((rights[0] & ~rights[1]).sum()), int((rights[1] & ~rights[0]).sum())
-    return (only_second - only_first) / len(rights[0]), compute_mcnemar_test(only_first, only_second)
+def check_alias(alias: str) -> None:
+    """Check that an alias is one, and no other spelling of the champion's, which some databases take for the same.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not _ALIAS.fullmatch(alias):
+        raise SettingsError(f"--alias takes letters, digits and _ . - (at most 100), got: {alias!a}")
+    if alias.lower() == CHAMPION and alias != CHAMPION:
+        raise SettingsError(f"--alias {alias} is another spelling of {CHAMPION}; choose that, or another")
 
 
-def _unpack_bits(manifest: dict[str, Any]) -> NDArray[np.bool_]:
-    packed = np.frombuffer(bytes.fromhex(manifest["right"]), np.uint8)
-    return np.unpackbits(packed, count=manifest["metrics"]["num_images"]).astype(bool)
+def compare_answers(first: Evidence, second: Evidence) -> tuple[float, float]:
+    """Compare two models on one test set: the difference of accuracy, second minus first, and its p-value."""
+    if len(first.right) != len(second.right):
+        raise ModelError("the two models answer different numbers of images; publish both runs again")
+    only_first, only_second = int((first.right & ~second.right).sum()), int((second.right & ~first.right).sum())
+    return (only_second - only_first) / len(first.right), compute_mcnemar_test(only_first, only_second)
+
+
+def _describe(evidence: Evidence) -> dict[str, str]:
+    return {"accuracy": repr(evidence.metrics["accuracy"]), _CHECKED_BY: evidence.source}
 
 
 def _create_model(client: Any, name: str) -> None:

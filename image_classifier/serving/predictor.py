@@ -23,10 +23,10 @@ from image_classifier.serving.published import (
     INT8_MODEL,
     MANIFEST,
     MODEL,
-    check_published,
     one_line,
     read_file,
     read_manifest,
+    read_published,
 )
 
 INPUT, OUTPUT = "images", "probabilities"
@@ -140,6 +140,18 @@ def load_predictor(
         SettingsError: the key is of another kind, or ONNX Runtime is not installed.
     """
     content = _read_model(path, public_key, precision)
+    return build_predictor(content, path, num_threads=num_threads, num_lone_threads=num_lone_threads, version=version)
+
+
+def build_predictor(
+    content: bytes, path: Path, *, num_threads: int = 0, num_lone_threads: int = 0, version: str | None = None
+) -> Predictor:
+    """Build a predictor from the content of an ONNX file; the arguments are those of `load_predictor`.
+
+    Raises:
+        ModelError: it is of a later format, or cannot be computed here.
+        SettingsError: ONNX Runtime is not installed.
+    """
     runtime = load_extra("onnxruntime", "serve")
     num_threads = num_threads or len(os.sched_getaffinity(0))
     try:
@@ -166,10 +178,11 @@ def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision
         raise ModelError(f"there is no published model {path}; publish a run first")
     folder, name = (path, INT8_MODEL if precision == "int8" else MODEL) if path.is_dir() else (path.parent, path.name)
     if path.is_dir() or public_key is not None or (folder / MANIFEST).is_file():
-        manifest = check_published(folder, public_key) if path.is_dir() or public_key else read_manifest(folder)
+        whole = read_published(folder, public_key) if path.is_dir() or public_key else None
+        manifest = whole.manifest if whole else read_manifest(folder)
         if name not in manifest["files"]:
             raise ModelError(f"{folder} was published without {name}; choose --precision fp32")
-        return read_file(folder, name, manifest)
+        return whole.files[name] if whole else read_file(folder, name, manifest)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -13,8 +13,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import stat
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +38,10 @@ MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
 PUBLISHED = "published"
 """Name of the folder in that of the run."""
+
+MAX_BYTES = 2**31
+"""No file of a published model is larger: ONNX has no larger ones."""
+_NUM_TRIES = 20  # to read a folder that is replaced meanwhile
 
 _NEEDS = ("experiment_name", "run_name", "data_digest", "classes", "files", "digest")
 
@@ -65,17 +76,31 @@ def describe_content(content: bytes) -> dict[str, Any]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+@dataclass(frozen=True)
+class Published:
+    """A published model as it was read, all of it at one moment.
+
+    Attributes:
+        files: content by name, of each file of the manifest, of the manifest, and of the signature if there is one.
+    """
+
+    manifest: dict[str, Any]
+    files: dict[str, bytes]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a published model.
 
     Raises:
         ModelError: it is missing, changed, or of a later format.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         raise ModelError(f"{folder} is no published model: it has no {MANIFEST}; make one with: publish RUN")
+    return _parse_manifest(_read_bytes(folder / MANIFEST), folder / MANIFEST)
+
+
+def _parse_manifest(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        raw = path.read_bytes()
         manifest: dict[str, Any] = json.loads(raw)
         version = int(manifest["format_version"])
         if version > FORMAT_VERSION:
@@ -84,7 +109,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             )
         if any(key not in manifest for key in _NEEDS) or serialize_manifest(manifest) != raw:
             raise ValueError("its content does not have the digest that it names")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if not isinstance(manifest["files"], dict):
+            raise ValueError("its files are no files by name")
+        for name in manifest["files"]:
+            if not name or not name.isprintable() or "/" in name or name in (".", "..", MANIFEST, SIGNATURE):
+                raise ValueError(f"{name!a} is no name of a file in it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} was changed or is damaged: {error}; publish the run again") from error
     return manifest
 
@@ -95,36 +125,77 @@ def read_file(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
     Raises:
         ModelError: it is not.
     """
-    path = folder / name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}; publish the run again") from error
+    content = _read_bytes(folder / name)
     if describe_content(content) != manifest["files"].get(name):
-        raise ModelError(f"{path} was changed after it was published: it is not what {MANIFEST} says; publish again")
+        raise ModelError(
+            f"{folder / name} was changed after it was published: it is not what {MANIFEST} says; publish again"
+        )
     return content
 
 
-def check_published(folder: Path, public_key: Path | None = None) -> dict[str, Any]:
-    """Check every file of a published model against its manifest, and all against the signature; return the manifest.
+def _read_bytes(path: Path) -> bytes:
+    """Read a file whole that is a file, and no pipe that would be waited for or device without end."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            if status.st_size > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES:,} bytes")
+            return file.read()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; publish the run again") from error
+
+
+def read_published(folder: Path, public_key: Path | None = None) -> Published:
+    """Read a published model whole; hold its files against its manifest, and all against its signature.
+
+    A folder that is published anew meanwhile is read again, so that what is returned is the old or the new one.
 
     Args:
         public_key: PEM file of the elliptic curve key that the model must be signed by; None checks no signature.
 
     Raises:
-        ModelError: a file is missing or was changed, or the signature is missing, another's, or of other content.
+        ModelError: a file is missing, was changed or is not in the manifest, or the signature is missing, another's,
+            or of other content.
         SettingsError: the key cannot be read, or is of another kind.
     """
-    manifest = read_manifest(folder)
-    for name in manifest["files"]:
-        read_file(folder, name, manifest)
-    if public_key is not None:
-        check_signature(folder, public_key)
-    return manifest
+    for number in range(1, _NUM_TRIES + 1):
+        manifest = read_manifest(folder)
+        try:
+            files = {MANIFEST: serialize_manifest(manifest)}
+            files |= {name: read_file(folder, name, manifest) for name in manifest["files"]}
+            if os.path.lexists(folder / SIGNATURE):
+                files[SIGNATURE] = _read_bytes(folder / SIGNATURE)
+            _check_names(folder, manifest)
+            published = Published(manifest, files)
+            if public_key is not None:
+                check_signature(folder, published, public_key)
+            return published
+        except ModelError:
+            if number == _NUM_TRIES or read_manifest(folder) == manifest:
+                raise
+            time.sleep(0.02)
+    raise AssertionError
 
 
-def check_signature(folder: Path, public_key: Path) -> None:
-    """Check that a published model was signed, as it is, by the owner of a key.
+def _check_names(folder: Path, manifest: dict[str, Any]) -> None:
+    known = {MANIFEST, SIGNATURE, *manifest["files"]}
+    unknown = sorted(name for name in os.listdir(folder) if name not in known)
+    if unknown:
+        raise ModelError(
+            f"{folder} holds {unknown[0]!a}, which its {MANIFEST} does not name: nobody knows where that is from; "
+            "remove it, or publish again"
+        )
+
+
+def check_published(folder: Path, public_key: Path | None = None) -> dict[str, Any]:
+    """Check a published model as `read_published` does, and return the manifest."""
+    return read_published(folder, public_key).manifest
+
+
+def check_signature(folder: Path, published: Published, public_key: Path) -> None:
+    """Check that a published model was signed, as it was read, by the owner of a key.
 
     Raises:
         ModelError: there is no signature, it is another's, or a file is not what was signed.
@@ -135,11 +206,13 @@ def check_signature(folder: Path, public_key: Path) -> None:
         verifier = with_signing.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:
         raise SettingsError(f"{public_key} is no public key that can verify: {one_line(error)}") from error
-    _verify(folder, verifier, public_key)
+    _verify(folder, published, verifier, public_key)
 
 
-def check_identity_signature(folder: Path, identity: str, issuer: str, trust_config: Path | None = None) -> None:
-    """Check that a published model was signed, as it is, by an identity that Sigstore has vouched for.
+def check_identity_signature(
+    folder: Path, published: Published, identity: str, issuer: str, trust_config: Path | None = None
+) -> None:
+    """Check that a published model was signed, as it was read, by an identity that Sigstore has vouched for.
 
     Args:
         identity: such as the address of a workflow: https://github.com/OWNER/REPOSITORY/.github/workflows/FILE@REF.
@@ -158,19 +231,34 @@ def check_identity_signature(folder: Path, identity: str, issuer: str, trust_con
     except Exception as error:  # of a network, of a file, of its content
         where = trust_config or "the network; --trust_config names a file"
         raise SettingsError(f"Sigstore's keys cannot be had from {where}: {one_line(error)}") from error
-    _verify(folder, verifier, identity)
+    _verify(folder, published, verifier, identity)
 
 
-def _verify(folder: Path, verifier: Any, signer: object) -> None:
-    signature = folder / SIGNATURE
-    if not signature.is_file():
+def _verify(folder: Path, published: Published, verifier: Any, signer: object) -> None:
+    if SIGNATURE not in published.files:
         raise ModelError(f"{folder} is not signed: it has no {SIGNATURE}; publish it with --sign_key")
-    try:
-        ignoring = load_extra("model_signing.hashing", "publish").Config()
-        ignoring.set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
-        verifier.set_hashing_config(ignoring).verify(folder, signature)
-    except Exception as error:  # what a damaged bundle raises is of many types
-        raise ModelError(f"{folder} is not signed by {signer}: {one_line(error)}") from error
+    ignoring = load_extra("model_signing.hashing", "publish").Config()
+    ignoring.set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    # Of what was read, and not of what lies in the folder by now: model-signing takes folders alone.
+    with ExitStack() as stack:
+        try:
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-classifier-")))
+            write_published(copy, published)
+        except OSError as error:
+            raise ModelError(
+                f"the signature of {folder} cannot be checked without a temporary folder that can be written "
+                f"({error.strerror}); name one in TMPDIR"
+            ) from error
+        try:
+            verifier.set_hashing_config(ignoring).verify(copy, copy / SIGNATURE)
+        except Exception as error:  # what a damaged bundle raises is of many types
+            raise ModelError(f"{folder} is not signed by {signer}: {one_line(error)}") from error
+
+
+def write_published(folder: Path, published: Published) -> None:
+    """Write the files of a published model into a folder that is empty."""
+    for name, content in published.files.items():
+        (folder / name).write_bytes(content)
 
 
 def one_line(error: BaseException) -> str:

@@ -14,11 +14,12 @@ from tests.integration.test_server import Clients
 from tests.serving import PIXELS, draw_images, serving
 
 
-def test_an_alias_that_moves_is_followed(published_run: Path, tmp_path: Path) -> None:
+def test_an_alias_that_moves_is_followed(published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
     options = ("--experiments_folder", tmp_path)
 
     def call(*words: str | Path) -> None:
-        run_program(sys.executable, "-m", "image_classifier", "registry", *words, *options, cwd=tmp_path)
+        proof = ("--dataset_folder", sample_dataset)
+        run_program(sys.executable, "-m", "image_classifier", "registry", *words, *proof, *options, cwd=tmp_path)
 
     call("add", published_run.parent, "--name", "cifar")
     call("promote", "cifar/1")

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.publishing.signing import build_signer
+from image_classifier.serving import published
 from image_classifier.serving.predictor import load_predictor
 from image_classifier.serving.published import (
     MANIFEST,
     SIGNATURE,
     check_identity_signature,
     check_published,
+    describe_content,
     find_published,
+    read_published,
+    serialize_manifest,
 )
+from image_classifier.storage import write_folder_atomically
+from tests.published import write_keys
 from tests.sigstore import GITHUB_ISSUER, Sigstore
 
 NUM_BITS = 12
-
-
-def write_keys(folder: Path, name: str, curve: ec.EllipticCurve | None = None) -> tuple[Path, Path]:
-    """Write a private key, an RSA one without a curve, and its public key."""
-    key = ec.generate_private_key(curve) if curve else rsa.generate_private_key(65537, 2048)
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    encoding, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
-    private.write_bytes(key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, no_password))
-    public.write_bytes(key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo))
-    return private, public
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +72,16 @@ def test_every_file_changed_by_one_bit_is_refused(signed: Path, keys: tuple[Path
 
 
 def test_a_file_that_is_missing_or_was_added_is_refused(signed: Path, keys: tuple[Path, Path]) -> None:
-    (signed / "more.txt").write_text("more")
-    with pytest.raises(ModelError, match="not signed by"):
-        check_published(signed, keys[1])
-    (signed / "more.txt").unlink()
+    for name in ("more.txt", ".hidden", "-n", "new\nline"):
+        (signed / name).write_text("more")
+        for public_key in (keys[1], None):
+            with pytest.raises(ModelError, match=r"^.* holds '[^\n]*', which its manifest.json does not name[^\n]*$"):
+                load_predictor(signed, public_key=public_key)
+        (signed / name).unlink()
+    (signed / "folder").mkdir()
+    with pytest.raises(ModelError, match="holds 'folder', which its manifest"):
+        check_published(signed)
+    (signed / "folder").rmdir()
     (signed / "parity.json").unlink()
     with pytest.raises(ModelError, match="parity.json cannot be read"):
         check_published(signed)
@@ -109,10 +114,10 @@ def test_a_workflow_signs_with_its_identity(signed: Path, tmp_path: Path) -> Non
     sigstore = Sigstore()
     config = sigstore.write_trust_config(tmp_path / "trust.json")
     sigstore.sign(signed, IDENTITY)
-    check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, config)
+    check_identity_signature(signed, read_published(signed), IDENTITY, GITHUB_ISSUER, config)
     (signed / "more.txt").write_text("more")
-    with pytest.raises(ModelError, match=f"is not signed by {IDENTITY}"):
-        check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, config)
+    with pytest.raises(ModelError, match="'more.txt', which its manifest.json does not name"):
+        read_published(signed)
 
 
 @pytest.mark.parametrize(
@@ -129,17 +134,25 @@ def test_another_identity_is_refused(signed: Path, tmp_path: Path, identity: str
     sigstore = Sigstore()
     sigstore.sign(signed, identity, issuer=issuer)
     with pytest.raises(ModelError, match="is not signed by"):
-        check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, sigstore.write_trust_config(tmp_path / "trust.json"))
+        check_identity_signature(
+            signed,
+            read_published(signed),
+            IDENTITY,
+            GITHUB_ISSUER,
+            sigstore.write_trust_config(tmp_path / "trust.json"),
+        )
 
 
 def test_an_identity_that_another_sigstore_vouched_for_is_refused(signed: Path, tmp_path: Path) -> None:
     Sigstore().sign(signed, IDENTITY)
     with pytest.raises(ModelError, match="is not signed by"):
-        check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, Sigstore().write_trust_config(tmp_path / "trust"))
+        check_identity_signature(
+            signed, read_published(signed), IDENTITY, GITHUB_ISSUER, Sigstore().write_trust_config(tmp_path / "trust")
+        )
     (tmp_path / "noise").write_bytes(b"noise")
     for path in (tmp_path / "noise", tmp_path / "missing"):
         with pytest.raises(SettingsError, match=f"Sigstore's keys cannot be had from {path}"):
-            check_identity_signature(signed, IDENTITY, GITHUB_ISSUER, path)
+            check_identity_signature(signed, read_published(signed), IDENTITY, GITHUB_ISSUER, path)
 
 
 BAD_KEYS: dict[str, Callable[[Path], Path]] = {
@@ -160,3 +173,99 @@ def test_a_run_that_was_not_published_has_no_published_model(trained_run: Path, 
     assert find_published(published_run.parent) == find_published(published_run) == published_run
     with pytest.raises(ModelError, match="holds no published model"):
         find_published(trained_run)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to nothing", "folder"])
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
+def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, name: str, signed: Path) -> None:
+    (signed / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(signed / name)
+    elif kind == "folder":
+        (signed / name).mkdir()
+    else:
+        (signed / name).symlink_to("/dev/zero" if kind == "device" else "/nowhere")
+    with pytest.raises(ModelError, match="cannot be read|it has no manifest.json"):
+        check_published(signed)
+
+
+@pytest.mark.parametrize("name", ["../away", "/etc/hostname", "a/b", "..", ".", "", "new\nline", MANIFEST, SIGNATURE])
+def test_a_manifest_names_files_of_its_folder_alone(name: str, signed: Path) -> None:
+    manifest = json.loads((signed / MANIFEST).read_text())
+    manifest["files"][name] = manifest["files"]["model.onnx"]
+    (signed / MANIFEST).write_bytes(serialize_manifest(manifest))
+    with pytest.raises(ModelError, match="is no name of a file in it"):
+        check_published(signed)
+
+
+@pytest.mark.parametrize("files", [[], ["model.onnx"], None, 3, "model.onnx"])
+def test_a_manifest_whose_files_are_none_is_refused(files: object, signed: Path) -> None:
+    manifest = json.loads((signed / MANIFEST).read_text()) | {"files": files}
+    (signed / MANIFEST).write_bytes(serialize_manifest(manifest))
+    with pytest.raises(ModelError, match="was changed or is damaged"):
+        check_published(signed)
+
+
+def test_a_file_without_end_is_not_read(signed: Path) -> None:
+    os.truncate(signed / "parity.json", 2**40)  # sparse: it takes no room
+    with pytest.raises(ModelError, match="parity.json cannot be read: it has more than 2,147,483,648 bytes"):
+        check_published(signed)
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_the_old_or_the_new_one(
+    signed: Path, keys: tuple[Path, Path], published_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one comes between two files, and once between the files and the signature."""
+    read_bytes, num_calls = published._read_bytes, 0
+    contents = {path.name: path.read_bytes() for path in signed.iterdir()}
+    manifest = json.loads(contents[MANIFEST]) | {"package_version": "another"}
+    others = {**contents, MANIFEST: serialize_manifest(manifest)}
+    write_folder_atomically(signed.parent / "other", {name: others[name] for name in others if name != SIGNATURE})
+    build_signer(str(keys[0]))(signed.parent / "other")
+    others = {path.name: path.read_bytes() for path in (signed.parent / "other").iterdir()}
+
+    for replace_at in range(1, len(contents) + 1):
+        write_folder_atomically(signed, contents, replace=True)
+        num_calls = 0
+
+        def read(path: Path) -> bytes:
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls == replace_at:
+                write_folder_atomically(signed, others, replace=True)
+            return read_bytes(path)
+
+        monkeypatch.setattr(published, "_read_bytes", read)
+        found = read_published(signed, keys[1])
+        assert found.files in (contents, others)
+
+
+def test_the_signature_is_checked_of_what_was_read(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can write to the folder puts the signed files there while the signature is checked, and others before."""
+    contents = {path.name: path.read_bytes() for path in signed.iterdir()}
+    manifest = json.loads(contents[MANIFEST])
+    manifest["files"]["MODEL_CARD.md"] = describe_content(b"better")
+    forged = {**contents, "MODEL_CARD.md": b"better", MANIFEST: serialize_manifest(manifest)}
+    write_folder_atomically(signed, forged, replace=True)
+    check = published.check_signature
+
+    def swap(*words: Any) -> None:
+        write_folder_atomically(signed, contents, replace=True)
+        try:
+            check(*words)
+        finally:
+            write_folder_atomically(signed, forged, replace=True)
+
+    monkeypatch.setattr(published, "check_signature", swap)
+    with pytest.raises(ModelError, match="not signed by"):
+        read_published(signed, keys[1])
+
+
+def test_a_signature_that_cannot_be_checked_for_want_of_room_says_so(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
+    with pytest.raises(ModelError, match="without a temporary folder that can be written .*; name one in TMPDIR"):
+        read_published(signed, keys[1])
