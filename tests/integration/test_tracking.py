@@ -47,6 +47,20 @@ def test_settings_epochs_and_files_are_on_the_server(mlflow_server: str, sample_
     assert record["execution"]["tracking_uri"] == mlflow_server
 
 
+def test_a_sqlite_file_and_its_files_are_beside_each_other_and_nothing_is_in_the_current_folder(
+    sample_dataset: Path, tmp_path: Path
+) -> None:
+    here, store = tmp_path / "here", tmp_path / "team"
+    here.mkdir()
+    uri = f"sqlite:///{store}/mlflow.db"
+    run_program(*build_options(tmp_path / "experiments", sample_dataset, uri), cwd=here)
+    assert list(here.iterdir()) == []
+    assert sorted(path.name for path in store.iterdir()) == ["artifacts", "mlflow.db"]
+    assert len(list((store / "artifacts").rglob("model.pth"))) == 1
+    written = read_back(uri, "experiments", here)
+    assert written["status"] == "FINISHED" and {"model.pth", "run.json"} < set(written["files"])
+
+
 def test_a_store_that_cannot_be_reached_stops_the_run_before_it_begins(sample_dataset: Path, tmp_path: Path) -> None:
     words = build_options(tmp_path, sample_dataset, "http://127.0.0.1:9")
     result = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=100)

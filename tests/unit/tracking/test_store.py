@@ -10,7 +10,7 @@ import pytest
 
 from image_classifier.config import check_tracking_uri
 from image_classifier.errors import RegistryError, SettingsError
-from image_classifier.tracking.store import EMBEDDED, Store
+from image_classifier.tracking.store import EMBEDDED, Store, find_sqlite_file
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,35 @@ def test_a_bad_address_is_refused_and_a_password_not_shown(uri: str, message: st
 @pytest.mark.parametrize("uri", ["http://localhost:5000", "sqlite:////srv/mlflow.db", "postgresql+psycopg://db/mlflow"])
 def test_an_address_of_a_store_is_taken(uri: str) -> None:
     check_tracking_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "file"),
+    [
+        ("sqlite:////srv/mlflow.db", Path("/srv/mlflow.db")),
+        ("sqlite:///mlflow.db", Path("mlflow.db")),
+        ("sqlite+pysqlite:///mlflow.db", Path("mlflow.db")),
+        ("sqlite://", None),
+        ("sqlite:///:memory:", None),
+        ("sqlite:///file:mlflow.db?uri=true", None),
+        ("postgresql+psycopg://db/mlflow", None),
+    ],
+)
+def test_the_file_of_a_store_is_found(uri: str, file: Path | None) -> None:
+    assert find_sqlite_file(uri) == file
+
+
+@pytest.mark.parametrize("name", ["it's an ü & more", "what?", "100 %", "#1 %20"])
+def test_a_store_lies_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        with Store(None, tmp_path / name).open("list the models") as client:
+            assert list(client.search_registered_models()) == []
+    assert sorted(path.name for path in (tmp_path / name / EMBEDDED).iterdir()) == [".lock", "mlflow.db"]
+
+
+def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--tracking_uri is no address of a database"):
+        Store("postgresql://:::", tmp_path)
 
 
 def test_a_server_that_does_not_answer_is_one_line_within_seconds(tmp_path: Path) -> None:
