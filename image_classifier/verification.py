@@ -26,6 +26,7 @@ from image_classifier.tracking.run import (
     METRICS,
     MODEL,
     RECORD,
+    describe_others,
     read_chain,
     read_predictions,
     read_record,
@@ -122,7 +123,8 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
     if witness.differences:
         return Verification(Verdict.NOT_COMPARABLE if machine else Verdict.DIFFERENT, (*machine, *witness.differences))
     part = f"from step {settings.steps[0]} to step {settings.steps[1]}" if settings.steps else "and the final weights"
-    return Verification(Verdict.IDENTICAL, (f"{witness.num_equal} digests of the whole state {part} are equal",))
+    equal = f"{witness.num_equal} digests of the whole state {part} are equal"
+    return Verification(Verdict.IDENTICAL, (equal, *describe_others(folder)))
 
 
 def _find_machine_differences(

@@ -46,16 +46,14 @@ def _verify(argv: Sequence[str] | None) -> int:
     access = build_access(parsed, DatabaseAccess().dataset_folder)
     options = {name: value for name, value in parsed.items() if not name.startswith("db_")}
 
-    from image_classifier.tracking.run import read_manifest, read_record, verify_files
+    from image_classifier.tracking.run import describe_others, read_manifest, read_record, verify_files
 
     if options.pop("files_only"):
-        changed = verify_files(options["run"])
+        if changed := verify_files(options["run"]):
+            return _print_verdict("DIFFERENT", changed)
         num_files = len(read_manifest(options["run"])["files"])
-        return (
-            _print_verdict("DIFFERENT", changed)
-            if changed
-            else _print_verdict("INTACT", [f"{num_files} files are as the manifest has them"])
-        )
+        checked = f"{num_files} files are as the manifest has them"
+        return _print_verdict("INTACT", [checked, *describe_others(options["run"])])
 
     from image_classifier.training.determinism import cap_instruction_set
 

@@ -109,11 +109,11 @@ def _parse_manifest(raw: bytes, path: Path) -> dict[str, Any]:
             )
         if any(key not in manifest for key in _NEEDS) or serialize_manifest(manifest) != raw:
             raise ValueError("its content does not have the digest that it names")
-        if not isinstance(manifest["files"], dict):
-            raise ValueError("its files are no files by name")
-        for name in manifest["files"]:
+        for name, facts in manifest["files"].items():
             if not name or not name.isprintable() or "/" in name or name in (".", "..", MANIFEST, SIGNATURE):
                 raise ValueError(f"{name!a} is no name of a file in it")
+            if type(facts["size"]) is not int or not 0 <= facts["size"] <= MAX_BYTES or len(facts["sha256"]) != 64:
+                raise ValueError(f"{name!a} has no size and sha256 of a file")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} was changed or is damaged: {error}; publish the run again") from error
     return manifest

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.config import DatabaseAccess, Reading, get_reference, resolve_password
-from image_classifier.errors import DataError, RunError
+from image_classifier.errors import DataError, ModelError, RunError
+from image_classifier.serving.published import PUBLISHED, check_published
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -39,8 +41,12 @@ FIGURE = "metrics.png"
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
-ADDED_LATER = ("report.html", PROFILE, "published")
+ADDED_LATER = ("report.html", PROFILE, PUBLISHED)
 """What may lie in a run folder without being part of the run."""
+
+_PIECE = 2**20  # bytes that are hashed at once
+_NUM_NAMED = 10  # files that a message names
+_DESCRIPTIONS = {"link": "is a symbolic link", "special": "is no file"}
 
 
 class RunFolder:
@@ -139,29 +145,55 @@ class RunFolder:
         self.write_json(MANIFEST, {**manifest, "digest": _compute_manifest_digest(manifest)})
 
 
-def _describe_file(path: Path, size: int = -1) -> dict[str, Any]:
+def _describe_file(path: Path, size: int | None = None) -> dict[str, Any]:
     """Describe a file, or its first bytes, by size and sha256."""
+    digest, num_bytes = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        content = file.read(size)
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        while piece := file.read(_PIECE if size is None else min(_PIECE, size - num_bytes)):
+            digest.update(piece)
+            num_bytes += len(piece)
+    return {"size": num_bytes, "sha256": digest.hexdigest()}
 
 
 def _is_as_described(path: Path, facts: dict[str, Any], *, may_go_on: bool = False) -> bool:
     try:
-        return _describe_file(path, facts["size"] if may_go_on else -1) == facts
+        if not may_go_on and path.stat().st_size != facts["size"]:
+            return False
+        return _describe_file(path, facts["size"] if may_go_on else None) == facts
     except OSError:
         return False
 
 
 def list_run_files(folder: Path) -> list[str]:
     """List the files that are part of a run, relative to its folder, sorted; the manifest itself is left out."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        name.as_posix()
-        for name in names
-        if name.parts[0] not in (MANIFEST, *ADDED_LATER)
-        and not any(part.startswith(TEMPORARY_PREFIX) for part in name.parts)
-    )
+    return sorted(name for name, kind in _list_entries(folder).items() if kind == "file" and _is_part_of_run(name))
+
+
+def _is_part_of_run(name: str) -> bool:
+    parts = name.split("/")
+    return parts[0] not in (MANIFEST, *ADDED_LATER) and not any(part.startswith(TEMPORARY_PREFIX) for part in parts)
+
+
+def _list_entries(folder: Path) -> dict[str, str]:
+    """List all that lies in a folder and is no folder, relative to it: a file, a link, or something else."""
+    kinds = {}
+    try:
+        for here, folders, names in os.walk(folder, onerror=_refuse):
+            for name in (*names, *folders):
+                with suppress(FileNotFoundError):  # another process's temporary file, which it has finished
+                    path = Path(here, name)
+                    mode = path.lstat().st_mode
+                    if not stat.S_ISDIR(mode):
+                        kind = "file" if stat.S_ISREG(mode) else "link" if stat.S_ISLNK(mode) else "special"
+                        kinds[path.relative_to(folder).as_posix()] = kind
+    except OSError as error:
+        raise RunError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return kinds
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 @contextmanager
@@ -260,8 +292,16 @@ def check_finished(folder: Path) -> None:
         raise RunError(f"{folder} is not a finished run: it has no {MANIFEST}; continue it with --resume")
     for name, facts in _list_expected(folder).items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["size"]:
+        if not _is_regular(path) or path.stat().st_size != facts["size"]:
             raise RunError(f"{path} is missing or was changed after the run: it should have {facts['size']} bytes")
+
+
+def _is_regular(path: Path) -> bool:
+    """Say whether a path is that of a file itself: a link may lead anywhere, and a pipe is waited for."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def find_changed_files(folder: Path) -> list[str]:
@@ -272,38 +312,96 @@ def find_changed_files(folder: Path) -> list[str]:
     Raises:
         RunError: the manifest itself is missing or damaged.
     """
-    files = _list_expected(folder)
-    changed = [name for name, facts in files.items() if not _is_as_described(folder / name, facts)]
-    return sorted(changed + [name for name in list_run_files(folder) if name not in files])
+    return sorted(_find_differences(folder))
+
+
+def _find_differences(folder: Path) -> dict[str, str]:
+    """Find what is wrong with the files of a run, by name."""
+    differences = {}
+    expected, present = _list_expected(folder), _list_entries(folder)
+    for name, facts in expected.items():
+        if name not in present:
+            differences[name] = "is missing"
+        elif present[name] != "file":
+            differences[name] = _DESCRIPTIONS[present[name]]
+        elif not _is_as_described(folder / name, facts):
+            differences[name] = "is not what the manifest says"
+    for name, kind in present.items():
+        if name not in expected and _is_part_of_run(name):
+            differences[name] = "is in no manifest" if kind == "file" else _DESCRIPTIONS[kind]
+    return differences
 
 
 def _list_expected(folder: Path) -> dict[str, dict[str, Any]]:
     files = read_manifest(folder)["files"]
-    has_checkpoints = (folder / CHECKPOINTS).exists()
+    has_checkpoints = os.path.lexists(folder / CHECKPOINTS)
     return {name: facts for name, facts in files.items() if has_checkpoints or not name.startswith(f"{CHECKPOINTS}/")}
 
 
 def verify_files(folder: Path) -> tuple[str, ...]:
-    """Check every file of a finished run against its manifest; return what is wrong, a line a file.
+    """Check every file of a finished run, and of a model published of it; return what is wrong, a line a file.
 
     Raises:
         RunError: the folder holds no finished run.
     """
     if not is_finished(folder):
         raise RunError(f"{folder} is not a finished run: it has no {MANIFEST}; continue it with --resume")
-    return tuple(f"{name} is not what the manifest says" for name in find_changed_files(folder))
+    differences = _find_differences(folder)
+    lines = [f"{_make_printable(name)} {what}" for name, what in sorted(differences.items())]
+    if os.path.lexists(folder / PUBLISHED):
+        try:
+            published = check_published(folder / PUBLISHED)
+            if published.get("run_manifest_digest") != read_manifest(folder)["digest"]:
+                raise ModelError(f"{folder / PUBLISHED} was published of another run")
+        except ModelError as error:
+            lines.append(str(error))
+    return tuple(lines)
+
+
+def describe_others(folder: Path) -> tuple[str, ...]:
+    """Say of a run whose files are right what lies beside them: what its own manifest covers, and what none does."""
+    lines = []
+    if os.path.lexists(folder / PUBLISHED):
+        num_files = len(check_published(folder / PUBLISHED)["files"])
+        lines.append(f"{num_files} files of {PUBLISHED}/ are as the manifest there has them")
+    others = [
+        _make_printable(name) + ("" if kind == "file" else f", which {_DESCRIPTIONS[kind]}")
+        for name, kind in sorted(_list_entries(folder).items())
+        if not _is_part_of_run(name) and name != MANIFEST and not name.startswith(f"{PUBLISHED}/")
+    ]
+    if others:
+        more = f" and {len(others) - _NUM_NAMED} more" if len(others) > _NUM_NAMED else ""
+        lines.append(f"not checked, as no manifest names it: {'; '.join(others[:_NUM_NAMED])}{more}")
+    return tuple(lines)
+
+
+def _make_printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read manifest.json: `files` by name with `size` and `sha256`, `weights_digest`, `chain_head`, and its `digest`.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: it is missing or damaged, or names files that cannot be a run's.
     """
     manifest = _read_json(folder / MANIFEST, needs=("files", "digest"))
     if manifest["digest"] != _compute_manifest_digest(manifest):
         raise RunError(f"{folder / MANIFEST} is damaged: its content does not have the digest that it names")
+    files = manifest["files"]
+    for name in files if isinstance(files, dict) else ("files",):
+        if not isinstance(files, dict) or not _is_description(name, files[name]):
+            raise RunError(f"{folder / MANIFEST} is damaged: {name!a} is no file of a run, with its size and sha256")
     return manifest
+
+
+def _is_description(name: str, facts: Any) -> bool:
+    """Say whether a manifest's entry describes a file that lies in the run folder, and that is part of the run."""
+    is_name = name.isprintable() and "\\" not in name and _is_part_of_run(name)
+    is_inside = all(part not in ("", ".", "..") and len(os.fsencode(part)) < 256 for part in name.split("/"))
+    has_facts = isinstance(facts, dict) and isinstance(facts.get("sha256"), str)
+    has_size = has_facts and type(facts.get("size")) is int and facts["size"] >= 0
+    return is_name and is_inside and has_size
 
 
 def _compute_manifest_digest(manifest: dict[str, Any]) -> str:
@@ -380,6 +478,8 @@ def serialize_predictions(probabilities: NDArray[np.float32], labels: NDArray[np
 
 def _read_json(path: Path, needs: tuple[str, ...]) -> dict[str, Any]:
     try:
+        if not _is_regular(path):
+            raise OSError("there is no file")
         value = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in needs if key not in value]
         version = int(value["format_version"])
@@ -393,7 +493,7 @@ def _read_json(path: Path, needs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
+    if not _is_regular(path):
         return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

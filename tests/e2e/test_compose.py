@@ -21,9 +21,8 @@ import yaml
 
 from image_classifier.tracking.run import is_finished, read_record, verify_files
 from tests.compose import build_run_words, read_duration, render
-from tests.conftest import run_program
+from tests.conftest import run_program, wait_until
 from tests.e2e.conftest import IMAGE_NAME, make_open_folder
-from tests.e2e.test_container import wait_for_steps
 from tests.postgres import PASSWORD, Cluster
 from tests.serving import PIXELS, find_port
 
@@ -123,7 +122,8 @@ def test_stopping_the_trainer_saves_within_its_grace_period(docker: str, trainin
     long = ("--run_name", "stopped", "--num_epochs", "100000", "--digest_every", "10", "--engine", "eager")
     run = folder / "experiments" / "compose" / "stopped"
     with subprocess.Popen([*words, *TRAIN, *long], stderr=subprocess.PIPE, text=True) as trainer:
-        wait_for_steps(run, trainer)
+        digests = run / "digests.jsonl"
+        wait_until(lambda: digests.exists() and digests.stat().st_size > 0, trainer)
         run_program(docker, "stop", name, cwd=folder)  # with the grace period that the container was given
         _, errors = trainer.communicate(timeout=120)
     assert trainer.returncode == 143, errors

@@ -95,6 +95,16 @@ def test_a_segment_without_a_checkpoint_or_a_digest_is_refused(recorded: Path) -
         verify_folder(recorded, segment="10:15")
 
 
+def test_what_was_not_checked_is_said(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "report.html").write_text("<html>")
+    (copy / "profile").symlink_to("/etc")
+    assert main([str(copy), "--files_only"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "INTACT"
+    assert lines[2:] == ["  not checked, as no manifest names it: profile, which is a symbolic link; report.html"]
+    assert verify_folder(copy).reasons[1:] == (lines[2].strip(),)
+
+
 def test_one_flipped_bit_in_a_file_is_found_and_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = bytearray((copy / "model.pth").read_bytes())
     content[len(content) // 2] ^= 1

@@ -156,26 +156,6 @@ def test_an_artifact_becomes_a_pretrained_model(project: Path, run_script: Run, 
     assert (again.returncode, again.stderr) == (2, "error: experiments/experiment/run exists already\n")
 
 
-@pytest.mark.parametrize("damage", ["weights", "name", "no run"])
-def test_what_is_no_whole_run_is_not_imported(
-    project: Path, run_script: Run, trained_run: Path, tmp_path: Path, damage: str
-) -> None:
-    require_program("git-lfs")
-    folder = tmp_path / "unzipped"
-    shutil.copytree(trained_run, folder)
-    if damage == "weights":
-        (folder / "model.pth").write_bytes((folder / "model.pth").read_bytes()[:-1])
-    elif damage == "name":
-        record = (folder / "run.json").read_text()
-        (folder / "run.json").write_text(record.replace('"run_name": "run"', '"run_name": "../../../away"'))
-    else:
-        (folder / "run.json").unlink()
-    result = run_script("import_run.sh", folder)
-    assert result.returncode != 0
-    assert run_program(require_program("git"), "status", "--porcelain", cwd=project) == ""
-    assert not list(tmp_path.rglob("away"))
-
-
 def test_only_the_model_that_is_asked_for_is_fetched(tmp_path: Path, project: Path, trained_run: Path) -> None:
     """The token signs in through the environment: git shows it to nobody who lists processes."""
     git = require_program("git")

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 from image_classifier.errors import RunError, StorageError
 from image_classifier.storage import Disk, FaultyDisk
+from image_classifier.tracking import run as run_module
 from image_classifier.tracking.run import (
     CHAIN,
     METRICS,
     RECORD,
     RunFolder,
     check_finished,
+    describe_others,
     find_changed_files,
     is_finished,
     open_run_folder,
@@ -33,6 +35,7 @@ from image_classifier.tracking.run import (
     read_manifest,
     read_predictions,
     read_record,
+    verify_files,
 )
 from tests.conftest import PROJECT
 from tests.runs import write_run
@@ -286,11 +289,86 @@ def test_changed_missing_and_unknown_files_are_named(finished: Path) -> None:
         check_finished(finished)
 
 
-def test_what_is_added_later_is_no_part_of_the_run(finished: Path) -> None:
+def test_what_is_added_later_is_no_part_of_the_run_and_is_said_not_to_be_checked(finished: Path) -> None:
+    assert describe_others(finished) == ()
     (finished / "report.html").write_text("<html>")
+    (finished / "profile").mkdir()
+    (finished / "profile" / "etc").symlink_to("/etc")
+    os.mkfifo(finished / "profile" / "pipe")
+    (finished / "profile" / "new\nline").write_text("")
+    (finished / ".tmp-hidden").write_text("")
+    assert find_changed_files(finished) == [] and verify_files(finished) == ()
+    assert describe_others(finished) == (
+        "not checked, as no manifest names it: .tmp-hidden; profile/etc, which is a symbolic link; "
+        "'profile/new\\nline'; profile/pipe, which is no file; report.html",
+    )
+
+
+def test_a_published_model_in_a_run_is_checked_by_its_own_manifest(finished: Path) -> None:
     (finished / "published").mkdir()
     (finished / "published" / "model.onnx").write_bytes(b"")
     assert find_changed_files(finished) == []
+    (line,) = verify_files(finished)
+    assert "published is no published model: it has no manifest.json" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["model.pth", "checkpoints/step-00000300/state.pth", "run.json", "notes", "checkpoints"]
+)
+def test_a_link_or_a_pipe_in_a_run_is_named_whatever_it_leads_to(name: str, finished: Path) -> None:
+    path = finished / name
+    if path.exists():
+        path.rename(finished.parent / "moved")
+    path.symlink_to(finished.parent / ("moved" if name != "notes" else "nowhere"))
+    assert f"{name} is a symbolic link" in verify_files(finished)
+    if path.suffix:
+        with pytest.raises(RunError, match="is missing or was changed"):
+            check_finished(finished)
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{name} is no file" in verify_files(finished)
+
+
+def test_a_file_that_no_manifest_names_is_named(finished: Path) -> None:
+    (finished / "new\nline").write_text("")
+    (finished / os.fsdecode(b"\xff")).write_text("")
+    assert verify_files(finished) == ("'new\\nline' is in no manifest", "'\\udcff' is in no manifest")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_called_whole(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse_profile(path: str) -> Any:
+        if str(path).endswith("profile"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    (finished / "profile").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse_profile)
+    with pytest.raises(RunError, match="profile cannot be read: Permission denied"):
+        verify_files(finished)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        "run.json",
+        None,
+        {"run.json": None},
+        {"run.json": {"size": -1, "sha256": "0"}},
+        {"run.json": {"size": "1", "sha256": "0"}},
+        *({name: {"size": 0, "sha256": "0"}} for name in ("../x", "/etc/hostname", "a//b", "", ".", "x" * 256, "a\\b")),
+        *({name: {"size": 0, "sha256": "0"}} for name in ("new\nline", "published/x", "manifest.json", ".tmp-x")),
+    ],
+)
+def test_a_manifest_that_names_no_files_of_a_run_is_refused(files: Any, finished: Path) -> None:
+    manifest = {**read_manifest(finished), "files": files}
+    manifest["digest"] = run_module._compute_manifest_digest(manifest)
+    (finished / "manifest.json").write_text(json.dumps(manifest))
+    for read in (find_changed_files, check_finished, verify_files):
+        with pytest.raises(RunError, match=r"manifest.json is damaged: .* is no file of a run"):
+            read(finished)
 
 
 def test_the_checkpoints_may_be_removed_all_together_but_not_in_part(finished: Path) -> None:
