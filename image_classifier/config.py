@@ -33,12 +33,12 @@ Keep = Literal["last", "best"]
 ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
+RecipeName = Literal["default", "fast", "best", "quick", "notebook"]
 ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 
-RECIPES = ("fast", "best", "quick", "notebook")
-DEFAULT_RECIPE = "default"
+DEFAULT_RECIPE, *RECIPES = get_args(RecipeName)
 """Another name of the first recipe, for a run without options."""
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
@@ -192,7 +192,7 @@ class TrainingSettings:
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
         sizes_fit = bool(self.image_sizes) and all(16 <= size <= 64 for size in self.image_sizes)
-        _check(self, "image_sizes", sizes_fit, "whole numbers from 16 to 64, such as [16, 24, 32]")
+        _check(self, "image_sizes", sizes_fit, "whole numbers from 16 to 64, such as 16,24,32")
         _check(self, "learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0")
         _check(self, "momentum", 0 <= self.momentum < 1, "a number from 0 up to but not including 1")
         _check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "a number of 0 or more")
@@ -213,7 +213,7 @@ class TrainingSettings:
         if self.model == "lenet" and (self.optimizer != "sgd" or set(self.image_sizes) != {32}):
             raise SettingsError(
                 "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
-                "--image_sizes [32], as --recipe notebook has them"
+                "--image_sizes 32, as --recipe notebook has them"
             )
         if self.optimizer == "muon" and not self.model.startswith("airbench"):
             raise SettingsError(
@@ -231,10 +231,12 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys()
     if unknown:
         raise SettingsError(f"the record has settings of another version: {', '.join(sorted(unknown))}")
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()
-    }
-    return TrainingSettings(**{**_BEFORE_THEY_WERE_SETTINGS, **values})
+    return TrainingSettings(**{**_BEFORE_THEY_WERE_SETTINGS, **freeze_lists(recorded)})
+
+
+def freeze_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """Turn the lists of a file into the tuples that settings have."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 _BEFORE_THEY_WERE_SETTINGS: dict[str, Any] = {"image_sizes": (32,), "optimizer": "sgd"}
@@ -433,7 +435,9 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 def _check(settings: object, option: str, good: bool, takes: str) -> None:
     if not good:
-        raise SettingsError(f"--{option} takes {takes}, got: {getattr(settings, option)}")
+        value = getattr(settings, option)
+        got = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        raise SettingsError(f"--{option} takes {takes}, got: {got}")
 
 
 _CHOICES = {

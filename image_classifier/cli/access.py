@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import register_type
 
@@ -78,16 +78,16 @@ def build_access(options: Namespace, dataset_folder: Path) -> DatabaseAccess:
     )
 
 
-def take_password(options: Namespace) -> Secret | None:
+def take_password(options: Namespace | dict[str, Any]) -> Secret | None:
     """Take the password that was given as an option, and warn; start anew without it where the command line shows it.
 
     Raises:
         SettingsError: a file with the password was given, too.
     """
-    secret: Secret | None = options.pop("db_pass")
+    secret: Secret | None = options.pop("db_pass", None)
     if secret is None:
         return None
-    if options.db_pass_file is not None:
+    if options.get("db_pass_file") is not None:
         raise SettingsError(f"{PASSWORD_OPTION} and --db_pass_file both give the password: leave one of them out")
     words = hide_password(sys.orig_argv)
     if words != sys.orig_argv:

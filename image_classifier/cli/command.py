@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -15,8 +14,10 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from image_classifier import __version__
+from image_classifier.cli.spelling import suggest
+from image_classifier.cli.table import make_printable
 from image_classifier.config import set_log_level
-from image_classifier.errors import ImageClassifierError, SettingsError
+from image_classifier.errors import ImageClassifierError
 
 
 class ExitStatus(IntEnum):
@@ -33,7 +34,7 @@ class ExitStatus(IntEnum):
 
 
 def build_parser(command: str, description: str, *, version: str | None = __version__) -> ArgumentParser:
-    """Build the parser of one command; options also come from IMAGE_CLASSIFIER_<OPTION>.
+    """Build the parser of one command.
 
     Args:
         version: what --version prints; None leaves this name to the command.
@@ -42,40 +43,12 @@ def build_parser(command: str, description: str, *, version: str | None = __vers
     parser = ArgumentParser(
         prog=prog,
         description=description,
-        env_prefix="IMAGE_CLASSIFIER",
         exit_on_error=False,
         allow_abbrev=False,
         version=version,
-        print_config=None,  # the trainer has its own, for config files that rank below the environment
+        print_config=None,  # the trainer has its own, which prints settings alone
     )
     return parser
-
-
-def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
-    """Parse a command line over the environment over the parser's default config files.
-
-    Raises:
-        SettingsError: an option is unknown, lacks a value, or has one of the wrong type.
-    """
-    try:
-        return parser.parse_args(argv, env=True)
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise SettingsError(_explain(str(error))) from error
-
-
-def _explain(message: str) -> str:
-    """Turn the parser's message into one line that speaks of options as they are typed."""
-    line = " ".join(message.split())
-    for old, new in (
-        ('Parser key "', "--"),
-        ("\": Expected a <class '", " takes a value of type "),
-        ("'>. Got value: ", ", got: "),
-        ('": ', ": "),
-        ("Expected a typing.Literal", "takes one of "),
-        (". Got value: ", ", got: "),
-    ):
-        line = line.replace(old, new)
-    return f"{line}; --help lists the options"
 
 
 def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -89,7 +62,7 @@ def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] 
         set_log_level("WARNING")
         return command(argv)
     except ImageClassifierError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {make_printable(str(error))}", file=sys.stderr)
         return ExitStatus.EXPECTED_ERROR
     except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,7 +85,8 @@ def execute_action(
         print(f"usage: {usage} [OPTIONS]\n\n{listed}\n\n`{usage} --help` explains each.")
         return ExitStatus.DONE
     if words[0] not in actions:
-        print(f"error: {words[0]!a} is no action; the actions are {', '.join(actions)}", file=sys.stderr)
+        meant = suggest(words[0], actions)
+        print(f"error: {words[0]!a} is no action{meant}; the actions are {', '.join(actions)}", file=sys.stderr)
         return ExitStatus.EXPECTED_ERROR
     return execute(actions[words[0]], words[1:])
 

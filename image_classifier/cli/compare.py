@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from jsonargparse import ArgumentParser
+
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
 
 
@@ -16,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_compare, argv)
 
 
-def _compare(argv: Sequence[str] | None) -> int:
+def build_compare_parser() -> ArgumentParser:
+    """Build the parser of `compare`."""
     parser = build_parser(
         "compare",
         "Compare finished runs: settings that differ, results, and whether their difference is more than chance. "
@@ -26,7 +30,11 @@ def _compare(argv: Sequence[str] | None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--output", type=Path | None, default=None, help="PNG file to draw the comparison to")
     parser.add_argument("--allow_different_data", action="store_true", help="compare runs on different data sets too")
-    arguments = parse_arguments(parser, argv)
+    return parser
+
+
+def _compare(argv: Sequence[str] | None) -> int:
+    arguments = parse_arguments(build_compare_parser(), argv)
 
     from image_classifier.tracking.compare import compare_runs
 
@@ -121,3 +129,6 @@ def _describe_difference(difference: dict[str, Any]) -> str:
         p_value += f", {difference['corrected_p_value']:.2g} after Holm's correction for several comparisons"
     verdict = f"{subject} differ" if difference["differ"] else f"no difference between {subject} is shown"
     return f"{points} ({p_value}; {test}): {verdict}."
+
+
+PARSERS = (build_compare_parser,)

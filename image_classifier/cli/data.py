@@ -13,7 +13,8 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from image_classifier.cli import database
 from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
-from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.database import format_counts, name_left_out
 from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER, get_reference
@@ -203,3 +204,4 @@ def _say(text: str) -> None:
 
 
 ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS}
+PARSERS = (build_prepare_parser, build_info_parser, build_prune_parser, *database.PARSERS)

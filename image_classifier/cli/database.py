@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import PositiveInt
 
 from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
-from image_classifier.cli.command import ExitStatus, build_parser, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser
 from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import DATABASE_FOLDER, Reference, get_reference, parse_reference
 from image_classifier.data.parts import PARTS
@@ -422,3 +423,13 @@ ACTIONS: dict[str, Any] = {
     "export": export,
     "upgrade": upgrade,
 }
+
+PARSERS = (
+    build_ingest_parser,
+    build_snapshot_parser,
+    build_list_parser,
+    build_diff_parser,
+    build_relabel_parser,
+    build_export_parser,
+    build_upgrade_parser,
+)

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from image_classifier.cli.access import add_access_options, build_access
-from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
 from image_classifier.config import DatabaseAccess, Reading, get_reference
@@ -21,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_evaluate, argv)
 
 
-def _evaluate(argv: Sequence[str] | None) -> int:
+def build_evaluate_parser() -> ArgumentParser:
+    """Build the parser of `evaluate`."""
     parser = build_parser("evaluate", "Evaluate a run's model, or a published one, on the test set of a data set.")
     add_model_arguments(parser)
     parser.add_argument(
@@ -32,7 +36,11 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     )
     add_access_options(parser)
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file to write all metrics to")
-    arguments = parse_arguments(parser, argv)
+    return parser
+
+
+def _evaluate(argv: Sequence[str] | None) -> int:
+    arguments = parse_arguments(build_evaluate_parser(), argv)
     access = build_access(arguments, DatabaseAccess().dataset_folder)
     model = load(arguments)
 
@@ -102,3 +110,6 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
 def _list_names(names: Sequence[str]) -> str:
     listed = ", ".join(make_printable(name) for name in names[:10])
     return f"{listed}, … ({len(names)})" if len(names) > 10 else listed
+
+
+PARSERS = (build_evaluate_parser,)

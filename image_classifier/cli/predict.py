@@ -12,7 +12,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import make_printable
 from image_classifier.config import Fit
@@ -21,6 +22,7 @@ from image_classifier.storage import DISK, written_beside
 
 if TYPE_CHECKING:
     import numpy as np
+    from jsonargparse import ArgumentParser
     from numpy.typing import NDArray
 
 BATCH_SIZE = 500
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_predict, argv)
 
 
-def _predict(argv: Sequence[str] | None) -> int:
+def build_predict_parser() -> ArgumentParser:
+    """Build the parser of `predict`."""
     parser = build_parser(
         "predict",
         "Classify images with a run's model, or a published one, as CSV: path, class, probability, and the probability "
@@ -42,7 +45,11 @@ def _predict(argv: Sequence[str] | None) -> int:
     # Taken as text, because jsonargparse cannot take names that are no UTF-8 for paths.
     parser.add_argument("images", nargs="+", type=str, help="image files, folders with images, or Parquet files")
     parser.add_argument("--output", type=Path | None, default=None, help="CSV file to write instead of stdout")
-    arguments = parse_arguments(parser, argv)
+    return parser
+
+
+def _predict(argv: Sequence[str] | None) -> int:
+    arguments = parse_arguments(build_predict_parser(), argv)
     model = load(arguments)
 
     import numpy as np
@@ -178,3 +185,6 @@ def _open_output(path: Path | None) -> Iterator[TextIO]:
         with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
         DISK.sync(temporary)
+
+
+PARSERS = (build_predict_parser,)

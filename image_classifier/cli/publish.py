@@ -6,7 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from jsonargparse import ArgumentParser
+
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_publish, argv)
 
 
-def _publish(argv: Sequence[str] | None) -> int:
+def build_publish_parser() -> ArgumentParser:
+    """Build the parser of `publish`."""
     parser = build_parser(
         "publish",
         "Publish a finished run: RUN/published with one ONNX file whose answers are proved equal to the run's.",
@@ -30,10 +34,17 @@ def _publish(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved")
     parser.add_argument("--overwrite", action="store_true", help="replace what was published of this run before")
-    options = dict(parse_arguments(parser, argv))
+    return parser
+
+
+def _publish(argv: Sequence[str] | None) -> int:
+    options = dict(parse_arguments(build_publish_parser(), argv))
 
     from image_classifier.publishing.publish import PublishSettings, publish
 
     folder = publish(options.pop("run"), PublishSettings(**options), say=lambda line: print(line, file=sys.stderr))
     print(folder)
     return ExitStatus.DONE
+
+
+PARSERS = (build_publish_parser,)

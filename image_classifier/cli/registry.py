@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from image_classifier.cli.access import add_access_options, build_access
-from image_classifier.cli.command import ExitStatus, build_parser, execute_action, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import DatabaseAccess
 
@@ -66,6 +67,66 @@ def _build_proof(arguments: Namespace) -> Proof:
     )
 
 
+def build_add_parser() -> ArgumentParser:
+    """Build the parser of `registry add`."""
+    parser = _build_parser("add", "Register a published run as the next version of a model; prints NAME/VERSION.")
+    parser.add_argument("run", type=Path, help="folder of a published run, or of the published model in it")
+    parser.add_argument("--name", type=str | None, default=None, help="of the model; the experiment's by default")
+    parser.add_argument("--alias", type=str | None, default=None, help="alias to point to it, such as challenger")
+    _add_proof(parser)
+    return parser
+
+
+def build_list_parser() -> ArgumentParser:
+    """Build the parser of `registry list`."""
+    parser = _build_parser("list", "Show models, their versions, aliases, runs and accuracy.")
+    parser.add_argument("--name", type=str | None, default=None, help="show this model alone")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def build_promote_parser() -> ArgumentParser:
+    """Build the parser of `registry promote`."""
+    parser = _build_parser(
+        "promote",
+        "Point an alias to a version, unless it is significantly worse than the one that the alias points to.",
+    )
+    parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
+    parser.add_argument("--alias", type=str, default="champion", help="the alias to point to it")
+    parser.add_argument("--allow_loss", action="store_true", help="promote it although it is worse, or not comparable")
+    _add_proof(parser)
+    return parser
+
+
+def build_resolve_parser() -> ArgumentParser:
+    """Build the parser of `registry resolve`."""
+    parser = _build_parser("resolve", "Print the folder of a version; it is fetched if need be, and checked.")
+    parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
+    _add_key(parser)
+    return parser
+
+
+def build_check_parser() -> ArgumentParser:
+    """Build the parser of `registry check`."""
+    parser = _build_parser("check", "Check a published model's files against its manifest and its signature.")
+    parser.add_argument("reference", type=str, help="folder of a published run or model, or NAME/VERSION or NAME@ALIAS")
+    _add_key(parser)
+    parser.add_argument(
+        "--identity",
+        type=str | None,
+        default=None,
+        help="who must have signed it keyless, such as a workflow's address",
+    )
+    parser.add_argument("--issuer", type=str, default=GITHUB_ISSUER, help="who vouches for the identity")
+    parser.add_argument(
+        "--trust_config",
+        type=Path | None,
+        default=None,
+        help="file with the keys of a Sigstore of your own (ClientTrustConfig, JSON); by default the public one's",
+    )
+    return parser
+
+
 def _open(arguments: Namespace) -> Registry:
     from image_classifier.publishing.registry import Registry
 
@@ -74,12 +135,7 @@ def _open(arguments: Namespace) -> Registry:
 
 def _add(argv: Sequence[str] | None) -> int:
     """register a published run as the next version of a model"""
-    parser = _build_parser("add", "Register a published run as the next version of a model; prints NAME/VERSION.")
-    parser.add_argument("run", type=Path, help="folder of a published run, or of the published model in it")
-    parser.add_argument("--name", type=str | None, default=None, help="of the model; the experiment's by default")
-    parser.add_argument("--alias", type=str | None, default=None, help="alias to point to it, such as challenger")
-    _add_proof(parser)
-    arguments = parse_arguments(parser, argv)
+    arguments = parse_arguments(build_add_parser(), argv)
 
     from image_classifier.serving.published import find_published, read_manifest
 
@@ -95,10 +151,7 @@ def _add(argv: Sequence[str] | None) -> int:
 
 def _list(argv: Sequence[str] | None) -> int:
     """show models, versions, aliases and their accuracy"""
-    parser = _build_parser("list", "Show models, their versions, aliases, runs and accuracy.")
-    parser.add_argument("--name", type=str | None, default=None, help="show this model alone")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parse_arguments(parser, argv)
+    arguments = parse_arguments(build_list_parser(), argv)
     versions = _open(arguments).list(arguments.name)
     if arguments.json:
         rows = [
@@ -121,15 +174,7 @@ def _format_accuracy(accuracy: float | None) -> str:
 
 def _promote(argv: Sequence[str] | None) -> int:
     """point an alias to a version that is not significantly worse than the present one"""
-    parser = _build_parser(
-        "promote",
-        "Point an alias to a version, unless it is significantly worse than the one that the alias points to.",
-    )
-    parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
-    parser.add_argument("--alias", type=str, default="champion", help="the alias to point to it")
-    parser.add_argument("--allow_loss", action="store_true", help="promote it although it is worse, or not comparable")
-    _add_proof(parser)
-    arguments = parse_arguments(parser, argv)
+    arguments = parse_arguments(build_promote_parser(), argv)
     proof = _build_proof(arguments)
     promotion = _open(arguments).promote(
         arguments.reference, alias=arguments.alias, allow_loss=arguments.allow_loss, proof=proof
@@ -145,10 +190,7 @@ def _promote(argv: Sequence[str] | None) -> int:
 
 def _resolve(argv: Sequence[str] | None) -> int:
     """print the folder of a version, which is fetched and checked"""
-    parser = _build_parser("resolve", "Print the folder of a version; it is fetched if need be, and checked.")
-    parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
-    _add_key(parser)
-    arguments = parse_arguments(parser, argv)
+    arguments = parse_arguments(build_resolve_parser(), argv)
     folder, _ = _open(arguments).resolve(arguments.reference, public_key=arguments.public_key)
     print(folder)
     return ExitStatus.DONE
@@ -156,23 +198,7 @@ def _resolve(argv: Sequence[str] | None) -> int:
 
 def _check(argv: Sequence[str] | None) -> int:
     """check a published model's files against its manifest and its signature"""
-    parser = _build_parser("check", "Check a published model's files against its manifest and its signature.")
-    parser.add_argument("reference", type=str, help="folder of a published run or model, or NAME/VERSION or NAME@ALIAS")
-    _add_key(parser)
-    parser.add_argument(
-        "--identity",
-        type=str | None,
-        default=None,
-        help="who must have signed it keyless, such as a workflow's address",
-    )
-    parser.add_argument("--issuer", type=str, default=GITHUB_ISSUER, help="who vouches for the identity")
-    parser.add_argument(
-        "--trust_config",
-        type=Path | None,
-        default=None,
-        help="file with the keys of a Sigstore of your own (ClientTrustConfig, JSON); by default the public one's",
-    )
-    arguments = parse_arguments(parser, argv)
+    arguments = parse_arguments(build_check_parser(), argv)
 
     from image_classifier.serving.published import (
         SIGNATURE,
@@ -201,3 +227,4 @@ def _check(argv: Sequence[str] | None) -> int:
 
 
 ACTIONS = {"add": _add, "list": _list, "promote": _promote, "resolve": _resolve, "check": _check}
+PARSERS = (build_add_parser, build_list_parser, build_promote_parser, build_resolve_parser, build_check_parser)

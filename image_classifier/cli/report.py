@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.cli.access import add_access_options, build_access
-from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.config import DatabaseAccess, Reading
 from image_classifier.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
+    from jsonargparse import ArgumentParser
     from numpy.typing import NDArray
 
 
@@ -21,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_report, argv)
 
 
-def _report(argv: Sequence[str] | None) -> int:
+def build_report_parser() -> ArgumentParser:
+    """Build the parser of `report`."""
     parser = build_parser(
         "report", "Write report.html into a run's folder: one page with its settings, curves, errors and identity."
     )
@@ -30,7 +33,11 @@ def _report(argv: Sequence[str] | None) -> int:
         "--dataset_folder", type=Path | None, default=None, help="where the run's data lies now, for images of mistakes"
     )
     add_access_options(parser)
-    arguments = parse_arguments(parser, argv)
+    return parser
+
+
+def _report(argv: Sequence[str] | None) -> int:
+    arguments = parse_arguments(build_report_parser(), argv)
     access = build_access(arguments, DatabaseAccess().dataset_folder)
 
     from image_classifier.storage import write_atomically
@@ -80,3 +87,6 @@ def load_test_images(
             f"{record['data']['digest'][:12]}; --dataset_folder says where that lies"
         )
     return snapshot.test[0]
+
+
+PARSERS = (build_report_parser,)

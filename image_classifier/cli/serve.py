@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from image_classifier.cli.command import build_parser, execute, get_options, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import build_parser, execute, get_options
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from image_classifier.serving.server import Resolve
 
 ENVIRONMENT_FILE = ".env"
@@ -36,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_serve, argv)
 
 
-def _serve(argv: Sequence[str] | None) -> int:
-    load_environment_file(Path(ENVIRONMENT_FILE))
+def build_serve_parser() -> ArgumentParser:
+    """Build the parser of `serve`."""
     parser = build_parser(
         "serve",
         "Serve a published model over HTTP. Each option can also come from the environment, as "
@@ -51,7 +54,12 @@ def _serve(argv: Sequence[str] | None) -> int:
         help="published folder, ONNX file, or models:/NAME@ALIAS",
     )
     parser.add_class_arguments(ServerSettings, None, skip={"model"})
-    arguments = parse_arguments(parser, argv)
+    return parser
+
+
+def _serve(argv: Sequence[str] | None) -> int:
+    load_environment_file(Path(ENVIRONMENT_FILE))
+    arguments = parse_arguments(build_serve_parser(), argv)
     settings = ServerSettings(**get_options(arguments, list(ServerSettings.__dataclass_fields__)))
 
     for module in MODULES:
@@ -96,3 +104,6 @@ def resolve_name(tracking_uri: str | None, experiments_folder: Path, name: str) 
 
     folder, version = Registry(tracking_uri, experiments_folder).resolve(name)
     return folder, version.number
+
+
+PARSERS = (build_serve_parser,)

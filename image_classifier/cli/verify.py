@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
+
 from image_classifier.cli.access import add_access_options, build_access
-from image_classifier.cli.command import ExitStatus, build_parser, execute, parse_arguments
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
 from image_classifier.config import DatabaseAccess, restore_training_settings
 from image_classifier.errors import Interrupted
@@ -26,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_verify, argv)
 
 
-def _verify(argv: Sequence[str] | None) -> int:
+def build_verify_parser() -> ArgumentParser:
+    """Build the parser of `verify`."""
     parser = build_parser("verify", "Train a recorded run again and say whether every bit of it is the same.")
     parser.add_argument("run", type=Path, help="the run's folder")
     for flag, purpose in FLAGS.items():
@@ -42,7 +46,11 @@ def _verify(argv: Sequence[str] | None) -> int:
         "--segment", type=str | None, default=None, help="A:B trains only from the checkpoint of step A to step B"
     )
     parser.add_argument("--num_workers", type=int, default=1, help="threads that prepare batches")
-    parsed = parse_arguments(parser, argv)
+    return parser
+
+
+def _verify(argv: Sequence[str] | None) -> int:
+    parsed = parse_arguments(build_verify_parser(), argv)
     access = build_access(parsed, DatabaseAccess().dataset_folder)
     options = {name: value for name, value in parsed.items() if not name.startswith("db_")}
 
@@ -81,3 +89,6 @@ def _print_verdict(verdict: str, reasons: Sequence[str]) -> int:
     return {"DIFFERENT": ExitStatus.DIFFERENT, "NOT COMPARABLE": ExitStatus.NOT_COMPARABLE}.get(
         verdict, ExitStatus.DONE
     )
+
+
+PARSERS = (build_verify_parser,)

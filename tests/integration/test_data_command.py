@@ -233,7 +233,7 @@ def test_what_was_found_in_images_is_said_and_what_was_left_out_is_named(tmp_pat
     [
         (["prepare", "--sauce", "sample"], "--sauce"),
         (["prepare", "--source", "mnist"], "mnist"),
-        (["prepare", "--source", "sample", "--num_train", "many"], "--num_train takes a value of type int"),
+        (["prepare", "--source", "sample", "--num_train", "many"], "--num_train takes a whole number, got: many"),
         (["prepare", "--source", "sample", "--num_train", "0"], "--num_train takes a whole number from 1"),
         (["prepare", "--url", "ftp://example.org/a"], "--url takes an address that begins with https://"),
         (["prepare", "--digest", "abc"], "--digest takes 32 (md5) or 64 (sha256)"),

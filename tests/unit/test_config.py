@@ -78,7 +78,8 @@ def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: st
     with pytest.raises(SettingsError) as error:
         TrainingSettings(**{option: value})
     message = str(error.value)
-    assert message.startswith(f"--{option} takes ") and str(value) in message and "\n" not in message
+    got = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    assert message.startswith(f"--{option} takes ") and message.endswith(f", got: {got}") and "\n" not in message
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:

@@ -15,8 +15,8 @@ import image_classifier
 from benchmarks import database, engines, variants
 from benchmarks.measure import load_result, read_table
 from benchmarks.tables import build_recipe_line, build_tables
-from image_classifier.__main__ import COMMANDS
 from image_classifier.cli.command import ExitStatus
+from image_classifier.cli.commands import COMMANDS
 from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
 from image_classifier.serving.settings import ServerSettings
 from tests.conftest import PROJECT
@@ -34,8 +34,8 @@ TYPES = {
     str | None: "text",
     Path: "path",
     Path | None: "path",
-    tuple[float, float, float]: "three numbers",
-    tuple[int, ...]: "whole numbers",
+    tuple[float, float, float]: "three numbers, such as 0.5,0.5,0.5",
+    tuple[int, ...]: "whole numbers, such as 16,24",
 }
 
 
@@ -60,7 +60,7 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | t
         hint = hints[field.name]
         takes = ", ".join(get_args(hint)) if get_origin(hint) is Literal else TYPES[hint]
         value = recipe.get(field.name, field.default)
-        default = "" if value in ("", None) else str(value).lower().strip("()[]")
+        default = "" if value in ("", None) else str(value).lower().strip("()[]").replace(", ", ",")
         meaning = " ".join(meanings[field.name].split()).rstrip(".")
         if field.name in FLAGS:
             takes = default = ""

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from image_classifier.__main__ import COMMANDS, main
+from image_classifier.__main__ import main
 from image_classifier.cli.command import execute
+from image_classifier.cli.commands import COMMANDS
 from image_classifier.errors import DataError
 
 

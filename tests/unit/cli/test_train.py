@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from hypothesis import given, reject
+from hypothesis import strategies as st
 
-from image_classifier.cli.train import build_settings, build_trainer_parser, main, parse_settings
-from image_classifier.config import RunSettings, load_recipe, restore_training_settings
+from image_classifier.cli.arguments import get_variable
+from image_classifier.cli.train import (
+    build_settings,
+    build_trainer_parser,
+    complete_settings,
+    format_settings,
+    main,
+    parse_settings,
+)
+from image_classifier.config import (
+    FLAGS,
+    RECIPES,
+    RunSettings,
+    TrainingSettings,
+    load_recipe,
+    restore_training_settings,
+)
+from image_classifier.errors import SettingsError
 
 NAMES = ["--experiment_name", "e", "--run_name", "r"]
+PARSER = build_trainer_parser()
 
 
 def parse(*options: str) -> RunSettings:
-    return build_settings(parse_settings(build_trainer_parser(), [*NAMES, *options]))
+    return build_settings(complete_settings(parse_settings(PARSER, [*NAMES, *options])))
 
 
 def test_without_options_the_settings_are_those_of_the_first_recipe() -> None:
@@ -42,24 +63,158 @@ def test_recipe_and_config_may_come_from_the_environment(tmp_path: Path, monkeyp
     assert settings.training.model == "lenet" and settings.training.seed == 9
 
 
-def test_the_printed_config_gives_the_same_settings_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--recipe", "notebook", "--seed", "3", "--input_mean", "[0.1, 0.2, 0.3]", "--num_workers", "2"]
-    assert main([*NAMES, *options, "--print_config"]) == 0
-    printed = capsys.readouterr().out
-    assert yaml.safe_load(printed)["batch_size"] == 4
-    (tmp_path / "printed.yaml").write_text(printed)
-    assert parse("--config", str(tmp_path / "printed.yaml")) == parse(*options)
+def print_settings(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """Print the settings that options give, as a config file."""
+    assert main([*options, "--print_config"]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    return output.out
+
+
+def test_the_printed_settings_are_all_settings_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = yaml.safe_load(print_settings(capsys, *NAMES, "--recipe", "notebook"))
+    run = RunSettings.__dataclass_fields__.keys() - {"training", "resume", "db_password", "ask_db_password"}
+    assert printed.keys() == run | TrainingSettings.__dataclass_fields__.keys()
+    assert (printed["batch_size"], printed["recipe"], printed["image_sizes"]) == (4, "notebook", [32])
+
+
+def test_settings_are_printed_without_names_which_can_be_given_beside_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(print_settings(capsys, "--seed", "3"))
+    assert parse("--config", str(config)) == parse("--seed", "3")
+    assert main(["--config", str(config)]) == 2
+    assert capsys.readouterr().err == "error: --experiment_name is required: a name for a folder\n"
+
+
+def test_options_and_environment_are_above_a_printed_config_and_the_recipe_below_is_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(print_settings(capsys, *NAMES, "--recipe", "notebook", "--seed", "3"))
+    monkeypatch.setenv("IMAGE_CLASSIFIER_NUM_EPOCHS", "7")
+    assert parse("--config", str(config), "--seed", "4") == parse("--recipe", "notebook", "--seed", "4")
+    config.write_text("recipe: notebook\nseed: 3\n")
+    settings = parse("--config", str(config))
+    assert (settings.recipe, settings.training.batch_size, settings.training.seed) == ("notebook", 4, 3)
+    assert parse("--config", str(config), "--recipe", "quick").training.model == "airbench_small"
+
+
+def test_settings_at_odds_are_refused_instead_of_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*NAMES, "--keep", "best", "--print_config"]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("error: --keep best needs a --validation_fraction")
+
+
+def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "hunter2")
+    assert "hunter2" not in print_settings(capsys, *NAMES, "--db_pass", "hunter2", "--database", "shapes")
+    monkeypatch.setenv("IMAGE_CLASSIFIER_DB_PASS", "hunter2")
+    assert "hunter2" not in print_settings(capsys, *NAMES, "--database", "shapes")
+    assert main([*NAMES, "--print_config", "--tracking_uri", "http://me:hunter2@localhost"]) == 2
+    output = capsys.readouterr()
+    assert "hunter2" not in output.out + output.err
+
+
+@pytest.mark.parametrize("name", ["config", "print_config", "resume", "help", "version"])
+def test_a_config_file_holds_nothing_that_is_for_the_command_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"seed: 3\n{name}: true\n")
+    for options in ([], ["--print_config"]):
+        assert main([*NAMES, "--config", str(tmp_path / "c.yaml"), *options]) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and f"holds {name}, which the command line alone may say" in message
+
+
+def draw(kind: str) -> st.SearchStrategy[Any]:
+    """Draw values of one of the trainer's options, most of them good ones."""
+    text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+    tricky = st.sampled_from(
+        ["null", "true", "1", "1e3", "[a]", "{a: b}", "- a", "a: b", "#", "~", "'", '"', "é ", "=", "*a"]
+    )
+    small, fraction = st.integers(0, 40), st.floats(0, 0.9375, allow_subnormal=False)
+    name = (text | tricky).filter(lambda name: _is_name(name))
+    whole = ("num_workers", "keep_checkpoints", "num_epochs", "translate", "cutout", "num_threads")
+    drawn: dict[str, st.SearchStrategy[Any]] = {
+        **{option: small for option in whole},
+        **{option: name for option in ("experiment_name", "run_name")},
+        **{option: text | tricky for option in ("experiments_folder", "dataset_folder", "db_config", "db_pass_file")},
+        **{option: st.booleans() for option in ("nesterov", "deterministic")},
+        **{option: fraction for option in ("momentum", "warmup_fraction", "label_smoothing", "validation_fraction")},
+        "pretrained_model": text | tricky,
+        "database": st.sampled_from(["shapes", "a.b-c@12"]),
+        "checkpoint_every": st.sampled_from(["2epochs", "500steps"]),
+        "tracking_uri": st.sampled_from(["sqlite:///runs.db", "https://somewhere:1/a"]),
+        "batch_size": st.integers(1, 2000),
+        "digest_every": st.integers(1, 2000),
+        "seed": st.integers(0, 2**63 - 1),
+        "image_sizes": st.lists(st.sampled_from([16, 24, 32, 64]), min_size=1, max_size=5),
+        "learning_rate": st.floats(1e-12, 1e6),
+        "weight_decay": st.floats(0, 10),
+        "input_mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
+        "input_std": st.lists(st.floats(1e-3, 1), min_size=3, max_size=3),
+    }
+    hint = get_type_hints(TrainingSettings).get(kind)
+    return st.sampled_from(get_args(hint)) if get_origin(hint) is Literal else drawn[kind]
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(RunSettings(experiment_name=name, run_name="r"))
+    except SettingsError:
+        return False
+
+
+OPTIONS = sorted(
+    (RunSettings.__dataclass_fields__.keys() | TrainingSettings.__dataclass_fields__.keys())
+    - {"training", "recipe", "db_password", "ask_db_password", *FLAGS}
+)
+
+
+@given(
+    st.sampled_from(RECIPES),
+    st.sets(st.sampled_from(OPTIONS), max_size=12).flatmap(
+        lambda chosen: st.fixed_dictionaries({option: draw(option) for option in sorted(chosen)})
+    ),
+    st.sets(st.sampled_from(sorted(FLAGS.keys() - {"resume"})), max_size=2),
+    st.booleans(),
+)
+def test_printed_settings_give_the_same_settings_and_the_same_print_again(
+    recipe: str, values: dict[str, Any], flags: set[str], in_environment: bool
+) -> None:
+    words = {name: ",".join(map(repr, v)) if isinstance(v, list) else str(v) for name, v in values.items()}
+    options = [] if in_environment else [f"--{name}={text}" for name, text in words.items()]
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        for name, text in words.items() if in_environment else ():
+            patch.setenv(get_variable(name), text)
+        names = [word for word in ("--experiment_name=e", "--run_name=r") if word[2:].partition("=")[0] not in values]
+        try:
+            given = parse_settings(PARSER, [f"--recipe={recipe}", *names, *options, *(f"--{flag}" for flag in flags)])
+            settings = build_settings(complete_settings(given))
+        except SettingsError:
+            reject()
+        for name in words if in_environment else ():
+            patch.delenv(get_variable(name))
+        printed = format_settings(complete_settings(given))
+        assert printed.isascii()
+        config = Path(folder, "config.yaml")
+        config.write_text(printed, encoding="ascii")
+        again = complete_settings(parse_settings(PARSER, ["--config", str(config)]))
+        assert build_settings(again) == settings
+        assert format_settings(again) == printed
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--learning_rat", "1"], ["--learning_rat"]),
-        (["--learning_rate", "fast"], ["--learning_rate", "float", "fast"]),
-        (["--num_epochs", "1.5"], ["--num_epochs", "int", "1.5"]),
-        (["--num_epochs"], ["--num_epochs", "expected one argument"]),
+        (["--learning_rate", "fast"], ["--learning_rate takes a number, got: fast"]),
+        (["--num_epochs", "1.5"], ["--num_epochs takes a whole number, got: 1.5"]),
+        (["--num_epochs"], ["--num_epochs takes a whole number, but nothing follows it"]),
         (["--model", "alexnet"], ["--model", "lenet", "alexnet"]),
-        (["--nesterov", "perhaps"], ["--nesterov", "bool", "perhaps"]),
+        (["--nesterov", "perhaps"], ["--nesterov takes true or false, got: perhaps"]),
         (["--batch_size", "0"], ["--batch_size", "1 or more", "0"]),
         (["--recipe", "secret"], ["--recipe", "notebook", "secret"]),
         (["--config", "no/such.yaml"], ["--config", "no/such.yaml"]),
@@ -88,8 +243,12 @@ def test_a_wrong_command_line_is_refused_in_one_line_and_nothing_is_written(
     [
         ("learning_rat: 1\n", "learning_rat"),
         ("learning_rate: fast\n", "fast"),
-        ("- 1\n- 2\n", ""),
-        ("learning_rate: [\n", ""),
+        ("- 1\n- 2\n", "must hold lines such as"),
+        ("learning_rate: [\n", "cannot be read"),
+        ("seed: 1\nlr: 2\n", "holds lr, which is no setting (did you mean learning_rate?)"),
+        ("learning-rate: 2\n", "(did you mean learning_rate?)"),
+        ("seed: null\n", "--seed takes a whole number, got: null"),
+        ("run_name: 2026\n", "--run_name takes text, got: 2026"),
     ],
 )
 def test_a_wrong_config_file_is_refused_in_one_line(

@@ -1,0 +1,30 @@
+"""All commands: what each is for, and what they understand together. Imports none of them before that is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+COMMANDS = {
+    "train": "train a network and evaluate it (the same as image_classifier_trainer)",
+    "verify": "train a recorded run again and say whether every bit is the same",
+    "data": "prepare a data set, show what is in it, keep it in a database, empty its caches",
+    "evaluate": "evaluate a run's model on a data set",
+    "predict": "classify images with a run's model",
+    "compare": "put runs side by side, with the test that says whether they differ",
+    "report": "write one page of pictures and facts about a run",
+    "publish": "make one ONNX file of a run, proved to answer as the run does",
+    "registry": "name versions of published models, promote them, check their files and signatures",
+    "serve": "serve a published model over HTTP",
+}
+
+
+def iterate_parsers() -> Iterator[ArgumentParser]:
+    """Build the parser of each command, and of each action of those that have several."""
+    for command in COMMANDS:
+        for build in importlib.import_module(f"image_classifier.cli.{command}").PARSERS:
+            yield build()
