@@ -64,3 +64,10 @@ def build_even_png(depth: int, colour: int, chunks: bytes = b"") -> bytes:
     return build_png(
         *(SIDE_OF_MOST,) * 2, depth=depth, colour=colour, chunks=chunks + turned, content=row * SIDE_OF_MOST
     )
+
+
+def build_laughs() -> str:
+    """Build YAML of a billion values, of which each level names the one before nine times."""
+    lines = ["a0: &a0 [" + ", ".join("x" * 9) + "]"]
+    lines += [f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * 9) + "]" for level in range(1, 9)]
+    return "\n".join(lines)

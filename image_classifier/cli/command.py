@@ -11,13 +11,15 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from image_classifier import __version__
 from image_classifier.cli.spelling import suggest
 from image_classifier.cli.table import make_printable
 from image_classifier.config import set_log_level
 from image_classifier.errors import ImageClassifierError
+from image_classifier.files import check_yaml
 
 
 class ExitStatus(IntEnum):
@@ -31,6 +33,21 @@ class ExitStatus(IntEnum):
     DONE_IN_PART = 5
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+_load_value = get_loader("yaml")
+
+
+def _load_bounded_value(text: str) -> Any:
+    """Load a value that is written as YAML, as jsonargparse does, if that is within the limits."""
+    try:
+        check_yaml(text)
+        return _load_value(text)
+    except Exception as error:  # tags that do not fit their values raise IndexError, AttributeError, ...
+        raise yaml.YAMLError(str(error)) from error
+
+
+set_loader("yaml", _load_bounded_value, (yaml.YAMLError,))
 
 
 def build_parser(command: str, description: str, *, version: str | None = __version__) -> ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,6 +20,7 @@ from image_classifier.config import DATABASE_FOLDER, Reference, get_reference, p
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
+from image_classifier.files import read_file
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from image_classifier.data.snapshot import Snapshot
 
 CONDITIONS = ("class", "split", "source", "added_by")
+MAX_CORRECTIONS_BYTES = 2**23
 _NUM_LISTED = 20
 
 
@@ -320,16 +323,16 @@ def read_corrections(path: Path) -> list[Correction]:
 
     wanted = []
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), start=2):
-                image = (row.get("image") or "").strip()
-                if not image.isdecimal() or row.get("label") is None:
-                    raise SettingsError(
-                        f"--corrections: line {number} of {path} needs a number under image and a class under label"
-                    )
-                wanted.append(Correction(int(image), row["label"].strip()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SettingsError(f"--corrections: {path} cannot be read: {error}") from None
+        file = io.StringIO(read_file(path, MAX_CORRECTIONS_BYTES).decode("utf-8-sig"), newline="")
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            image = (row.get("image") or "").strip()
+            if not image.isdecimal() or len(image) > 18 or row.get("label") is None:
+                raise SettingsError(
+                    f"--corrections: line {number} of {path} needs a number under image and a class under label"
+                )
+            wanted.append(Correction(int(image), row["label"].strip()))
+    except (OSError, ValueError, csv.Error) as error:
+        raise SettingsError(f"--corrections: {path} cannot be read: {error}; correct it") from None
     return wanted
 
 

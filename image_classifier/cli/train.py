@@ -28,6 +28,7 @@ from image_classifier.config import (
     restore_training_settings,
 )
 from image_classifier.errors import Interrupted, RunError, SettingsError
+from image_classifier.files import load_yaml
 
 CONTROLS = ("config", "print_config", "resume")
 """Options that say what the command does: no settings, so a config file holds none of them."""
@@ -107,10 +108,10 @@ def load_config(parser: ArgumentParser, path: Path) -> dict[str, Any]:
         SettingsError: it cannot be read, or holds something else.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or "it is nested too deep"
-        raise SettingsError(f"--config: {path} cannot be read: {reason}") from error
+        document = load_yaml(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"--config: {path} cannot be read as YAML: {reason}; correct it") from error
     return parse_config(parser, document, path, refused=CONTROLS)
 
 

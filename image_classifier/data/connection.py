@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import quote
 
-import yaml
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
@@ -26,6 +25,7 @@ from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.content import one_line
 from image_classifier.data.schema import REVISION
 from image_classifier.errors import DatabaseError, ImageClassifierError, SettingsError, StorageError
+from image_classifier.files import load_yaml
 
 Driver = Literal["sqlite", "postgresql"]
 Tls = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
@@ -89,9 +89,9 @@ def load_place(access: DatabaseAccess) -> Place:
 
 def _load_config(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--db_config: {path} cannot be read as YAML: {one_line(error)}") from None
+        content = load_yaml(path)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--db_config: {path} cannot be read as YAML: {one_line(error)}; correct it") from None
     known = [field.name for field in fields(Place)]
     if not isinstance(content, dict):
         raise SettingsError(f"--db_config: {path} must hold keys and values: {', '.join(known)}")

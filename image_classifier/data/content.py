@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from image_classifier.data.findings import Findings, Notebook
 from image_classifier.errors import DataError, ImageError
+from image_classifier.files import load_json
 
 METADATA_FILE = "metadata.json"
 METADATA_FORMAT = 1
@@ -81,11 +82,11 @@ def load_metadata(folder: Path) -> Metadata:
     """
     path = folder / METADATA_FILE
     try:
-        content = json.loads(path.read_bytes())
+        content = load_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return Metadata()
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {one_line(error)}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {one_line(error)}; correct it") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must hold a JSON object, got: {type(content).__name__}")
     version = content.pop("format_version", METADATA_FORMAT)

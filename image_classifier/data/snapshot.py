@@ -38,6 +38,7 @@ from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.source import Source, find_source
 from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.extras import load_extra
+from image_classifier.files import load_json
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -355,9 +356,9 @@ def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> 
 def _load_record(path: Path) -> dict[str, Any] | None:
     """Load a JSON object with a format_version, or nothing where none can be read."""
     try:
-        record = json.loads(path.read_bytes())
+        record = load_json(path)
         version = int(record["format_version"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     if version > FORMAT_VERSION:
         raise DataError(

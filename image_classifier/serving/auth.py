@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
 import threading
 import time
@@ -17,12 +16,14 @@ from typing import Any
 import jwt
 
 from image_classifier.errors import SettingsError
+from image_classifier.files import parse_json, read_file
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.settings import ServerSettings
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Those with a public key; `none` and those with a shared secret are refused."""
 
+MAX_KEYS_BYTES = 2**20
 MAX_TOKENS = 1024
 REFRESH_S = 300.0
 REFRESH_AT_MOST_EVERY_S = 10.0
@@ -67,8 +68,8 @@ def load_keys(path: Path) -> dict[str, bytes]:
         SettingsError: the file cannot be read, holds no key, or a line that is none; the message shows no digest.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_file(path, MAX_KEYS_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
         raise SettingsError(f"--api_keys_file: cannot read {path}: {error}") from error
     keys: dict[str, bytes] = {}
     for number, line in enumerate(lines, start=1):
@@ -138,10 +139,10 @@ class TokenGate(Gate):
         try:
             if self._source.startswith(("http://", "https://")):
                 with urllib.request.urlopen(self._source, timeout=5) as answer:
-                    content = answer.read(2**20)
+                    content = answer.read(MAX_KEYS_BYTES)
             else:
-                content = Path(self._source).read_bytes()
-            keys = jwt.PyJWKSet.from_dict(json.loads(content)).keys
+                content = read_file(Path(self._source), MAX_KEYS_BYTES)
+            keys = jwt.PyJWKSet.from_dict(parse_json(content)).keys
             self._keys = {key.key_id or "": key for key in keys}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
             if is_first:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier import files
 from image_classifier.config import Fit, ServingPrecision
 from image_classifier.errors import DataError, ModelError
 from image_classifier.extras import load_extra
@@ -22,6 +22,7 @@ from image_classifier.serving.published import (
     FORMAT_VERSION,
     INT8_MODEL,
     MANIFEST,
+    MAX_BYTES,
     MODEL,
     one_line,
     read_file,
@@ -184,9 +185,9 @@ def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision
             raise ModelError(f"{folder} was published without {name}; choose --precision fp32")
         return whole.files[name] if whole else read_file(folder, name, manifest)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
+        return files.read_file(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {one_line(error)}; choose another file") from error
 
 
 def _describe(path: Path, session: Any, version: str) -> PublishedModel:
@@ -207,7 +208,7 @@ def _describe(path: Path, session: Any, version: str) -> PublishedModel:
             raise ValueError("fit")
         return PublishedModel(
             path=path,
-            classes=tuple(json.loads(metadata["classes"])),
+            classes=_parse_classes(metadata["classes"]),
             version=version,
             experiment_name=metadata["experiment_name"],
             run_name=metadata["run_name"],
@@ -216,5 +217,12 @@ def _describe(path: Path, session: Any, version: str) -> PublishedModel:
             format_version=format_version,
             fit=cast(Fit, fit),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path} is no model that this package published: it has no valid {error}") from error
+
+
+def _parse_classes(text: str) -> tuple[str, ...]:
+    classes = files.parse_json(text)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("list of classes")
+    return tuple(classes)

@@ -13,11 +13,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import stat
 import tempfile
 import time
 from contextlib import ExitStack
@@ -25,10 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from image_classifier import files
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.extras import load_extra
 
 FORMAT_VERSION = 1
+MAX_BYTES = 2**30
+"""Of each file."""
 MODEL = "model.onnx"
 INT8_MODEL = "model.int8.onnx"
 PARITY = "parity.json"
@@ -39,8 +40,6 @@ SIGNATURE = "model.sig"
 PUBLISHED = "published"
 """Name of the folder in that of the run."""
 
-MAX_BYTES = 2**31
-"""No file of a published model is larger: ONNX has no larger ones."""
 _NUM_TRIES = 20  # to read a folder that is replaced meanwhile
 
 _NEEDS = ("experiment_name", "run_name", "data_digest", "classes", "files", "digest")
@@ -101,7 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _parse_manifest(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(raw)
+        manifest: dict[str, Any] = files.parse_json(raw)
         version = int(manifest["format_version"])
         if version > FORMAT_VERSION:
             raise ModelError(
@@ -110,13 +109,17 @@ def _parse_manifest(raw: bytes, path: Path) -> dict[str, Any]:
         if any(key not in manifest for key in _NEEDS) or serialize_manifest(manifest) != raw:
             raise ValueError("its content does not have the digest that it names")
         for name, facts in manifest["files"].items():
-            if not name or not name.isprintable() or "/" in name or name in (".", "..", MANIFEST, SIGNATURE):
-                raise ValueError(f"{name!a} is no name of a file in it")
-            if type(facts["size"]) is not int or not 0 <= facts["size"] <= MAX_BYTES or len(facts["sha256"]) != 64:
-                raise ValueError(f"{name!a} has no size and sha256 of a file")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if not _is_described(name, facts):
+                raise ValueError(f"{name!a} is no name of a file with size and sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} was changed or is damaged: {error}; publish the run again") from error
     return manifest
+
+
+def _is_described(name: str, facts: dict[str, Any]) -> bool:
+    """Say whether a manifest has name, size and sha256 of a file in its own folder."""
+    is_name = name.isprintable() and "/" not in name and name not in ("", ".", "..", MANIFEST, SIGNATURE)
+    return is_name and facts.keys() == {"size", "sha256"} and type(facts["size"]) is int
 
 
 def read_file(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
@@ -134,17 +137,11 @@ def read_file(folder: Path, name: str, manifest: dict[str, Any]) -> bytes:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Read a file whole that is a file, and no pipe that would be waited for or device without end."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "it is no file")
-            if status.st_size > MAX_BYTES:
-                raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES:,} bytes")
-            return file.read()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}; publish the run again") from error
+        return files.read_file(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path} cannot be read: {reason}; publish the run again") from error
 
 
 def read_published(folder: Path, public_key: Path | None = None) -> Published:
@@ -163,12 +160,12 @@ def read_published(folder: Path, public_key: Path | None = None) -> Published:
     for number in range(1, _NUM_TRIES + 1):
         manifest = read_manifest(folder)
         try:
-            files = {MANIFEST: serialize_manifest(manifest)}
-            files |= {name: read_file(folder, name, manifest) for name in manifest["files"]}
+            contents = {MANIFEST: serialize_manifest(manifest)}
+            contents |= {name: read_file(folder, name, manifest) for name in manifest["files"]}
             if os.path.lexists(folder / SIGNATURE):
-                files[SIGNATURE] = _read_bytes(folder / SIGNATURE)
+                contents[SIGNATURE] = _read_bytes(folder / SIGNATURE)
             _check_names(folder, manifest)
-            published = Published(manifest, files)
+            published = Published(manifest, contents)
             if public_key is not None:
                 check_signature(folder, published, public_key)
             return published

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from image_classifier.config import DatabaseAccess, Reading, get_reference, resolve_password
 from image_classifier.errors import DataError, ModelError, RunError
+from image_classifier.files import load_json, load_json_lines
 from image_classifier.serving.published import PUBLISHED, check_published
 from image_classifier.storage import (
     DISK,
@@ -478,12 +479,10 @@ def serialize_predictions(probabilities: NDArray[np.float32], labels: NDArray[np
 
 def _read_json(path: Path, needs: tuple[str, ...]) -> dict[str, Any]:
     try:
-        if not _is_regular(path):
-            raise OSError("there is no file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
         missing = [key for key in needs if key not in value]
         version = int(value["format_version"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is missing or damaged: {error}") from error
     if missing:
         raise RunError(f"{path} is damaged: it has no {', '.join(missing)}")
@@ -496,6 +495,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not _is_regular(path):
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return load_json_lines(path)
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged: {error}") from error

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.cli.database import CONDITIONS, parse_conditions, parse_time, read_corrections
+from image_classifier.cli.database import (
+    CONDITIONS,
+    MAX_CORRECTIONS_BYTES,
+    parse_conditions,
+    parse_time,
+    read_corrections,
+)
 from image_classifier.data.database import CONDITIONS as CONDITIONS_OF_VERSIONS
 from image_classifier.data.database import Correction
 from image_classifier.errors import SettingsError
@@ -47,10 +53,24 @@ def test_corrections_are_read_from_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["image,label\nx,cat\n", "image\n3\n", "number,label\n3,cat\n", "image,label\n-1,cat\n"]
+    "content",
+    [
+        "image,label\nx,cat\n",
+        "image\n3\n",
+        "number,label\n3,cat\n",
+        "image,label\n-1,cat\n",
+        f"image,label\n{'9' * 5000},cat\n",
+    ],
 )
 def test_a_table_without_numbers_or_labels_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "corrections.csv"
     path.write_text(content)
     with pytest.raises(SettingsError, match="--corrections: line 2 of .* needs a number"):
         read_corrections(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b'image,label\n"' + b"x" * 2**18, b" " * (MAX_CORRECTIONS_BYTES + 1)])
+def test_a_file_that_is_no_table_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "corrections.csv").write_bytes(content)
+    with pytest.raises(SettingsError, match="--corrections: .*corrections.csv cannot be read: .*; correct it"):
+        read_corrections(tmp_path / "corrections.csv")

@@ -29,6 +29,7 @@ from image_classifier.config import (
     restore_training_settings,
 )
 from image_classifier.errors import SettingsError
+from tests.bombs import build_laughs
 
 NAMES = ["--experiment_name", "e", "--run_name", "r"]
 PARSER = build_trainer_parser()
@@ -249,6 +250,13 @@ def test_a_wrong_command_line_is_refused_in_one_line_and_nothing_is_written(
         ("learning-rate: 2\n", "(did you mean learning_rate?)"),
         ("seed: null\n", "--seed takes a whole number, got: null"),
         ("run_name: 2026\n", "--run_name takes text, got: 2026"),
+        ("a: " + "{a: " * 3000 + "1" + "}" * 3000, "nested deeper than the 32 levels"),
+        (build_laughs(), "the alias *a0: write out what that stands for"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' twice"),
+        ("seed: !!int ''\n", "cannot be read as YAML"),
+        ("image_sizes: '[&a 16, *a]'\n", "--image_sizes"),
+        ("seed: 1" + ":1" * 30_000, "out of range"),
+        ("# " + "x" * 2**16, "more than the 65,536 bytes"),
     ],
 )
 def test_a_wrong_config_file_is_refused_in_one_line(

@@ -97,6 +97,15 @@ def test_a_file_of_keys_that_is_none_is_refused(tmp_path: Path, content: str, me
     assert "0000" not in str(caught.value)
 
 
+def test_a_file_with_keys_is_read_up_to_a_limit(tmp_path: Path) -> None:
+    with open(tmp_path / "keys", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(SettingsError, match="--api_keys_file: .* more than the 1,048,576 bytes"):
+        load_keys(tmp_path / "keys")
+    with pytest.raises(SettingsError, match="--jwt_jwks: .* more than the 1,048,576 bytes"):
+        TokenGate(ISSUER, AUDIENCE, str(tmp_path / "keys"))
+
+
 def test_a_token_of_the_issuer_names_its_subject(tokens: TokenGate, issuer: Issuer) -> None:
     token = issuer.sign()
     assert tokens.recognise(build_headers(token)) == "carol"

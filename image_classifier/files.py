@@ -1,0 +1,192 @@
+"""Read files that come from others within limits: their bytes, JSON, and YAML.
+
+Whatever is in a file, reading it takes no more than the limits here say, and it is read in one way or refused: keys
+that come twice, numbers that are none, and numbers of more than 64 bits are errors. The limits are far above what this
+package writes, and SECURITY.md lists them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_JSON_BYTES = 2**25
+MAX_JSON_VALUES = 2_000_000
+"""Of a document, or of all lines of a file; a confusion matrix of 1,400 classes has as many. Each takes up to 240 B."""
+MAX_LINES_BYTES = 2**27
+MAX_YAML_BYTES = 2**16
+MAX_DEPTH = 32
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+
+
+class LimitError(ValueError):
+    """A file is beyond a limit, or not to be read in one way; the message is the reason, for whoever names the file."""
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file of so many bytes at most.
+
+    Raises:
+        OSError: it cannot be read.
+        LimitError: it is larger, or a pipe or a device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # to open a pipe would wait for its writer
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(21, os.strerror(21), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise LimitError("it is no regular file")
+        content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
+        if max(status.st_size, len(content)) > max_bytes:
+            raise LimitError(f"it has more than the {max_bytes:,} bytes that are read")
+    return content
+
+
+def load_json(path: Path) -> Any:
+    """Load a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON; as LimitError, beyond a limit.
+    """
+    return parse_json(read_file(path, MAX_JSON_BYTES))
+
+
+def load_json_lines(path: Path) -> list[Any]:
+    """Load a file with a JSON document in each line.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a line is no JSON; as LimitError, beyond a limit.
+    """
+    content = read_file(path, MAX_LINES_BYTES)
+    _check_number(content)
+    if content.count(b"\n") > MAX_JSON_VALUES:
+        raise LimitError(f"it has more than the {MAX_JSON_VALUES:,} lines that are read")
+    return [parse_json(line) for line in io.BytesIO(content)]
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse a JSON document in UTF-8.
+
+    Raises:
+        ValueError: it is no JSON; as LimitError, beyond a limit, or with a key twice, NaN, or a number out of range.
+    """
+    if len(content) > MAX_JSON_BYTES:
+        raise LimitError(f"it has more than the {MAX_JSON_BYTES:,} bytes that are read")
+    raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    _check_number(raw)
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        _check_depth(raw)
+    text = content if isinstance(content, str) else content.decode("utf-8-sig")
+    return json.loads(
+        text,
+        object_pairs_hook=_build_object,
+        parse_int=_parse_int,
+        parse_float=_parse_float,
+        parse_constant=_parse_float,
+    )
+
+
+def _check_number(content: bytes) -> None:
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise LimitError(f"it has more than the {MAX_JSON_VALUES:,} values that are read")
+
+
+def _check_depth(content: bytes) -> None:
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", content)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise LimitError(f"it is nested deeper than the {MAX_DEPTH} levels that are read")
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        _check_keys([key for key, _ in pairs])
+    return built
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    for key, number in Counter(keys).most_common(1):
+        if number > 1:
+            raise LimitError(f"it has the key {key[:50]!a} twice")
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise LimitError(f"it has the whole number {text[:30]}, which is out of range")
+    return int(text)
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise LimitError(f"it has the number {text[:30]}, which is not finite")
+    return number
+
+
+def load_yaml(path: Path) -> Any:
+    """Load a YAML file with plain values.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no YAML; as LimitError, beyond a limit.
+    """
+    text = read_file(path, MAX_YAML_BYTES).decode("utf-8-sig")
+    check_yaml(text)
+    try:
+        return yaml.load(text, Loader=_Loader)  # nosec B506: a SafeLoader
+    except Exception as error:  # tags that do not fit their values raise IndexError, AttributeError, ...
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def check_yaml(text: str) -> None:
+    """Check that a YAML document is within the limits, before it is built.
+
+    Raises:
+        ValueError: it is no YAML; as LimitError, beyond a limit, or with an alias, a key twice, or a number out of
+            range.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise LimitError(f"it has more than the {MAX_YAML_BYTES:,} characters that are read")
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise LimitError(f"it has the alias *{str(event.anchor)[:50]}: write out what that stands for")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise LimitError(f"it is nested deeper than the {MAX_DEPTH} levels that are read")
+        _check_nodes(yaml.compose(text, Loader=_Loader))
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_nodes(node: yaml.Node | None) -> None:
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 30:
+            raise LimitError(f"it has the whole number {node.value[:30]}, which is out of range")
+    elif isinstance(node, yaml.MappingNode):
+        _check_keys([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        for pair in node.value:
+            for child in pair:
+                _check_nodes(child)
+    elif isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _check_nodes(child)
