@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
-from image_classifier.cli.table import make_printable
+from image_classifier.cli.table import format_cell, make_printable
 from image_classifier.config import Fit
 from image_classifier.errors import DataError, ImageError, StorageError
 from image_classifier.storage import DISK, written_beside
@@ -58,28 +58,30 @@ def _predict(argv: Sequence[str] | None) -> int:
     num_read, num_unreadable = 0, 0
     bar = tqdm(unit="img", dynamic_ncols=True, disable=not sys.stderr.isatty())
     with bar, _open_output(arguments.output) as file:
-        writer = csv.writer(_Lines(file))
+        writer = csv.writer(file, lineterminator="\n")
         sources = iterate_sources([Path(image) for image in arguments.images])
-        while batch := list(itertools.islice(sources, BATCH_SIZE)):
-            names, images = [], []
-            for name, source in batch:
+        while True:
+            names, images, num_tried = [], [], 0
+            for num_tried, (name, source) in enumerate(itertools.islice(sources, BATCH_SIZE), start=1):
                 try:
                     images.append(load_source(name, source, model.fit))
                     names.append(name)
                 except ImageError as error:
                     num_unreadable += 1
                     bar.write(f"unreadable: {make_printable(str(error))}", file=sys.stderr)
-            bar.update(len(batch))
+            bar.update(num_tried)
+            if not num_tried:
+                break
             if not images:
                 continue
             if num_read == 0:
-                writer.writerow(["path", "class", "probability", *model.classes])
+                writer.writerow(["path", "class", "probability", *map(format_cell, model.classes)])
             num_read += len(images)
-            pixels = np.stack(images).transpose(0, 3, 1, 2)
-            probabilities = model.predict(pixels)
+            probabilities = model.predict(np.stack(images).transpose(0, 3, 1, 2))
             for name, row in zip(names, probabilities, strict=True):
                 best = row.argmax()
-                writer.writerow([name, model.classes[best], *(f"{value:.6g}" for value in (row[best], *row))])
+                cells = (format_cell(name), format_cell(model.classes[best]))
+                writer.writerow([*cells, *(f"{value:.6g}" for value in (row[best], *row))])
         if num_read == 0:
             raise DataError(
                 f"none of {num_unreadable:,} images could be read, for the reasons above; nothing was written"
@@ -92,19 +94,6 @@ def _predict(argv: Sequence[str] | None) -> int:
 
 Source = Path | bytes | ImageError
 """Where an image is: in a file, in bytes, or nowhere, for a reason."""
-
-
-class _Lines:
-    """A file for csv.writer that ends lines with a line feed alone.
-
-    Told to do so itself, it would leave a carriage return in a name without quotes before Python 3.13.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-
-    def write(self, line: str) -> None:
-        self.file.write(line.removesuffix("\r\n") + "\n")
 
 
 def iterate_sources(paths: Sequence[Path]) -> Iterator[tuple[str, Source]]:
@@ -170,10 +159,10 @@ def load_source(name: str, source: Source, fit: Fit) -> NDArray[np.uint8]:
 
 @contextmanager
 def _open_output(path: Path | None) -> Iterator[TextIO]:
-    """Open a file that appears whole or not at all, or else stdout; names that are no UTF-8 come out as they are."""
+    """Open a file that appears whole or not at all, or else stdout."""
     if path is None:
         if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+            sys.stdout.reconfigure(encoding="utf-8")
         yield sys.stdout
         sys.stdout.flush()  # here, where a reader that has gone is an expected end
         return
@@ -182,7 +171,7 @@ def _open_output(path: Path | None) -> Iterator[TextIO]:
     if path.is_dir():
         raise StorageError(f"--output: {path} is a folder; name a file in it")
     with written_beside(path) as temporary:
-        with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(temporary, "x", encoding="utf-8", newline="") as file:
             yield file
         DISK.sync(temporary)
 

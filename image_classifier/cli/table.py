@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_FORMULA = re.compile(r"""(^|[,;|"'])(\s*)([=+\-@\uff1d\uff0b\uff0d\uff20])""")
+"""What a spreadsheet takes for a formula, also one that splits cells at other characters."""
 
 
 def format_table(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
@@ -27,3 +31,25 @@ def format_percentage(fraction: float | None) -> str:
 def make_printable(text: str) -> str:
     """Escape what would move the cursor or break the line: names come from data that others made."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def format_cell(text: str) -> str:
+    """Write a text of others as a cell of CSV that no spreadsheet computes and no terminal obeys.
+
+    A text that begins with an apostrophe, holds what begins a formula (= + - @), or is not printable is written after
+    an apostrophe, with backslashes doubled and those characters as Python's escapes; any other as it is.
+    """
+    if text.isprintable() and not text.startswith("'") and not _FORMULA.search(text):
+        return text
+    escaped = make_printable(text.replace("\\", "\\\\"))
+    return "'" + _FORMULA.sub(lambda match: match[1] + match[2] + _escape(match[3]), escaped)
+
+
+def parse_cell(cell: str) -> str:
+    """Recover the text that `format_cell` wrote."""
+    return cell[1:].encode("ascii", "backslashreplace").decode("unicode_escape") if cell.startswith("'") else cell
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

@@ -19,6 +19,7 @@ from PIL import Image
 
 from image_classifier.cli import predict
 from image_classifier.cli.predict import iterate_sources, main
+from image_classifier.cli.table import parse_cell
 from image_classifier.config import Fit
 from image_classifier.imaging import load_image
 from image_classifier.tracking.checkpoint import load_model
@@ -56,7 +57,8 @@ def run(*words: str | Path) -> int:
 
 
 def read_csv(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return [{parse_cell(name): parse_cell(cell) for name, cell in row.items()} for row in rows]
 
 
 @pytest.mark.parametrize("fit", ["squeeze", "crop", "pad"])
@@ -215,9 +217,10 @@ def test_a_parquet_file_of_bytes_and_a_damaged_one(
     )
 )
 @example(name=b"\r")
-def test_a_path_of_any_bytes_comes_out_as_it_is(tmp_path: Path, model: Path, name: bytes) -> None:
-    folder = os.fsencode(tmp_path)
-    path = os.path.join(folder, name)
+@example(name=b"\xff")
+@example(name=b"\x1b]0;title\x07")
+def test_a_path_of_any_bytes_can_be_recovered(tmp_path: Path, model: Path, name: bytes) -> None:
+    path = os.path.join(os.fsencode(tmp_path), name)
     with open(path, "wb") as file:
         file.write(encode(draw_image(0)))
     output = tmp_path / "predictions.csv"
@@ -226,9 +229,31 @@ def test_a_path_of_any_bytes_comes_out_as_it_is(tmp_path: Path, model: Path, nam
     finally:
         os.unlink(path)
 
-    with open(output, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        (row,) = csv.DictReader(file)
+    text = output.read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in text.split("\n"))
+    (row,) = read_csv(text)
     assert os.fsencode(row["path"]) == path
+
+
+def test_no_cell_is_a_formula_or_moves_the_cursor(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stdout and in a file, in the heading, too: one of the classes is called =2+3."""
+    names = ["=1+1.png", "+1.png", "-1.png", "@A1.png", "\x1b[31mred.png", "a\nb.png", "'quoted'.png", "a;=1+1.png"]
+    for name in names:
+        write_image(tmp_path / "images" / name)
+    monkeypatch.chdir(tmp_path / "images")
+
+    assert run(model, "--", *names) == 0
+    shown = capsys.readouterr().out
+    assert run(model, "--output", tmp_path / "predictions.csv", "--", *names) == 0
+
+    assert shown == (tmp_path / "predictions.csv").read_text(encoding="utf-8")
+    assert "\x1b" not in shown and len(shown.splitlines()) == len(names) + 1
+    for separator in ",;\t":
+        for row in csv.reader(io.StringIO(shown), delimiter=separator):
+            assert not any(cell.lstrip().startswith(("=", "+", "-", "@")) for cell in row), row
+    assert [row["path"] for row in read_csv(shown)] == names
 
 
 def test_the_terminal_is_not_at_the_mercy_of_names(

@@ -24,6 +24,16 @@ def test_an_expected_error_is_one_line_and_status_2(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "error: no data; get some\n"
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "\udcff"])
+def test_an_expected_error_is_one_line_whatever_it_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: Sequence[str] | None) -> int:
+        raise DataError(f"no data in {name}; get some")
+
+    assert execute(fail) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: no data in {ascii(name)[1:-1]}; get some\n"
+
+
 def test_a_defect_keeps_its_trace() -> None:
     def fail(argv: Sequence[str] | None) -> int:
         raise ZeroDivisionError
