@@ -148,7 +148,15 @@ def load_yaml(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no YAML; as LimitError, beyond a limit.
     """
-    text = read_file(path, MAX_YAML_BYTES).decode("utf-8-sig")
+    return parse_yaml(read_file(path, MAX_YAML_BYTES).decode("utf-8-sig"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse a YAML document with plain values.
+
+    Raises:
+        ValueError: it is no YAML; as LimitError, beyond a limit.
+    """
     check_yaml(text)
     try:
         return yaml.load(text, Loader=_Loader)  # nosec B506: a SafeLoader

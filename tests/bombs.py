@@ -6,8 +6,10 @@ import io
 import re
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 SIDE_OF_MOST = 7071
@@ -71,3 +73,43 @@ def build_laughs() -> str:
     lines = ["a0: &a0 [" + ", ".join("x" * 9) + "]"]
     lines += [f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * 9) + "]" for level in range(1, 9)]
     return "\n".join(lines)
+
+
+def write_parquet_of_zeros(path: Path, num_rows: int, num_bytes: int) -> None:
+    """Write images of so many zeros each, which hardly take a byte."""
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema({"image": pyarrow.binary(), "label": pyarrow.int64()})
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(num_rows):
+            writer.write_table(pyarrow.table([[bytes(num_bytes)], [0]], schema=schema))
+
+
+def write_parquet_of_one_value(path: Path, num_rows: int, content: bytes) -> None:
+    """Write one image that so many rows name."""
+    import pyarrow
+    import pyarrow.parquet
+
+    indices = pyarrow.array(np.zeros(num_rows, np.int32))
+    values = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array([content], pyarrow.binary()))
+    table = pyarrow.table({"image": values, "label": indices})
+    options: dict[str, Any] = {"dictionary_pagesize_limit": 2**30, "store_schema": False, "compression": "zstd"}
+    pyarrow.parquet.write_table(table, path, **options)
+
+
+def build_parquet_of_levels(num_levels: int) -> bytes:
+    """Build a Parquet file without rows whose columns lie so many levels deep."""
+
+    def element(name: bytes, num_children: int) -> bytes:  # of Thrift's compact protocol: fields 4 and 5 of the schema
+        return (
+            b"\x48" + bytes([len(name)]) + name + (b"\x15" + bytes([2 * num_children]) if num_children else b"") + b"\0"
+        )
+
+    head = num_levels + 1
+    size = b""
+    while head > 127:
+        size, head = size + bytes([head & 127 | 128]), head >> 7
+    schema = b"\x19\xfc" + size + bytes([head]) + element(b"a", 1) * num_levels + b"\x15\x0c" + b"\x25\2\x18\1a\0"
+    footer = b"\x15\2" + schema + b"\x16\0\x19\x0c\0"
+    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"

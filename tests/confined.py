@@ -21,8 +21,8 @@ class Outcome:
 
     Attributes:
         error: message of the expected error that it raised; None where it returned.
-        memory_mb: memory that it took, at most.
-        cpu_s: computing time that it took.
+        memory_mb: memory that it took, at most; or a process that it started, if that took more.
+        cpu_s: computing time that it and those processes took.
     """
 
     error: str | None
@@ -63,9 +63,10 @@ def main() -> None:
                 pass
     except ImageClassifierError as caught:
         error = str(caught)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps(vars(Outcome(error, (after.ru_maxrss - before.ru_maxrss) / 1024, seconds))))
+    after, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    memory_kb = max(after.ru_maxrss - before.ru_maxrss, others.ru_maxrss)
+    seconds = sum(usage.ru_utime + usage.ru_stime for usage in (after, others)) - before.ru_utime - before.ru_stime
+    print(json.dumps(vars(Outcome(error, memory_kb / 1024, seconds))))
 
 
 if __name__ == "__main__":

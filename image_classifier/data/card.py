@@ -6,18 +6,16 @@ They stand as `dataset_info` at the head of `README.md`, or in `dataset_infos.js
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from image_classifier.data.content import one_line
 from image_classifier.data.parts import find_part
 from image_classifier.errors import DataError
+from image_classifier.files import load_json, parse_yaml, read_file
 
-_MAX_BYTES = 2**20
+MAX_CARD_BYTES = 2**20
 
 
 def check_sizes(counts: Mapping[str, int], folders: Sequence[Path]) -> None:
@@ -71,18 +69,16 @@ def _get_sizes(info: Any) -> dict[str, int]:
 def _load_infos(path: Path) -> Iterator[Any]:
     """Load the `dataset_info` objects of a file, one for each configuration."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = file.read(_MAX_BYTES)
         if path.suffix == ".json":
-            yield from dict(json.loads(content)).values()
+            yield from dict(load_json(path)).values()
             return
-        opening, _, rest = content.partition("\n")
+        opening, _, rest = read_file(path, MAX_CARD_BYTES).decode("utf-8", "replace").partition("\n")
         head, closing, _ = rest.partition("\n---")
         if opening.rstrip() != "---" or not closing or "dataset_info" not in head:
             return  # a README.md without metadata
-        infos = dict(yaml.safe_load(head))["dataset_info"]
+        infos = dict(parse_yaml(head))["dataset_info"]
         yield from infos if isinstance(infos, list) else [infos]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{path} does not state the sizes of the data set as dataset_info does: {one_line(error)}; "
             "correct it, or remove it"

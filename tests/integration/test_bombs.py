@@ -18,6 +18,8 @@ from tests.bombs import (
     build_progressive,
     build_run_lengths,
     save,
+    write_parquet_of_one_value,
+    write_parquet_of_zeros,
 )
 from tests.confined import call_confined
 
@@ -43,3 +45,18 @@ def test_decoding_takes_no_more_memory_than_is_said(kind: str, tmp_path: Path) -
     outcome = call_confined("image_classifier.imaging:load_image", path, memory_mb=700)
     assert outcome.memory_mb < 600
     assert outcome.error is None or kind == "a long row" and "a side may have 65,535 at most" in outcome.error
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_parquet_of_zeros(path, 1, 600_000_000),
+        lambda path: write_parquet_of_one_value(path, 1000, bytes(30_000_000)),
+    ],
+    ids=["a large value", "one value in each row"],
+)
+def test_parquet_takes_no_more_memory_than_is_said(write: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "all.parquet"
+    write(path)
+    outcome = call_confined("image_classifier.data.parquet:iterate_images", path)
+    assert outcome.memory_mb < 1100 and outcome.error is not None

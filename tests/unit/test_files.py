@@ -114,7 +114,7 @@ def test_lines_are_read_up_to_a_limit(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(DOCUMENTS.filter(lambda document: json.dumps(document).isascii()))
+@given(DOCUMENTS.filter(lambda document: "\\ud" not in json.dumps(document)))  # libyaml takes no surrogates
 @example({"a": [1, {"b": None}]})
 def test_what_yaml_can_hold_comes_out_equal(tmp_path_factory: pytest.TempPathFactory, document: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "document.yaml"

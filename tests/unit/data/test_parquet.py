@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from image_classifier.data.content import Metadata
 from image_classifier.data.parquet import iterate_images, read_files
 from image_classifier.errors import DataError
+from image_classifier.imaging import MAX_BYTES
+from tests.bombs import build_parquet_of_levels, write_parquet_of_one_value, write_parquet_of_zeros
 from tests.conftest import PROJECT
 from tests.datasets import OURS, PUBLISHED, encode, make_arrays, write_parquet, write_parquet_file
 from tests.unit.data.test_cifar import assert_equal, collect
@@ -58,9 +63,6 @@ def test_one_file_is_split_by_the_seed(tmp_path: Path) -> None:
 
 
 def test_a_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     table = pyarrow.table({"image": [encode(np.full((3, 5, 7), 9, np.uint8))] * 6, "label": [0] * 6})
     pyarrow.parquet.write_table(table, tmp_path / "all.parquet")
     images, _, _ = collect(read_files({"train": [tmp_path / "all.parquet"]}, "all", Metadata(classes=("a", "b"))))
@@ -113,8 +115,8 @@ def test_a_damaged_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     write_parquet(tmp_path, make_arrays(), NAMES)
     path = tmp_path / "test-00000-of-00001.parquet"
     content = path.read_bytes()
-    for sixteenth in range(16):
-        path.write_bytes(content[: len(content) * sixteenth // 16])
+    for quarter in range(4):
+        path.write_bytes(content[: len(content) * quarter // 4])
         with pytest.raises(DataError, match=f"{re.escape(str(path))} .*get it again"):
             collect(read_all(tmp_path, Metadata(classes=tuple(OURS))))
 
@@ -127,8 +129,54 @@ def test_rows_without_an_image_or_a_label_are_refused(num_images: int, tmp_path:
     write_parquet_file(tmp_path / "test.parquet", [good], [0], NAMES)
     content = read_all(tmp_path)
     write_parquet_file(tmp_path / "train.parquet", [good] * num_images, [0] * num_images, NAMES)
-    with pytest.raises(DataError, match=f"train.parquet is damaged: it has {num_images} images and 3 labels"):
+    with pytest.raises(DataError, match=f"train.parquet is damaged: it has 3 labels, but {num_images} images"):
         collect(content)
+
+
+@pytest.mark.parametrize(
+    "write, reason",
+    [
+        (lambda path: write_parquet_of_zeros(path, 3, 30_000_000), "unpacks to more than 100 times its size"),
+        (lambda path: write_parquet_of_one_value(path, 1000, bytes(1_000_000)), "unpacks to more than 100 times"),
+        (lambda path: write_parquet_of_one_value(path, 10_000, b"image"), r"has 10,000 rows in [\d,]+ bytes, which no"),
+        (lambda path: path.write_bytes(build_parquet_of_levels(10_000)), "too deeply nested"),
+    ],
+    ids=["zeros", "one value", "rows", "levels"],
+)
+def test_a_file_that_unpacks_to_what_no_images_do_is_refused(
+    write: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "all.parquet")
+    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}/all.parquet .*{reason}"):
+        for _ in iterate_images(tmp_path / "all.parquet"):
+            pass
+
+
+def test_a_value_larger_than_an_image_may_be_is_not_passed_on(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).bytes(MAX_BYTES + 1000)
+    write_parquet_file(tmp_path / "all.parquet", [content], [0], NAMES)
+    ((_, read),) = iterate_images(tmp_path / "all.parquet")
+    assert read == content[: MAX_BYTES + 1]
+    with pytest.raises(DataError, match="row 0: more than 33,554,432 bytes; scale it down"):
+        collect(
+            read_files({"train": [tmp_path / "all.parquet"], "test": [tmp_path / "all.parquet"]}, "all", Metadata())
+        )
+
+
+def test_a_path_that_is_none_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.table({"image": [{"bytes": b"image", "path": "a" * 5000}], "label": [0]})
+    pyarrow.parquet.write_table(table, tmp_path / "all.parquet")
+    with pytest.raises(DataError, match="has a path of more than 4,096 characters"):
+        list(iterate_images(tmp_path / "all.parquet"))
+
+
+@pytest.mark.parametrize(
+    "images", [[1, 2], [[b"a"], [b"b"]], [{"bytes": [b"a"]}, {"bytes": [b"b"]}], [{"bytes": b"a", "path": b"b"}] * 2]
+)
+def test_columns_of_other_types_are_refused(images: list[Any], tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [0, 0]}), tmp_path / "all.parquet")
+    with pytest.raises(DataError, match="has (bytes|path) of type .* in image; get it again"):
+        list(iterate_images(tmp_path / "all.parquet"))
 
 
 def test_without_pyarrow_the_remedy_is_named(tmp_path: Path) -> None:
