@@ -7,15 +7,13 @@ nothing is unpacked to the disk, so no name in it can matter.
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +29,21 @@ from image_classifier.data.content import (
 )
 from image_classifier.data.pickles import load_pickle
 from image_classifier.errors import DataError
+from image_classifier.files import read_file
 
-MAX_FILE_BYTES = 2**29
+MAX_FILE_BYTES = 2**28
 """Largest file that is read; the largest published one, CIFAR-100's training set, has 155 million bytes."""
-MAX_ARCHIVE_BYTES = 2**30
+MAX_ARCHIVE_BYTES = 2**28
 """Most that an archive may unpack to; the published ones unpack to 186 million bytes."""
+MAX_MEMBERS = 1000
+"""Of an archive; the published ones have 8 files."""
+MAX_NAME_BYTES = 2**14
+"""Of a long name in an archive, with all else that extends a head."""
+
+_KINDS = (
+    *(tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 _SHAPE = (3, 32, 32)
 _NUM_PIXELS = 3072
@@ -261,52 +269,108 @@ def _parse_meta(layout: Layout, content: bytes, name: str) -> tuple[tuple[str, .
 
 def _read_file(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise DataError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes, which no CIFAR file is; remove it")
-    return content
+        return read_file(path, MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {one_line(error)}; get it again") from error
 
 
-class _LimitedReader(io.RawIOBase):
-    """Passes on a stream up to a number of bytes: what unpacks to more is a bomb."""
+class _Unpacker:
+    """Unpacks a gzip stream up to a number of bytes: what unpacks to more is a bomb."""
 
-    def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
-        self._stream = stream
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self._file = file
         self._limit = self._left = limit
+        self._stream = zlib.decompressobj(wbits=31)  # gzip's head and checksum
 
-    def read(self, size: int = -1) -> bytes:
-        content = self._stream.read(size)
-        self._left -= len(content)
+    def read(self, size: int, *, keep: bool = True) -> bytes:
+        """Read so many bytes, and return them if they are to be kept.
+
+        Raises:
+            EOFError: there are fewer.
+        """
+        self._left -= size
         if self._left < 0:
             raise DataError(f"unpacks to more than {self._limit:,} bytes, which no CIFAR archive does; remove it")
-        return content
+        parts = []
+        while size:
+            part = self._unpack(min(size, 2**20))
+            if not part:
+                raise EOFError("it ends within a file")
+            size -= len(part)
+            parts += [part] if keep else []
+        return b"".join(parts)
+
+    def finish(self) -> None:
+        """Go on to the checksum at the end, which tells of damage in between."""
+        while part := self._unpack(2**16):
+            if any(part):
+                raise DataError("goes on after the end of the archive; give another archive")
+        if not self._stream.eof:
+            raise EOFError("it has no end")
+        if any(self._stream.unused_data) or any(self._file.read(2**16)):
+            raise DataError("holds more than one gzip stream, which no CIFAR archive does; give another archive")
+
+    def _unpack(self, size: int) -> bytes:
+        while not self._stream.eof:
+            packed = self._stream.unconsumed_tail or self._file.read(2**16)
+            part = self._stream.decompress(packed, size)
+            if part or not packed:
+                return part
+        return b""
 
 
 def _read_members(path: Path, max_bytes: int) -> Mapping[str, bytes]:
-    """Read an archive's files by their last name, as far as a layout knows it."""
+    """Read an archive's files by their last name, as far as a layout knows it.
+
+    Head by head, since tarfile itself takes what long names and other extensions of a head ask for.
+    """
     wanted = {name for layout in LAYOUTS for name in (*layout.files, layout.meta)}
     members: dict[str, bytes] = {}
     try:
-        with gzip.open(path) as stream:
-            reader = _LimitedReader(stream, max_bytes)
-            with tarfile.open(fileobj=reader, mode="r|") as archive:
-                for member in archive:
-                    name = PurePosixPath(member.name).name
-                    if not member.isfile() or name not in wanted:
-                        continue
-                    if name in members:
-                        raise DataError(f"holds {name} twice; give another archive")
-                    if member.size > MAX_FILE_BYTES:
-                        raise DataError(f"holds {name} of {member.size:,} bytes, which no CIFAR file has; remove it")
-                    file = archive.extractfile(member)
-                    members[name] = file.read() if file else b""
-            while reader.read(2**20):  # up to the checksum at the end, which tells of damage in between
-                pass
+        with open(path, "rb") as file:
+            unpacker = _Unpacker(file, max_bytes)
+            long_name = ""
+            for _ in range(MAX_MEMBERS):
+                try:
+                    head = tarfile.TarInfo.frombuf(unpacker.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+                except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # an empty block is the end
+                    unpacker.finish()
+                    return members
+                name = PurePosixPath(long_name or head.name).name
+                is_name = head.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
+                is_wanted = head.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and name in wanted
+                _check_head(head, name, MAX_NAME_BYTES if is_name else MAX_FILE_BYTES)
+                if is_wanted and name in members:
+                    raise DataError(f"holds {name} twice; give another archive")
+                content = unpacker.read(head.size, keep=is_name or is_wanted)
+                unpacker.read(-head.size % tarfile.BLOCKSIZE)
+                long_name = _parse_name(content, head.type) if is_name else ""
+                if is_wanted:
+                    members[name] = content
+        raise DataError(f"holds more than {MAX_MEMBERS:,} files, which no CIFAR archive does; remove it")
     except DataError as error:
         raise DataError(f"{path} {error}") from None
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path} is no whole .tar.gz: {one_line(error)}; get it again") from error
-    return members
+
+
+def _check_head(head: tarfile.TarInfo, name: str, max_bytes: int) -> None:
+    if head.type not in _KINDS:
+        raise DataError(f"holds {ascii(name)[:100]}, which is a link, a device or the like; remove it")
+    if not 0 <= head.size <= max_bytes:
+        raise DataError(f"holds {ascii(name)[:100]} of {head.size:,} bytes, which no CIFAR file has; remove it")
+
+
+def _parse_name(content: bytes, kind: bytes) -> str:
+    """Parse the long name of the member that comes next, GNU's or that of an extended head; "" where there is none."""
+    if kind == tarfile.XHDTYPE:
+        while content:  # records such as `16 path=a/b/c\n`
+            size = content.partition(b" ")[0]
+            record, content = content[: int(size)], content[int(size) :]
+            key, _, value = record[len(size) + 1 : -1].partition(b"=")
+            if key == b"path":
+                return value.decode("utf-8", "surrogateescape")
+            if not key:
+                raise tarfile.ReadError("a head is extended by nothing")
+        return ""
+    return content.rstrip(b"\0").decode("utf-8", "surrogateescape") if kind == tarfile.GNUTYPE_LONGNAME else ""

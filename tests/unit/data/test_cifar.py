@@ -260,13 +260,16 @@ def test_names_that_leave_the_archive_write_nothing(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+KINDS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.GNUTYPE_SPARSE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_members_that_are_no_files_are_not_read(kind: bytes, tmp_path: Path) -> None:
     members = list_members(tmp_path / "data")
     link = tarfile.TarInfo("test_batch.bin")
     link.type, link.linkname = kind, "/etc/passwd"
     write_members(tmp_path / "hostile.tar.gz", members | {"test_batch.bin": link})
-    with pytest.raises(DataError, match="without test_batch.bin"):
+    with pytest.raises(DataError, match="hostile.tar.gz holds 'test_batch.bin', which is a link, a device or the like"):
         read_archive(tmp_path / "hostile.tar.gz", Metadata())
 
 
@@ -283,8 +286,61 @@ def test_a_member_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
     huge.size = 2**40
     with gzip.open(tmp_path / "huge.tar.gz", "wb") as file:
         file.write(huge.tobuf(tarfile.GNU_FORMAT) + bytes(512))
-    with pytest.raises(DataError, match=r"holds test_batch.bin of 1,099,511,627,776 bytes"):
+    with pytest.raises(DataError, match=r"holds 'test_batch.bin' of 1,099,511,627,776 bytes"):
         read_archive(tmp_path / "huge.tar.gz", Metadata())
+
+
+def write_heads(path: Path, *heads: bytes) -> Path:
+    """Write an archive of blocks as they are given, and its end."""
+    path.write_bytes(gzip.compress(b"".join(heads) + bytes(1024), 1))
+    return path
+
+
+def build_pax(body: bytes) -> bytes:
+    """Build an extended head, which says something of the next member."""
+    head = tarfile.TarInfo("PaxHeaders/a")
+    head.type, head.size = tarfile.XHDTYPE, len(body)
+    return head.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512)
+
+
+@pytest.mark.parametrize(
+    "heads, reason",
+    [
+        (build_pax(b"") * 1001, "holds more than 1,000 files"),
+        (build_pax(b"1" * 200_000), "holds 'a' of 200,000 bytes, which no CIFAR file has"),
+        (build_pax(b"1" * 10_000), "is no whole .tar.gz"),
+        (build_pax(b"0 a=b\n"), "is no whole .tar.gz"),
+        (build_pax(b"-9 a=b\n"), "is no whole .tar.gz"),
+        (build_pax(b"x a=b\n"), "is no whole .tar.gz"),
+        (build_pax(b"25 GNU.sparse.major=1.00\n") * 900, "must hold one data set"),
+        (tarfile.TarInfo("a" * 5000).tobuf(tarfile.GNU_FORMAT) * 300, "must hold one data set"),
+        (tarfile.TarInfo("é" * 5000).tobuf(tarfile.PAX_FORMAT) * 300, "must hold one data set"),
+        (b"x" * 512, "is no whole .tar.gz"),
+        (bytes(1024) + b"x" * 512, "goes on after the end of the archive"),
+    ],
+)
+def test_what_extends_an_archive_is_passed_over_or_refused(heads: bytes, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path))}/archive.tar.gz {reason}"):
+        read_archive(write_heads(tmp_path / "archive.tar.gz", heads), Metadata())
+
+
+@pytest.mark.parametrize("how", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_archives_of_each_format_are_read(how: int, tmp_path: Path) -> None:
+    write_cifar10_binary(tmp_path / "data", make_arrays())
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz", format=how) as archive:
+        archive.add(tmp_path / "data", "é" * 50 + "/" + "long" * 40 if how != tarfile.USTAR_FORMAT else "data")
+    assert_equal(read_archive(tmp_path / "archive.tar.gz", Metadata()), make_arrays())
+
+
+def test_an_archive_is_one_gzip_stream(tmp_path: Path) -> None:
+    """Empty ones take no room in what is unpacked, but time."""
+    write_members(tmp_path / "archive.tar.gz", list_members(tmp_path / "data"))
+    content = (tmp_path / "archive.tar.gz").read_bytes()
+    (tmp_path / "archive.tar.gz").write_bytes(content + bytes(100))
+    assert_equal(read_archive(tmp_path / "archive.tar.gz", Metadata()), make_arrays())
+    (tmp_path / "archive.tar.gz").write_bytes(content + gzip.compress(b"") * 1000)
+    with pytest.raises(DataError, match="holds more than one gzip stream"):
+        read_archive(tmp_path / "archive.tar.gz", Metadata())
 
 
 def test_an_archive_needs_one_data_set(tmp_path: Path) -> None:

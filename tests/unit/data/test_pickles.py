@@ -110,7 +110,8 @@ def test_every_other_function_is_refused_by_name(protocol: int, function: Callab
         (b"cnumpy\nndarray\\x0a\n.", "ndarray"),
         (b"c__main__\n\x1b[2J\n.", "__main__"),
         (b"(S'id'\nios\nsystem\n.", "instruction INST"),
-        (b"(cos\nsystem\nS'id'\no.", "instruction OBJ"),
+        (b"(cos\nsystem\nS'id'\no.", "os.system"),
+        (b"(S'id'\no.", "instruction OBJ"),
         (b"\x80\x02cnumpy\nndarray\n)\x81.", "instruction NEWOBJ"),
         (b"\x80\x04cnumpy\nndarray\n)}\x92.", "instruction NEWOBJ_EX"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
@@ -169,6 +170,29 @@ def test_memory_bomb_is_refused_before_it_takes_memory(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"\x80\x02}K\x01\x85q\0" + b"h\0\x86q\0" * 60 + b"K\1s.", "uses a tuple again, which no data need"),
+        (b"\x80\x02}(U\x01a]q\0h\0h\0\x86u.", "uses a list again, which no data need"),
+        (b"\x80\x02}(K\x01\x85K\x01u.", "keys are texts or numbers, got a key of type tuple"),
+        (b"\x80\x02}(\x8a\x09" + b"\xff" * 8 + b"\1K\x01u.", "keys are texts or numbers, got a key of type int"),
+        (b"\x80\x02}(" + b"]" * 1_000_000 + b"u.", "more than 1,000,000 instructions"),
+        (
+            b"\x80\x02c_codecs\nencode\nq\0X\x10\x27\0\0"
+            + b"a" * 10_000
+            + b"q\1U\x06latin1q\2"
+            + b"h\0h\1h\2\x86R" * 100
+            + b".",
+            "encodes a text again and again",
+        ),
+    ],
+)
+def test_what_makes_much_out_of_little_is_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(DataError, match=f"^batch .*{reason}"):
+        load_pickle(content, "batch")
+
+
+@pytest.mark.parametrize(
     "build",
     [
         pytest.param(b"cnumpy\nndarray\n(X\x01\x00\x00\x00aX\x01\x00\x00\x00bd\x62.", id="state of ndarray"),
@@ -195,7 +219,7 @@ def test_the_stand_ins_can_neither_be_changed_nor_misused(build: bytes) -> None:
 def test_truncation_at_each_length_is_refused() -> None:
     content = pickle_python2({"data": PIXELS[:1], "labels": [3]})
     for length in [*range(200), *range(200, len(content), 97), len(content) - 1]:
-        with pytest.raises(DataError, match="^batch .*get the data set again"):
+        with pytest.raises(DataError, match="^batch .*get it again"):
             load_pickle(content[:length], "batch")
 
 
