@@ -71,11 +71,12 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines
-	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe quick --recipe notebook
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe quick --recipe small --recipe notebook
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe best --num_seeds 3
 	python -m benchmarks.capped --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER) --instruction_set avx2
-	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe quick --num_seeds 3
+	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe quick --recipe small \
+		--num_seeds 3
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe fast --recipe best \
 		--num_seeds 1
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe fast \

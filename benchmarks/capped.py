@@ -15,30 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.measure import build_parser, measure_in_turn, measure_recipe
+from benchmarks.subsets import write_subset
 from benchmarks.time_to_accuracy import measure_record
 from image_classifier.data.snapshot import load_snapshot
 
 NUM_TRAIN, NUM_TEST = 4000, 1000
-
-
-def write_part(dataset_folder: Path, folder: Path) -> Path:
-    """Write the first images of a data set in CIFAR-10's binary layout."""
-    snapshot = load_snapshot(dataset_folder)
-
-    def write(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        rows = np.concatenate([labels.astype(np.uint8)[:, None], images.reshape(len(images), -1)], axis=1)
-        (folder / name).write_bytes(rows.tobytes())
-
-    (images, labels), (test_images, test_labels) = snapshot.train, snapshot.test
-    for number in range(5):
-        part = slice(number * NUM_TRAIN // 5, (number + 1) * NUM_TRAIN // 5)
-        write(f"data_batch_{number + 1}.bin", images[part], labels[part])
-    write("test_batch.bin", test_images[:NUM_TEST], test_labels[:NUM_TEST])
-    (folder / "batches.meta.txt").write_text("\n".join(snapshot.classes) + "\n")
-    return folder
 
 
 def main() -> None:
@@ -49,7 +32,9 @@ def main() -> None:
     arguments = parser.parse_args()
     cap = arguments.instruction_set
     with tempfile.TemporaryDirectory() as scratch:
-        folder = write_part(arguments.dataset_folder, Path(scratch))
+        snapshot = load_snapshot(arguments.dataset_folder)
+        test = snapshot.num_train + np.arange(NUM_TEST)
+        folder = write_subset(snapshot, Path(scratch), np.arange(NUM_TRAIN), test)
 
         def measure_fast(seed: int) -> dict[str, Any]:
             run = measure_recipe("fast", seed, folder, cap)

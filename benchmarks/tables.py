@@ -14,6 +14,7 @@ RECIPES = {
     "fast": "airbench's network and Muon, images that grow from 16 to 32 pixels, six test views where one is unsure",
     "best": "a wider network, longer, with parts of the images greyed out",
     "quick": "the network of `fast`, narrower and shorter",
+    "small": "the network of `quick`, in smaller batches and more epochs, here on 5,000 of the images",
     "notebook": "LeNet of 62,006 parameters, SGD 0.001, momentum 0.9, batches of 4, 2 epochs",
 }
 
@@ -77,6 +78,7 @@ def _describe_capped() -> str:
     reached = []
     for name, result in results.items():
         length = f" with {result['num_epochs']} epochs" if "num_epochs" in result else ""
+        length += f" on {result['num_images']:,} images" if "num_images" in result else ""
         accuracy, seconds = _describe_accuracy(result["accuracy"]), _describe_range(result["seconds"], unit=" s")
         reached.append(f"`{name.split('_')[1]}`{length} {accuracy} in {seconds}")
     processors = " or ".join(sorted({result["processor"] for result in results.values()}))
@@ -151,10 +153,11 @@ def build_recipe_line(name: str) -> str:
     if "accuracy" not in result:
         return "# Not measured yet."
     accuracy = result["accuracy"]
+    part = f"{result['num_images']:,} images of " if "num_images" in result else ""
     text = (
         f"# Measured: {result['cores']} cores of an {result['processor']}, {result['seconds']['mean']:.0f} s, "
         f"{accuracy['mean']:.1%} test accuracy (mean of {accuracy['runs']} run{'s' * (accuracy['runs'] > 1)}, "
-        "on the JPEG copy of CIFAR-10)."
+        f"on {part}the JPEG copy of CIFAR-10)."
     )
     return text.replace("%", " %")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -33,13 +33,16 @@ Keep = Literal["last", "best"]
 ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
-RecipeName = Literal["default", "fast", "best", "quick", "notebook"]
+RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
 ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 
 DEFAULT_RECIPE, *RECIPES = get_args(RecipeName)
-"""Another name of the first recipe, for a run without options."""
+"""The rule by which a run without --recipe gets one (`choose_recipe`), and the recipes."""
+
+NUM_IMAGES_FOR_FAST = 10_000
+"""Images to train on from which the rule takes `fast`; `small` is better below (`benchmarks/small_sets.py`)."""
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 """Of the addresses of MLflow's stores."""
@@ -129,20 +132,23 @@ class TrainingSettings:
         model: Name of the network in the catalogue.
         num_epochs: How often the whole training set is gone through; 0 evaluates only.
         batch_size: Images a step.
-        image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run.
+        image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run;
+            where there are fewer steps than sizes, some are passed over.
         optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal.
         learning_rate: The highest learning rate of the schedule; with muon that of the filters.
         momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
-        nesterov: Nesterov's variant of the momentum.
+        nesterov: Nesterov's variant of the momentum, which muon always has.
         weight_decay: L2 penalty of sgd, for weights of two and more dimensions; with muon, part of the head and the
             biases that a step at the highest learning rate takes off.
         schedule: constant, or triangular: a linear rise to learning_rate, then a linear fall to 0.
-        warmup_fraction: Part of all steps that the rise of a triangular schedule takes.
+        warmup_fraction: Part of all steps that the rise of a triangular schedule takes; 0 with the constant one.
         label_smoothing: Part of the target that is spread over all classes.
-        flip: Mirrored images: none, random for each image and epoch, or alternating by epoch.
+        flip: Mirrored images: none, random for each image and epoch, or random in the first epoch and alternating
+            from there on.
         translate: Images are shifted by up to so many pixels, reflected at the edge.
         cutout: Side in pixels of a square that is greyed out in each image; 0 for none.
-        views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure.
+        views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure;
+            changes the evaluation alone.
         input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
         input_std: Standard deviation of the red, green and blue inputs that is divided by.
         validation_fraction: Part of the training set that is set aside, by the seed, and not trained on; for data
@@ -151,11 +157,13 @@ class TrainingSettings:
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
-        engine: Eager, all by torch, or compiled, with kernels that gcc makes where they pay; auto is that on a CPU.
-        num_threads: Threads that compute one operation; 0 for all cores.
-        instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable.
-        deterministic: Only algorithms that give the same bits each time.
-        digest_every: Steps between two digests of the whole state.
+        engine: Eager, all by torch, or compiled, with kernels that gcc makes where they pay; auto is that on a CPU;
+            changes weights by rounding alone.
+        num_threads: Threads that compute one operation; 0 for all cores; changes weights by rounding alone.
+        instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable; changes weights
+            by rounding alone.
+        deterministic: Only algorithms that give the same bits each time; changes weights by rounding alone.
+        digest_every: Steps between two digests of the whole state; changes no weights.
     """
 
     model: ModelName = "resnet"
@@ -208,8 +216,17 @@ class TrainingSettings:
         _check(self, "seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
         _check(self, "num_threads", 0 <= self.num_threads <= 1024, "a whole number from 0 to 1024")
         _check(self, "digest_every", self.digest_every >= 1, "a whole number of 1 or more")
-        if self.nesterov and self.momentum == 0:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
+        if self.optimizer == "muon" and not self.nesterov:
+            raise SettingsError(
+                "--optimizer muon has Nesterov's momentum alone; set --nesterov true, or --optimizer sgd"
+            )
+        if self.schedule == "constant" and self.warmup_fraction != 0:
+            raise SettingsError(
+                "--warmup_fraction is of the triangular schedule, --schedule constant has none; "
+                "set --warmup_fraction 0, or --schedule triangular"
+            )
         if self.model == "lenet" and (self.optimizer != "sgd" or set(self.image_sizes) != {32}):
             raise SettingsError(
                 "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
@@ -231,16 +248,22 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys()
     if unknown:
         raise SettingsError(f"the record has settings of another version: {', '.join(sorted(unknown))}")
-    return TrainingSettings(**{**_BEFORE_THEY_WERE_SETTINGS, **freeze_lists(recorded)})
+    return TrainingSettings(**freeze_lists(update_recorded_settings(recorded)))
+
+
+def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Say in settings of now what a run did whose record holds these: some were added, others had no effect."""
+    settings = {"image_sizes": [32], "optimizer": "sgd", **recorded}
+    if settings["optimizer"] == "muon":
+        settings["nesterov"] = True
+    if settings.get("schedule") == "constant":
+        settings["warmup_fraction"] = 0.0
+    return settings
 
 
 def freeze_lists(values: dict[str, Any]) -> dict[str, Any]:
     """Turn the lists of a file into the tuples that settings have."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-_BEFORE_THEY_WERE_SETTINGS: dict[str, Any] = {"image_sizes": (32,), "optimizer": "sgd"}
-"""What runs did whose records are older than these settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +307,8 @@ class RunSettings:
     allow_other_machine: bool = False
     profile: bool = False
     skip_bad: bool = False
-    recipe: str = DEFAULT_RECIPE
+    recipe: str | None = None
+    recipe_reason: str | None = None
     training: TrainingSettings = field(default_factory=TrainingSettings)
     db_password: Secret | None = None
     ask_db_password: Callable[[], Secret] | None = None
@@ -420,10 +444,8 @@ def get_recipe_path(name: str) -> Path:
     Raises:
         SettingsError: there is no recipe of this name.
     """
-    if name == DEFAULT_RECIPE:
-        name = RECIPES[0]
     if name not in RECIPES:
-        raise SettingsError(f"--recipe takes one of {', '.join((DEFAULT_RECIPE, *RECIPES))}, got: {name!r}")
+        raise SettingsError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
     return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
 
 
@@ -431,6 +453,29 @@ def load_recipe(name: str) -> dict[str, Any]:
     """Load the settings of a packaged recipe by option name."""
     settings: dict[str, Any] = yaml.safe_load(get_recipe_path(name).read_text(encoding="utf-8"))
     return settings
+
+
+def choose_recipe(num_images: int) -> str:
+    """Choose what the recipe `default` is for a number of images to train on."""
+    return "fast" if num_images >= NUM_IMAGES_FOR_FAST else "small"
+
+
+def load_default_recipe(num_images: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the settings that the recipe `default` gives for a number of images to train on, with what was given above.
+
+    A batch that is larger than the set is cut to it, unless that batch was given.
+
+    Returns:
+        Training settings by name, and `recipe` and `recipe_reason` for the record.
+    """
+    name = choose_recipe(num_images)
+    recipe = load_recipe(name)
+    side = "at least" if name == "fast" else "fewer than"
+    reason = f"{num_images:,} images to train on are {side} {NUM_IMAGES_FOR_FAST:,}"
+    if "batch_size" not in given and recipe["batch_size"] > num_images:
+        reason += f"; its batch_size of {recipe['batch_size']} is cut to {num_images}"
+        recipe["batch_size"] = num_images
+    return {**freeze_lists(recipe), **given, "recipe": name, "recipe_reason": reason}
 
 
 def _check(settings: object, option: str, good: bool, takes: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from image_classifier.config import RunSettings, TrainingSettings
+from image_classifier.config import RunSettings, TrainingSettings, load_recipe
 from image_classifier.data.augment import Augmentation, compute_validation_split
 from image_classifier.data.loader import Loader
 from image_classifier.data.snapshot import Snapshot, load_snapshot
@@ -43,7 +43,7 @@ from image_classifier.tracking.run import (
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.determinism import cap_instruction_set, configure_torch, resolve_settings
 from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
-from image_classifier.training.loop import Step, train
+from image_classifier.training.loop import Step, compute_image_size, train
 from image_classifier.training.memory import keep_freed_memory
 from image_classifier.training.optimizer import build_optimizer
 from image_classifier.training.profiling import profile_steps
@@ -62,6 +62,9 @@ class RunResult:
 
 class Reporter:
     """Told what happens while it happens; this one is silent. A terminal's is in `cli/progress.py`."""
+
+    def note(self, text: str) -> None:
+        """Something is as asked for, and may not be as expected."""
 
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         """The record is written; training begins after first_step steps."""
@@ -82,6 +85,7 @@ class Reporter:
 def run(
     settings: RunSettings,
     *,
+    snapshot: Snapshot | None = None,
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     command: Sequence[str] = (),
@@ -90,6 +94,7 @@ def run(
     """Train, evaluate and leave a finished run folder; or go on with an interrupted one.
 
     Args:
+        snapshot: the data set of the settings, where it was loaded before.
         reporter: told of every step; decides nothing.
         should_stop: asked after each step; when true, the state is saved and Interrupted is raised.
         command: the command line, for the record.
@@ -114,7 +119,8 @@ def run(
         remove_leftovers(path, disk)
         return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
 
-    snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
+    if snapshot is None:
+        snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
     settings = replace(settings, database=snapshot.database)  # the version that the newest one was
     train_indices, validation_indices = split_training_set(snapshot, training)
     classifier = build_initial_classifier(training, snapshot, train_indices, settings.pretrained_path)
@@ -131,6 +137,9 @@ def run(
             state.restore(settings.keep_checkpoints)
         folder.write_json(RECORD, record)
         reporter.begin(record, state.num_steps, state.step)
+        if 0 < state.num_steps < len(training.image_sizes):
+            used = [compute_image_size(training, number, state.num_steps) for number in range(1, state.num_steps + 1)]
+            reporter.note(f"of the --image_sizes the {state.num_steps} steps have {','.join(map(str, used))} alone")
 
         batches = loader.iterate(training.num_epochs, first_step=state.step)
         checkpoint_steps = settings.compute_checkpoint_steps(loader.steps_per_epoch)
@@ -177,6 +186,11 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
         SettingsError: too little is left to train on, or the settings do not go with the data's validation part.
     """
     trained, validated = compute_validation_split(training.seed, snapshot.num_train, training.validation_fraction)
+    if training.validation_fraction > 0 and not (len(trained) and len(validated)):
+        raise SettingsError(
+            f"--validation_fraction takes 0, or a part of the {snapshot.num_train} images that leaves some to train "
+            f"and some to validate on, got: {training.validation_fraction}"
+        )
     if snapshot.num_validation:
         if len(validated):
             raise SettingsError(
@@ -190,8 +204,10 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
             "validation part"
         )
     if training.num_epochs > 0 and training.batch_size > len(trained):
+        fitting = "--recipe small" if len(trained) >= load_recipe("small")["batch_size"] else "--recipe default"
         raise SettingsError(
-            f"--batch_size takes at most the {len(trained)} images that are trained on, got: {training.batch_size}"
+            f"--batch_size takes at most the {len(trained)} images that are trained on, got: {training.batch_size}; "
+            f"choose {fitting}, or --batch_size {len(trained)} or less"
         )
     return trained, validated
 

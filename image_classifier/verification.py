@@ -166,6 +166,7 @@ def _build_run_settings(settings: VerificationSettings, record: dict[str, Any], 
         allow_environment_change=settings.allow_environment_change,
         allow_other_machine=settings.anyway,
         recipe=record["recipe"],
+        recipe_reason=record.get("recipe_reason"),
         training=restore_training_settings(record["settings"]),
     )
 
@@ -226,6 +227,9 @@ class _Witness(Reporter):
             self._recorded = {step: line for step, line in self._recorded.items() if begin < step <= end}
             if not self._recorded:
                 raise SettingsError(f"--segment {settings.segment}: the run recorded no digest between these steps")
+
+    def note(self, text: str) -> None:
+        self._reporter.note(text)
 
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         allowed = {

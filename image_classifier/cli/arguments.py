@@ -53,8 +53,8 @@ _TYPES: dict[Any, str] = {
 }
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _ARGUMENT = re.compile(r"argument --(\w+): ")
-_MAX_BRACKETS = 1000
-"""Of a word: the parser of values is recursive."""
+_MAX_BRACKETS = 100
+"""Of a value, whose parser is recursive."""
 _MAX_SHOWN = 100
 
 
@@ -109,6 +109,7 @@ def parse_config(parser: ArgumentParser, config: Any, path: Path, refused: Colle
             raise SettingsError(f"--config: {path} holds {_show(name)}, which is no setting{meant}; --help lists them")
         if value is None and not _may_be_null(options[name]):
             raise SettingsError(f"--config: {path}: {_refuse(options[name], 'null')}")
+        _check_brackets(str(value), f"--config: {path}: {name}")
         values[name] = _write_list(str(value)) if _is_list(options[name]) and not isinstance(value, list) else value
     try:
         return dict(parser.parse_object(values, env=False, defaults=False))
@@ -218,8 +219,12 @@ def _check_words(words: Sequence[str], options: Mapping[str, argparse.Action]) -
             raise SettingsError("an argument is empty; leave it out, or give what it should be")
         if word in ("", f"{option}=") and action is not None and _get_type(action) is Path:
             raise SettingsError(_refuse(action, ""))
-        if word.count("[") + word.count("{") > _MAX_BRACKETS:
-            raise SettingsError(f"an argument has more than {_MAX_BRACKETS} brackets: {_show(word)}")
+        _check_brackets(word, "an argument")
+
+
+def _check_brackets(text: str, name: str) -> None:
+    if text.count("[") + text.count("{") > _MAX_BRACKETS:
+        raise SettingsError(f"{name} has more than {_MAX_BRACKETS} brackets: {_show(text)}")
 
 
 def _write_list(text: str) -> str:

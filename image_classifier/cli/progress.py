@@ -24,9 +24,14 @@ class TerminalReporter(Reporter):
         self._bar: tqdm[Any] | None = None
         self._num_epochs = 0
 
+    def note(self, text: str) -> None:
+        print(f"note: {text}", file=sys.stderr)
+
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         settings, data = record["settings"], record["data"]
         self._num_epochs = settings["num_epochs"]
+        if record.get("recipe_reason"):
+            print(f"recipe {record['recipe']}: {record['recipe_reason']}", file=sys.stderr)
         print(
             f"{settings['model']} on {data['name']} ({data['num_train']:,} images, data {data['digest'][:12]}): "
             f"{settings['device']}, {settings['precision']}, {settings['num_threads']} threads, "

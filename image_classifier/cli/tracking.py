@@ -62,6 +62,9 @@ class Tracker(Reporter):
         with self._store.open(f"open the experiment {settings.experiment_name!r}"):
             self._experiment_id = self._store.get_experiment_id(settings.experiment_name)
 
+    def note(self, text: str) -> None:
+        self._reporter.note(text)
+
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         self._reporter.begin(record, num_steps, first_step)
         tags = {"recipe": record["recipe"], _STARTED_AT: record["started_at"]}

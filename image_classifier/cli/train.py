@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -19,21 +20,27 @@ from image_classifier.cli.signals import StopRequest
 from image_classifier.config import (
     DEFAULT_RECIPE,
     FLAGS,
-    RECIPES,
+    NUM_IMAGES_FOR_FAST,
     RecipeName,
     RunSettings,
     TrainingSettings,
+    choose_recipe,
     freeze_lists,
+    load_default_recipe,
     load_recipe,
     restore_training_settings,
 )
 from image_classifier.errors import Interrupted, RunError, SettingsError
 from image_classifier.files import load_yaml
 
+if TYPE_CHECKING:
+    from image_classifier.data.snapshot import Snapshot
+
 CONTROLS = ("config", "print_config", "resume")
 """Options that say what the command does: no settings, so a config file holds none of them."""
 
-_NOT_PRINTED = (*CONTROLS, "training", "db_password", "ask_db_password")
+_NO_OPTIONS = {"training", "recipe", "recipe_reason", "db_password", "ask_db_password"}
+_NOT_PRINTED = {*_NO_OPTIONS, *CONTROLS}
 _PATHS = {name for name, hint in get_type_hints(RunSettings).items() if Path in (hint, *get_args(hint))}
 
 
@@ -49,21 +56,22 @@ def _train(argv: Sequence[str] | None) -> int:
     if given.get("print_config"):
         print(format_settings(values), end="")
         return ExitStatus.DONE
-    settings = replace(build_settings(values), db_password=password, ask_db_password=get_asking())
-
-    from image_classifier.training.determinism import cap_instruction_set
-
-    cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
-
+    values |= {"db_password": password, "ask_db_password": get_asking()}
     command = ["image_classifier_trainer", *hide_password(list(sys.argv[1:] if argv is None else argv))]
     with StopRequest() as stop:
         try:
+            settings, snapshot = settle_recipe(values)
+
+            from image_classifier.training.determinism import cap_instruction_set
+
+            cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
+
             from image_classifier.cli.progress import TerminalReporter, print_summary
             from image_classifier.cli.tracking import open_tracker
             from image_classifier.experiment import run
 
             with closing(TerminalReporter(stop)) as terminal, open_tracker(settings, terminal) as reporter:
-                result = run(settings, reporter=reporter, should_stop=stop.is_set, command=command)
+                result = run(settings, snapshot=snapshot, reporter=reporter, should_stop=stop.is_set, command=command)
         except Interrupted as interruption:
             print(interruption, file=sys.stderr)
             return stop.exit_status
@@ -78,14 +86,15 @@ def build_trainer_parser() -> ArgumentParser:
         "--recipe",
         type=RecipeName,
         default=DEFAULT_RECIPE,
-        help=f"named settings to start from; {DEFAULT_RECIPE} is {RECIPES[0]}",
+        help=f"named settings to start from; {DEFAULT_RECIPE} is fast from {NUM_IMAGES_FOR_FAST:,} images to train on, "
+        "and small below",
     )
     parser.add_argument("--config", type=Path | None, default=None, help="YAML file with settings, above the recipe's")
     parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
     for flag, purpose in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=purpose)
     add_password_option(parser)
-    parser.add_class_arguments(RunSettings, None, skip={"training", "recipe", "db_password", "ask_db_password", *FLAGS})
+    parser.add_class_arguments(RunSettings, None, skip={*_NO_OPTIONS, *FLAGS})
     parser.add_class_arguments(TrainingSettings, None)
     return parser
 
@@ -116,7 +125,9 @@ def load_config(parser: ArgumentParser, path: Path) -> dict[str, Any]:
 
 
 def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete what was given, by the record of the run that is resumed, or else by the recipe.
+    """Complete what was given, by the record of the run that is resumed, or else by the recipe that was named.
+
+    What the recipe `default` decides stays open: for that, the data must be known.
 
     Raises:
         RunError: the run that is resumed began with another recipe.
@@ -124,10 +135,12 @@ def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     recorded = read_recorded_options(build_run_settings(given).run_folder) if given.get("resume") else None
     recipe = given.get("recipe", DEFAULT_RECIPE)
     if recorded is None:
-        return {**freeze_lists(load_recipe(recipe)), "recipe": recipe, **given}
-    if given.get("recipe", recorded["recipe"]) != recorded["recipe"]:
+        named = {} if recipe == DEFAULT_RECIPE else freeze_lists(load_recipe(recipe))
+        return {**named, "recipe": recipe, **given}
+    was_default = recipe == DEFAULT_RECIPE and ("recipe" not in given or recorded["recipe_reason"])
+    if not was_default and recipe != recorded["recipe"]:
         raise RunError(f"the run cannot be resumed, --recipe was {recorded['recipe']}, is {recipe}; start another run")
-    return {**recorded, **given}
+    return {**recorded, **given, "recipe": recorded["recipe"]}
 
 
 def read_recorded_options(run_folder: Path) -> dict[str, Any] | None:
@@ -142,7 +155,41 @@ def read_recorded_options(run_folder: Path) -> dict[str, Any] | None:
         for name, value in record["execution"].items()
         if name != "experiments_folder"
     }
-    return {**asdict(restore_training_settings(record["settings"])), **execution, "recipe": record["recipe"]}
+    settings = asdict(restore_training_settings(record["settings"]))
+    return {**settings, **execution, "recipe": record["recipe"], "recipe_reason": record.get("recipe_reason")}
+
+
+def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | None]:
+    """Build the settings; where the recipe is `default`, load the data set for it, and return that too.
+
+    Raises:
+        RunError: the run folder exists already.
+        ImageClassifierError: the settings do not go together, or the data set cannot be loaded.
+    """
+    if values["recipe"] != DEFAULT_RECIPE:
+        return build_settings(values), None
+    check_open_settings(values)
+    run = build_run_settings(values)
+
+    from image_classifier.data.augment import count_validation_images
+    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.tracking.run import run_exists_error
+
+    if os.path.lexists(run.run_folder) and not run.resume:
+        raise run_exists_error(run.run_folder)
+    snapshot = load_snapshot(run.dataset, run.database_access, run.reading)
+    num_validation = count_validation_images(snapshot.num_train, values.get("validation_fraction", 0))
+    return build_settings(load_default_recipe(snapshot.num_train - num_validation, values)), snapshot
+
+
+def check_open_settings(values: Mapping[str, Any]) -> None:
+    """Check that settings go together with what the recipe `default` will be, whatever the number of images.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    for num_images in (sys.maxsize, 1):
+        build_settings(load_default_recipe(num_images, values))
 
 
 def build_settings(values: Mapping[str, Any]) -> RunSettings:
@@ -159,19 +206,42 @@ def build_run_settings(values: Mapping[str, Any], **others: Any) -> RunSettings:
 def format_settings(values: Mapping[str, Any]) -> str:
     """Format all settings as a config file, which gives the same settings again; without passwords.
 
+    What the recipe `default` decides by the data is left open, and stands in comments.
+
     Raises:
         SettingsError: they are out of range or at odds with each other.
     """
-    names = {name: values.get(name) or "unnamed" for name in ("experiment_name", "run_name")}
-    settings = build_settings({**values, **names})
-    named = ["recipe", *(field.name for field in fields(RunSettings) if field.name not in (*_NOT_PRINTED, "recipe"))]
-    printed = {name: getattr(settings, name) for name in named} | asdict(settings.training)
-    printed |= {name: values.get(name, "") for name in names}
-    plain = {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in printed.items()
-    }
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=1000)
+    named = {**values, **{name: values.get(name) or "unnamed" for name in ("experiment_name", "run_name")}}
+    comments, left_open = "", set[str]()
+    if values["recipe"] == DEFAULT_RECIPE:
+        check_open_settings(named)
+        for num_images in (NUM_IMAGES_FOR_FAST, NUM_IMAGES_FOR_FAST - 1):
+            recipe = choose_recipe(num_images)
+            decided = {name: value for name, value in freeze_lists(load_recipe(recipe)).items() if name not in values}
+            side = "from" if recipe == "fast" else "below"
+            comments += f"# {side} {NUM_IMAGES_FOR_FAST:,} images to train on: {recipe}, that is "
+            comments += _dump(decided, in_one_line=True)
+            left_open |= decided.keys()
+    settings = build_settings({name: value for name, value in named.items() if name not in left_open})
+    run = [field.name for field in fields(RunSettings) if field.name not in _NOT_PRINTED]
+    printed = {"recipe": values["recipe"]} | {name: getattr(settings, name) for name in run} | asdict(settings.training)
+    printed |= {name: values.get(name, "") for name in ("experiment_name", "run_name")}
+    return comments + _dump({name: value for name, value in printed.items() if name not in left_open})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a tuple as `[16, 24]`, and a path as text."""
+
+
+_Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
+_Dumper.add_representer(
+    tuple, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
+
+
+def _dump(values: Mapping[str, Any], *, in_one_line: bool = False) -> str:
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=in_one_line, width=10_000)
+    return text
 
 
 PARSERS = (build_trainer_parser,)

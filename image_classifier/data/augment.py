@@ -59,8 +59,13 @@ def compute_validation_split(
     An image's place is drawn from the seed and its index, so the part is the same in every run with that seed.
     """
     permutation = np.argsort(draw_bits(seed, 0, SPLIT, np.arange(num_images)), kind="stable")
-    num_validation = round(num_images * fraction)
+    num_validation = count_validation_images(num_images, fraction)
     return np.sort(permutation[num_validation:]), np.sort(permutation[:num_validation])
+
+
+def count_validation_images(num_images: int, fraction: float) -> int:
+    """Count the images that are set aside of a training set."""
+    return round(num_images * fraction)
 
 
 def augment_images(

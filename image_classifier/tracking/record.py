@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from image_classifier.config import RunSettings, TrainingSettings
+from image_classifier.config import RunSettings, TrainingSettings, update_recorded_settings
 from image_classifier.errors import RunError
 from image_classifier.storage import compute_file_digest
 from image_classifier.tracking.identity import (
@@ -38,6 +38,7 @@ def build_record(
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "recipe": settings.recipe,
+        "recipe_reason": settings.recipe_reason,
         "settings": describe_settings(training),
         "execution": {
             "num_workers": settings.num_workers,
@@ -73,7 +74,7 @@ def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> 
     The parts are settings, data, pretrained, code, environment and machine.
     """
     changes = {}
-    differing = _list_differences(recorded["settings"], present["settings"], prefix="--")
+    differing = _list_setting_differences(recorded["settings"], present["settings"])
     if differing:
         changes["settings"] = differing
     for part in ("data", "pretrained", "code"):
@@ -90,6 +91,10 @@ def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> 
     return changes
 
 
+def _list_setting_differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return _list_differences(update_recorded_settings(old), new, prefix="--")
+
+
 def _list_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
     return ", ".join(
         f"{prefix}{name} was {old.get(name)}, is {new.get(name)}" for name in find_differing_keys(old, new)
@@ -102,7 +107,7 @@ def check_settings(recorded: dict[str, Any], training: TrainingSettings, folder:
     Raises:
         RunError: they are not.
     """
-    differing = _list_differences(recorded["settings"], describe_settings(training), prefix="--")
+    differing = _list_setting_differences(recorded["settings"], describe_settings(training))
     if differing:
         raise RunError(f"{folder} cannot be resumed, its settings changed: {differing}; start another run")
 

@@ -244,9 +244,9 @@ def test_a_signal_at_any_time_leaves_a_run_that_goes_on_to_the_same_bits(campaig
 
 SHORTENED: dict[str, dict[str, Any]] = {
     "notebook": {"num_epochs": 1, "digest_every": 100},
-    "default": {"num_epochs": 1, "digest_every": 1, "batch_size": 500},
+    "fast": {"num_epochs": 1, "digest_every": 1, "batch_size": 500},
 }
-KILLED_AT = {"notebook": (331, 702, 1111), "default": (3, 6, 9)}
+KILLED_AT = {"notebook": (331, 702, 1111), "fast": (3, 6, 9)}
 
 
 def build_shortened(experiments: Path, recipe: str, num_workers: int, dataset: Path, *, resume: bool) -> RunSettings:
@@ -284,7 +284,7 @@ def train_through_kills(
     call(train_shortened, experiments, recipe, num_workers, dataset, 0)
 
 
-@pytest.mark.parametrize("recipe", ["notebook", "default"])
+@pytest.mark.parametrize("recipe", ["notebook", "fast"])
 def test_runs_on_real_data_end_with_the_same_bits_with_any_workers_and_when_killed(
     recipe: str, campaign: Campaign, tmp_path: Path
 ) -> None:

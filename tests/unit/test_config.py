@@ -11,12 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from image_classifier.config import (
+    DEFAULT_RECIPE,
+    NUM_IMAGES_FOR_FAST,
     RECIPES,
     Reference,
     RunSettings,
     TrainingSettings,
+    choose_recipe,
+    freeze_lists,
     get_recipe_path,
     get_reference,
+    load_default_recipe,
     load_recipe,
     parse_reference,
     restore_training_settings,
@@ -29,8 +34,24 @@ def make_run_settings(**values: Any) -> RunSettings:
     return RunSettings(**{"experiment_name": "e", "run_name": "r", **values})
 
 
-def test_the_first_recipe_is_that_of_a_run_without_options() -> None:
-    assert get_recipe_path(make_run_settings().recipe) == get_recipe_path(RECIPES[0])
+def test_the_default_recipe_is_small_for_small_sets_and_fast_for_others() -> None:
+    for num_images, name, words in (
+        (NUM_IMAGES_FOR_FAST, "fast", "10,000 images to train on are at least 10,000"),
+        (NUM_IMAGES_FOR_FAST - 1, "small", "9,999 images to train on are fewer than 10,000"),
+    ):
+        values = load_default_recipe(num_images, {"seed": 3})
+        assert choose_recipe(num_images) == values["recipe"] == name and values["recipe_reason"] == words
+        assert values == {**freeze_lists(load_recipe(name)), "seed": 3, "recipe": name, "recipe_reason": words}
+
+
+@given(st.integers(1, 60_000))
+def test_the_default_recipe_has_no_batch_larger_than_the_set_and_says_so(num_images: int) -> None:
+    values = load_default_recipe(num_images, {})
+    batch_size = load_recipe(values["recipe"])["batch_size"]
+    assert values["batch_size"] == min(batch_size, num_images)
+    is_cut = f"its batch_size of {batch_size} is cut to {num_images}" in values["recipe_reason"]
+    assert is_cut == (num_images < batch_size)
+    assert load_default_recipe(num_images, {"batch_size": 70_000})["batch_size"] == 70_000
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -91,6 +112,10 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
             TrainingSettings(model="lenet", **values)
     with pytest.raises(SettingsError, match="--optimizer muon .* with --model resnet choose --optimizer sgd"):
         TrainingSettings(model="resnet", optimizer="muon")
+    with pytest.raises(SettingsError, match="--optimizer muon .* set --nesterov true, or --optimizer sgd"):
+        TrainingSettings(model="airbench", optimizer="muon", nesterov=False)
+    with pytest.raises(SettingsError, match="--schedule constant has none; set --warmup_fraction 0"):
+        TrainingSettings(schedule="constant")
 
 
 def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
@@ -98,6 +123,14 @@ def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
     del recorded["image_sizes"], recorded["optimizer"]
     restored = restore_training_settings(recorded)
     assert (restored.image_sizes, restored.optimizer) == ((32,), "sgd")
+
+
+def test_a_record_of_settings_that_had_no_effect_means_those_without_them() -> None:
+    recorded = dataclasses.asdict(TrainingSettings()) | {"schedule": "constant"}
+    assert restore_training_settings(recorded) == TrainingSettings(schedule="constant", warmup_fraction=0)
+    muon = TrainingSettings(model="airbench", optimizer="muon")
+    recorded = dataclasses.asdict(muon) | {"nesterov": False}
+    assert restore_training_settings(recorded) == muon
 
 
 @pytest.mark.parametrize(
@@ -150,10 +183,11 @@ def test_settings_come_back_from_their_record_and_unknown_ones_are_refused() -> 
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(
-        SettingsError, match="--recipe takes one of default, fast, best, quick, notebook, got: '../secret'"
-    ):
-        get_recipe_path("../secret")
+    for name in ("../secret", DEFAULT_RECIPE):
+        with pytest.raises(
+            SettingsError, match=f"there is no recipe '{name}'; the recipes are fast, best, quick, small"
+        ):
+            get_recipe_path(name)
 
 
 def test_a_data_set_in_a_database_is_a_name_with_or_without_a_version() -> None:

@@ -53,7 +53,7 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | t
     recipe = load_recipe(RECIPES[0]) if settings is TrainingSettings else {}
     lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for field in fields(settings):
-        if field.name in ("recipe", "training", "db_password", "ask_db_password"):
+        if field.name in ("recipe", "recipe_reason", "training", "db_password", "ask_db_password"):
             continue
         if settings is ServerSettings and field.name == "model":
             continue

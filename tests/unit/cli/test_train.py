@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given, reject
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from image_classifier.cli.arguments import get_variable
@@ -21,10 +21,12 @@ from image_classifier.cli.train import (
     parse_settings,
 )
 from image_classifier.config import (
+    DEFAULT_RECIPE,
     FLAGS,
     RECIPES,
     RunSettings,
     TrainingSettings,
+    load_default_recipe,
     load_recipe,
     restore_training_settings,
 )
@@ -39,9 +41,23 @@ def parse(*options: str) -> RunSettings:
     return build_settings(complete_settings(parse_settings(PARSER, [*NAMES, *options])))
 
 
-def test_without_options_the_settings_are_those_of_the_first_recipe() -> None:
+def test_without_a_recipe_the_settings_that_it_decides_stay_open_until_the_data_is_known() -> None:
+    values = complete_settings(parse_settings(PARSER, [*NAMES, "--learning_rate", "0.5"]))
+    assert values == {"experiment_name": "e", "run_name": "r", "learning_rate": 0.5, "recipe": "default"}
     training = restore_training_settings(load_recipe("fast"))
-    assert parse() == RunSettings(experiment_name="e", run_name="r", training=training)
+    assert parse("--recipe", "fast") == RunSettings(experiment_name="e", run_name="r", recipe="fast", training=training)
+
+
+def test_the_default_recipes_open_settings_are_comments_of_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = print_settings(capsys, *NAMES, "--learning_rate", "0.5")
+    values = yaml.safe_load(printed)
+    assert (values["recipe"], values["learning_rate"], values["seed"]) == ("default", 0.5, 0)
+    assert load_recipe("fast").keys() & values.keys() == {"learning_rate"}
+    comments = [line for line in printed.splitlines() if line.startswith("# ")]
+    for comment, recipe, side in zip(comments, ("fast", "small"), ("from", "below"), strict=True):
+        words, _, shown = comment.partition(f": {recipe}, that is ")
+        assert words == f"# {side} 10,000 images to train on"
+        assert yaml.safe_load(shown) == {k: v for k, v in load_recipe(recipe).items() if k != "learning_rate"}
 
 
 def test_options_are_above_the_environment_above_the_config_file_above_the_recipe(
@@ -74,8 +90,8 @@ def print_settings(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 
 def test_the_printed_settings_are_all_settings_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     printed = yaml.safe_load(print_settings(capsys, *NAMES, "--recipe", "notebook"))
-    run = RunSettings.__dataclass_fields__.keys() - {"training", "resume", "db_password", "ask_db_password"}
-    assert printed.keys() == run | TrainingSettings.__dataclass_fields__.keys()
+    fields = RunSettings.__dataclass_fields__.keys() | TrainingSettings.__dataclass_fields__.keys()
+    assert printed.keys() == fields - {"training", "recipe_reason", "resume", "db_password", "ask_db_password"}
     assert (printed["batch_size"], printed["recipe"], printed["image_sizes"]) == (4, "notebook", [32])
 
 
@@ -83,8 +99,8 @@ def test_settings_are_printed_without_names_which_can_be_given_beside_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(print_settings(capsys, "--seed", "3"))
-    assert parse("--config", str(config)) == parse("--seed", "3")
+    config.write_text(print_settings(capsys, "--recipe", "quick", "--seed", "3"))
+    assert parse("--config", str(config)) == parse("--recipe", "quick", "--seed", "3")
     assert main(["--config", str(config)]) == 2
     assert capsys.readouterr().err == "error: --experiment_name is required: a name for a folder\n"
 
@@ -161,6 +177,12 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
     return st.sampled_from(get_args(hint)) if get_origin(hint) is Literal else drawn[kind]
 
 
+def build(given: dict[str, Any]) -> RunSettings:
+    """Build the settings that are given, for 300 images to train on."""
+    values = complete_settings(given)
+    return build_settings(load_default_recipe(300, values) if values["recipe"] == DEFAULT_RECIPE else values)
+
+
 def _is_name(name: str) -> bool:
     try:
         return bool(RunSettings(experiment_name=name, run_name="r"))
@@ -170,12 +192,13 @@ def _is_name(name: str) -> bool:
 
 OPTIONS = sorted(
     (RunSettings.__dataclass_fields__.keys() | TrainingSettings.__dataclass_fields__.keys())
-    - {"training", "recipe", "db_password", "ask_db_password", *FLAGS}
+    - {"training", "recipe", "recipe_reason", "db_password", "ask_db_password", *FLAGS}
 )
 
 
+@settings(deadline=None)
 @given(
-    st.sampled_from(RECIPES),
+    st.sampled_from([DEFAULT_RECIPE, *RECIPES]),
     st.sets(st.sampled_from(OPTIONS), max_size=12).flatmap(
         lambda chosen: st.fixed_dictionaries({option: draw(option) for option in sorted(chosen)})
     ),
@@ -193,7 +216,7 @@ def test_printed_settings_give_the_same_settings_and_the_same_print_again(
         names = [word for word in ("--experiment_name=e", "--run_name=r") if word[2:].partition("=")[0] not in values]
         try:
             given = parse_settings(PARSER, [f"--recipe={recipe}", *names, *options, *(f"--{flag}" for flag in flags)])
-            settings = build_settings(complete_settings(given))
+            expected = build(given)
         except SettingsError:
             reject()
         for name in words if in_environment else ():
@@ -202,9 +225,9 @@ def test_printed_settings_give_the_same_settings_and_the_same_print_again(
         assert printed.isascii()
         config = Path(folder, "config.yaml")
         config.write_text(printed, encoding="ascii")
-        again = complete_settings(parse_settings(PARSER, ["--config", str(config)]))
-        assert build_settings(again) == settings
-        assert format_settings(again) == printed
+        again = parse_settings(PARSER, ["--config", str(config)])
+        assert build(again) == expected
+        assert format_settings(complete_settings(again)) == printed
 
 
 @pytest.mark.parametrize(
