@@ -412,7 +412,7 @@ class GitHub:
 
     def _build(self, options: dict[str, str], workspace: Path) -> dict[str, str]:
         """Build an image for real, and push it nowhere."""
-        words = ["docker", "build", "--quiet", "--file", options["file"], "--tag", "image-classifier-released"]
+        words = ["docker", "build", "--quiet", "--file", options["file"]]
         for line in options["build-args"].splitlines():
             words += ["--build-arg", line]
         result = subprocess.run([*words, options["context"]], cwd=workspace, capture_output=True, text=True)

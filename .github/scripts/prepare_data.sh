@@ -44,6 +44,6 @@ case $dataset in
         "$scripts/pull_from_lfs.sh" "data/$folder"
         ;;
 esac
-echo "::stop-commands::$(</proc/sys/kernel/random/uuid)" # what follows shows names that others chose
+"$scripts/stop_commands.sh"
 "$scripts/in_container.sh" image_classifier data prepare --dataset_folder "/data/$folder" "${options[@]}"
 echo "dataset_folder=/data/$folder" >>"$GITHUB_OUTPUT"

@@ -20,11 +20,9 @@ fi
 
 # In the foreground: otherwise `timeout` signals the whole group too, and a second SIGTERM ends the trainer at once.
 status=0
-resume=$(</proc/sys/kernel/random/uuid)
-echo "::stop-commands::$resume" # what the container prints has names in it that others chose
+"$scripts/stop_commands.sh"
 timeout --foreground --preserve-status --signal TERM --kill-after 900 "${TIME_LIMIT_S:?}" \
     "$scripts/in_container.sh" image_classifier_trainer "${options[@]}" || status=$?
-echo "::$resume::"
 
 case $status in
     0) finished=true ;;
@@ -32,7 +30,7 @@ case $status in
     *) exit "$status" ;;
 esac
 if [ ! -f "$folder/run.json" ]; then
-    echo "::error::the time of $TIME_LIMIT_S s was over before the run began"
+    echo "error: the time of $TIME_LIMIT_S s was over before the run began" >&2
     exit 1
 fi
 printf 'folder=%s\nfinished=%s\n' "$folder" "$finished" >>"$GITHUB_OUTPUT"

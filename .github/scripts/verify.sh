@@ -2,10 +2,11 @@
 # Trains a published run again in the container and writes the verdict into the summary: verify.sh RUN DATASET_FOLDER
 # RUN lies under experiments/. Fails with the status of `image_classifier verify` unless the verdict is IDENTICAL.
 set -euo pipefail
+scripts=$(dirname -- "${BASH_SOURCE[0]}")
 run=/experiments/${1#experiments/}
 status=0
-echo "::stop-commands::$(</proc/sys/kernel/random/uuid)" # what follows shows names that others chose
-"$(dirname -- "${BASH_SOURCE[0]}")/in_container.sh" image_classifier verify "$run" \
+"$scripts/stop_commands.sh"
+"$scripts/in_container.sh" image_classifier verify "$run" \
     --dataset_folder "$2" --experiments_folder /experiments \
     2>&1 >"$RUNNER_TEMP/verdict" | tee "$RUNNER_TEMP/errors" >&2 || status=$? # the pipe is for stderr alone
 cat "$RUNNER_TEMP/verdict"

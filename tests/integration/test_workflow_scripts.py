@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from image_classifier import __version__
 from image_classifier.tracking.run import verify_files
+from tests.actions import UnknownFormError, check_commands
 from tests.conftest import PROJECT, report_lack, require_program, run_program
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -182,3 +192,145 @@ def test_only_the_model_that_is_asked_for_is_fetched(tmp_path: Path, project: Pa
 def test_a_model_that_the_commit_lacks_is_named(run_script: Run) -> None:
     result = run_script("pull_from_lfs.sh", "experiments/none/model.pth")
     assert (result.returncode, result.stdout) == (2, "::error::there is no experiments/none/model.pth in this commit\n")
+
+
+HOSTILE_LINES = (
+    "::set-output name=finished::canary",
+    "##[set-env name=PATH]canary",
+    "  ::add-path::canary",
+    "::save-state name=a::b",
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "status"),
+    [
+        ("train.sh", (), 0),
+        ("train.sh", (), 143),
+        ("train.sh", (), 2),
+        ("prepare_data.sh", ("sample",), 0),
+        ("verify.sh", ("experiments/experiment/run", "/data/sample"), 3),
+    ],
+)
+def test_what_a_container_prints_is_no_command_of_the_workflow(
+    project: Path, run_script: Run, trained_run: Path, tmp_path: Path, script: str, words: tuple[str, ...], status: int
+) -> None:
+    """Names of classes and files are others' choice, and a line can begin with one."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    lines = "\n".join(HOSTILE_LINES)
+    docker.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}\nEND\ncat >&2 <<'END'\n{lines}\nEND\nexit {status}\n")
+    docker.chmod(0o755)
+    shutil.copytree(trained_run, tmp_path / "experiments" / "experiment" / "run")
+    inputs = {"EXPERIMENT_NAME": "experiment", "RUN_NAME": "run", "DATASET": "sample", "RECIPE": "notebook"}
+    inputs |= {
+        "INSTRUCTION_SET": "avx2",
+        "VERIFY": "false",
+        "PUBLISH": "false",
+        "CONTINUATION": "",
+        "PRETRAINED_MODEL": "",
+    }
+    inputs |= dict.fromkeys(("LEARNING_RATE", "MOMENTUM", "NUM_EPOCHS", "NUM_WORKERS", "BATCH_SIZE", "SEED"), "")
+    result = run_script(
+        script,
+        *words,
+        **{f"INPUT_{name}": value for name, value in inputs.items()},
+        PATH=f"{docker.parent}:{os.environ['PATH']}",
+        DATASET_FOLDER="/data/sample",
+        TIME_LIMIT_S="100",
+        GITHUB_OUTPUT=str(tmp_path / "output"),
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
+        RUNNER_TEMP=str(tmp_path),
+    )
+    assert result.returncode == (0 if (script, status) == ("train.sh", 143) else status), result.stderr
+    assert HOSTILE_LINES[0] in result.stdout
+    for printed in (result.stdout, result.stderr):
+        check_commands(printed)
+    with pytest.raises(UnknownFormError):
+        check_commands(result.stdout.partition("\n")[2])
+    if status in (0, 143) and script == "train.sh":
+        finished = {0: "true", 143: "false"}[status]
+        assert (tmp_path / "output").read_text() == f"folder=experiments/experiment/run\nfinished={finished}\n"
+    if script == "verify.sh":
+        summary = (tmp_path / "summary").read_text().splitlines()
+        assert summary[:2] == ["## Verification of experiment/run", ""]
+        assert all(line.startswith("    ") for line in summary[2:])
+
+
+@pytest.mark.parametrize("damage", ["archive", "names", "more"])
+def test_cifar10_out_of_a_cache_is_checked(project: Path, run_script: Run, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "data" / "cifar_dataset"
+    folder.mkdir(parents=True)
+    sums = project / ".github" / "scripts" / "cifar10.md5"
+    contents = {"cifar-10-python.tar.gz": b"archive", "metadata.json": b"names"}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    digests = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in contents.items()}
+    sums.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text("#!/bin/sh\n")
+    docker.chmod(0o755)
+    variables = {"PATH": f"{docker.parent}:{os.environ['PATH']}", "GITHUB_OUTPUT": str(tmp_path / "output")}
+    assert run_script("prepare_data.sh", "cifar10", **variables).returncode == 0
+    if damage == "more":
+        (folder / "cifar-10-batches-py").mkdir()
+    else:
+        (folder / {"archive": "cifar-10-python.tar.gz", "names": "metadata.json"}[damage]).write_bytes(b"other")
+    result = run_script("prepare_data.sh", "cifar10", **variables)
+    assert result.returncode == 2
+    assert "::error::data/cifar_dataset holds something else than CIFAR-10 as it was published" in result.stdout
+
+
+def load_script(name: str) -> Any:
+    """Load a script in Python as a module."""
+    spec = importlib.util.spec_from_file_location(name, PROJECT / ".github" / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECORD = {
+    "experiment_name": "NAME",
+    "run_name": "NAME",
+    "recipe": "NAME",
+    "settings": {"num_epochs": 3, "model": "NAME"},
+    "data": {"name": "NAME", "num_train": 1, "num_test": 1, "digest": "NAME"},
+    "code": {"version": "NAME", "commit": "NAME", "digest": "NAME"},
+    "environment": {"python": "NAME", "digest": "NAME"},
+    "machine": {"class": {"processor": "NAME"}, "digest": "NAME"},
+    "pretrained": {"path": "NAME", "digest": "NAME"},
+}
+FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+
+
+@given(name=st.text(alphabet=st.sampled_from("a|`~<>[]()!*_#&\\\"' \n\r\t:-=$@%\u2028\u202e\x1b\0"), max_size=40))
+@example(name="</summary><script>")
+@example(name="a\n\n# heading\n```\n![x](https://a.test/b)")
+@example(name="`|` \\| | `")
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_name_is_markup_in_a_summary(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """Each name leaves the lines and cells as they are, and a comparison that shows it ends where it ends."""
+    script, folder = load_script("summarize"), tmp_path_factory.mktemp("run")
+    text = json.dumps(RECORD)
+    summaries = []
+    for shown in ("plain", name):
+        (folder / "run.json").write_text(text.replace('"NAME"', json.dumps(shown)))
+        (folder / "comparison").write_text(f"before\n{shown}\n{shown}\nafter\n", encoding="utf-8")
+        output = io.StringIO()
+        words = ["summarize.py", str(folder), "--comparison", str(folder / "comparison")]
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+            patch.setattr(sys, "argv", words)
+            script.main()
+        summaries.append(output.getvalue())
+    plain, hostile = (re.split(r"(?m)^### Against.*$", summary) for summary in summaries)
+    fence = min(FENCE.findall(hostile[1]), key=lambda found: -len(found))
+    _, shown, rest = hostile[1].split(f"{fence}\n" if hostile[1].count(fence) == 2 else f"\n{fence}\n", 2)
+    assert not [found for found in FENCE.findall(shown) if found[0] == "`" and len(found) >= len(fence)]
+    for before, after in ((plain[0], hostile[0]), (plain[1].split("```\n")[2], rest)):
+        assert after.count("\n") == before.count("\n")
+        for mark in "|<>[]`*#":
+            kept = re.sub(r"&#\d+;|</?code>", "", after)
+            assert kept.count(mark) <= before.count(mark), (mark, after)
+    assert not set(summaries[1].replace(shown, "")) & set("\r\x1b\0\u2028\u202e")

@@ -90,6 +90,24 @@ def test_a_lock_holds_what_its_source_asks_for(name: str) -> None:
         assert requirement.specifier.contains(lock[canonicalize_name(requirement.name)]), requirement
 
 
+def test_all_that_is_installed_by_the_project_is_locked_with_hashes() -> None:
+    """Distributions of Python and of npm; packages of Debian are checked by the signatures of its archive."""
+    commands = [
+        (path.as_posix(), command.strip())
+        for path, text in read_texts()
+        if path.parts[0] in (".github", "docker", "requirements", "Makefile", "tox.ini") and path.suffix != ".txt"
+        for command in re.findall(r"(?m)^[^#\n]*\b(?:pip3?|npm|pipx|uvx|npx)\b.*$", text.replace("\\\n", " "))
+        if re.search(r"\bpip3? .*\b(install|download)\b|\b(npm|npx|pipx|uvx) [a-z]", command)
+    ]
+    assert len(commands) >= 10
+    for path, command in commands:
+        is_locked = "--require-hashes" in command or "npm ci " in command
+        is_own = "--no-deps" in command and re.search(
+            r"--no-index|--no-build-isolation --editable \.|\{packages\}", command
+        )
+        assert is_locked or is_own, f"{path}: {command}"
+
+
 def test_the_lock_is_what_is_installed() -> None:
     installed: dict[str, str] = {canonicalize_name(d.name): d.version for d in importlib.metadata.distributions()}
     assert {name: installed.get(name) for name in read_lock("prod")} == read_lock("prod")
