@@ -1,8 +1,9 @@
-"""Imports what an extra of this package brings, when it is needed."""
+"""Imports what an extra of this package brings, when it is needed, and says how to install what is missing."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from image_classifier.errors import SettingsError
@@ -20,3 +21,11 @@ def load_extra(module: str, extra: str) -> ModuleType:
         raise SettingsError(
             f"this needs {error.name}, which is not installed: pip install 'image-classifier[{extra}]'"
         ) from error
+
+
+def explain_missing(error: ModuleNotFoundError) -> str | None:
+    """Explain that what the base install brings is missing, as in a server's environment; None for any other reason."""
+    module = (error.name or "").partition(".")[0]
+    if module in ("", "image_classifier") or importlib.util.find_spec(module) is not None:
+        return None
+    return f"this needs {module}, which is not installed: pip install image-classifier"

@@ -231,10 +231,10 @@ def developed_copy(project_copy: Path) -> Path:
     return project_copy
 
 
-def find_dependencies(name: str) -> set[str]:
-    """Find the names of an installed distribution and of all that it needs on this platform, without its extras."""
+def find_dependencies(name: str, extras: Collection[str] = ()) -> set[str]:
+    """Find the names of an installed distribution and of all that it and its extras need on this platform."""
     found: set[tuple[str, str]] = set()
-    pending = [(canonicalize_name(name), "")]
+    pending = [(canonicalize_name(name), extra) for extra in ("", *extras)]
     while pending:
         dependent, extra = pending.pop()
         if (dependent, extra) in found:

@@ -137,10 +137,11 @@ def serving(
     *options: str | Path,
     timeout_s: float = 60,
     program: Sequence[str] = ("-m", "image_classifier"),
+    python: str | Path = sys.executable,
 ) -> Iterator[Running]:
     """Serve a model in a process of its own until the block ends; fail unless it becomes ready and ends well."""
     port = find_port()
-    words = [sys.executable, *program, "serve", model, "--port", port, "--num_threads", 1]
+    words = [python, *program, "serve", model, "--port", port, "--num_threads", 1]
     words += ["--drain_s", "0", *options]
     with open(log, "wb") as file:
         process = subprocess.Popen([str(word) for word in words], cwd=PROJECT, stdout=file, stderr=file)

@@ -19,6 +19,7 @@ from image_classifier.cli.spelling import suggest
 from image_classifier.cli.table import make_printable
 from image_classifier.config import set_log_level
 from image_classifier.errors import ImageClassifierError
+from image_classifier.extras import explain_missing
 from image_classifier.files import check_yaml
 
 
@@ -80,6 +81,12 @@ def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] 
         return command(argv)
     except ImageClassifierError as error:
         print(f"error: {make_printable(str(error))}", file=sys.stderr)
+        return ExitStatus.EXPECTED_ERROR
+    except ModuleNotFoundError as error:
+        explanation = explain_missing(error)
+        if explanation is None:
+            raise
+        print(f"error: {explanation}", file=sys.stderr)
         return ExitStatus.EXPECTED_ERROR
     except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

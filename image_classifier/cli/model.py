@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,11 @@ def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
         )
     model_path = find_model(path)
 
+    if find_spec("torch") is None:
+        raise SettingsError(
+            f"{path} is a run, which needs torch, and that is not installed: pip install image-classifier; "
+            "without torch name the published model of a run, see: image_classifier publish"
+        )
     from image_classifier.tracking.checkpoint import load_model
     from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import subprocess
 import tarfile
 import tomllib
 import zipfile
@@ -18,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from image_classifier import __version__
 from image_classifier.tracking.identity import compute_code_digest
-from tests.conftest import PROJECT, find_dependencies, install_wheel, link_environment, run_program
+from tests.conftest import PROJECT, find_dependencies, link_environment, run_program
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -114,23 +113,6 @@ def test_the_installed_commands_answer(
     installed_environment: Path, tmp_path: Path, words: list[str], expected: str
 ) -> None:
     assert run_program(installed_environment / "bin" / words[0], *words[1:], cwd=tmp_path).startswith(expected)
-
-
-def test_a_database_needs_the_extra_and_with_it_nothing_else(
-    installed_environment: Path, distributions: dict[str, Path], sample_dataset: Path, tmp_path: Path
-) -> None:
-    words = ("data", "ingest", sample_dataset, "--dataset", "shapes", "--dataset_folder", tmp_path / "home")
-    command = [str(word) for word in (installed_environment / "bin" / "image_classifier", *words)]
-    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert refused.returncode == 2 and refused.stderr.endswith("pip install 'image-classifier[database]'\n")
-
-    names = {Requirement(text).name for text in PYPROJECT["optional-dependencies"]["database"]} | {"psycopg-binary"}
-    found = find_dependencies("image-classifier").union(*map(find_dependencies, names))
-    link_environment(tmp_path / ".venv", found - {"image-classifier"})
-    install_wheel(tmp_path / ".venv", distributions["wheel"])
-    program = tmp_path / ".venv" / "bin" / "image_classifier"
-    assert run_program(program, *words, cwd=tmp_path) == "shapes@1\n"
-    assert run_program(program, "data", "upgrade", "--dataset_folder", tmp_path / "other", cwd=tmp_path) == ""
 
 
 def test_the_sdist_installs_and_answers(distributions: dict[str, Path], tmp_path: Path) -> None:

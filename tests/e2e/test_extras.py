@@ -1,0 +1,242 @@
+"""Each extra installed as its document says, into a clean environment, and used; and every command without torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from urllib.request import urlopen
+
+import httpx
+import pytest
+
+from image_classifier.__main__ import COMMANDS
+from tests.conftest import PROJECT, find_dependencies, install_wheel, link_environment, report_lack, run_program
+from tests.datasets import PUBLISHED, make_arrays, write_parquet
+from tests.integration.test_server_traces import Collector, collector
+from tests.serving import PIXELS, find_port, serving
+from tests.unit.test_repository import read_lock
+
+__all__ = ["collector"]
+pytestmark = pytest.mark.timeout(600)  # an environment is made by links, of tens of thousands of files
+
+INSTALLED = ("parquet", "database", "publish", "tracking", "serve", "serve,traces", "serve,tracking")
+DOCUMENTS = [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), PROJECT / "data" / "README.md"]
+Install = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def install(tmp_path_factory: pytest.TempPathFactory, distributions: dict[str, Path]) -> Install:
+    """Make the environment that `pip install 'image-classifier[EXTRAS]'` makes, once; return the program in it."""
+
+    @functools.cache
+    def make(extras: str) -> Path:
+        folder = tmp_path_factory.mktemp("installed") / ".venv"
+        names = find_dependencies("image-classifier", extras.split(",") if extras else ())
+        link_environment(folder, names - {"image-classifier"})
+        install_wheel(folder, distributions["wheel"])
+        return folder / "bin" / "image_classifier"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory: pytest.TempPathFactory, distributions: dict[str, Path]) -> Path:
+    """The program in an environment of requirements/requirements-serve.sh and the wheel with --no-deps."""
+    folder = tmp_path_factory.mktemp("serve") / ".venv"
+    link_environment(folder, read_lock("serve"))
+    install_wheel(folder, distributions["wheel"])
+    assert not list(folder.rglob("torch"))
+    return folder / "bin" / "image_classifier"
+
+
+def refuse(*words: str | Path, cwd: Path) -> str:
+    """Run a command that is to be refused; return its one line."""
+    result = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def test_every_install_that_a_document_names_is_tried_here() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    named = {extras for text in texts for extras in re.findall(r"pip install '?image-classifier\[([\w,]+)\]", text)}
+    assert all(extras in INSTALLED or set(extras.split(",")) <= set(INSTALLED) for extras in named)
+    declared = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {extra for extras in named for extra in extras.split(",")} == declared["optional-dependencies"].keys()
+
+
+def test_parquet(install: Install, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data", make_arrays(), PUBLISHED)
+    words = ("data", "info", "--dataset_folder", tmp_path / "data")
+    assert "image-classifier[parquet]" in refuse(install(""), *words, cwd=tmp_path)
+    assert "23     7   30" in run_program(install("parquet"), *words, cwd=tmp_path)
+
+
+def test_database(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+    words = ("data", "ingest", sample_dataset, "--dataset", "shapes", "--dataset_folder", tmp_path / "home")
+    assert "pip install 'image-classifier[database]'" in refuse(install(""), *words, cwd=tmp_path)
+    assert run_program(install("database"), *words, cwd=tmp_path) == "shapes@1\n"
+    assert run_program(install("database"), "data", "upgrade", "--dataset_folder", tmp_path / "x", cwd=tmp_path) == ""
+
+
+def test_publish(install: Install, trained_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    assert "pip install 'image-classifier[publish]'" in refuse(install(""), "publish", run, cwd=tmp_path)
+    assert not (run / "published").exists()
+    key = "ecparam -genkey -name prime256v1 -noout -out key.pem"
+    run_program("openssl", *key.split(), cwd=tmp_path)
+    run_program("openssl", *"ec -in key.pem -pubout -out key.pub".split(), cwd=tmp_path)
+    program = install("publish")
+    run_program(program, "publish", run, "--sign_key", "key.pem", cwd=tmp_path)
+    assert "signed by key.pub" in run_program(
+        program, "registry", "check", run, "--public_key", "key.pub", cwd=tmp_path
+    )
+    assert run_program(program, "predict", run / "published", PROJECT / "docs" / "example.png", cwd=tmp_path)
+
+
+def test_tracking(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
+    words = ("registry", "add", published_run, "--name", "shapes", "--experiments_folder", tmp_path)
+    assert "pip install 'image-classifier[tracking]'" in refuse(install(""), *words, cwd=tmp_path)
+    program = install("tracking")
+    assert run_program(program, *words, cwd=tmp_path) == "shapes/1\n"
+    run_program(program, "registry", "promote", "shapes/1", "--experiments_folder", tmp_path, cwd=tmp_path)
+    options = ("--experiment_name", "tracked", "--run_name", "first", "--num_epochs", "0", "--recipe", "notebook")
+    folders = ("--experiments_folder", tmp_path / "runs", "--dataset_folder", sample_dataset)
+    uri = f"sqlite:///{tmp_path / 'tracking.db'}"
+    run_program(program, "train", *options, *folders, "--tracking_uri", uri, cwd=tmp_path)
+    assert (tmp_path / "tracking.db").stat().st_size
+
+
+def test_serve(install: Install, published_run: Path, tmp_path: Path) -> None:
+    assert "pip install 'image-classifier[serve]'" in refuse(install(""), "serve", published_run, cwd=tmp_path)
+    python, program = install("serve").with_name("python"), ("-P", "-m", "image_classifier")
+    with serving(published_run, tmp_path / "log", python=python, program=program) as server:
+        assert httpx.post(f"{server.url}/predict", content=bytes(3072), headers=PIXELS).status_code == 200
+        assert server.stop() == 0
+
+
+def test_serve_from_the_registry(install: Install, published_run: Path, tmp_path: Path) -> None:
+    name, folder = "models:/shapes@champion", ("--experiments_folder", tmp_path)
+    assert "pip install 'image-classifier[tracking]'" in refuse(install("serve"), "serve", name, *folder, cwd=tmp_path)
+    program = install("serve,tracking")
+    run_program(program, "registry", "add", published_run, "--name", "shapes", *folder, cwd=tmp_path)
+    run_program(program, "registry", "promote", "shapes/1", *folder, cwd=tmp_path)
+    python, module = program.with_name("python"), ("-P", "-m", "image_classifier")
+    with serving(name, tmp_path / "log", *folder, python=python, program=module) as server:
+        assert httpx.get(f"{server.url}/model").json()
+        assert server.stop() == 0
+
+
+def test_serve_with_traces(
+    install: Install, collector: Collector, published_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("serve", published_run, "--traces", "true")
+    assert "pip install 'image-classifier[traces]'" in refuse(install("serve"), *words, cwd=tmp_path)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+    python, program = install("serve,traces").with_name("python"), ("-P", "-m", "image_classifier")
+    with serving(published_run, tmp_path / "log", *words[2:], python=python, program=program) as server:
+        assert httpx.post(f"{server.url}/predict", content=bytes(3072), headers=PIXELS).status_code == 200
+        assert server.stop() == 0
+    assert "POST /predict" in {span.name for span in collector.spans}
+
+
+def test_serving_predicting_and_evaluating_need_no_torch(
+    without_torch: Path, published_run: Path, tmp_path: Path
+) -> None:
+    python, program = without_torch.with_name("python"), ("-P", "-m", "image_classifier")
+    with serving(published_run, tmp_path / "log", python=python, program=program) as server:
+        assert httpx.post(f"{server.url}/predict", content=bytes(3072), headers=PIXELS).status_code == 200
+        assert server.stop() == 0
+    assert run_program(without_torch, "predict", published_run, PROJECT / "docs" / "example.png", cwd=tmp_path)
+    run_program(without_torch, "evaluate", published_run, "--output", "evaluation.json", cwd=tmp_path)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    run = json.loads((published_run.parent / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == run["accuracy_single_view"]
+    assert run_program(without_torch, "registry", "check", published_run, cwd=tmp_path).startswith("INTACT\n")
+
+
+BASE, LACKS = "pip install image-classifier\n", "pip install 'image-classifier[{}]'\n"
+WITHOUT_TORCH = {
+    "train --experiment_name a --run_name b --dataset_folder SAMPLE": BASE,
+    "verify RUN": BASE,
+    "verify RUN --files_only": "",
+    "data prepare --source sample --dataset_folder new": "",
+    "data info --dataset_folder SAMPLE": "",
+    "data info --dataset_folder SAMPLE --output sheet.png": BASE,
+    "data prune --dataset_folder new": "",
+    "data ingest SAMPLE --dataset shapes": LACKS.format("database"),
+    "data list": LACKS.format("database"),
+    "evaluate RUN": "pip install image-classifier; without torch name the published model of a run, see: "
+    "image_classifier publish\n",
+    "predict RUN IMAGE": "see: image_classifier publish\n",
+    "predict RUN/model.pth IMAGE": "see: image_classifier publish\n",
+    "compare RUN OTHER": "",
+    "report RUN": BASE,
+    "publish RUN --overwrite": BASE,
+    "registry list": LACKS.format("tracking"),
+    "registry add RUN": LACKS.format("tracking"),
+    "registry check RUN": "",
+    "serve none": "publish a run first\n",
+}
+
+
+def test_every_command_is_tried_without_torch() -> None:
+    assert {line.split()[0] for line in WITHOUT_TORCH} == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("line", WITHOUT_TORCH)
+def test_without_torch_a_command_works_or_says_what_to_install(
+    without_torch: Path, published_run: Path, sample_dataset: Path, tmp_path: Path, line: str
+) -> None:
+    run = shutil.copytree(published_run.parent, tmp_path / "run")
+    other = shutil.copytree(run, tmp_path / "other")
+    places = {"RUN": run, "OTHER": other, "SAMPLE": sample_dataset, "IMAGE": PROJECT / "docs" / "example.png"}
+    words = [
+        functools.reduce(lambda word, name: word.replace(name, str(places[name])), places, w) for w in line.split()
+    ]
+    if WITHOUT_TORCH[line]:
+        assert refuse(without_torch, *words, cwd=tmp_path).endswith(WITHOUT_TORCH[line])
+    else:
+        run_program(without_torch, *words, cwd=tmp_path)
+
+
+def test_mlflow_shows_the_registry(install: Install, published_run: Path, tmp_path: Path) -> None:
+    """As docs/publishing.md has it: with all of MLflow, in an environment of its own."""
+    mlflow = os.environ.get("IMAGE_CLASSIFIER_MLFLOW")
+    if not mlflow:
+        report_lack("IMAGE_CLASSIFIER_MLFLOW is not set: the program mlflow of an environment with all of MLflow")
+    program = install("tracking")
+    run_program(program, "registry", "add", published_run, "--name", "shapes", cwd=tmp_path)
+    document = (PROJECT / "docs" / "publishing.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^\S+/(mlflow ui .+)$", document, flags=re.MULTILINE)
+    assert f"pip install mlflow=={read_lock('publish')['mlflow-skinny']}\n" in document
+    port = str(find_port())
+    words = [mlflow, *command.split()[1:], "--port", port]
+    lacking = subprocess.run([program.with_name("mlflow"), *words[1:]], cwd=tmp_path, capture_output=True, text=True)
+    assert lacking.returncode != 0 and "flask" in (lacking.stdout + lacking.stderr).lower()
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            try:
+                with urlopen(f"{address}/", timeout=5) as page:
+                    assert b"<title>MLflow</title>" in page.read()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+        with urlopen(f"{address}/api/2.0/mlflow/registered-models/search", timeout=60) as answer:
+            (model,) = json.load(answer)["registered_models"]
+        assert model["name"] == "shapes"
+    finally:
+        os.killpg(process.pid, 9)  # its workers wait for each other on SIGTERM
+        process.wait(30)
