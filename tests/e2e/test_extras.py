@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import httpx
 import pytest
 
-from image_classifier.__main__ import COMMANDS
+from image_classifier.cli.commands import COMMANDS
 from tests.conftest import PROJECT, find_dependencies, install_wheel, link_environment, report_lack, run_program
 from tests.datasets import PUBLISHED, make_arrays, write_parquet
 from tests.integration.test_server_traces import Collector, collector
