@@ -187,6 +187,22 @@ def test_nothing_of_the_building_stays_in_the_image(docker: str, training_image:
     assert run_program(*build_docker_words(docker), training_image, "sh", "-c", script, cwd=tmp_path) == ""
 
 
+def test_an_image_names_its_own_commit_where_the_code_is_that_of_another(
+    docker: str, training_image: str, project_copy: Path, tmp_path: Path
+) -> None:
+    git, copy = require_program("git"), tmp_path / "copy"
+    run_program(git, "clone", "--quiet", project_copy, copy, cwd=tmp_path)
+    run_program(git, "commit", "--quiet", "--allow-empty", "--message=Empty", cwd=copy)
+    commit = run_program(git, "rev-parse", "HEAD", cwd=copy).strip()
+    try:
+        build_image(copy)
+        config = inspect(docker, training_image)["Config"]
+    finally:
+        build_image(project_copy)
+    assert config["Labels"]["org.opencontainers.image.revision"] == commit
+    assert f"IMAGE_CLASSIFIER_REVISION={commit}" in config["Env"]
+
+
 def test_a_change_in_the_code_makes_only_the_last_layer_anew(
     docker: str, training_image: str, project_copy: Path, tmp_path: Path
 ) -> None:
