@@ -15,13 +15,14 @@ from torch import Tensor
 
 from image_classifier.config import RunSettings, TrainingSettings, load_recipe
 from image_classifier.data.augment import Augmentation, compute_validation_split
+from image_classifier.data.content import list_classes
 from image_classifier.data.loader import Loader
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.storage import DISK, Disk, remove_leftovers
-from image_classifier.tracking.checkpoint import Model, load_model, load_state, serialize_model
+from image_classifier.tracking.checkpoint import Model, load_model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
 from image_classifier.tracking.record import build_record, check_identity, check_settings
 from image_classifier.tracking.run import (
@@ -123,11 +124,11 @@ def run(
         snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
     settings = replace(settings, database=snapshot.database)  # the version that the newest one was
     train_indices, validation_indices = split_training_set(snapshot, training)
-    classifier = build_initial_classifier(training, snapshot, train_indices, settings.pretrained_path)
+    pretrained = load_pretrained(settings.pretrained_path, training, snapshot)
+    classifier = build_initial_classifier(training, snapshot, train_indices, pretrained)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
-    record = build_record(
-        settings, training, describe_data(snapshot, len(train_indices), len(validation_indices)), command
-    )
+    data = describe_data(snapshot, len(train_indices), len(validation_indices))
+    record = build_record(settings, training, data, command, pretrained.classes if pretrained else ())
 
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
         optimizer = build_optimizer(classifier, training)
@@ -137,6 +138,11 @@ def run(
             state.restore(settings.keep_checkpoints)
         folder.write_json(RECORD, record)
         reporter.begin(record, state.num_steps, state.step)
+        if pretrained is not None and pretrained.classes != snapshot.classes:
+            reporter.note(
+                f"the weights of --pretrained_model are of other classes: {list_classes(pretrained.classes)}; "
+                f"here they answer for {list_classes(snapshot.classes)}"
+            )
         if 0 < state.num_steps < len(training.image_sizes):
             used = [compute_image_size(training, number, state.num_steps) for number in range(1, state.num_steps + 1)]
             reporter.note(f"of the --image_sizes the {state.num_steps} steps have {','.join(map(str, used))} alone")
@@ -212,14 +218,42 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
     return trained, validated
 
 
-def build_initial_classifier(
-    training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Path | None
-) -> Classifier:
-    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's.
+def load_pretrained(path: Path | None, training: TrainingSettings, snapshot: Snapshot) -> Model | None:
+    """Load the model to start from, if there is one. Its classes may have other names, but not other places.
 
     Raises:
-        ModelError: the pretrained model cannot be read, or is of another architecture or input scaling.
+        ModelError: it cannot be read, or is of another network, input scaling, number of classes, or order of them.
     """
+    if path is None:
+        return None
+    model = load_model(path)
+    if model.name != training.model:
+        raise ModelError(
+            f"--pretrained_model {path} holds the network {model.name}, not {training.model}; "
+            f"choose --model {model.name}, or another file"
+        )
+    for name in ("input_mean", "input_std"):
+        wanted = torch.tensor(getattr(training, name), dtype=torch.float32).mul(255)
+        if not torch.equal(getattr(model.classifier, name).flatten(), wanted):
+            values = [round(value, 6) for value in (getattr(model.classifier, name).flatten() / 255).tolist()]
+            raise ModelError(f"--pretrained_model {path} was trained with --{name} {values}; set the same")
+    if len(model.classes) != len(snapshot.classes):
+        raise ModelError(
+            f"--pretrained_model {path} has {len(model.classes)} classes and the data set {len(snapshot.classes)}; "
+            "choose a file with as many"
+        )
+    if model.classes != snapshot.classes and set(model.classes) == set(snapshot.classes):
+        raise ModelError(
+            f"--pretrained_model {path} has the data set's classes in another order: {list_classes(model.classes)}; "
+            "name them in this order in the data set's metadata.json, or choose another file"
+        )
+    return model
+
+
+def build_initial_classifier(
+    training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Model | None
+) -> Classifier:
+    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's."""
     classifier = build_classifier(
         training.model,
         len(snapshot.classes),
@@ -231,17 +265,7 @@ def build_initial_classifier(
     if pretrained is None:
         classifier.initialize_from(torch.from_numpy(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]]))
     else:
-        model = load_model(pretrained)
-        if model.name != training.model:
-            raise ModelError(
-                f"--pretrained_model {pretrained} holds the network {model.name}, not {training.model}; "
-                f"choose --model {model.name}, or another file"
-            )
-        for name in ("input_mean", "input_std"):
-            if not torch.equal(getattr(model.classifier, name), getattr(classifier, name)):
-                values = [round(value, 6) for value in (getattr(model.classifier, name).flatten() / 255).tolist()]
-                raise ModelError(f"--pretrained_model {pretrained} was trained with --{name} {values}; set the same")
-        load_state(classifier, model.classifier.state_dict(), pretrained)
+        classifier.load_state_dict(pretrained.classifier.state_dict())
     return classifier.to(training.device)
 
 

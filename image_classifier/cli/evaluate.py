@@ -44,6 +44,7 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     access = build_access(arguments, DatabaseAccess().dataset_folder)
     model = load(arguments)
 
+    from image_classifier.data.content import list_classes
     from image_classifier.data.snapshot import load_snapshot
     from image_classifier.storage import write_atomically
     from image_classifier.tracking.run import find_dataset
@@ -56,8 +57,8 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     snapshot = load_snapshot(dataset_folder, access, reading)
     if snapshot.classes != model.classes:
         raise DataError(
-            f"{dataset_folder} has other classes than {model.path}: {_list_names(snapshot.classes)} instead of "
-            f"{_list_names(model.classes)}; choose the data set that the model was trained for"
+            f"{dataset_folder} has other classes than {model.path}: {list_classes(snapshot.classes)} instead of "
+            f"{list_classes(model.classes)}; choose the data set that the model was trained for"
         )
     is_data_of_run = snapshot.digest == model.data_digest
     if not is_data_of_run:
@@ -105,11 +106,6 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     ]
     heading = ["test set", f"{evaluation['num_images']:,} images"]
     return f"{format_table([heading, *figures])}\n\n{format_table([['class', *rates, 'images'], *classes])}"
-
-
-def _list_names(names: Sequence[str]) -> str:
-    listed = ", ".join(make_printable(name) for name in names[:10])
-    return f"{listed}, … ({len(names)})" if len(names) > 10 else listed
 
 
 PARSERS = (build_evaluate_parser,)

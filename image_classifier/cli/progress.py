@@ -25,7 +25,7 @@ class TerminalReporter(Reporter):
         self._num_epochs = 0
 
     def note(self, text: str) -> None:
-        print(f"note: {text}", file=sys.stderr)
+        print(f"note: {make_printable(text)}", file=sys.stderr)
 
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         settings, data = record["settings"], record["data"]

@@ -67,7 +67,7 @@ class Tracker(Reporter):
 
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         self._reporter.begin(record, num_steps, first_step)
-        tags = {"recipe": record["recipe"], _STARTED_AT: record["started_at"]}
+        tags = {"recipe": record["recipe"] or "none", _STARTED_AT: record["started_at"]}
         tags |= {f"{part}_digest": record[part]["digest"] for part in ("data", "code", "environment", "machine")}
         with self._store.open("begin the run") as client:
             query = f"tags.`{_STARTED_AT}` = '{record['started_at']}'"

@@ -196,6 +196,12 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and value.strip() != ""
 
 
+def list_classes(classes: Sequence[str]) -> str:
+    """List the names of classes for a message: the first ten, and how many there are."""
+    listed = ", ".join(classes[:10])
+    return f"{listed}, … ({len(classes)})" if len(classes) > 10 else listed
+
+
 def one_line(error: object) -> str:
     """Write an error's message on one line without control characters, at most 300 characters of it."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

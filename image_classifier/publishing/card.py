@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from image_classifier.data.content import list_classes
 from image_classifier.serving.published import INT8_MODEL, MODEL, PARITY, SIGNATURE
 
 NUM_WEAKNESSES = 5
@@ -146,13 +147,13 @@ def _describe_data(facts: CardFacts) -> str:
 def _describe_training(facts: CardFacts) -> str:
     record = facts.record
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in record["settings"].items())
+    recipe = f"Recipe `{record['recipe']}`, started" if record["recipe"] else "Started"
     pretrained = record["pretrained"]
     start = f"It started from weights of the sha256 `{pretrained['digest']}`." if pretrained else ""
+    if pretrained and pretrained.get("classes", record["data"]["classes"]) != record["data"]["classes"]:
+        start += f" These were of other classes: {_escape(list_classes(pretrained['classes']))}."
     machine = ", ".join(f"{key} {value}" for key, value in record["machine"]["class"].items() if value)
-    return (
-        f"Recipe `{record['recipe']}`, started {record['started_at']}, on {machine}. {start}\n\n"
-        f"| setting | value |\n|---|---|\n{settings}"
-    )
+    return f"{recipe} {record['started_at']}, on {machine}. {start}\n\n" f"| setting | value |\n|---|---|\n{settings}"
 
 
 def _describe_results(facts: CardFacts) -> str:

@@ -21,7 +21,11 @@ from image_classifier.tracking.run import FORMAT_VERSION
 
 
 def build_record(
-    settings: RunSettings, training: TrainingSettings, data: dict[str, Any], command: Sequence[str]
+    settings: RunSettings,
+    training: TrainingSettings,
+    data: dict[str, Any],
+    command: Sequence[str],
+    pretrained_classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Build run.json: the run's identity, and for people where and how it was started.
 
@@ -29,6 +33,7 @@ def build_record(
         training: resolved.
         data: name, digest, classes and number of images of the snapshot, its version in the database, and what was
             found in it.
+        pretrained_classes: what the weights to start from were trained on.
     """
     pretrained = settings.pretrained_path
     return {
@@ -55,7 +60,12 @@ def build_record(
             "tracking_uri": settings.tracking_uri,
         },
         "data": data,
-        "pretrained": pretrained and {"path": str(pretrained), "digest": compute_file_digest(pretrained)},
+        "pretrained": pretrained
+        and {
+            "path": str(pretrained),
+            "digest": compute_file_digest(pretrained),
+            "classes": list(pretrained_classes),
+        },
         "code": describe_code(),
         "environment": describe_environment(),
         "machine": describe_machine(training),

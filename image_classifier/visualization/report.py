@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_classifier.data.content import list_classes
 from image_classifier.visualization.figures import (
     DARK,
     LIGHT,
@@ -114,7 +115,9 @@ def find_confusions(evaluation: dict[str, Any], count: int = NUM_CONFUSIONS) -> 
 
 def _build_subtitle(record: dict[str, Any]) -> str:
     settings, data = record["settings"], record["data"]
-    words = f"{settings['model']} on {data['name']}, recipe {record['recipe']}, seed {settings['seed']}"
+    recipe = f", recipe {record['recipe']}" if record["recipe"] else ""
+    reason = f" ({record['recipe_reason']})" if record.get("recipe_reason") else ""
+    words = f"{settings['model']} on {data['name']}{recipe}{reason}, seed {settings['seed']}"
     return escape(f"{words}, started {record['started_at']}")
 
 
@@ -214,7 +217,7 @@ def _build_identity(record: dict[str, Any]) -> str:
         "environment": (f"Python {environment['python']}", environment["digest"]),
         "machine class": (_list_values(machine["class"]), machine["digest"]),
         "starts from": (
-            (record["pretrained"]["path"], record["pretrained"]["digest"])
+            (_describe_pretrained(record), record["pretrained"]["digest"])
             if record["pretrained"]
             else ("weights drawn from the seed", "")
         ),
@@ -232,6 +235,13 @@ def _build_identity(record: dict[str, Any]) -> str:
         f"<table class=\"identity\"><tbody>{''.join(rows)}</tbody></table>"
         f"<details><summary>Installed distributions</summary><code>{distributions}</code></details>"
     )
+
+
+def _describe_pretrained(record: dict[str, Any]) -> str:
+    pretrained = record["pretrained"]
+    classes = pretrained.get("classes", record["data"]["classes"])
+    others = f", trained on other classes: {list_classes(classes)}" if classes != record["data"]["classes"] else ""
+    return f"{pretrained['path']}{others}"
 
 
 _PARTS = (("train", "train on"), ("validation", "validate on"), ("test", "test on"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from image_classifier.tracking.run import (
 from image_classifier.training.evaluate import compute_probabilities
 from image_classifier.training.loop import Step
 from image_classifier.verification import VerificationSettings, verify
+from tests.datasets import make_arrays, write_image_folder
 from tests.tiny import make_settings, write_tiny_dataset
 
 
@@ -250,6 +252,7 @@ def test_growing_images_and_muon_go_on_with_the_same_bits_and_the_model_knows_it
     values: dict[str, Any] = {
         "model": "airbench_small",
         "optimizer": "muon",
+        "nesterov": True,
         "image_sizes": (16, 20),
         "batch_size": 50,
         "learning_rate": 0.2,
@@ -395,6 +398,63 @@ def test_a_pretrained_model_that_is_none_is_refused(finished: RunResult, dataset
     assert not (tmp_path / "pwned").exists()
     refuse(good, "holds the network lenet, not resnet; choose --model lenet", model="resnet")
     refuse(good, r"was trained with --input_mean \[0.5, 0.5, 0.5\]", input_mean=(0.4, 0.5, 0.5))
+
+
+class Notes(Reporter):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def save_with_classes(source: Path, target: Path, classes: Sequence[str]) -> Path:
+    """Save a model file again as one that was trained on classes of these names."""
+    content = torch.load(source, weights_only=True)
+    torch.save({**content, "classes": list(classes)}, target)
+    return target
+
+
+def test_weights_of_other_classes_are_taken_with_a_note_and_recorded(
+    finished: RunResult, dataset: Path, tmp_path: Path
+) -> None:
+    classes = load_snapshot(dataset).classes
+    for number, names in enumerate((classes, [f"other {name}" for name in classes], [*classes[:-1], "\x1b[31mx"])):
+        path = save_with_classes(finished.folder / "model.pth", tmp_path / f"{number}.pth", names)
+        notes = Notes()
+        result = run(make_settings(tmp_path, dataset, f"{number}", num_epochs=0, pretrained_model=path), reporter=notes)
+        assert read_record(result.folder)["pretrained"]["classes"] == list(names)
+        assert len(notes.texts) == (number > 0)
+        assert all("of --pretrained_model are of other classes: " in text for text in notes.texts)
+        assert result.weights_digest == finished.weights_digest
+
+
+def test_weights_of_the_same_classes_in_another_order_or_of_another_number_are_refused(
+    finished: RunResult, dataset: Path, tmp_path: Path
+) -> None:
+    classes = load_snapshot(dataset).classes
+    path = save_with_classes(finished.folder / "model.pth", tmp_path / "turned.pth", classes[::-1])
+    settings = make_settings(tmp_path / "e", dataset, pretrained_model=path)
+    expect_refusal(settings, ModelError, "the data set's classes in another order: .*metadata.json")
+    two = tmp_path / "two"
+    write_image_folder(two, make_arrays(20, 4, 2), ("cat", "dog"))
+    settings = make_settings(tmp_path / "e", two, pretrained_model=finished.folder / "model.pth")
+    expect_refusal(settings, ModelError, "has 10 classes and the data set 2; choose a file with as many")
+
+
+def test_images_sizes_that_no_step_has_are_noted(dataset: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    sizes: dict[str, Any] = {"model": "resnet", "image_sizes": (16, 20, 24, 28, 32), "batch_size": 100, "num_epochs": 1}
+    run(make_settings(tmp_path, dataset, **sizes), reporter=notes)
+    assert notes.texts == ["of the --image_sizes the 2 steps have 16,24 alone"]
+
+
+def test_a_validation_part_of_no_image_is_refused(dataset: Path, tmp_path: Path) -> None:
+    for fraction in (0.001, 0.999):
+        settings = make_settings(tmp_path, dataset, validation_fraction=fraction, num_epochs=0)
+        expect_refusal(settings, SettingsError, f"--validation_fraction takes 0, or a part of the 200 .*{fraction}$")
 
 
 def test_a_pretrained_model_with_other_classes_says_which_tensor_differs(finished: RunResult, tmp_path: Path) -> None:

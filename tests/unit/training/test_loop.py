@@ -23,6 +23,7 @@ SETTINGS = TrainingSettings(
     device="cpu",
     precision="fp32",
     schedule="constant",
+    warmup_fraction=0.0,
     learning_rate=0.05,
     label_smoothing=0.0,
     weight_decay=0.0,
