@@ -249,7 +249,7 @@ def test_two_runs_under_a_cap_share_a_class_and_their_bits(dataset: Path, tmp_pa
     assert verify_in_a_process(first)[0] == 0
 
 
-@pytest.mark.parametrize("recipe", ["notebook", "fast", "default"])
+@pytest.mark.parametrize("recipe", ["notebook", "fast"])
 def test_a_recipe_shortened_is_identical_on_real_data(recipe: str, tmp_path: Path) -> None:
     data = require_real_data("IMAGE_CLASSIFIER_CIFAR10_ORIGINAL")
     folder = tmp_path / "data"

@@ -60,7 +60,7 @@ def test_the_loop_learns_what_it_is_shown() -> None:
 
 def test_a_step_says_what_was_done() -> None:
     model = Linear()
-    settings = replace(SETTINGS, schedule="triangular", label_smoothing=0.1)
+    settings = replace(SETTINGS, schedule="triangular", warmup_fraction=0.25, label_smoothing=0.1)
     batch = make_batches(1)[0]
     expected = F.cross_entropy(model(batch.images), batch.labels, label_smoothing=0.1).item()
     expected_correct = int((model(batch.images).argmax(1) == batch.labels).sum())
