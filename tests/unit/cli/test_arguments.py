@@ -15,6 +15,7 @@ from image_classifier.cli.commands import iterate_parsers
 from image_classifier.cli.table import make_printable
 from image_classifier.cli.train import build_settings, build_trainer_parser, complete_settings, parse_settings
 from image_classifier.config import load_default_recipe
+from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 from image_classifier.serving.settings import ServerSettings
 from tests.conftest import PROGRAMS, REAL_DATA
@@ -76,7 +77,7 @@ def test_every_option_refuses_what_it_does_not_take_in_one_plain_line(prog: str)
 
             refusals.append(find_refusal(parse))
         typed = getattr(action, "_typehint", str)
-        if typed not in (str, str | None) and action.nargs != 0:
+        if typed not in (str, str | None, Secret | None) and action.nargs != 0:
             assert any(message and f"--{name}" in message for message in refusals), name
         assert find_refusal(lambda: parse_arguments(parser, [*required, f"--{name}"])) is None or action.nargs != 0
         assert find_refusal(lambda: parse_arguments(parser, [*required, f"--{name}.x", "1"]))
@@ -217,7 +218,7 @@ def test_a_variable_that_is_unknown_is_refused_with_the_one_that_may_be_meant(
 
 
 def test_variables_of_other_commands_and_of_none_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (*OTHER_VARIABLES, "IMAGE_CLASSIFIER_PORT", "IMAGE_CLASSIFIER_SKIP_BAD"):
+    for variable in (*OTHER_VARIABLES, "IMAGE_CLASSIFIER_PORT", "IMAGE_CLASSIFIER_ALLOW_LOSS"):
         monkeypatch.setenv(variable, "not looked at")
     assert parse_arguments(TRAINER, ["--seed", "3"], defaults=False).as_dict() == {"seed": 3}
 

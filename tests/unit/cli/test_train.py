@@ -24,6 +24,7 @@ from image_classifier.config import (
     DEFAULT_RECIPE,
     FLAGS,
     RECIPES,
+    Fit,
     RunSettings,
     TrainingSettings,
     load_default_recipe,
@@ -119,9 +120,9 @@ def test_options_and_environment_are_above_a_printed_config_and_the_recipe_below
 
 
 def test_settings_at_odds_are_refused_instead_of_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*NAMES, "--keep", "best", "--print_config"]) == 2
+    assert main([*NAMES, "--recipe", "fast", "--model", "lenet", "--print_config"]) == 2
     output = capsys.readouterr()
-    assert output.out == "" and output.err.startswith("error: --keep best needs a --validation_fraction")
+    assert output.out == "" and output.err.startswith("error: --model lenet has no normalisation")
 
 
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +174,7 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
         "input_mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
         "input_std": st.lists(st.floats(1e-3, 1), min_size=3, max_size=3),
     }
-    hint = get_type_hints(TrainingSettings).get(kind)
+    hint = {**get_type_hints(TrainingSettings), "fit": Fit}.get(kind)
     return st.sampled_from(get_args(hint)) if get_origin(hint) is Literal else drawn[kind]
 
 
