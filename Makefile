@@ -43,8 +43,8 @@ train: $(VENV)/.trains ## Get the data and train with the default recipe; OPTION
 	image_classifier_trainer --experiment_name $(EXPERIMENT) --run_name run-$$number \
 		--dataset_folder "$$dataset_folder" $(OPTIONS)
 
-test: $(VENV)/.develops ## Run all tests; fails under 90 % line coverage of the package
-	python -m pytest --cov
+test: $(VENV)/.develops ## Run all tests, on all cores; fails under 90 % line coverage of the package
+	python -m pytest --cov --numprocesses auto --dist loadgroup --no-loadscope-reorder --durations 10
 
 lint: $(VENV)/.develops ## Check format, style, layers and files, as the pre-commit hooks do
 	pre-commit run --all-files --show-diff-on-failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import random
@@ -103,6 +104,52 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], ti
         pytest.fail(f"the process ended before, with exit status {process.returncode}: {outputs}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one worker, and so all that build images, and all that change `developed_copy`."""
+    groups = {item.path: item.nodeid.partition("::")[0] for item in items}
+    for fixture in ("docker", "developed_copy"):
+        groups |= {item.path: fixture for item in items if fixture in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session have in common."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Make a folder, unless another worker has made it or makes it now; return it when it is made."""
+    made = folder.with_name(f"{folder.name}-is-made")
+    with open(folder.with_name(f"{folder.name}-lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failure has left
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _room(request: pytest.FixtureRequest, shared_folder: Path) -> Iterator[None]:
+    """Let tests run beside each other, but one that is marked `alone` only when no other worker has a test.
+
+    Whoever wants to be alone keeps the door, through which all others must come, until the room is empty.
+    """
+    is_alone = request.node.get_closest_marker("alone") is not None
+    with open(shared_folder / "door", "w") as door, open(shared_folder / "room", "w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        if not is_alone:
+            fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _same_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Take out of the environment what would change a result, for this process and those that it starts."""
@@ -140,75 +187,88 @@ def _same_start(_same_environment: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def sample_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_dataset(shared_folder: Path) -> Path:
     """A dataset folder with a small generated sample set. Read only: copy it to change it."""
-    folder = tmp_path_factory.mktemp("data") / "sample"
-    run_program(
-        *(sys.executable, "-m", "image_classifier", "data", "prepare", "--source", "sample"),
-        *("--num_train", "1000", "--num_test", "200", "--dataset_folder", folder),
-        cwd=PROJECT,
-    )
-    return folder
+
+    def make(folder: Path) -> None:
+        run_program(
+            *(sys.executable, "-m", "image_classifier", "data", "prepare", "--source", "sample"),
+            *("--num_train", "1000", "--num_test", "200", "--dataset_folder", folder / "sample"),
+            cwd=PROJECT,
+        )
+
+    return make_once(shared_folder / "data", make) / "sample"
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory, sample_dataset: Path) -> Path:
+def trained_run(shared_folder: Path, sample_dataset: Path) -> Path:
     """The folder of a finished run on the sample set, <experiments>/experiment/run. Read only: copy it to change it."""
-    experiments = tmp_path_factory.mktemp("experiments")
-    run_program(
-        *(sys.executable, "-m", "image_classifier.main"),
-        *("--experiments_folder", experiments, "--experiment_name", "experiment", "--run_name", "run"),
-        *("--dataset_folder", sample_dataset, "--recipe", "notebook", "--views", "mirror"),
-        *("--batch_size", "20", "--learning_rate", "0.02", "--num_threads", "1"),
-        cwd=PROJECT,
-    )
-    return experiments / "experiment" / "run"
+
+    def make(folder: Path) -> None:
+        run_program(
+            *(sys.executable, "-m", "image_classifier.main"),
+            *("--experiments_folder", folder, "--experiment_name", "experiment", "--run_name", "run"),
+            *("--dataset_folder", sample_dataset, "--recipe", "notebook", "--views", "mirror"),
+            *("--batch_size", "20", "--learning_rate", "0.02", "--num_threads", "1"),
+            cwd=PROJECT,
+        )
+
+    return make_once(shared_folder / "trained", make) / "experiment" / "run"
 
 
 @pytest.fixture(scope="session")
-def published_run(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
+def published_run(shared_folder: Path, trained_run: Path) -> Path:
     """The folder of a published model, <experiments>/experiment/run/published. Read only: copy it to change it."""
-    run = tmp_path_factory.mktemp("experiments") / "experiment" / "run"
-    shutil.copytree(trained_run, run)
-    run_program(sys.executable, "-m", "image_classifier", "publish", run, cwd=PROJECT)
-    return run / "published"
+
+    def make(folder: Path) -> None:
+        shutil.copytree(trained_run, folder / "experiment" / "run")
+        run_program(sys.executable, "-m", "image_classifier", "publish", folder / "experiment" / "run", cwd=PROJECT)
+
+    return make_once(shared_folder / "published", make) / "experiment" / "run" / "published"
 
 
 @pytest.fixture(scope="session")
-def project_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the files that Git tracks or would, committed in a repository of its own."""
-    git = require_program("git")
-    listing = run_program(git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=PROJECT)
-    copy = tmp_path_factory.mktemp("project") / "image_classifier"
-    for name in filter(None, listing.split("\0")):
-        source, target = PROJECT / name, copy / name
-        is_run = target.match("experiments/*/*/*")
-        if source.is_file() and not is_run:  # a file that was deleted is listed until that is committed
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    run_program(git, "init", "--quiet", cwd=copy)
-    run_program(git, "add", "--all", cwd=copy)
-    run_program(git, "commit", "--quiet", "--message=Copy", cwd=copy)
-    return copy
+def project_copy(shared_folder: Path) -> Path:
+    """A copy of the files that Git tracks or would, committed in a repository of its own. Read only: clone it."""
+
+    def make(folder: Path) -> None:
+        git, copy = require_program("git"), folder / "image_classifier"
+        listing = run_program(git, "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=PROJECT)
+        for name in filter(None, listing.split("\0")):
+            source, target = PROJECT / name, copy / name
+            is_run = target.match("experiments/*/*/*")
+            if source.is_file() and not is_run:  # a file that was deleted is listed until that is committed
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+        run_program(git, "init", "--quiet", cwd=copy)
+        run_program(git, "add", "--all", cwd=copy)
+        run_program(git, "commit", "--quiet", "--message=Copy", cwd=copy)
+
+    return make_once(shared_folder / "project", make) / "image_classifier"
 
 
 @pytest.fixture(scope="session")
-def distributions(tmp_path_factory: pytest.TempPathFactory, project_copy: Path) -> dict[str, Path]:
+def distributions(shared_folder: Path, project_copy: Path) -> dict[str, Path]:
     """The `wheel` and the `sdist` that `python -m build` makes; the wheel from the sdist."""
-    folder = tmp_path_factory.mktemp("dist")
-    run_program(sys.executable, *"-m build --no-isolation --outdir".split(), folder, cwd=project_copy)
+
+    def make(folder: Path) -> None:
+        run_program(sys.executable, *"-m build --no-isolation --outdir".split(), folder, cwd=project_copy)
+
+    folder = make_once(shared_folder / "dist", make)
     (wheel,) = folder.glob("*.whl")
     (sdist,) = folder.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
 
 
 @pytest.fixture(scope="session")
-def installed_environment(tmp_path_factory: pytest.TempPathFactory, distributions: dict[str, Path]) -> Path:
+def installed_environment(shared_folder: Path, distributions: dict[str, Path]) -> Path:
     """A clean environment's folder: the base dependencies that the wheel declares, the wheel, and nothing else."""
-    folder = tmp_path_factory.mktemp("installed") / ".venv"
-    link_environment(folder, find_dependencies("image-classifier") - {"image-classifier"})
-    install_wheel(folder, distributions["wheel"])
-    return folder
+
+    def make(folder: Path) -> None:
+        link_environment(folder / ".venv", find_dependencies("image-classifier") - {"image-classifier"})
+        install_wheel(folder / ".venv", distributions["wheel"])
+
+    return make_once(shared_folder / "installed", make) / ".venv"
 
 
 def install_wheel(folder: Path, wheel: Path) -> None:
@@ -219,16 +279,18 @@ def install_wheel(folder: Path, wheel: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def developed_copy(project_copy: Path) -> Path:
-    """The project's copy after `make venv`: with a `.venv` in which it is installed in editable mode, and the hooks.
+def developed_copy(tmp_path_factory: pytest.TempPathFactory, project_copy: Path) -> Path:
+    """A clone of the project after `make venv`: with a `.venv` in which it is installed as editable, and the hooks.
 
     The requirements are there before, so that pip finds each at the locked version and needs no index.
     """
+    copy = tmp_path_factory.mktemp("developed") / "image_classifier"
+    run_program(require_program("git"), "clone", "--quiet", project_copy, copy, cwd=copy.parent)
     installed = {canonicalize_name(distribution.name) for distribution in importlib.metadata.distributions()}
-    link_environment(project_copy / ".venv", installed - {"image-classifier"})
-    (project_copy / ".venv" / ".made").touch()
-    run_program(require_program("make"), "venv", cwd=project_copy, PIP_NO_INDEX="1")
-    return project_copy
+    link_environment(copy / ".venv", installed - {"image-classifier"})
+    (copy / ".venv" / ".made").touch()
+    run_program(require_program("make"), "venv", cwd=copy, PIP_NO_INDEX="1")
+    return copy
 
 
 def find_dependencies(name: str, extras: Collection[str] = ()) -> set[str]:

@@ -213,6 +213,7 @@ def test_a_part_that_is_complete_or_too_long_is_no_trouble(server: Server, targe
     assert target.read_bytes() == CONTENT and list_names(target) == [target.name]
 
 
+@pytest.mark.alone
 def test_a_slow_server_times_out_and_is_continued(server: Server, target: Path) -> None:
     server.behaviour.stall_after = [50_000, None]
     start = time.monotonic()

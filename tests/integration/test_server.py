@@ -278,6 +278,7 @@ def test_what_no_client_would_send_is_a_problem(server: Running, content: bytes,
     assert json.loads(body)["status"] == status
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "beginning",
     [b"POST /predict HTTP/1.1\r\nhost: a\r\n", b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 3072\r\n\r\nabc"],
@@ -302,6 +303,7 @@ def test_who_sends_slowly_is_cut_off(server: Running, beginning: bytes) -> None:
     assert 0.9 < time.monotonic() - began < 4
 
 
+@pytest.mark.alone
 def test_who_begins_another_head_during_an_answer_is_cut_off(server: Running) -> None:
     with server.connect() as connection:
         connection.sendall(build_request(NOISE.tobytes()) + b"PO")
@@ -419,6 +421,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(slow_model: Pat
         )
 
 
+@pytest.mark.alone
 def test_what_comes_too_late_is_given_up(slow_model: Path, tmp_path: Path) -> None:
     with serving(slow_model, tmp_path / "log", "--timeout_s", "0.03", "--max_batch", "4") as server:
         body = draw_images(64).tobytes()  # for which a tenth of the time that they take is left

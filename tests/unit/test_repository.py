@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import PROJECT, require_program, require_real_data
 
-LOCKS = ("build", "cq", "dev", "prod", "serve", "publish")
+LOCKS = ("build", "cq", "dev", "mlflow", "prod", "serve", "publish")
 PACKAGE = PROJECT / "image_classifier"
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -76,6 +76,10 @@ def test_the_developers_lock_holds_the_others(name: str) -> None:
     assert read_lock(name).items() <= read_lock("dev").items()
 
 
+def test_the_server_of_mlflow_is_of_the_version_of_its_clients() -> None:
+    assert read_lock("mlflow")["mlflow"] == read_lock("publish")["mlflow-skinny"] == read_lock("dev")["mlflow-skinny"]
+
+
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_holds_what_its_source_asks_for(name: str) -> None:
     source = (PROJECT / "requirements" / f"requirements-{name}.in").read_text(encoding="utf-8")
@@ -98,7 +102,8 @@ def test_all_that_is_installed_by_the_project_is_locked_with_hashes() -> None:
     commands = [
         (path.as_posix(), command.strip())
         for path, text in read_texts()
-        if path.parts[0] in (".github", "docker", "requirements", "Makefile", "tox.ini") and path.suffix != ".txt"
+        if path.parts[0] in (".ci", ".github", "docker", "requirements", "Makefile", "tox.ini")
+        and path.suffix != ".txt"
         for command in re.findall(r"(?m)^[^#\n]*\b(?:pip3?|npm|pipx|uvx|npx)\b.*$", text.replace("\\\n", " "))
         if re.search(r"\bpip3? .*\b(install|download)\b|\b(npm|npx|pipx|uvx) [a-z]", command)
     ]
@@ -164,7 +169,7 @@ def test_every_folder_of_tests_is_a_package() -> None:
 
 
 def test_each_unit_test_has_its_module() -> None:
-    others = {"test_docs.py", "test_repository.py", "test_workflows.py"}
+    others = {"test_conftest.py", "test_docs.py", "test_repository.py", "test_workflows.py"}
     for path in (PROJECT / "tests" / "unit").rglob("test_*.py"):
         relative = path.relative_to(PROJECT / "tests" / "unit")
         module = PACKAGE / relative.with_name(relative.name.removeprefix("test_"))
