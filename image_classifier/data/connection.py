@@ -8,7 +8,10 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import re
+import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +39,10 @@ UPGRADE = "`image_classifier data upgrade`"
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _BUSY_TIMEOUT_S = 60  # how long SQLite waits for another process that writes
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 5
+_PATIENCE_S = 30  # a wait for the server that takes longer is worth a line
+_SESSION = ("SET DateStyle = 'ISO, YMD'", "SET row_security = off")
+"""What a session must have whatever the server's default: dates that can be read, and an error, instead of a part of
+the rows, where a policy would hide some."""
 _ADDING, _INGESTING, _UPGRADING = 1_229_996_353, 1_229_996_354, 1_229_996_355
 """PostgreSQL's advisory locks: numbers that other programs in the same database are unlikely to take."""
 
@@ -55,6 +62,7 @@ class Place:
     tls: Tls | None
     tls_root: Path | None
     timeout_s: int
+    answer_timeout_s: int
     num_tries: int
 
     @property
@@ -116,6 +124,7 @@ def _load_config(path: Path) -> dict[str, Any]:
         "tls": (lambda value: value is None or value in get_args(Tls), f"null or one of {', '.join(get_args(Tls))}"),
         "tls_root": (lambda value: value is None or is_text(value), "a path, or null"),
         "timeout_s": (is_count, "a whole number from 1 on"),
+        "answer_timeout_s": (is_count, "a whole number from 1 on"),
         "num_tries": (is_count, "a whole number from 1 on"),
     }
     for key, value in content.items():
@@ -127,6 +136,41 @@ def _load_config(path: Path) -> dict[str, Any]:
         if not accepts(value):
             raise SettingsError(f"--db_config: {path}: {key} takes {takes}, got: {ascii(value)[:100]}")
     return content
+
+
+class _Watch:
+    """Gives a server up that does not answer: libpq waits for ever once the connection is made."""
+
+    def __init__(self, place: Place, connection: Connection) -> None:
+        self._place = place
+        self._driver: Any = connection.connection.driver_connection
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.tick()
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def tick(self) -> None:
+        """Take note of an answer."""
+        self._since = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(_PATIENCE_S, self._place.answer_timeout_s)):
+            waited_s = time.monotonic() - self._since
+            if waited_s >= self._place.answer_timeout_s:
+                logger.warning("%s has not answered for %.0f s: it is given up", self._place.title, waited_s)
+                with suppress(Exception):  # it was lost meanwhile
+                    with socket.socket(fileno=os.dup(self._driver.fileno())) as connection:
+                        connection.shutdown(socket.SHUT_RDWR)  # which is a lost connection to who waits
+                return
+            if waited_s >= _PATIENCE_S:
+                logger.warning("still waiting for an answer of %s, since %.0f s", self._place.title, waited_s)
 
 
 class Database:
@@ -145,6 +189,7 @@ class Database:
         self._connection: Connection | None = None
         self._was_connected = False
         self._held: int | None = None
+        self._watch: _Watch | None = None
         self._begin = "BEGIN"
         self._engine = self._build_engine()
 
@@ -158,9 +203,10 @@ class Database:
         if self._connection is None:
             self._connection = self._connect_or_ask()
             self._was_connected = True
-            self.who = self._find_who(self._connection)
+            with self._watched(self._connection):
+                self.who = self._begin_session(self._connection)
             if self._held is not None:  # a server that has not noticed the loss holds the lock for the lost connection
-                with self._connection.begin():
+                with self._watched(self._connection), self._connection.begin():
                     self._connection.execute(text("SET LOCAL lock_timeout = '10s'"))
                     self._connection.execute(text(f"SELECT pg_advisory_lock({_INGESTING}, {self._held})"))
         return self._connection
@@ -176,7 +222,7 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """Give the connection with a transaction that sees one state of the database, whatever others commit."""
         connection = self.connect()
-        with connection.begin():
+        with self._watched(connection), connection.begin():
             if self.is_postgresql:
                 connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             yield connection
@@ -187,7 +233,7 @@ class Database:
         connection = self.connect()
         self._begin = "BEGIN IMMEDIATE"
         try:
-            with connection.begin():
+            with self._watched(connection), connection.begin():
                 if self.is_postgresql:
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADDING}, {dataset_id})"))
                 yield connection
@@ -200,12 +246,25 @@ class Database:
         On PostgreSQL alone: the file of SQLite has a file beside it to lock.
         """
         connection = self.connect()
-        with connection.begin():
+        with self._watched(connection), connection.begin():
             query = text(f"SELECT pg_try_advisory_lock({_INGESTING}, {dataset_id})")
             if not connection.execute(query).scalar_one():
                 return False
         self._held = dataset_id
         return True
+
+    def tick(self) -> None:
+        """Take note that the server has answered, where one transaction takes many answers."""
+        if self._watch is not None:
+            self._watch.tick()
+
+    @contextmanager
+    def _watched(self, connection: Connection) -> Iterator[None]:
+        if not self.is_postgresql:
+            yield
+            return
+        with _Watch(self.place, connection) as self._watch:
+            yield
 
     def run(self, work: Callable[[], T]) -> T:
         """Do work that may be begun again: anew, with a new connection, each time that the connection is lost.
@@ -237,9 +296,16 @@ class Database:
         logger.warning("the connection to %s was lost; trying again in %g s", self.place.title, delay_s)
         time.sleep(delay_s)
 
-    def _find_who(self, connection: Connection) -> str:
+    def _begin_session(self, connection: Connection) -> str:
+        """Set what the session needs, and find out who it is."""
         if self.is_postgresql:
             with connection.begin():
+                for setting in _SESSION:
+                    connection.exec_driver_sql(setting)
+                schemas = str(connection.exec_driver_sql("SHOW search_path").scalar_one()).split(", ")
+                if "pg_catalog" in schemas[1:]:  # left out it comes first, and no other schema's functions are called
+                    others = ", ".join(name for name in schemas if name != "pg_catalog")
+                    connection.exec_driver_sql(f"SET search_path = {others}")
                 return str(connection.execute(text("SELECT current_user")).scalar_one())
         try:
             return getpass.getuser()
@@ -261,6 +327,7 @@ class Database:
         place = self.place
         url = URL.create("postgresql+psycopg", place.user, None, place.host, place.port, place.database)
         options = {"connect_timeout": place.timeout_s, "application_name": "image_classifier"}
+        options["client_encoding"] = "UTF8"  # psycopg gives bytes instead of text where the server's is SQL_ASCII
         # Without parameters in the messages: they would hold images.
         engine = create_engine(
             url, poolclass=NullPool, connect_args={**options, **build_tls_options(place)}, hide_parameters=True
@@ -408,7 +475,8 @@ def _prepare_file(path: Path, *, make: bool) -> None:
 
 def _revision_error(place: Place, revision: str | None) -> DatabaseError:
     if revision is None:
-        return DatabaseError(f"{place.title} has no tables of image_classifier: {UPGRADE} makes them")
+        where = " in its search_path" if place.driver == "postgresql" else ""
+        return DatabaseError(f"{place.title} has no tables of image_classifier{where}: {UPGRADE} makes them")
     if revision > REVISION:
         return DatabaseError(
             f"the tables of {place.title} are of a later version ({revision}) than this one reads ({REVISION}): use a "
@@ -435,6 +503,12 @@ _REFUSALS = {
     "28000": "does not let {user} in: correct the user, or the server's pg_hba.conf",
     "3D000": "does not exist on the server: correct the key database of --db_config, or create it",
     "42501": "does not allow {user} to do this ({reason}): use a role that may",
+    "25006": "only lets {user} read ({reason}): use a role and a server that may write",
+    "25P03": "ended the session ({reason}): raise idle_in_transaction_session_timeout of {user}",
+    "3F000": "has no schema for new tables ({reason}): set the search_path of {user}",
+    "57014": "ended a statement before it was done ({reason}): raise statement_timeout of {user}",
+    "57P05": "ended the session ({reason}): raise idle_session_timeout of {user}",
+    "53400": "gives {user} too little room to work in ({reason}): raise its limit",
     "42P01": "lacks a table ({reason}): " + UPGRADE + " makes what is missing",
     "42703": "lacks a column ({reason}): " + UPGRADE + " makes what is missing",
     "53300": "has no connection left: try again later",
@@ -458,7 +532,7 @@ def explain(error: DBAPIError, place: Place, num_tries: int = 1) -> ImageClassif
             "--db_pass_file"
         )
     for code, words in _REFUSALS.items():  # while connecting, psycopg knows the words alone
-        if state == code or (state is None and _WORDS.get(code, "\0") in reason):
+        if state == code or (state is None and code in _WORDS and re.search(_WORDS[code], reason)):
             return DatabaseError(f"{place.title} {words.format(user=user, reason=reason)}")
     if state is None and ("certificate" in reason or "SSL" in reason):
         return DatabaseError(
@@ -468,13 +542,20 @@ def explain(error: DBAPIError, place: Place, num_tries: int = 1) -> ImageClassif
     if _is_loss(error):
         what = f"was lost and could not be made again in {num_tries} tries" if num_tries > 1 else "cannot be made"
         return DatabaseError(
-            f"the connection to {place.title} {what} ({reason}): start the server, or correct host and port in "
-            "--db_config"
+            f"the connection to {place.title} {what} ({reason}): start the server, correct host and port in "
+            "--db_config, or raise the server's limits on idle sessions"
         )
     return DatabaseError(f"{place.title} refuses: {reason}")
 
 
-_WORDS = {"28P01": "password authentication failed", "28000": "no pg_hba.conf entry", "3D000": "does not exist"}
+_WORDS = {
+    "28P01": "password authentication failed",
+    "28000": 'no pg_hba.conf entry|is not permitted to log in|role ".*" does not exist',
+    "3D000": 'database ".*" does not exist',
+    "42501": "permission denied for database",
+    "53300": "too many c|connection slots are reserved|connection limit exceeded",
+}
+"""What the refusal of a connection says in words alone."""
 
 
 def _explain_sqlite(reason: str, place: Place) -> ImageClassifierError:

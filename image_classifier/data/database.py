@@ -270,10 +270,12 @@ def _read_split(database: Database, dataset: Dataset, selection: Selection, spli
                 connection.execute(query, execution_options={"yield_per": _ROWS}) as result,
             ):
                 for rows in result.partitions():
+                    database.tick()
                     positions, images, labels = zip(*rows, strict=True)
                     pixels = np.frombuffer(b"".join(images), np.uint8)
                     yield pixels.reshape(-1, *IMAGE_SHAPE), np.array(labels, np.int64)
                     last, num_losses = positions[-1], 0
+                    database.tick()  # what was done with them took time, too
             return
         except DBAPIError as error:
             num_losses += 1
