@@ -84,6 +84,7 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.record_cost --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/benchmark/fast
 	python -m benchmarks.crash_campaign
+	python -m benchmarks.races
 	python -m benchmarks.container
 	python -m benchmarks.database --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.publishing --dataset_folder $(DATASET_FOLDER) $(MEASURED)

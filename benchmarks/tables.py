@@ -208,12 +208,16 @@ def _build_record_sentence() -> str:
 
 
 def _build_crash_sentence() -> str:
-    result = load_result("crash_campaign")
+    result, races = load_result("crash_campaign"), load_result("races")
     kills = sum(result["kills_by_kind"].values())
+    file, commands = races["file"], races["commands"]
     return (
         f"{result['trials']:,} tiny runs were killed with SIGKILL {kills:,} times, before and in the middle of every "
         f"call to the disk and at random moments; {len(result['failures'])} of them did not end with the bits of the "
-        "run that nobody killed (`python -m benchmarks.crash_campaign`)."
+        "run that nobody killed (`python -m benchmarks.crash_campaign`). Four processes wrote one file "
+        f"{file['num_writes']:,} times while two read it and {file['num_kills']} more writers were killed: "
+        f"{file['num_torn']} of {file['num_reads']:,} reads found it torn. Of {sum(commands['rounds'].values())} races "
+        f"of commands for one name {len(commands['failures'])} failed (`python -m benchmarks.races`)."
     )
 
 

@@ -318,10 +318,10 @@ class RunSettings:
             name = getattr(self, option)
             if not name:
                 raise SettingsError(f"--{option} is required: a name for a folder")
-            if not _NAME.fullmatch(name) or name != name.strip():
+            if not _NAME.fullmatch(name) or name != name.strip() or not _fits(name):
                 raise SettingsError(
                     f"--{option} takes the name of a folder (no slash, no control character, no leading dot, "
-                    f"at most 100 characters), got: {name!r}"
+                    f"at most 100 characters and 255 bytes), got: {name!r}"
                 )
         _check(self, "fit", self.fit in get_args(Fit), "one of " + ", ".join(get_args(Fit)))
         in_database = get_reference(self.dataset_folder)
@@ -416,6 +416,14 @@ FLAGS = {
     "allow_other_machine": "resume although this machine is of another class; puts a break into the digest chain",
 }
 """The settings of RunSettings that are switches, with what each does."""
+
+
+def _fits(name: str) -> bool:
+    """Say whether a file system takes a name: of at most 255 bytes, in letters that there are."""
+    try:
+        return len(os.fsencode(name)) <= 255
+    except UnicodeEncodeError:
+        return False
 
 
 def check_tracking_uri(uri: str) -> None:

@@ -32,8 +32,6 @@ TEMPORARY_PREFIX = ".tmp-"
 """Names that begin like this are unfinished writes, which readers ignore."""
 
 _TEMPORARY = re.compile(re.escape(f"{TEMPORARY_PREFIX}image_classifier-") + "[0-9a-f]{16}")
-_WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
-"""What file systems without locks answer; EBADF is NFS's answer for a folder."""
 _PATIENCE_S = 3  # a wait for another process that takes longer is worth a line
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # of Linux's renameat2
 
@@ -331,10 +329,8 @@ def _try_lock(descriptor: int) -> bool | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno in _WITHOUT_LOCKS:
-            return None
-        raise
+    except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP; and EBADF, which is NFS's answer for a folder
+        return None
     return True
 
 
@@ -394,6 +390,9 @@ def compute_file_digest(path: Path) -> str:
 
 
 _REMEDIES = {
+    errno.EIO: "check the disk",
+    errno.ESTALE: "the folder was moved on its server; start again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -410,7 +409,13 @@ _REMEDIES = {
 }
 
 
+REFUSALS = frozenset(_REMEDIES) - {errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+"""Numbers of errors that come from the disk or the system wherever they turn up, and not from a defect."""
+
+
 def storage_error(path: Path, error: OSError, verb: str = "write") -> StorageError:
     """Say in one line what the disk refused, with the remedy where there is a usual one."""
     remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path")
+    if verb == "use" and error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "get the right to, or choose another"
     return StorageError(f"cannot {verb} {path}: {error.strerror or error}; {remedy}")

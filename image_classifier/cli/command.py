@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from image_classifier.config import set_log_level
 from image_classifier.errors import ImageClassifierError
 from image_classifier.extras import explain_missing
 from image_classifier.files import check_yaml
+from image_classifier.storage import REFUSALS, storage_error
 
 
 class ExitStatus(IntEnum):
@@ -91,6 +93,12 @@ def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] 
     except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.UNEXPECTED_ERROR
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        path = "a file" if error.filename is None else make_printable(os.fsdecode(error.filename))
+        print(f"error: {storage_error(Path(path), error, 'use')}", file=sys.stderr)
+        return ExitStatus.EXPECTED_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitStatus.INTERRUPTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ from image_classifier.experiment import Reporter
 from image_classifier.tracking.run import CHECKPOINTS, MANIFEST, list_run_files, read_epochs, read_evaluation
 from image_classifier.tracking.store import Store
 from image_classifier.training.loop import Step
+
+_PAUSE = 10
+"""A store that did not answer is left alone for so many times as long as was waited: a tenth of the time at most."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ class Tracker(Reporter):
         self._reporter = reporter
         self._store = Store(settings.tracking_uri, settings.experiments_folder)
         self._run_id: str | None = None
+        self._next_try = 0.0  # of the clock that only goes forward
         self._num_logged = 0
         with self._store.open(f"open the experiment {settings.experiment_name!r}"):
             self._experiment_id = self._store.get_experiment_id(settings.experiment_name)
@@ -90,10 +95,15 @@ class Tracker(Reporter):
 
     def epoch(self, line: dict[str, Any]) -> None:
         self._reporter.epoch(line)
+        started = time.monotonic()
+        if started < self._next_try:
+            return
         try:
             self._log_epochs()
         except RegistryError as error:
             logger.warning("%s; the training goes on, and what is missing there is written at its end", error)
+            ended = time.monotonic()
+            self._next_try = ended + _PAUSE * (ended - started)
 
     def evaluate(self, num_images: int) -> None:
         self._reporter.evaluate(num_images)

@@ -224,15 +224,20 @@ class Registry:
         match = _REFERENCE.fullmatch(reference)
         if match is None:
             raise SettingsError(f"a model of the registry is named NAME@ALIAS or NAME/VERSION, got: {reference!a}")
-        versions = self.list(match["name"])
-        for version in versions:
-            if version.number == match["version"] or match["alias"] in version.aliases:
-                return version
+        name, alias, number = match["name"], match["alias"], match["version"]
+        with self._store.open(f"find {reference}") as client:
+            model = _get(client.get_registered_model, name)
+            number = str(model.aliases.get(alias, "")) if model is not None and alias else number
+            found = _get(client.get_model_version, name, number) if model is not None and number else None
+            if found is not None:
+                return _to_version(found, model.aliases)
+        versions = self.list(name)  # which knows the other models
         known = sorted({alias for version in versions for alias in version.aliases})
-        what = f"the alias {match['alias']!a}" if match["alias"] else f"a version {match['version']}"
+        numbers = [version.number for version in versions]
+        what = f"the alias {alias!a}" if alias else f"a version {match['version']}"
         raise RegistryError(
-            f"{match['name']} does not have {what}: it has the aliases {', '.join(known) or '(none)'} "
-            f"and the versions {', '.join(version.number for version in versions) or '(none)'}"
+            f"{name} does not have {what}: it has the aliases {', '.join(known[:10]) or '(none)'} "
+            f"and {len(numbers):,} versions{f', {numbers[0]} to {numbers[-1]}' if numbers else ''}"
         )
 
     def promote(
@@ -306,7 +311,11 @@ class Registry:
         return compare_answers(known, evidence)
 
     def _find_alias(self, name: str, alias: str) -> Version | None:
-        return next((version for version in self.list(name) if alias in version.aliases), None)
+        with self._store.open(f"find {name}@{alias}") as client:
+            aliases = client.get_registered_model(name).aliases
+            if alias not in aliases:
+                return None
+            return _to_version(client.get_model_version(name, str(aliases[alias])), aliases)
 
     def resolve(
         self, reference: str, cache: Path | None = None, *, public_key: Path | None = None
@@ -393,6 +402,18 @@ def _create_model(client: Any, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _get(get: Callable[..., Any], *words: str) -> Any:
+    """Get something of MLflow's, None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*words)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _read_pages(search: Any, **options: Any) -> list[Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from image_classifier.errors import RunError
 from image_classifier.tracking.run import (
@@ -27,6 +30,9 @@ CONFIDENCE = 0.95
 FIGURES = ("accuracy", "accuracy_single_view", "top5_accuracy", "loss", "expected_calibration_error", "macro_f1")
 """The figures of the test set that are put side by side."""
 
+MAX_GROUPS = 40
+"""More are not compared two by two: the 780 comparisons of so many are more than anybody reads."""
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -40,11 +46,18 @@ class _Run:
     def seed(self) -> int:
         return int(self.record["settings"]["seed"])
 
-    @property
-    def conditions(self) -> tuple[Any, ...]:
+    @cached_property
+    def conditions(self) -> str:
         """What must be equal for two runs to differ only by their seed; the machine is left out, as low bits are."""
         settings = {name: value for name, value in self.record["settings"].items() if name != "seed"}
-        return settings, *(self.get_digest(part) for part in ("data", "pretrained", "code", "environment"))
+        digests = [self.get_digest(part) for part in ("data", "pretrained", "code", "environment")]
+        return json.dumps([settings, digests], sort_keys=True)
+
+    @cached_property
+    def answers(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which test images the run has right, and their labels, [N] both."""
+        probabilities, labels = read_predictions(self.folder)
+        return probabilities.argmax(axis=1) == labels, labels
 
     def get_digest(self, part: str) -> str | None:
         return (self.record[part] or {}).get("digest")
@@ -182,6 +195,7 @@ def compute_t_quantile(probability: float, freedom: float) -> float:
 
 def _load_runs(folders: Sequence[Path]) -> list[_Run]:
     runs: dict[Path, _Run] = {}
+    names: set[str] = set()
     for folder in folders:
         check_finished(folder)
         if folder.resolve() in runs:
@@ -194,8 +208,9 @@ def _load_runs(folders: Sequence[Path]) -> list[_Run]:
             "seconds": sum(epoch["seconds"] for epoch in epochs),
         }
         name = f"{record['experiment_name']}/{record['run_name']}"
-        if name in (run.name for run in runs.values()):
+        if name in names:
             name = str(folder)
+        names.add(name)
         runs[folder.resolve()] = _Run(name, folder, record, evaluation, figures)
     return list(runs.values())
 
@@ -211,15 +226,13 @@ def _check_same_data(runs: Sequence[_Run]) -> None:
 
 
 def _group_by_conditions(runs: Sequence[_Run]) -> list[_Group]:
-    groups: list[_Group] = []
+    groups: dict[str, _Group] = {}
     for run in runs:
-        group = next((group for group in groups if group.runs[0].conditions == run.conditions), None)
-        if group is None:
+        if run.conditions not in groups:
             name = string.ascii_uppercase[len(groups)] if len(groups) < 26 else f"G{len(groups) + 1}"
-            groups.append(_Group(name, [run]))
-        else:
-            group.runs.append(run)
-    return groups
+            groups[run.conditions] = _Group(name, [])
+        groups[run.conditions].runs.append(run)
+    return list(groups.values())
 
 
 def _find_differences(groups: Sequence[_Group]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -232,6 +245,9 @@ def _find_differences(groups: Sequence[_Group]) -> tuple[list[dict[str, Any]], l
     ]
     if len(groups) == 1 and len(groups[0].runs) == 2:
         differences.append(_compare_two_runs(*groups[0].runs))
+    if len(groups) > MAX_GROUPS:
+        notes.append(f"{len(groups):,} groups are too many to compare two by two; name fewer to see which differ")
+        return differences, notes
     for first, second in itertools.combinations(groups, 2):
         sizes = len(first.distinct), len(second.distinct)
         if first.runs[0].get_digest("data") != second.runs[0].get_digest("data"):
@@ -249,10 +265,9 @@ def _find_differences(groups: Sequence[_Group]) -> tuple[list[dict[str, Any]], l
 
 
 def _compare_two_runs(first: _Run, second: _Run) -> dict[str, Any]:
-    (probabilities, labels), (others, same_labels) = (read_predictions(run.folder) for run in (first, second))
+    (first_right, labels), (second_right, same_labels) = first.answers, second.answers
     if not np.array_equal(labels, same_labels):
         raise RunError(f"the predictions of {first.folder} and {second.folder} are not for the same test images")
-    first_right, second_right = probabilities.argmax(axis=1) == labels, others.argmax(axis=1) == labels
     only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     return {
         "first": first.name,

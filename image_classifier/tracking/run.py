@@ -157,12 +157,19 @@ def _describe_file(path: Path, size: int | None = None) -> dict[str, Any]:
 
 
 def _is_as_described(path: Path, facts: dict[str, Any], *, may_go_on: bool = False) -> bool:
+    """Say whether a file, or its first bytes, are as they were described.
+
+    Raises:
+        RunError: it cannot be read, so that nothing can be said.
+    """
     try:
         if not may_go_on and path.stat().st_size != facts["size"]:
             return False
         return _describe_file(path, facts["size"] if may_go_on else None) == facts
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; check the disk") from error
 
 
 def list_run_files(folder: Path) -> list[str]:
@@ -263,7 +270,7 @@ def _create_folders(path: Path, disk: Disk, num_tries: int = 10) -> list[Path]:
 
 def _remove_without_record(path: Path, created: list[Path]) -> None:
     with suppress(OSError):  # a folder that holds something stays
-        if not (path / RECORD).exists():
+        if not os.path.exists(path / RECORD):  # False, and no error, for a name that is too long
             for folder in reversed(created):
                 folder.rmdir()
 

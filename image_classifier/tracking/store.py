@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sqlite3
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -32,6 +33,8 @@ EMBEDDED = ".mlflow"
 ARTIFACTS = "artifacts"
 """Folder with the files of runs and models, beside the SQLite file; MLflow's own choice is the current folder."""
 
+_PATIENCE_S = 30
+_TIMEOUT_S = 10  # to wait for the connection to a database
 _FRESH = {"alembic_version": 1, "experiments": 1, "workspaces": 1}
 """How many rows the tables of a new database have."""
 
@@ -40,7 +43,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own 7 wait for minutes where nothing answers
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # its errors are ours to say
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -87,6 +90,8 @@ class Store:
         if self._client is None:
             if self._file is not None:
                 self._prepare_file(self._file)
+            elif not self.uri.startswith("http"):
+                _check_connection(self.uri)
             self._client = self._mlflow.MlflowClient(self.uri, self.uri)
         return self._client
 
@@ -137,7 +142,7 @@ class Store:
             RegistryError: the store cannot be reached, or refuses.
         """
         try:
-            with self._locked(), warnings.catch_warnings():
+            with self._locked(), _telling(f"still trying to {action} at {self.uri}"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # mlflow's, of what SQLAlchemy will remove
                 yield self.client
         except ImageClassifierError:
@@ -177,6 +182,24 @@ class Store:
             os.close(descriptor)
 
 
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Say every 30 s what takes so long: a server that accepts and does not answer is given up after 90 s."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(_PATIENCE_S):
+            logger.warning("%s", what)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _build_uri(path: Path) -> str:
     """Build the address of a SQLite file. MLflow takes it for a path, too, so no more is quoted than must be."""
     return "sqlite:///" + re.sub("[%?#]", lambda match: quote(match[0]), str(path.resolve()))
@@ -203,6 +226,9 @@ def _is_whole(path: Path) -> bool:
     """Say whether a SQLite file is more than the beginning of one of MLflow's.
 
     What holds a run, a model, or a table that is not MLflow's is for MLflow to judge.
+
+    Raises:
+        RegistryError: it cannot be read.
     """
     if not path.exists() or not path.stat().st_size:
         return False
@@ -221,8 +247,23 @@ def _is_whole(path: Path) -> bool:
                 return False
             (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
             return bool(revision == _find_newest_revision())
-    except sqlite3.Error:  # it is no file of SQLite, or may not be written: MLflow says so
-        return True
+    except sqlite3.Error as error:  # which MLflow would meet ten times, and wait between for two minutes
+        raise RegistryError(
+            f"{path} cannot be read as a database of SQLite: {error}; check the disk, or restore it from a copy"
+        ) from error
+
+
+def _check_connection(uri: str) -> None:
+    """Connect to a database once: MLflow tries ten times where nothing answers, for two minutes."""
+    from sqlalchemy import create_engine, make_url
+
+    options = {"connect_timeout": _TIMEOUT_S} if make_url(uri).get_backend_name() in ("postgresql", "mysql") else {}
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(_TIMEOUT_S))  # for the connections that MLflow makes
+    engine = create_engine(uri, connect_args=options)
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 def _list_tables() -> set[str]:

@@ -134,7 +134,8 @@ def test_a_record_of_settings_that_had_no_effect_means_those_without_them() -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../x", "/x", "a/b", "a\\b", "a\nb", "a\0b", "a\x85b", ".x", " x", "x ", "x" * 101]
+    "name",
+    ["", "..", "../x", "/x", "a/b", "a\\b", "a\nb", "a\0b", "a\x85b", ".x", " x", "x ", "x" * 101, "🐈" * 64, "\ud800"],
 )
 @pytest.mark.parametrize("option", ["experiment_name", "run_name"])
 def test_a_name_that_is_no_plain_folder_name_is_refused(option: str, name: str) -> None:

@@ -112,6 +112,13 @@ def test_two_that_begin_the_first_runs_of_an_experiment_do_not_hinder_each_other
     assert not others and (path / RECORD).is_file()
 
 
+def test_a_name_that_is_too_long_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="File name too long; choose a shorter name"):
+        with open_run_folder(tmp_path / "experiments" / "experiment" / ("🐈" * 64), resume=False):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_that_begin_one_run_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "experiments" / "experiment" / "run"
     with pytest.raises(RunError, match="the run folder .* exists already; choose another --run_name"):

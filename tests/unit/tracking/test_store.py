@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from image_classifier.config import check_tracking_uri
 from image_classifier.errors import RegistryError, SettingsError
+from image_classifier.tracking import store as stores
 from image_classifier.tracking.store import EMBEDDED, Store, find_sqlite_file
 
 
@@ -75,3 +77,52 @@ def test_a_server_that_does_not_answer_is_one_line_within_seconds(tmp_path: Path
     assert "\n" not in str(caught.value)
     assert time.monotonic() - start < 20
     assert not (tmp_path / EMBEDDED).exists()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """The port of a server that accepts connections and never answers, as one whose processes were stopped."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        yield listener.getsockname()[1]
+
+
+def test_a_server_that_accepts_and_does_not_answer_is_told_and_given_up(
+    silent_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(stores, "_PATIENCE_S", 0.5)
+    uri = f"http://127.0.0.1:{silent_server}"
+    with pytest.raises(RegistryError, match="nothing answers there; check --tracking_uri") as caught:
+        with Store(uri, tmp_path).open("list the models") as client:
+            client.search_registered_models()
+    assert "\n" not in str(caught.value)
+    assert f"still trying to list the models at {uri}" in caplog.text
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["accepts", "refuses"])
+def test_a_database_that_does_not_answer_is_given_up_at_once(
+    answers: bool, silent_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow alone tries ten times, for two minutes."""
+    monkeypatch.setattr(stores, "_TIMEOUT_S", 2)
+    port = silent_server if answers else 9
+    started = time.monotonic()
+    with pytest.raises(RegistryError, match="connection timeout expired|nothing answers there"):
+        with Store(f"postgresql+psycopg://127.0.0.1:{port}/mlflow", tmp_path).open("list the models"):
+            pass
+    assert time.monotonic() - started < 60
+
+
+def test_a_file_that_is_no_database_is_named_at_once_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / EMBEDDED / "mlflow.db"
+    path.parent.mkdir()
+    path.write_bytes(b"a text, and no database of SQLite" * 100)
+    started = time.monotonic()
+    with pytest.raises(RegistryError, match="mlflow.db cannot be read as a database of SQLite: file is not a database"):
+        with Store(None, tmp_path).open("list the models"):
+            pass
+    assert time.monotonic() - started < 60
+    assert path.read_bytes().startswith(b"a text")
