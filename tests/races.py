@@ -120,14 +120,20 @@ def race(
     counts: list[Synchronized[int]] = [_SPAWN.Value("q", 0) for _ in range(4)]
     written, read_often, torn, of_victims = counts
     over = _SPAWN.Event()
-    readers = [_SPAWN.Process(target=read_until, args=(read, path, over, read_often, torn)) for _ in range(num_readers)]
+    readers = [
+        _SPAWN.Process(target=read_until, args=(read, path, over, read_often, torn), daemon=True)
+        for _ in range(num_readers)
+    ]
     share = -(-num_writes // num_writers)
-    writers = [_SPAWN.Process(target=write, args=(path, share, seed, written)) for seed in range(1, num_writers + 1)]
+    writers = [
+        _SPAWN.Process(target=write, args=(path, share, seed, written), daemon=True)
+        for seed in range(1, num_writers + 1)
+    ]
     for process in (*readers, *writers):
         process.start()
     chance = random.Random(0)
     for number in range(num_kills):
-        victim = _SPAWN.Process(target=write, args=(path, 10**9, 1000 + number, of_victims))
+        victim = _SPAWN.Process(target=write, args=(path, 10**9, 1000 + number, of_victims), daemon=True)
         victim.start()
         before = of_victims.value
         while of_victims.value == before and victim.is_alive():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ModelError
 from image_classifier.metrics import compute_metrics
 from image_classifier.serving.predictor import build_predictor
-from image_classifier.serving.published import MODEL, Published
+from image_classifier.serving.published import MODEL, Published, one_line
 
 METRICS = ("accuracy", "top5_accuracy", "loss")
 
@@ -37,11 +38,18 @@ class Evidence:
     source: str
 
 
-def check_data(title: str, published: Published, snapshot: Snapshot) -> None:
-    """Check that a snapshot is what a published model was trained and tested on.
+def compute_evidence(
+    title: str, published: Published, snapshot: Snapshot, *, say: Callable[[str], None] = lambda line: None
+) -> Evidence:
+    """Compute how a published model does on the test set of its data.
+
+    Args:
+        title: what messages call the model.
+        say: told before what takes time.
 
     Raises:
-        DataError: it is another.
+        DataError: the snapshot is other data.
+        ModelError: the model cannot be computed, or says that it is another than its manifest says.
     """
     digest = published.manifest["data_digest"]
     if snapshot.digest != digest:
@@ -49,22 +57,10 @@ def check_data(title: str, published: Published, snapshot: Snapshot) -> None:
             f"{title} was tested on data of the digest {str(digest)[:12]}, but this is {snapshot.name} with "
             f"{snapshot.digest[:12]}; --dataset_folder says where the other lies"
         )
-
-
-def compute_evidence(title: str, published: Published, snapshot: Snapshot) -> Evidence:
-    """Compute how a published model does on the test set of its data.
-
-    Args:
-        title: what messages call the model.
-
-    Raises:
-        DataError: the snapshot is other data.
-        ModelError: the model cannot be computed, or says that it is another than its manifest says.
-    """
-    check_data(title, published, snapshot)
     predictor = build_predictor(published.files[MODEL], Path(title))
     _check_metadata(title, published.manifest, predictor.model)
     images, labels = snapshot.test
+    say(f"computing the answers of {title} to {len(labels):,} images")
     pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     starts = range(0, len(pixels), _BATCH_SIZE)
     try:
@@ -72,7 +68,7 @@ def compute_evidence(title: str, published: Published, snapshot: Snapshot) -> Ev
         if answers.shape != (len(labels), len(snapshot.classes)):
             raise ValueError(f"its answers are {list(answers.shape)}")
     except Exception as error:  # of types that the runtime alone knows
-        raise ModelError(f"{title} cannot be computed on {snapshot.name}: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{title} cannot be computed on {snapshot.name}: {one_line(error)}") from error
     metrics = compute_metrics(answers, labels, snapshot.classes)
     return Evidence(
         answers.argmax(axis=1) == labels,

@@ -14,8 +14,8 @@ from typing import Any
 from image_classifier.config import DatabaseAccess
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
-from image_classifier.publishing.evidence import Evidence, check_claims, check_data, compute_evidence, read_claims
-from image_classifier.serving.published import Published, check_published, read_published, write_published
+from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
+from image_classifier.serving.published import Published, read_published, write_published
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
 from image_classifier.tracking.store import Store
@@ -98,9 +98,7 @@ class Proof:
         if self.believes_signer:
             return read_claims(title, published)
         snapshot = load_snapshot(self.dataset_folder or DatabaseAccess().dataset_folder, self.access)
-        check_data(title, published, snapshot)
-        self.say(f"computing the answers of {title} to {len(snapshot.test[1]):,} images")
-        return compute_evidence(title, published, snapshot)
+        return compute_evidence(title, published, snapshot, say=self.say)
 
 
 _USUAL = Proof()
@@ -257,7 +255,7 @@ class Registry:
         """
         check_alias(alias)
         version = self.find(reference)
-        published = self._load(version, proof.public_key)
+        _, published = self._fetch(version, public_key=proof.public_key)
         former = self._find_alias(version.name, alias)
         evidence, reason = self._gather(version.title, published, proof)
         if evidence is None and not allow_loss:
@@ -295,7 +293,7 @@ class Registry:
         """Compare a model with the one before: the difference of accuracy, new minus former, and its p-value."""
         key = proof.public_key if proof.believes_signer else None
         try:
-            champion = self._load(former, key)
+            _, champion = self._fetch(former, public_key=key)
         except ModelError as error:
             raise ModelError(f"{former.title}, to compare with: {error}; --allow_loss promotes without") from error
         if champion.manifest["data_digest"] != published.manifest["data_digest"]:
@@ -330,44 +328,42 @@ class Registry:
             ModelError: its files are not what was registered, or not signed by the key.
         """
         version = self.find(reference)
+        return self._fetch(version, cache, public_key=public_key)[0], version
+
+    def _fetch(
+        self, version: Version, cache: Path | None = None, *, public_key: Path | None = None
+    ) -> tuple[Path, Published]:
+        """Fetch a version unless it is there; return its folder, and what was read there and checked."""
         digest = version.tags.get("manifest_digest", "")
-        if not _DIGEST.fullmatch(digest):
-            raise RegistryError(f"{reference} was not registered by this package: it has no manifest_digest")
+        if not _DIGEST.fullmatch(digest) or not version.number.isdecimal():
+            raise RegistryError(f"{version.title} was not registered by this package: it has no manifest_digest")
         cache = cache or find_cache()
         if cache is None:
             raise SettingsError("there is no home to keep models in; set IMAGE_CLASSIFIER_CACHE to a folder")
-        if not version.number.isdecimal():
-            raise RegistryError(f"{self._store.uri} gives {version.name} the version {version.number!a}, which is none")
         folder = cache / "models" / version.name / f"{version.number}-{digest[:12]}"
         if not folder.is_dir():
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with locked_folder(folder.parent):
                     if not folder.is_dir():  # by now: another process may have fetched it meanwhile
-                        self._fetch(version, folder)
+                        self._download(version, folder)
             except OSError as error:
                 raise storage_error(folder, error) from error
         try:
-            if check_published(folder, public_key)["digest"] != digest:
+            published = read_published(folder, public_key)
+            if published.manifest["digest"] != digest:
                 raise ModelError(f"{folder} is not what was registered as {version.title}")
         except ModelError as error:
             raise ModelError(f"{error}; remove {folder} to fetch it again") from error
-        return folder, version
+        return folder, published
 
-    def _fetch(self, version: Version, folder: Path) -> None:
+    def _download(self, version: Version, folder: Path) -> None:
         with (
             written_beside(folder, replace=False) as temporary,
             self._store.open(f"fetch {version.name}/{version.number}") as client,
         ):
             client.download_artifacts(version.run_id, _ARTIFACTS, str(temporary.parent))
             (temporary.parent / _ARTIFACTS).rename(temporary)
-
-    def _load(self, version: Version, public_key: Path | None = None) -> Published:
-        folder, _ = self.resolve(f"{version.name}/{version.number}")
-        published = read_published(folder, public_key)
-        if published.manifest["digest"] != version.tags["manifest_digest"]:
-            raise ModelError(f"{folder} is not what was registered as {version.title}; remove it to fetch it again")
-        return published
 
 
 def check_alias(alias: str) -> None:
