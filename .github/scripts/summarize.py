@@ -3,18 +3,26 @@
 
 Standard library only, so that it needs no installation. GitHub takes pictures out of a summary unless they lie at an
 address of their own, so the curves are drawn as Mermaid charts, and metrics.png is in the artifact.
+
+A summary comes out whatever is in the folder: what is missing or damaged is said, and names are written as code, in
+which Markdown and HTML mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-_PLAIN = re.compile(r"[\w .,:=/+()%-]*")
+MAX_BYTES = 2**25
+MAX_CLASSES = 100
+"""Of a chart; more bars cannot be told apart."""
+MAX_LENGTH = 200
+"""Of a text; GitHub shows no summary of more than a megabyte."""
 
 
 def main() -> None:
@@ -24,117 +32,202 @@ def main() -> None:
     parser.add_argument("--comparison", type=Path, help="file with what `image_classifier compare` printed")
     parser.add_argument("--artifact", default="", help="address of the artifact")
     arguments = parser.parse_args()
-    folder: Path = arguments.run
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    epochs = _read_epochs(folder / "metrics.jsonl")
-    parts = [_describe_end(folder, record, epochs)]
-    if epochs:
-        parts.append(_draw_curves(epochs))
-    if (folder / "evaluation.json").is_file():
-        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        parts += [_describe_metrics(evaluation), _draw_classes(evaluation)]
-    if arguments.artifact:
-        parts.append(f"[The whole run, with `model.pth` and `metrics.png`]({arguments.artifact})")
-    if arguments.comparison and arguments.comparison.is_file():
-        text = arguments.comparison.read_text(encoding="utf-8").strip()
+    summary = summarize(arguments.run, arguments.comparison, arguments.artifact)
+    print(summary.encode("utf-8", "replace").decode("utf-8"))
+
+
+def summarize(folder: Path, comparison: Path | None = None, artifact: str = "") -> str:
+    """Build the summary of a run."""
+    damaged: list[str] = []
+    record = _read_object(folder / "run.json", damaged)
+    epochs = _read_epochs(folder / "metrics.jsonl", damaged)
+    parts = [_describe_end(folder, record, epochs, damaged), *_draw_curves(epochs)]
+    if (folder / "evaluation.json").exists():
+        evaluation = _read_object(folder / "evaluation.json", damaged)
+        parts += [_describe_metrics(evaluation), *_describe_classes(evaluation)]
+    if artifact:
+        parts.append(f"[The whole run, with `model.pth` and `metrics.png`]({artifact})")
+    text = _read(comparison, damaged) if comparison is not None and comparison.is_file() else None
+    if text is not None:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        parts.append(f"### Against the previous run on the default branch\n\n{fence}\n{text}\n{fence}")
+        parts.append(f"### Against the previous run on the default branch\n\n{fence}\n{text.strip()[:50_000]}\n{fence}")
     parts += [_describe_identity(record), _describe_settings(record)]
-    print("\n\n".join(parts))
+    parts += [f"Missing or damaged: {', '.join(map(_format_code, damaged))}."] if damaged else []
+    return "\n\n".join(parts)
 
 
-def _read_epochs(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, damaged: list[str]) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError:
+        content = bytes(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        damaged.append(path.name)
+        return None
+    return content.decode("utf-8", "replace")
+
+
+def _read_object(path: Path, damaged: list[str]) -> dict[str, Any]:
+    """Read a JSON object; one that is missing or damaged is empty and noted."""
+    text = _read(path, damaged)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        damaged.append(path.name)
+        return {}
+    return value
+
+
+def _read_epochs(path: Path, damaged: list[str]) -> list[dict[str, Any]]:
     """Read the lines of an interrupted run too, the last of which may be torn."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    text = _read(path, damaged) if path.exists() else None
+    lines = []
+    for line in (text or "").split("\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except (ValueError, RecursionError):
+            lines.append(None)
+    epochs = [line for line in lines if isinstance(line, dict)]
+    if len(epochs) < len(lines):
+        damaged.append(path.name)
+    return epochs
 
 
-def _describe_end(folder: Path, record: dict[str, Any], epochs: Sequence[dict[str, Any]]) -> str:
-    title = _show(f"{record['experiment_name']}/{record['run_name']}")
-    if (folder / "manifest.json").is_file():
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return f"## {title}\n\nFinished. Weights {_show_code(manifest['weights_digest'])}."
-    wanted = record["settings"]["num_epochs"]
-    return f"## {title}\n\nStopped after {len(epochs)} of {wanted} epochs, and saved: a continuation goes on from here."
+def _get(value: Any, *keys: str) -> Any:
+    """Get what lies below the keys; None where there is nothing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
-def _draw_curves(epochs: Sequence[dict[str, Any]]) -> str:
-    numbers = [epoch["epoch"] for epoch in epochs]
-    charts = [
-        _draw_chart("Loss of the training", "epoch", numbers, "line", [epoch["train_loss"] for epoch in epochs]),
-        _draw_chart(
-            "Accuracy of the training in %",
-            "epoch",
-            numbers,
-            "line",
-            [100 * epoch["train_accuracy"] for epoch in epochs],
-        ),
-    ]
-    return "\n\n".join(charts)
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e15 and math.isfinite(value)
 
 
-def _draw_classes(evaluation: dict[str, Any]) -> str:
-    classes = evaluation["per_class"]
-    values = [100 * figures["accuracy"] for figures in classes.values()]
-    return _draw_chart("Accuracy by class in %", "class", list(classes), "bar", values)
+def _format_number(value: Any, template: str) -> str:
+    return template.format(value) if _is_number(value) else "–"
+
+
+def _to_text(value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except RecursionError:
+        return "…"
+
+
+def _format_code(value: Any) -> str:
+    """Write a value of others as code: on one line, of printable characters, not too long."""
+    text = _to_text(value)
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+    text = text[: MAX_LENGTH - 1] + "…" if len(text) > MAX_LENGTH else text
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`" if text.strip() else "–"
+
+
+def _describe_end(folder: Path, record: dict[str, Any], epochs: Sequence[dict[str, Any]], damaged: list[str]) -> str:
+    title = f"## {_format_code('/'.join(_to_text(record.get(name, '?')) for name in ('experiment_name', 'run_name')))}"
+    if (folder / "manifest.json").exists():
+        weights = _get(_read_object(folder / "manifest.json", damaged), "weights_digest")
+        return f"{title}\n\nFinished. Weights {_format_code(weights or '?')}."
+    wanted = _format_number(_get(record, "settings", "num_epochs"), "{}")
+    return f"{title}\n\nStopped after {len(epochs)} of {wanted} epochs, and saved: a continuation goes on from here."
+
+
+def _draw_curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
+    charts = []
+    for title, name, scale in (
+        ("Loss of the training", "train_loss", 1),
+        ("Accuracy of the training in %", "train_accuracy", 100),
+    ):
+        points: list[tuple[Any, Any]] = [(epoch.get("epoch"), epoch.get(name)) for epoch in epochs]
+        points = [(number, scale * value) for number, value in points if _is_number(number) and _is_number(value)]
+        if points:
+            numbers, values = zip(*points, strict=True)
+            charts.append(_draw_chart(title, "epoch", numbers, "line", values))
+    return charts
+
+
+def _describe_classes(evaluation: dict[str, Any]) -> list[str]:
+    classes = evaluation.get("per_class")
+    rates = {name: _get(classes, name, "accuracy") for name in classes} if isinstance(classes, dict) else {}
+    known = {name: 100 * rate for name, rate in rates.items() if _is_number(rate)}
+    unknown = [name for name in rates if name not in known]
+    parts = []
+    if 0 < len(known) <= MAX_CLASSES:
+        parts.append(_draw_chart("Accuracy by class in %", "class", list(known), "bar", list(known.values())))
+    elif known:
+        parts.append(f"`evaluation.json` has the accuracy of each of {len(known):,} classes.")
+    if unknown:
+        more = f" and {len(unknown) - 20:,} more" if len(unknown) > 20 else ""
+        parts.append(f"Without test images: {', '.join(map(_format_code, unknown[:20]))}{more}.")
+    return parts
 
 
 def _draw_chart(title: str, axis: str, labels: Sequence[Any], kind: str, values: Sequence[float]) -> str:
-    names = ", ".join(json.dumps(str(label)) for label in labels)
+    names = ", ".join(f'"{_clean_label(str(label))}"' for label in labels)
     heights = ", ".join(f"{value:.4g}" for value in values)
     top = f"{max(1e-9, *values) * 1.05:.4g}" if "%" not in title else "100"
     lines = [f'title "{title}"', f"x-axis {axis} [{names}]", f"y-axis 0 --> {top}", f"{kind} [{heights}]"]
     return "\n".join(["```mermaid", "xychart-beta", *(f"    {line}" for line in lines), "```"])
 
 
+def _clean_label(text: str) -> str:
+    """Leave out of a label what means something to Mermaid; quotes cannot be escaped there."""
+    return "".join(letter if letter.isalnum() or letter in " _-.+/()" else "_" for letter in text)[:40] or "_"
+
+
 def _describe_metrics(evaluation: dict[str, Any]) -> str:
+    num_images = _format_number(evaluation.get("num_images"), "{:,}")
     rows = [
-        ("accuracy", f"**{evaluation['accuracy']:.2%}** of {evaluation['num_images']:,} images"),
-        ("by single views", f"{evaluation['accuracy_single_view']:.2%}"),
-        ("among the first five", f"{evaluation['top5_accuracy']:.2%}"),
-        ("loss", f"{evaluation['loss']:.4f}"),
-        ("macro F1", f"{evaluation['macro']['f1']:.4f}"),
+        ("accuracy", f"**{_format_number(evaluation.get('accuracy'), '{:.2%}')}** of {num_images} images"),
+        ("by single views", _format_number(evaluation.get("accuracy_single_view"), "{:.2%}")),
+        ("among the first five", _format_number(evaluation.get("top5_accuracy"), "{:.2%}")),
+        ("loss", _format_number(evaluation.get("loss"), "{:.4f}")),
+        ("macro F1", _format_number(_get(evaluation, "macro", "f1"), "{:.4f}")),
     ]
     return _format_table(("on the test set", ""), rows)
 
 
 def _describe_identity(record: dict[str, Any]) -> str:
-    data, code, machine = record["data"], record["code"], record["machine"]
-    rows = [
-        ("data", f"{_show(data['name'])}, {data['num_train']:,} + {data['num_test']:,} images", data["digest"]),
-        ("code", _show(f"{code['version']}, commit {code['commit'] or 'unknown'}"), code["digest"]),
-        ("environment", _show(f"Python {record['environment']['python']}"), record["environment"]["digest"]),
-        ("machine class", _show(", ".join(f"{k} {v}" for k, v in machine["class"].items() if v)), machine["digest"]),
-    ]
-    if record["pretrained"]:
-        rows.append(("pretrained", _show(record["pretrained"]["path"]), record["pretrained"]["digest"]))
-    return _format_table(
-        ("made of", "", "digest"), ((name, what, _show_code(digest[:16])) for name, what, digest in rows)
+    data, code, environment, machine = (_get(record, part) for part in ("data", "code", "environment", "machine"))
+    images = " + ".join(_format_number(_get(data, name), "{:,}") for name in ("num_train", "num_test"))
+    of_class = _get(machine, "class")
+    facts = (
+        [f"{name} {_to_text(value)}" for name, value in of_class.items() if value] if isinstance(of_class, dict) else []
     )
+    rows = [
+        ("data", f"{_format_code(_get(data, 'name'))}, {images} images", data),
+        (
+            "code",
+            _format_code(f"{_to_text(_get(code, 'version'))}, commit {_to_text(_get(code, 'commit') or 'unknown')}"),
+            code,
+        ),
+        ("environment", _format_code(f"Python {_to_text(_get(environment, 'python'))}"), environment),
+        ("machine class", _format_code(", ".join(facts)), machine),
+    ]
+    if record.get("pretrained"):
+        rows.append(("pretrained", _format_code(_get(record, "pretrained", "path")), record["pretrained"]))
+    digests = (_to_text(_get(part, "digest") or "?")[:16] for _, _, part in rows)
+    table = [(name, what, _format_code(digest)) for (name, what, _), digest in zip(rows, digests, strict=True)]
+    return _format_table(("made of", "", "digest"), table)
 
 
 def _describe_settings(record: dict[str, Any]) -> str:
-    settings = ((_show(name), _show_code(value)) for name, value in record["settings"].items())
-    table = _format_table(("setting", "value"), settings)
-    return f"<details><summary>Settings, from the recipe {_show(record['recipe'])}</summary>\n\n{table}\n\n</details>"
-
-
-def _show(value: object) -> str:
-    """Show a text as it is, on one line: as character references its marks mean nothing to Markdown and HTML."""
-    line = "".join(character if character.isprintable() else " " for character in str(value))
-    return "".join(character if _PLAIN.fullmatch(character) else f"&#{ord(character)};" for character in line)
-
-
-def _show_code(value: object) -> str:
-    shown = _show(value)
-    return f"`{shown}`" if _PLAIN.fullmatch(shown) else f"<code>{shown}</code>"
+    settings = record.get("settings")
+    rows = list(settings.items())[:200] if isinstance(settings, dict) else []
+    table = _format_table(("setting", "value"), [(_format_code(name), _format_code(value)) for name, value in rows])
+    recipe = _clean_label(_to_text(record.get("recipe")))
+    return f"<details><summary>Settings, from the recipe {recipe}</summary>\n\n{table}\n\n</details>"
 
 
 def _format_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
