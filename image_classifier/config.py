@@ -243,12 +243,15 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     """Make training settings again out of what a run's record holds.
 
     Raises:
-        SettingsError: the record has a setting that this version does not know.
+        SettingsError: the record has a setting that this version does not know, or that is out of range.
     """
     unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys()
     if unknown:
         raise SettingsError(f"the record has settings of another version: {', '.join(sorted(unknown))}")
-    return TrainingSettings(**freeze_lists(update_recorded_settings(recorded)))
+    try:
+        return TrainingSettings(**freeze_lists(update_recorded_settings(recorded)))
+    except TypeError as error:
+        raise SettingsError(f"the record has a setting of a wrong type: {error}") from error
 
 
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:

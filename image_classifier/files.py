@@ -141,6 +141,59 @@ def _parse_float(text: str) -> float:
     return number
 
 
+def check_form(value: Any, form: Any, where: str = "it") -> None:
+    """Check that what was read has the form that is needed; what a form does not name may be there, too.
+
+    Args:
+        form: a type (float also takes whole numbers); a tuple of forms, one of which fits; [form], a list of it;
+            {key: form}, an object with these keys; {str: form}, an object all of whose values are of it.
+
+    Raises:
+        ValueError: it has not; the message says where.
+    """
+    if isinstance(form, tuple):
+        fits = [one for one in form if type(value) is (type(one) if isinstance(one, (dict, list)) else one)]
+        if not fits:
+            raise ValueError(f"{where} is {_name(value)} instead of {' or '.join(map(_name_form, form))}")
+        check_form(value, fits[0], where)
+    elif isinstance(form, list):
+        check_form(value, list, where)
+        for number, item in enumerate(value):
+            check_form(item, form[0], f"{where}[{number}]")
+    elif isinstance(form, dict):
+        check_form(value, dict, where)
+        for key, inner in form.items():
+            if key is str:
+                for name, item in value.items():
+                    check_form(item, inner, f"{where}[{name[:50]!a}]")
+            elif key not in value:
+                raise ValueError(f"{where} has no {key}")
+            else:
+                check_form(value[key], inner, key if where == "it" else f"{where}.{key}")
+    elif type(value) is not form and not (form is float and type(value) is int):
+        raise ValueError(f"{where} is {_name(value)} instead of {_name_form(form)}")
+
+
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _name(value: Any) -> str:
+    return _NAMES.get(type(value), type(value).__name__)
+
+
+def _name_form(form: Any) -> str:
+    kind = type(form) if isinstance(form, (dict, list)) else form
+    return _NAMES.get(kind, kind.__name__)
+
+
 def load_yaml(path: Path) -> Any:
     """Load a YAML file with plain values.
 

@@ -153,7 +153,7 @@ def write_run(
     Args:
         name: `<experiment>/<run>`.
         predictions_seed: which images are right; the run's seed where left out.
-        changes: parts of run.json to replace.
+        changes: of the parts of run.json, to add to what they hold.
         settings: that differ from the defaults.
     """
     path = experiments / name
@@ -162,7 +162,9 @@ def write_run(
     seed = settings.get("seed", 0) if predictions_seed is None else predictions_seed
     probabilities, labels = draw_predictions(accuracy, num_images, len(classes), seed)
     evaluation = compute_evaluation_of(probabilities, labels, classes)
-    record = build_record(name, data, classes, num_images, num_epochs=num_epochs, **settings) | (changes or {})
+    record = build_record(name, data, classes, num_images, num_epochs=num_epochs, **settings)
+    for part, values in (changes or {}).items():
+        record[part] = {**(record[part] or {"path": "model.pth"}), **values}
     epochs = build_epochs(num_epochs, validation=bool(settings.get("validation_fraction")))
     folder.write_json(run_files.RECORD, record)
     for epoch in epochs:

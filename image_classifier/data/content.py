@@ -27,6 +27,9 @@ CIFAR10_CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse"
 CIFAR10_PUBLISHED_CLASSES = ("airplane", "automobile", *CIFAR10_CLASSES[2:])
 """The names that CIFAR-10 is published with; where a source has exactly these, it is CIFAR-10."""
 
+MAX_CLASSES = 1000
+"""An evaluation counts which class was taken for which: of ten thousand classes that is a table of 800 MB."""
+
 _BATCH = 500
 _NUM_AHEAD = 16
 _NUM_LISTED = 5
@@ -50,6 +53,12 @@ class Content:
     classes: tuple[str, ...]
     parts: Mapping[str, Iterable[Batch]]
     notebook: Notebook | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.classes) > MAX_CLASSES:
+            raise DataError(
+                f"{self.name} has {len(self.classes):,} classes, at most {MAX_CLASSES:,} are read; merge some"
+            )
 
     @property
     def findings(self) -> Findings | None:

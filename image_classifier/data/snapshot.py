@@ -345,6 +345,11 @@ def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> 
         labels = np.load(folder / "labels.npy", mmap_mode="c", allow_pickle=False)
         classes = tuple(record["classes"])
         num_train, num_validation = int(record["num_train"]), int(record.get("num_validation", 0))
+        if (images.dtype, images.shape[1:]) != (np.uint8, IMAGE_SHAPE) or (labels.dtype, labels.shape) != (
+            np.int64,
+            images.shape[:1],
+        ):
+            raise ValueError("it holds arrays of other types or shapes")  # which to convert would take memory
         if compute_digest(images, labels, classes, num_train, num_validation) != folder.name:
             raise ValueError("its content does not have the digest that it is stored under")
     except (OSError, EOFError, ValueError, TypeError, KeyError) as error:

@@ -9,14 +9,18 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
-from image_classifier.config import Fit, Views
-from image_classifier.errors import ModelError, RunError, StorageError
+from image_classifier.config import Fit, ModelName, TrainingSettings, Views
+from image_classifier.data.content import MAX_CLASSES
+from image_classifier.data.pickles import PickleError
+from image_classifier.errors import ModelError, RunError, SettingsError, StorageError
+from image_classifier.files import read_file
 from image_classifier.model.catalog import NETWORKS, build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.storage import (
@@ -28,6 +32,7 @@ from image_classifier.storage import (
     write_folder_atomically,
 )
 from image_classifier.tracking.run import MANIFEST, is_finished, read_manifest
+from image_classifier.tracking.tensor_file import MAX_BYTES, rebuild_tensor_file
 
 FORMAT_VERSION = 1  # of a checkpoint
 MODEL_FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
@@ -85,7 +90,10 @@ def load_model(path: Path) -> Model:
     """
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
-    raw = path.read_bytes()
+    try:
+        raw = read_file(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; choose another model") from error
     content = _deserialize(raw, path, "model", MODEL_FORMAT_VERSION)
     if is_finished(path.parent):
         recorded = read_manifest(path.parent)["files"].get(path.name)
@@ -105,12 +113,19 @@ def load_model(path: Path) -> Model:
             f"{path} holds {name} of image_classifier 0.1, which computes something else since then: "
             "train again, or use it with that version"
         )
-    is_known = views in get_args(Views) and fit in get_args(Fit)
-    if not is_known or not classes or not all(isinstance(label, str) for label in classes):
+    is_named = 0 < len(classes) <= MAX_CLASSES and all(isinstance(label, str) for label in classes)
+    if not is_named or views not in get_args(Views) or fit not in get_args(Fit):
         raise ModelError(f"{path} is no model of this package: its classes, its views or its fit are not valid")
-    classifier = build_classifier(
-        name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
+    try:
+        TrainingSettings(model=cast(ModelName, name), image_sizes=(image_size,))
+    except SettingsError as error:
+        raise ModelError(f"{path} is no model of this package: its image_size is {image_size}") from error
+    build = partial(
+        build_classifier, name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
     )
+    with torch.device("meta"):  # without memory, for as many classes as the file says that there are
+        check_state(build(), state, path)
+    classifier = build()
     load_state(classifier, state, path)
     return Model(classifier.eval(), name, classes, views, run, fit)
 
@@ -119,7 +134,17 @@ def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) 
     """Copy a state into a classifier.
 
     Raises:
-        ModelError: names or shapes differ; the message says which, and nothing was copied.
+        ModelError: as `check_state` says; nothing was copied.
+    """
+    check_state(classifier, state, path)
+    classifier.load_state_dict(state)
+
+
+def check_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a state is one of a classifier.
+
+    Raises:
+        ModelError: names or shapes differ; the message says which.
     """
     expected = classifier.state_dict()
     differences = [f"{name} is missing" for name in expected.keys() - state.keys()]
@@ -132,7 +157,6 @@ def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) 
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ModelError(f"{path} is of another architecture: {'; '.join(sorted(differences)[:3])}{more}")
-    classifier.load_state_dict(state)
 
 
 def _describe_tensor(value: object) -> str:
@@ -146,7 +170,9 @@ def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, An
     if raw.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull --include {path}")
     try:
-        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(rebuild_tensor_file(raw)), map_location="cpu", weights_only=True)
+    except PickleError as error:
+        raise ModelError(f"{path} is no {kind} file, or is damaged: it {error}") from error
     except Exception as error:  # what it raises for damaged files is documented nowhere, and of many types
         raise ModelError(f"{path} is no {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
@@ -255,8 +281,8 @@ class Checkpoints:
     def _read(self, step: int) -> bytes:
         folder = self.get_path(step)
         try:
-            content, manifest = ((folder / name).read_bytes() for name in ("state.pth", "manifest.json"))
-        except OSError as error:
+            content, manifest = (read_file(folder / name, MAX_BYTES) for name in ("state.pth", "manifest.json"))
+        except (OSError, ValueError) as error:
             raise ModelError(f"the checkpoint {folder} is damaged: {error}") from error
         if manifest != _build_manifest(content):
             raise ModelError(f"the checkpoint {folder} is damaged: its state is not what its manifest says")

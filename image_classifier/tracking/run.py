@@ -8,6 +8,7 @@ import io
 import json
 import os
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from image_classifier.config import DatabaseAccess, Reading, get_reference, resolve_password
 from image_classifier.errors import DataError, ModelError, RunError
-from image_classifier.files import load_json, load_json_lines
+from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
 from image_classifier.serving.published import PUBLISHED, check_published
 from image_classifier.storage import (
     DISK,
@@ -48,6 +49,36 @@ ADDED_LATER = ("report.html", PROFILE, PUBLISHED)
 _PIECE = 2**20  # bytes that are hashed at once
 _NUM_NAMED = 10  # files that a message names
 _DESCRIPTIONS = {"link": "is a symbolic link", "special": "is no file"}
+MAX_PREDICTIONS_BYTES = 2**28
+"""Of predictions.npz, packed and unpacked: 60,000 images of 1,000 classes."""
+_NONE = type(None)
+_DIGEST = {"digest": str}
+_RECORD_FORM = {
+    **dict.fromkeys(("experiment_name", "run_name", "started_at", "recipe"), str),
+    "command": [str],
+    "settings": {"model": str, "seed": int, "num_epochs": int},
+    "execution": {"dataset_folder": str, "experiments_folder": str, "pretrained_model": (str, _NONE)},
+    "data": {"name": str, "classes": [str], "num_train": int, "num_test": int, **_DIGEST},
+    "pretrained": ({"path": str, **_DIGEST}, _NONE),
+    "code": {"version": str, "commit": (str, _NONE), **_DIGEST},
+    "environment": {"python": str, "distributions": {str: str}, **_DIGEST},
+    "machine": {"class": {}, **_DIGEST},
+}
+_RATE = (float, int, _NONE)
+_EVALUATION_FORM = {
+    "num_images": int,
+    **dict.fromkeys(("accuracy", "accuracy_single_view", "top5_accuracy", "loss", "expected_calibration_error"), float),
+    "per_class": {str: {**dict.fromkeys(("accuracy", "precision", "f1"), _RATE), "support": int}},
+    "macro": {"f1": float},
+    "confusion_matrix": [[int]],
+}
+_EPOCH_FORM = {
+    **dict.fromkeys(("epoch", "step"), int),
+    **dict.fromkeys(("train_loss", "train_accuracy", "learning_rate", "seconds"), float),
+    "loss_by_part": [float],
+}
+_MANIFEST_FORM = {"files": {str: {"size": int, "sha256": str}}, "digest": str}
+"""What others than the run itself rely on in these files."""
 
 
 class RunFolder:
@@ -166,7 +197,7 @@ def _is_as_described(path: Path, facts: dict[str, Any], *, may_go_on: bool = Fal
         if not may_go_on and path.stat().st_size != facts["size"]:
             return False
         return _describe_file(path, facts["size"] if may_go_on else None) == facts
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a name may be none that the system takes
         return False
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}; check the disk") from error
@@ -393,7 +424,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: it is missing or damaged, or names files that cannot be a run's.
     """
-    manifest = _read_json(folder / MANIFEST, needs=("files", "digest"))
+    manifest = _read_json(folder / MANIFEST, _MANIFEST_FORM)
     if manifest["digest"] != _compute_manifest_digest(manifest):
         raise RunError(f"{folder / MANIFEST} is damaged: its content does not have the digest that it names")
     files = manifest["files"]
@@ -419,7 +450,7 @@ def _compute_manifest_digest(manifest: dict[str, Any]) -> str:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Read run.json."""
-    return _read_json(folder / RECORD, needs=("settings", "data", "code", "environment", "machine"))
+    return _read_json(folder / RECORD, _RECORD_FORM)
 
 
 def find_dataset(
@@ -451,17 +482,25 @@ def find_dataset(
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """Read evaluation.json."""
-    return _read_json(folder / EVALUATION, needs=("accuracy", "per_class"))
+    evaluation = _read_json(folder / EVALUATION, _EVALUATION_FORM)
+    num_classes = len(evaluation["per_class"])
+    if [len(row) for row in evaluation["confusion_matrix"]] != [num_classes] * num_classes:
+        raise RunError(f"{folder / EVALUATION} is damaged: its confusion_matrix is not one of {num_classes} classes")
+    return evaluation
 
 
 def read_epochs(folder: Path) -> list[dict[str, Any]]:
     """Read metrics.jsonl: a dictionary an epoch."""
-    return _read_lines(folder / METRICS)
+    return _read_lines(folder / METRICS, _EPOCH_FORM)
 
 
 def read_chain(folder: Path) -> list[dict[str, Any]]:
     """Read digests.jsonl: a dictionary for each digest of the state, and for each break."""
-    return _read_lines(folder / CHAIN)
+    lines = _read_lines(folder / CHAIN, {"step": int, "digest": str})
+    for line in lines:
+        if "break" not in line and not isinstance(line.get("tensors"), dict):
+            raise RunError(f"{folder / CHAIN} is damaged: a line has neither tensors nor a break")
+    return lines
 
 
 def read_predictions(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -470,11 +509,34 @@ def read_predictions(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int6
     Raises:
         RunError: the file is missing or damaged.
     """
+    path = folder / PREDICTIONS
     try:
-        with open(folder / PREDICTIONS, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return arrays["probabilities"], arrays["labels"]
+        content = io.BytesIO(read_file(path, MAX_PREDICTIONS_BYTES))
+        if content.getvalue().count(b"PK\1\2") > 100:  # each entry of its directory begins so
+            raise ValueError("it has more than 2 arrays")
+        with zipfile.ZipFile(content) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_PREDICTIONS_BYTES:
+                raise LimitError(f"it unpacks to more than the {MAX_PREDICTIONS_BYTES:,} bytes that are read")
+            probabilities = _parse_array(archive.read("probabilities.npy"), np.dtype(np.float32), 2)
+            labels = _parse_array(archive.read("labels.npy"), np.dtype(np.int64), 1)
+        if len(probabilities) != len(labels) or not len(labels):
+            raise ValueError(f"it has {len(probabilities):,} rows of probabilities for {len(labels):,} labels")
+        if not np.isfinite(probabilities).all() or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
+            raise ValueError("it has a probability that is no number, or a label of no class")
     except Exception as error:  # what a damaged archive raises is of many types: zlib.error, BadZipFile, ...
-        raise RunError(f"{folder / PREDICTIONS} is missing or damaged: {error}") from error
+        raise RunError(f"{path} is missing or damaged: {error}") from error
+    return probabilities, labels
+
+
+def _parse_array(content: bytes, dtype: np.dtype[Any], num_dimensions: int) -> NDArray[Any]:
+    """Parse an .npy file of this type; np.load would take the memory that its head asks for."""
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("it has an array of a later format")
+    shape, is_fortran, found = np.lib.format.read_array_header_1_0(stream)
+    if found != dtype or is_fortran or len(shape) != num_dimensions:
+        raise ValueError(f"it has an array of {found} {list(shape)[:5]}")
+    return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
 
 
 def serialize_predictions(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> bytes:
@@ -484,24 +546,25 @@ def serialize_predictions(probabilities: NDArray[np.float32], labels: NDArray[np
     return buffer.getvalue()
 
 
-def _read_json(path: Path, needs: tuple[str, ...]) -> dict[str, Any]:
+def _read_json(path: Path, form: Any) -> dict[str, Any]:
     try:
-        value = load_json(path)
-        missing = [key for key in needs if key not in value]
-        version = int(value["format_version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        value: dict[str, Any] = load_json(path)
+        check_form(value, {"format_version": int})
+        version = value["format_version"]
+        if version > FORMAT_VERSION:
+            raise RunError(f"{path} has the format {version}; this version reads up to {FORMAT_VERSION}")
+        check_form(value, form)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is missing or damaged: {error}") from error
-    if missing:
-        raise RunError(f"{path} is damaged: it has no {', '.join(missing)}")
-    if version > FORMAT_VERSION:
-        raise RunError(f"{path} has the format {version}; this version reads up to {FORMAT_VERSION}")
-    return dict(value)
+    return value
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, form: Any) -> list[dict[str, Any]]:
     if not _is_regular(path):
         return []
     try:
-        return load_json_lines(path)
+        lines = load_json_lines(path)
+        check_form(lines, [form])
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
+    return lines

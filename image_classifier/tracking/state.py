@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from image_classifier.config import TrainingSettings
 from image_classifier.errors import RunError
+from image_classifier.files import check_form
 from image_classifier.model.classifier import Classifier
-from image_classifier.tracking.checkpoint import Checkpoints
+from image_classifier.tracking.checkpoint import Checkpoints, check_state
 from image_classifier.tracking.identity import compute_json_digest, compute_tensor_digests
 from image_classifier.tracking.run import CHAIN, CHECKPOINTS, METRICS, RunFolder
 from image_classifier.training.loop import Step
@@ -152,7 +154,7 @@ class TrainingState:
         Checkpoints before the newest `keep` are removed, as the process that was killed would have done.
         """
         self.checkpoints.remove_unfinished()
-        state = self.checkpoints.load_newest(lambda state: self.folder.check_lines(state["lines"]))
+        state = self.checkpoints.load_newest(self._check)
         if state is None:
             self.folder.cut_lines({})
             return
@@ -160,7 +162,6 @@ class TrainingState:
         self.chain_head = state["chain_head"]
         self.learning_rate = state["learning_rate"]
         self.classifier.load_state_dict(state["classifier"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self._best = state["best"]
         self._losses, self._num_correct = (
             list(state[name].to(self.training.device)) for name in ("losses", "num_correct")
@@ -170,6 +171,40 @@ class TrainingState:
         self.checkpoints.remove_old(keep)
         if state["machine_digest"] != self.machine["digest"]:
             self._append_break()
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """Check that a checkpoint is one of this run, and let the optimizer take its part.
+
+        Raises:
+            ModelError: it holds another network.
+            RunError: it lacks something, or the run's lines are not those that it counts on.
+        """
+        path = self.checkpoints.folder
+        try:
+            check_form(state, _FORM)
+            for part in (state, state["best"]):
+                if part:
+                    check_state(self.classifier, part["classifier"], path)
+            if not state["losses"].shape == state["num_correct"].shape == (len(state["num_images"]),):
+                raise ValueError("it has other numbers of losses than of steps")
+            self.folder.check_lines(state["lines"])
+            self.optimizer.load_state_dict(state["optimizer"])  # last: what is refused must leave no trace
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise RunError(f"a checkpoint in {path} is none of this run: {' '.join(str(error).split())}") from error
+
+
+_STATE_DICT = (dict, OrderedDict)
+_FORM = {
+    "step": int,
+    **dict.fromkeys(("chain_head", "machine_digest"), str),
+    **dict.fromkeys(("learning_rate", "seconds"), float),
+    **dict.fromkeys(("losses", "num_correct"), Tensor),
+    "classifier": _STATE_DICT,
+    "optimizer": dict,
+    "best": dict,
+    "num_images": [int],
+    "lines": {str: {"size": int, "sha256": str}},
+}
 
 
 def _join(values: list[Tensor]) -> Tensor:

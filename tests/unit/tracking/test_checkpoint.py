@@ -219,6 +219,10 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
         ({"run": 1}, "no model of this package"),
         ({"state": {}}, "of another architecture: .* is missing; .* and 9 more"),
         ({"classes": ["a", "b"]}, r"has the shape \[3\] instead of \[2\]"),
+        ({"classes": [str(number) for number in range(1000)]}, r"has the shape \[3\] instead of \[1000\]"),
+        ({"classes": ["a"] * 1001}, "its classes or its views are not valid"),
+        ({"image_size": 10**9}, "its image_size is 1000000000"),
+        ({"image_size": 16}, "its image_size is 16"),
     ],
 )
 def test_a_file_of_another_content_is_refused_with_what_is_wrong(
@@ -321,4 +325,10 @@ def test_a_model_in_a_finished_run_is_held_against_its_manifest(tmp_path: Path) 
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "chain_head": "0" * 64}))
     with pytest.raises(RunError, match="manifest.json is damaged"):
+        load_model(tmp_path / "model.pth")
+
+
+def test_no_more_is_read_than_a_model_file_may_have(tmp_path: Path) -> None:
+    os.truncate(write_model(tmp_path / "model.pth"), 2**40)
+    with pytest.raises(ModelError, match="model.pth cannot be read: it has more than the 536,870,912 bytes"):
         load_model(tmp_path / "model.pth")

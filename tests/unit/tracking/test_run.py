@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from image_classifier.errors import RunError, StorageError
 from image_classifier.storage import Disk, FaultyDisk
 from image_classifier.tracking import run as run_module
 from image_classifier.tracking.run import (
     CHAIN,
+    MAX_PREDICTIONS_BYTES,
     METRICS,
     RECORD,
     RunFolder,
@@ -198,6 +204,11 @@ def test_a_second_process_is_kept_out_until_the_first_has_ended_however_it_ended
 
 # Growing files.
 
+
+def read_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
 LINES = st.lists(st.tuples(st.sampled_from([METRICS, CHAIN]), st.dictionaries(st.text(max_size=5), st.floats(0, 1))))
 
 
@@ -213,10 +224,10 @@ def test_lines_are_cut_back_to_where_they_stood(
         folder.append_line(name, value)
     folder.check_lines(stood)
     folder.cut_lines(stood)
-    assert read_epochs(folder.path) == [value for name, value in before if name == METRICS]
-    assert read_chain(folder.path) == [value for name, value in before if name == CHAIN]
+    for name in (METRICS, CHAIN):
+        assert read_lines(folder.path / name) == [value for other, value in before if other == name]
     folder.cut_lines({})
-    assert read_epochs(folder.path) == read_chain(folder.path) == []
+    assert read_lines(folder.path / METRICS) == read_lines(folder.path / CHAIN) == []
 
 
 @pytest.mark.parametrize("name", [METRICS, CHAIN])
@@ -242,7 +253,7 @@ def test_a_line_that_the_disk_refuses_is_not_there_in_part(tmp_path: Path) -> No
     RunFolder(tmp_path).append_line(METRICS, {"epoch": 1})
     with pytest.raises(StorageError, match="metrics.jsonl: No space left on device"):
         RunFolder(tmp_path, FaultyDisk(refuse, 1, partly=True)).append_line(METRICS, {"epoch": 2})
-    assert read_epochs(tmp_path) == [{"epoch": 1}]
+    assert read_lines(tmp_path / METRICS) == [{"epoch": 1}]
 
 
 def test_a_disk_that_refuses_to_sync_or_to_cut_is_reported(tmp_path: Path) -> None:
@@ -416,3 +427,111 @@ def test_damaged_predictions_are_an_expected_error(finished: Path) -> None:
         (finished / "predictions.npz").write_bytes(damaged)
         with pytest.raises(RunError, match="predictions.npz is missing or damaged"):
             read_predictions(finished)
+
+
+def pack_predictions(path: Path, compression: int = zipfile.ZIP_STORED, **arrays: bytes | NDArray[Any]) -> None:
+    """Write arrays, or the bytes of files that should hold some."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            if not isinstance(array, bytes):
+                np.save(buffer, array)
+            archive.writestr(f"{name}.npy", array if isinstance(array, bytes) else buffer.getvalue())
+
+
+def build_head(description: str) -> bytes:
+    """Build an .npy file whose head says something, without the array."""
+    text = description.encode() + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text
+
+
+LABELS, PROBABILITIES = np.zeros(3, np.int64), np.full((3, 2), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    "arrays, reason",
+    [
+        ({"probabilities": PROBABILITIES}, "labels.npy"),
+        ({"labels": LABELS, "probabilities": PROBABILITIES.astype(np.float64)}, r"an array of float64 \[3, 2\]"),
+        ({"labels": LABELS, "probabilities": np.array([["a"]])}, "an array of <U1"),
+        ({"labels": LABELS[:, None], "probabilities": PROBABILITIES}, r"an array of int64 \[3, 1\]"),
+        ({"labels": LABELS[:2], "probabilities": PROBABILITIES}, "3 rows of probabilities for 2 labels"),
+        ({"labels": LABELS[:0], "probabilities": PROBABILITIES[:0]}, "0 rows of probabilities for 0 labels"),
+        ({"labels": LABELS + 2, "probabilities": PROBABILITIES}, "a label of no class"),
+        ({"labels": LABELS - 1, "probabilities": PROBABILITIES}, "a label of no class"),
+        ({"labels": LABELS, "probabilities": PROBABILITIES * np.float32("nan")}, "a probability that is no number"),
+        (
+            {
+                "labels": LABELS,
+                "probabilities": build_head("{'descr': '<f4', 'fortran_order': False, 'shape': (2**40, 2)}"),
+            },
+            ".",
+        ),
+        (
+            {
+                "labels": LABELS,
+                "probabilities": build_head("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999, 9)}"),
+            },
+            "reshape",
+        ),
+        (
+            {
+                "labels": LABELS,
+                "probabilities": build_head("{'descr': '|V0', 'fortran_order': False, 'shape': (9, 9)}"),
+            },
+            "an array of",
+        ),
+        ({"labels": LABELS, "probabilities": build_head("[" * 9000)}, "."),
+        ({"labels": LABELS, "probabilities": b"\x93NUMPY\3\0" + bytes(100)}, "an array of a later format"),
+        ({str(number): b"" for number in range(101)}, "more than 2 arrays"),
+    ],
+)
+def test_predictions_that_are_none_are_refused(arrays: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    pack_predictions(tmp_path / "predictions.npz", **arrays)
+    with pytest.raises(RunError, match=f"predictions.npz is missing or damaged: .*{reason}"):
+        read_predictions(tmp_path)
+
+
+def test_predictions_that_unpack_to_too_much_are_refused(tmp_path: Path) -> None:
+    zeros = bytes(MAX_PREDICTIONS_BYTES)
+    pack_predictions(tmp_path / "predictions.npz", zipfile.ZIP_DEFLATED, labels=LABELS, probabilities=zeros)
+    assert (tmp_path / "predictions.npz").stat().st_size < 300_000
+    with pytest.raises(RunError, match="it unpacks to more than the 268,435,456 bytes that are read"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, change, reason",
+    [
+        ("run.json", {"data": 3}, "data is a whole number instead of an object"),
+        ("run.json", {"pretrained": []}, "pretrained is a list instead of an object or null"),
+        ("run.json", {"settings": {"model": "lenet"}}, "settings has no seed"),
+        ("run.json", {"command": [1]}, r"command\[0\] is a whole number instead of a text"),
+        ("evaluation.json", {"accuracy": "high"}, "accuracy is a text instead of a number"),
+        ("evaluation.json", {"per_class": {"a": {}}}, r"per_class\['a'\] has no accuracy"),
+        ("evaluation.json", {"confusion_matrix": [[1, 2]]}, "confusion_matrix is not one of 10 classes"),
+        ("manifest.json", {"files": {"a": {"size": True, "sha256": ""}}}, "size is true or false instead of a whole"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_and_says_where(
+    name: str, change: dict[str, Any], reason: str, finished: Path
+) -> None:
+    value = json.loads((finished / name).read_text())
+    (finished / name).write_text(json.dumps(value | change))
+    read: dict[str, Any] = {"run.json": read_record, "evaluation.json": read_evaluation, "manifest.json": read_manifest}
+    with pytest.raises(RunError, match=reason):
+        read[name](finished)
+
+
+@pytest.mark.parametrize("line", ["3", "{}", '{"step": 1, "digest": "0"}', '{"step": 1, "digest": "0", "tensors": []}'])
+def test_lines_of_another_form_are_refused(line: str, finished: Path) -> None:
+    for name in ("metrics.jsonl", "digests.jsonl"):
+        (finished / name).write_text(line + "\n")
+    for read in (read_epochs, read_chain):
+        with pytest.raises(RunError, match="jsonl is damaged"):
+            read(finished)
+
+
+def test_a_large_file_is_not_read_to_see_that_it_was_changed(finished: Path) -> None:
+    os.truncate(finished / "model.pth", 2**40)
+    assert find_changed_files(finished) == ["model.pth"]
