@@ -222,7 +222,8 @@ def format_settings(values: Mapping[str, Any]) -> str:
             comments += f"# {side} {NUM_IMAGES_FOR_FAST:,} images to train on: {recipe}, that is "
             comments += _dump(decided, in_one_line=True)
             left_open |= decided.keys()
-    settings = build_settings({name: value for name, value in named.items() if name not in left_open})
+        named = load_default_recipe(NUM_IMAGES_FOR_FAST, named)
+    settings = build_settings(named)
     run = [field.name for field in fields(RunSettings) if field.name not in _NOT_PRINTED]
     printed = {"recipe": values["recipe"]} | {name: getattr(settings, name) for name in run} | asdict(settings.training)
     printed |= {name: values.get(name, "") for name in ("experiment_name", "run_name")}

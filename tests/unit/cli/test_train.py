@@ -125,6 +125,12 @@ def test_settings_at_odds_are_refused_instead_of_printed(capsys: pytest.CaptureF
     assert output.out == "" and output.err.startswith("error: --model lenet has no normalisation")
 
 
+@pytest.mark.parametrize("options", [["--schedule", "constant"], ["--momentum", "0.1"], ["--optimizer", "muon"]])
+def test_an_option_beside_what_is_left_open_is_printed(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    name, value = options[0].removeprefix("--"), options[1]
+    assert f"\n{name}: {value}\n" in print_settings(capsys, *NAMES, *options)
+
+
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("DB_PASSWORD", "hunter2")
     assert "hunter2" not in print_settings(capsys, *NAMES, "--db_pass", "hunter2", "--database", "shapes")

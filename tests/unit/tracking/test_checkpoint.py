@@ -220,7 +220,7 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
         ({"state": {}}, "of another architecture: .* is missing; .* and 9 more"),
         ({"classes": ["a", "b"]}, r"has the shape \[3\] instead of \[2\]"),
         ({"classes": [str(number) for number in range(1000)]}, r"has the shape \[3\] instead of \[1000\]"),
-        ({"classes": ["a"] * 1001}, "its classes or its views are not valid"),
+        ({"classes": ["a"] * 1001}, "its classes, its views or its fit are not valid"),
         ({"image_size": 10**9}, "its image_size is 1000000000"),
         ({"image_size": 16}, "its image_size is 16"),
     ],
