@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from image_classifier.config import DatabaseAccess
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
-from image_classifier.serving.published import Published, read_published, write_published
+from image_classifier.serving.published import Published, read_published, written_out
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
 from image_classifier.tracking.store import Store
@@ -163,25 +162,23 @@ class Registry:
             "views": str(manifest.get("views")),
         }
         tags |= _describe(evidence) if evidence else {}
-        with tempfile.TemporaryDirectory(prefix="image-classifier-") as copy:
-            write_published(Path(copy), published)
-            with self._store.open(f"register {name!r}") as client:
-                _create_model(client, name)
-                run = client.create_run(self._store.get_experiment_id(EXPERIMENT), run_name=name, tags=tags)
-                run_id = run.info.run_id
-                try:
-                    for metric, value in evidence.metrics.items() if evidence else ():
-                        client.log_metric(run_id, metric, float(value))
-                    client.log_artifacts(run_id, copy, _ARTIFACTS)
-                    source = f"{run.info.artifact_uri}/{_ARTIFACTS}"
-                    version = client.create_model_version(name, source, run_id, tags=tags)
-                except BaseException:
-                    with suppress(Exception):  # what went wrong first is what the user must hear
-                        client.set_terminated(run_id, "FAILED")
-                    raise
-                client.set_terminated(run_id, "FINISHED")
-                if alias is not None:
-                    client.set_registered_model_alias(name, alias, str(version.version))
+        with written_out(folder, published) as copy, self._store.open(f"register {name!r}") as client:
+            _create_model(client, name)
+            run = client.create_run(self._store.get_experiment_id(EXPERIMENT), run_name=name, tags=tags)
+            run_id = run.info.run_id
+            try:
+                for metric, value in evidence.metrics.items() if evidence else ():
+                    client.log_metric(run_id, metric, float(value))
+                client.log_artifacts(run_id, str(copy), _ARTIFACTS)
+                source = f"{run.info.artifact_uri}/{_ARTIFACTS}"
+                version = client.create_model_version(name, source, run_id, tags=tags)
+            except BaseException:
+                with suppress(Exception):  # what went wrong first is what the user must hear
+                    client.set_terminated(run_id, "FAILED")
+                raise
+            client.set_terminated(run_id, "FINISHED")
+            if alias is not None:
+                client.set_registered_model_alias(name, alias, str(version.version))
         return Version(name, str(version.version), () if alias is None else (alias,), tags, run_id, reason)
 
     def _gather(self, title: str, published: Published, proof: Proof) -> tuple[Evidence | None, str]:

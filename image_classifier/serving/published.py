@@ -18,7 +18,8 @@ import json
 import os
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,26 +237,30 @@ def _verify(folder: Path, published: Published, verifier: Any, signer: object) -
         raise ModelError(f"{folder} is not signed: it has no {SIGNATURE}; publish it with --sign_key")
     ignoring = load_extra("model_signing.hashing", "publish").Config()
     ignoring.set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
-    # Of what was read, and not of what lies in the folder by now: model-signing takes folders alone.
-    with ExitStack() as stack:
-        try:
-            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-classifier-")))
-            write_published(copy, published)
-        except OSError as error:
-            raise ModelError(
-                f"the signature of {folder} cannot be checked without a temporary folder that can be written "
-                f"({error.strerror}); name one in TMPDIR"
-            ) from error
+    with written_out(folder, published) as copy:  # model-signing takes folders alone, and the other one may change
         try:
             verifier.set_hashing_config(ignoring).verify(copy, copy / SIGNATURE)
         except Exception as error:  # what a damaged bundle raises is of many types
             raise ModelError(f"{folder} is not signed by {signer}: {one_line(error)}") from error
 
 
-def write_published(folder: Path, published: Published) -> None:
-    """Write the files of a published model into a folder that is empty."""
-    for name, content in published.files.items():
-        (folder / name).write_bytes(content)
+@contextmanager
+def written_out(folder: Path, published: Published) -> Iterator[Path]:
+    """Yield a temporary folder with the files of a published model as they were read from its own.
+
+    Raises:
+        ModelError: there is no room for one.
+    """
+    with ExitStack() as stack:
+        try:
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-classifier-")))
+            for name, content in published.files.items():
+                (copy / name).write_bytes(content)
+        except OSError as error:
+            raise ModelError(
+                f"{folder} cannot be copied to a temporary folder ({error.strerror}); name another one in TMPDIR"
+            ) from error
+        yield copy
 
 
 def one_line(error: BaseException) -> str:

@@ -232,6 +232,17 @@ def test_names_of_255_bytes_are_names(sample_dataset: Path, published_run: Path,
 
 
 WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+EACH = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from image_classifier.__main__ import main
+answers = []
+for words in json.load(sys.stdin):
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
+        answers.append((main(words), errors.getvalue()))
+print(json.dumps(answers))
+"""
+"""Runs commands in one process, which has lost root's right to write and enter everywhere."""
 
 
 def test_folders_that_may_not_be_written_or_entered_are_one_line(
@@ -242,30 +253,38 @@ def test_folders_that_may_not_be_written_or_entered_are_one_line(
         folder.mkdir()
     shutil.copytree(run, locked / "run")
     folders = [path for path in (locked, *locked.rglob("*")) if path.is_dir()]
+    commands: list[list[str | Path]] = [
+        build_training(locked, sample_dataset),
+        build_training(closed, sample_dataset),
+        ["report", locked / "run"],
+        ["publish", locked / "run", "--overwrite", "--dataset_folder", sample_dataset],
+        ["registry", "list", "--experiments_folder", locked],
+        ["registry", "list", "--experiments_folder", closed],
+        ["data", "export", sample_dataset, "--output", locked / "new"],
+        ["data", "info", "--dataset_folder", closed / "data"],
+        ["evaluate", closed / "run"],
+        ["verify", closed / "run", "--files_only"],
+        ["compare", closed / "run", run],
+        ["predict", closed / "model.onnx", closed / "image.png"],
+        ["data", "list", "--dataset_folder", closed],
+    ]
     for folder in folders:
         folder.chmod(0o555)
     closed.chmod(0)
     try:
-        for command in (
-            build_training(locked, sample_dataset),
-            build_training(closed, sample_dataset),
-            ["report", locked / "run"],
-            ["publish", locked / "run", "--overwrite", "--dataset_folder", sample_dataset],
-            ["registry", "list", "--experiments_folder", locked],
-            ["registry", "list", "--experiments_folder", closed],
-            ["data", "export", sample_dataset, "--output", locked / "new"],
-            ["data", "info", "--dataset_folder", closed / "data"],
-            ["evaluate", closed / "run"],
-            ["verify", closed / "run", "--files_only"],
-            ["compare", closed / "run", run],
-            ["predict", closed / "model.onnx", closed / "image.png"],
-            ["data", "list", "--dataset_folder", closed],
-        ):
-            line = [*WITHOUT_RIGHTS, sys.executable, "-m", "image_classifier", *map(str, command)]
-            environment = os.environ | {"PYTHONPATH": str(PROJECT), "IMAGE_CLASSIFIER_CACHE": str(tmp_path / "cache")}
-            result = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-            assert (result.returncode, "Traceback" in result.stderr) == (2, False), (command, result.stderr)
-            assert result.stderr.splitlines()[-1].startswith("error: "), (command, result.stderr)
+        result = subprocess.run(
+            [*WITHOUT_RIGHTS, sys.executable, "-c", EACH],
+            input=json.dumps([[*map(str, words)] for words in commands]),
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(PROJECT), "IMAGE_CLASSIFIER_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
     finally:
         for folder in (*folders, closed):
             folder.chmod(0o755)
+    assert result.returncode == 0, result.stderr
+    for words, (status, errors) in zip(commands, json.loads(result.stdout), strict=True):
+        assert status == 2 and "Traceback" not in errors, (words, errors)
+        assert errors.splitlines()[-1].startswith("error: "), (words, errors)
