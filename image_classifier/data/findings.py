@@ -37,13 +37,12 @@ class Findings:
         if self.num_fitted:
             listed = ", ".join(f"{size} ({count:,})" for size, count in self.sizes.items())
             more = "" if sum(self.sizes.values()) == self.num_fitted else " and others"
-            lines.append(
-                f"{self.num_fitted:,} images were resized to 32 x 32, from {listed}{more}{self._describe_fit()}"
-            )
+            counted = _count(self.num_fitted)
+            lines.append(f"{counted} resized to 32 x 32, from {listed}{more}{self._describe_fit()}")
         if self.left_out:
-            lines.append(
-                f"{len(self.left_out):,} images could not be read and were left out, such as {self.left_out[0]}"
-            )
+            alone = len(self.left_out) == 1
+            reason = "it could not be read: " if alone else "they could not be read, such as "
+            lines.append(f"{_count(len(self.left_out))} left out because {reason}{self.left_out[0]}")
         return lines
 
     def _describe_fit(self) -> str:
@@ -59,6 +58,10 @@ class Findings:
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""
         return asdict(self) | {"sizes": dict(self.sizes), "left_out": list(self.left_out)}
+
+
+def _count(num_images: int) -> str:
+    return "1 image was" if num_images == 1 else f"{num_images:,} images were"
 
 
 def restore_findings(recorded: Mapping[str, Any]) -> Findings:

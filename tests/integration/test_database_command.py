@@ -91,7 +91,7 @@ def test_bad_images_are_listed_and_left_out_only_when_asked_for(data: Data, tmp_
     assert (result.returncode, result.stdout) == (5, "birds@1\n")
     bad, large = [line for line in result.stderr.splitlines() if line.startswith("left out: ")]
     assert "bad.png: no image in one of the formats" in bad and "30 x 40 pixels" in large
-    assert "note: 2 images could not be read and were left out, such as " in result.stderr
+    assert "note: 2 images were left out because they could not be read, such as " in result.stderr
 
 
 def test_snapshot_list_and_info_show_what_there_is(filled: Data, home: Home, source: Path) -> None:

@@ -192,11 +192,10 @@ def test_the_record_says_what_was_found_in_the_data_and_the_model_fits_as_it_was
     assert (record["execution"]["fit"], record["execution"]["skip_bad"]) == ("crop", True)
     findings = record["data"]["findings"]
     assert findings["sizes"] == {"64 x 32": 1} and len(findings["left_out"]) == 1
-    assert [note.partition(",")[0] for note in record["data"]["notes"]] == [
-        "note: 1 images were resized to 32 x 32",
-        "note: 1 images could not be read and were left out",
-        "warning: no image to test with: light",
-    ]
+    resized, left_out, untested = record["data"]["notes"]
+    assert resized.startswith("note: 1 image was resized to 32 x 32, from 64 x 32 (1); up to 50% of one was cut off")
+    assert left_out == f"note: 1 image was left out because it could not be read: {findings['left_out'][0]}"
+    assert untested == "warning: no image to test with: light"
     assert load_model(result.folder / "model.pth").fit == "crop"
     assert verify(VerificationSettings(run_folder=result.folder)).verdict == "IDENTICAL"
     expect_refusal(make_settings(tmp_path, folder, run_name="other"), DataError, "1 of the images cannot be read")

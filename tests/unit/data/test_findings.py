@@ -42,7 +42,7 @@ def test_of_many_sizes_the_most_frequent_are_listed() -> None:
 
 def test_what_was_left_out_is_counted_and_named() -> None:
     findings = build("squeeze", [], ["a.png: damaged", "b.png: damaged"])
-    assert findings.describe() == ["2 images could not be read and were left out, such as a.png: damaged"]
+    assert findings.describe() == ["2 images were left out because they could not be read, such as a.png: damaged"]
     assert build("squeeze", [], []).describe() == []
 
 
