@@ -54,7 +54,8 @@ MAX_PREDICTIONS_BYTES = 2**28
 _NONE = type(None)
 _DIGEST = {"digest": str}
 _RECORD_FORM = {
-    **dict.fromkeys(("experiment_name", "run_name", "started_at", "recipe"), str),
+    **dict.fromkeys(("experiment_name", "run_name", "started_at"), str),
+    "recipe": (str, _NONE),  # none where the settings were given in Python
     "command": [str],
     "settings": {"model": str, "seed": int, "num_epochs": int},
     "execution": {"dataset_folder": str, "experiments_folder": str, "pretrained_model": (str, _NONE)},
