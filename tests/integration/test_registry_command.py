@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import DataError, ModelError, RegistryError, SettingsError
-from image_classifier.publishing.registry import Proof, Registry
+from image_classifier.publishing.registry import Proof, Registry, Version
 from image_classifier.publishing.signing import build_signer
 from image_classifier.serving.published import MANIFEST, read_published, serialize_manifest
 from tests.conftest import PROJECT, run_program
@@ -170,6 +172,24 @@ def test_models_tested_on_other_data_are_not_compared(
 
 
 # What a folder says about itself.
+
+
+def test_several_that_fetch_a_version_at_once_fetch_it_once(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download, fetched = Registry._download, []
+
+    def download_slowly(self: Registry, version: Version, folder: Path) -> None:
+        fetched.append(folder)
+        time.sleep(0.5)
+        download(self, version, folder)
+
+    monkeypatch.setattr(Registry, "_download", download_slowly)
+    with ThreadPoolExecutor(4) as threads:  # whose locks keep each other out as those of processes do
+        answers = [threads.submit(registry.resolve, "cifar/1", tmp_path / "cold") for _ in range(4)]
+        (folder,) = {answer.result()[0] for answer in answers}
+    assert fetched == [folder]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_model_that_claims_what_it_is_not_is_refused_where_the_data_is(
