@@ -13,13 +13,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from image_classifier.errors import ImageClassifierError
 
 MEMORY_BYTES = 2**30
-COMPUTING_S = 20
+COMPUTING_S = 5
 
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "LD_LIBRARY_PATH", "COVERAGE_")
 """Beginnings of the variables that are passed on: no secret is."""
@@ -31,8 +32,16 @@ class ConfinedError(Exception):
     """Reading was refused, or did not come to its end; the message goes on after the file's name."""
 
 
-def read_confined(module: str, *words: str, max_frame_bytes: int = 2**26) -> Generator[bytes]:
-    """Run a module of this package that calls `confine`, and iterate over what it sends.
+def read_confined(
+    module: str, *words: str, content: bytes | None = None, max_frame_bytes: int = 2**26
+) -> Generator[bytes]:
+    """Run a module of this package that makes a `Confinement`, and iterate over what it sends.
+
+    Args:
+        module: its full name.
+        words: its arguments.
+        content: its standard input, which it reads whole before it sends anything.
+        max_frame_bytes: a larger frame is refused.
 
     Raises:
         ConfinedError: it refused, or was ended at a limit, or crashed.
@@ -42,7 +51,7 @@ def read_confined(module: str, *words: str, max_frame_bytes: int = 2**26) -> Gen
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module, *words],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if content is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**environment, **single, "PYTHONPATH": os.pathsep.join(places)},
@@ -50,12 +59,19 @@ def read_confined(module: str, *words: str, max_frame_bytes: int = 2**26) -> Gen
     assert process.stdout is not None
     with process, process.stdout as stream:
         try:
+            if process.stdin is not None:
+                _write(process.stdin, content or b"")
             yield from _receive(stream, max_frame_bytes)
             process.wait()
         except EOFError:
             raise ConfinedError(_explain(process.wait())) from None
         finally:
             process.kill()  # unless it has ended, nobody wants the rest
+
+
+def _write(stream: IO[bytes], content: bytes) -> None:
+    with suppress(BrokenPipeError), stream:  # a process that has ended says why, or how
+        stream.write(content)
 
 
 def _receive(stream: IO[bytes], max_frame_bytes: int) -> Iterator[bytes]:

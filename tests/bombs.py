@@ -113,3 +113,51 @@ def build_parquet_of_levels(num_levels: int) -> bytes:
     schema = b"\x19\xfc" + size + bytes([head]) + element(b"a", 1) * num_levels + b"\x15\x0c" + b"\x25\2\x18\1a\0"
     footer = b"\x15\2" + schema + b"\x16\0\x19\x0c\0"
     return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+def build_onnx_of_zeros(num_values: int) -> bytes:
+    """Build an ONNX file that has its runtime make so many zeros when it is loaded."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    shape = numpy_helper.from_array(np.array([num_values], np.int64), "shape")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "zeros"], ["sum"]),
+        helper.make_node("ReduceSum", ["sum"], ["probabilities"], keepdims=0),
+    ]
+    images = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["N", 32, 32, 3])
+    outputs = [helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, [])]
+    return _serialize(helper.make_graph(nodes, "zeros", [images], outputs, [shape]))
+
+
+def build_onnx_without_end() -> bytes:
+    """Build an ONNX file whose computation goes on for ever."""
+    import onnx
+    from onnx import helper
+
+    images = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["N", 32, 32, 3])
+    condition, goes_on = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in ("condition", "goes_on")
+    )
+    number, value, same = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.INT64, []) for name in ("number", "value", "same")
+    )
+    steps = [helper.make_node("Identity", [old], [new]) for old, new in (("condition", "goes_on"), ("value", "same"))]
+    body = helper.make_graph(steps, "body", [number, condition, value], [goes_on, same])
+    nodes = [
+        helper.make_node("Size", ["images"], ["begin"]),
+        helper.make_node("Loop", ["", "always", "begin"], ["end"], body=body),
+        helper.make_node("Cast", ["end"], ["probabilities"], to=onnx.TensorProto.FLOAT),
+    ]
+    always = helper.make_tensor("always", onnx.TensorProto.BOOL, [], [True])
+    outputs = [helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, [])]
+    return _serialize(helper.make_graph(nodes, "loop", [images], outputs, [always]))
+
+
+def _serialize(graph: Any) -> bytes:
+    from onnx import helper
+
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    content: bytes = model.SerializeToString()
+    return content

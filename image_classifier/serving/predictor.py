@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from image_classifier import files
 from image_classifier.config import Fit, ServingPrecision
+from image_classifier.confinement import ConfinedError, read_confined
 from image_classifier.errors import DataError, ModelError
 from image_classifier.extras import load_extra
 from image_classifier.imaging import SIDE
+from image_classifier.serving import model_process
 from image_classifier.serving.published import (
     FORMAT_VERSION,
     INT8_MODEL,
@@ -141,19 +143,41 @@ def load_predictor(
         SettingsError: the key is of another kind, or ONNX Runtime is not installed.
     """
     content = _read_model(path, public_key, precision)
-    return build_predictor(content, path, num_threads=num_threads, num_lone_threads=num_lone_threads, version=version)
+    return build_predictor(
+        content,
+        path,
+        num_threads=num_threads,
+        num_lone_threads=num_lone_threads,
+        version=version,
+        is_signed=public_key is not None,
+    )
 
 
 def build_predictor(
-    content: bytes, path: Path, *, num_threads: int = 0, num_lone_threads: int = 0, version: str | None = None
+    content: bytes,
+    path: Path,
+    *,
+    num_threads: int = 0,
+    num_lone_threads: int = 0,
+    version: str | None = None,
+    is_signed: bool = False,
 ) -> Predictor:
-    """Build a predictor from the content of an ONNX file; the arguments are those of `load_predictor`.
+    """Build a predictor from the content of an ONNX file.
+
+    It is loaded in a process of its own first, within limits, unless it is signed by a key that the caller trusts.
+    The other arguments are those of `load_predictor`.
 
     Raises:
         ModelError: it is of a later format, or cannot be computed here.
         SettingsError: ONNX Runtime is not installed.
     """
     runtime = load_extra("onnxruntime", "serve")
+    if not is_signed:  # what is signed comes from who is trusted
+        try:
+            for _ in read_confined(model_process.__name__, content=content):
+                pass
+        except ConfinedError as error:
+            raise ModelError(f"{path} {error}") from None
     num_threads = num_threads or len(os.sched_getaffinity(0))
     try:
         session = _build_session(runtime, content, num_threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.bombs import (
     build_chunk,
     build_even_png,
     build_exif,
+    build_onnx_of_zeros,
+    build_onnx_without_end,
     build_png,
     build_progressive,
     build_run_lengths,
@@ -60,3 +63,12 @@ def test_parquet_takes_no_more_memory_than_is_said(write: Callable[[Path], None]
     write(path)
     outcome = call_confined("image_classifier.data.parquet:iterate_images", path)
     assert outcome.memory_mb < 1100 and outcome.error is not None
+
+
+@pytest.mark.parametrize("content", [build_onnx_of_zeros(10**9), build_onnx_without_end()], ids=["zeros", "no end"])
+def test_an_onnx_file_takes_no_more_than_is_said(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    outcome = call_confined("image_classifier.serving.predictor:load_predictor", path, cpu_s=60)
+    assert outcome.memory_mb < 1200 and outcome.cpu_s < 30
+    assert re.search("takes more (than 1024 MB of memory|computing time) to read", outcome.error or "")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from image_classifier.errors import DataError, ModelError
 from image_classifier.serving.predictor import METADATA_PREFIX, load_predictor
 from image_classifier.serving.published import MANIFEST, MODEL, serialize_manifest
+from tests.bombs import build_onnx_of_zeros
 from tests.conftest import PROJECT, run_program
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -123,3 +124,19 @@ def test_an_opset_of_the_future_is_refused_in_one_line(tmp_path: Path, published
     with pytest.raises(ModelError, match="cannot be loaded by ONNX Runtime") as caught:
         load_predictor(tmp_path / "future.onnx")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (build_onnx_of_zeros(10**10), "takes more than 1024 MB of memory to read; get it again"),
+        (build_onnx_of_zeros(2 * 10**8), "takes more than 1024 MB of memory to read; get it again"),
+        (build_onnx_of_zeros(10), "is no model that this package published"),
+        (b"noise", "cannot be loaded by ONNX Runtime .*: .*"),
+    ],
+    ids=["40 GB", "0.8 GB twice", "small", "noise"],
+)
+def test_a_model_is_loaded_within_limits_first(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=f"^{tmp_path}/model.onnx {reason}"):
+        load_predictor(tmp_path / "model.onnx")
