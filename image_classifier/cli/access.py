@@ -14,6 +14,7 @@ from jsonargparse.typing import register_type
 from image_classifier.config import DatabaseAccess, Fit, Reading, resolve_password
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
+from image_classifier.progress import paused
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -118,6 +119,7 @@ def get_asking() -> Callable[[], Secret] | None:
     """Give what asks for the password, if somebody sits there to answer."""
 
     def ask() -> Secret:
-        return Secret(getpass.getpass("password of the database: "))
+        with paused():
+            return Secret(getpass.getpass("password of the database: "))
 
     return ask if sys.stdin is not None and sys.stdin.isatty() else None

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from image_classifier.config import set_log_level
 from image_classifier.errors import ImageClassifierError
 from image_classifier.extras import explain_missing
 from image_classifier.files import check_yaml
+from image_classifier.progress import shown
 from image_classifier.storage import REFUSALS, storage_error
 
 
@@ -71,7 +73,9 @@ def build_parser(command: str, description: str, *, version: str | None = __vers
     return parser
 
 
-def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+def execute(
+    command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None, *, shows_progress: bool = True
+) -> int:
     """Run a command and return its exit status; an expected error becomes one line on stderr.
 
     SIGTERM ends it as Ctrl-C does, also where it is process 1 of a container, which has no default action for it.
@@ -80,7 +84,8 @@ def execute(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] 
     try:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         set_log_level("WARNING")
-        return command(argv)
+        with shown(command.__name__.strip("_")) if shows_progress else nullcontext():
+            return command(argv)
     except ImageClassifierError as error:
         print(f"error: {make_printable(str(error))}", file=sys.stderr)
         return ExitStatus.EXPECTED_ERROR

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from image_classifier.cli.database import format_counts, name_left_out
 from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER, get_reference
 from image_classifier.errors import DataError
+from image_classifier.progress import say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -111,7 +111,7 @@ def _prepare(argv: Sequence[str] | None) -> int:
                 f"{folder} holds {snapshot.name} already: leave --source out to take it, or choose another "
                 "--dataset_folder"
             )
-        _say(f"{folder} is there already")
+        say(f"{folder} is there already")
     else:
         try:
             _get(folder, options)
@@ -119,15 +119,15 @@ def _prepare(argv: Sequence[str] | None) -> int:
             if not options.sample_if_unreachable:
                 raise
             folder = folder.with_name(SAMPLE_FOLDER)
-            _say(f"{error}. Instead of it {folder} gets the generated sample set: this is not CIFAR")
+            say(f"{error}. Instead of it {folder} gets the generated sample set: this is not CIFAR")
             if not find_sources(folder):
                 _get_sample(folder, options)
         snapshot = load_snapshot(folder, reading=reading)
-    _say(f"{snapshot.name}: {format_counts(snapshot)}")
-    _say(f"digest {snapshot.digest}")
+    say(f"{snapshot.name}: {format_counts(snapshot)}")
+    say(f"digest {snapshot.digest}")
     print(folder)
     for note in snapshot.describe_notes():
-        _say(make_printable(note))
+        say(make_printable(note))
     return name_left_out(snapshot.findings)
 
 
@@ -142,7 +142,7 @@ def _get(folder: Path, options: Namespace) -> None:
     source = "cifar10" if options.source == "present" else options.source
     given = {name: options[name] for name in ("url", "digest") if options[name] is not None}
     archive = replace(ARCHIVES[source], **given)
-    _say(f"downloading {archive.url} to {folder}")
+    say(f"downloading {archive.url} to {folder}")
     fetch_archive(archive, folder, timeout_s=options.timeout_s, num_tries=options.num_tries)
     if source == "cifar10" and not (folder / METADATA_FILE).exists():
         metadata = {"format_version": METADATA_FORMAT, "name": source, "classes": CIFAR10_CLASSES}
@@ -196,11 +196,6 @@ def _prune(argv: Sequence[str] | None) -> int:
 
     print(f"removed {prune(options.dataset_folder):,} bytes of snapshots")
     return ExitStatus.DONE
-
-
-def _say(text: str) -> None:
-    """Tell the person at the terminal; stdout is for the folder alone."""
-    print(text, file=sys.stderr, flush=True)
 
 
 ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS}

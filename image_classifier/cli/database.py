@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.files import read_file
+from image_classifier.progress import say, track
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -138,45 +138,35 @@ def ingest(argv: Sequence[str] | None) -> int:
     options = _parse(build_ingest_parser(), argv)
     name = _check_name(options.dataset)
 
-    from tqdm import tqdm
-
     from image_classifier.data.ingest import Listener
     from image_classifier.data.ingest import ingest as ingest_source
 
-    class Bar(Listener):
-        """A bar on a terminal."""
+    with track("ingesting", unit="images") as task:
 
-        def __init__(self) -> None:
-            self._bar = tqdm(desc="ingesting", unit=" images", disable=None)  # None: only on a terminal
+        class Progress(Listener):
+            """Counts what is added."""
 
-        def commit(self, num_images: int) -> None:
-            self._bar.update(num_images)
+            def commit(self, num_images: int) -> None:
+                task.advance(num_images)
 
-        def close(self) -> None:
-            self._bar.close()
-
-    bar = Bar()
-    try:
         result = ingest_source(
             options.source,
             name,
             build_access(options, options.dataset_folder),
             reading=build_reading(options),
             chunk_size=options.chunk_size,
-            listener=bar,
+            listener=Progress(),
         )
-    finally:
-        bar.close()
     added, version = result.added, result.version
-    _say(f"the database is {result.database}; --dataset_folder names another folder for it, --db_config a server")
-    _say(f"{added.num_added:,} images added, {added.num_present:,} were there already")
+    say(f"the database is {result.database}; --dataset_folder names another folder for it, --db_config a server")
+    say(f"{added.num_added:,} images added, {added.num_present:,} were there already")
     if added.num_other_label:
-        _say(f"note: {added.num_other_label:,} of these have another label there, which stays: see `data relabel`")
-    _say(f"{version.reference}: {format_counts(version)}")
-    _say(f"digest {version.digest}")
+        say(f"note: {added.num_other_label:,} of these have another label there, which stays: see `data relabel`")
+    say(f"{version.reference}: {format_counts(version)}")
+    say(f"digest {version.digest}")
     print(version.reference)
     for line in (*result.notes, *(result.findings.describe() if result.findings else ())):
-        _say(f"note: {make_printable(line)}")
+        say(f"note: {make_printable(line)}")
     return name_left_out(result.findings)
 
 
@@ -184,7 +174,7 @@ def name_left_out(findings: Findings | None) -> ExitStatus:
     """Name each image file that was left out, and return the exit status that says whether there was one."""
     left_out = () if findings is None else findings.left_out
     for reason in left_out:
-        _say(f"left out: {make_printable(reason)}")
+        say(f"left out: {make_printable(reason)}")
     return ExitStatus.DONE_IN_PART if left_out else ExitStatus.DONE
 
 
@@ -203,8 +193,8 @@ def snapshot(argv: Sequence[str] | None) -> int:
         frozen = freeze_snapshot(name, access, as_of=as_of, conditions=conditions)
     else:
         frozen = load_version_snapshot(Reference(name, options.version), access)
-    _say(f"{frozen.database}: {format_counts(frozen)}")
-    _say(f"digest {frozen.digest}")
+    say(f"{frozen.database}: {format_counts(frozen)}")
+    say(f"digest {frozen.digest}")
     print(frozen.database)
     return ExitStatus.DONE
 
@@ -221,7 +211,7 @@ def list_datasets(argv: Sequence[str] | None) -> int:
         summaries = database.run(lambda: list_all(database))
         title = database.place.title
     if not summaries:
-        _say(f"{title} has no data set yet; `image_classifier data ingest` adds one")
+        say(f"{title} has no data set yet; `image_classifier data ingest` adds one")
     print("\n\n".join(format_summary(summary) for summary in summaries))
     return ExitStatus.DONE
 
@@ -307,8 +297,8 @@ def relabel(argv: Sequence[str] | None) -> int:
     with open_database(build_access(options, options.dataset_folder)) as database:
         version, num_changed = correct_labels(database, reference, wanted, options.reason)
     if not num_changed:
-        _say("the labels are these already: nothing was changed")
-    _say(f"{num_changed:,} labels corrected; digest {version.digest}")
+        say("the labels are these already: nothing was changed")
+    say(f"{num_changed:,} labels corrected; digest {version.digest}")
     print(version.reference)
     return ExitStatus.DONE
 
@@ -347,7 +337,7 @@ def export(argv: Sequence[str] | None) -> int:
     loaded = load_snapshot(options.dataset, access)
     write = write_folder if options.format == "folder" else write_parquet
     write(loaded, options.output)
-    _say(f"{len(loaded.labels):,} images of {loaded.database or options.dataset}")
+    say(f"{len(loaded.labels):,} images of {loaded.database or options.dataset}")
     print(options.output)
     return ExitStatus.DONE
 
@@ -360,7 +350,7 @@ def upgrade(argv: Sequence[str] | None) -> int:
     from image_classifier.data.connection import upgrade_database
 
     before, after = upgrade_database(access)
-    _say(f"the tables are at revision {after}" + (f", up from {before}" if before not in (None, after) else ""))
+    say(f"the tables are at revision {after}" + (f", up from {before}" if before not in (None, after) else ""))
     return ExitStatus.DONE
 
 
@@ -410,11 +400,6 @@ def _check_name(name: str) -> str:
     if reference.version is not None:
         raise SettingsError(f"--dataset takes the name of a data set, without a version, got: {name}")
     return name
-
-
-def _say(text: str) -> None:
-    """Tell the person at the terminal; stdout is for the result alone."""
-    print(text, file=sys.stderr, flush=True)
 
 
 ACTIONS: dict[str, Any] = {

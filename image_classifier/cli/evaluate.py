@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
 from image_classifier.config import DatabaseAccess, Reading, get_reference
 from image_classifier.errors import DataError, SettingsError
+from image_classifier.progress import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,10 +62,8 @@ def _evaluate(argv: Sequence[str] | None) -> int:
         )
     is_data_of_run = snapshot.digest == model.data_digest
     if not is_data_of_run:
-        print(f"note: {dataset_folder} is not the data that the model was trained on", file=sys.stderr)
+        say(f"note: {dataset_folder} is not the data that the model was trained on")
     images, labels = snapshot.test
-    if sys.stderr.isatty():
-        print(f"evaluating on {len(labels):,} test images", file=sys.stderr)
     evaluation = model.evaluate(images, labels)
     data = {"name": snapshot.name, "digest": snapshot.digest, "is_data_of_run": is_data_of_run}
     if arguments.output is not None:

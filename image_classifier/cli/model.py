@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from image_classifier.config import Device, Fit, ServingPrecision
 from image_classifier.errors import SettingsError
+from image_classifier.progress import track
 from image_classifier.serving.published import is_published
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     )
 
 
+@track("loading the model")
 def load(arguments: Namespace) -> LoadedModel:
     """Load the model that the arguments name.
 
@@ -78,12 +80,16 @@ def _load_published(path: Path, arguments: Namespace) -> LoadedModel:
     model = predictor.model
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-        starts = range(0, max(len(pixels), 1), BATCH_SIZE)
-        return np.concatenate([predictor.predict(pixels[start : start + BATCH_SIZE]) for start in starts])
+        return predictor.predict(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
 
     def evaluate(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
-        probabilities = predict(images)
+        with track("evaluating", len(images), "images") as task:
+            starts = range(0, max(len(images), 1), BATCH_SIZE)
+            parts = []
+            for start in starts:
+                parts.append(predict(images[start : start + BATCH_SIZE]))
+                task.advance(len(parts[-1]))
+        probabilities = np.concatenate(parts)
         single_view = probabilities if model.views == "one" else None
         return build_evaluation(probabilities, labels, model.classes, views=model.views, single_view=single_view)
 

@@ -18,6 +18,7 @@ from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_cell, make_printable
 from image_classifier.config import Fit
 from image_classifier.errors import DataError, ImageError, StorageError
+from image_classifier.progress import say, track
 from image_classifier.storage import DISK, written_beside
 
 if TYPE_CHECKING:
@@ -53,11 +54,9 @@ def _predict(argv: Sequence[str] | None) -> int:
     model = load(arguments)
 
     import numpy as np
-    from tqdm import tqdm
 
     num_read, num_unreadable = 0, 0
-    bar = tqdm(unit="img", dynamic_ncols=True, disable=not sys.stderr.isatty())
-    with bar, _open_output(arguments.output) as file:
+    with track("predicting", unit="images") as task, _open_output(arguments.output) as file:
         writer = csv.writer(file, lineterminator="\n")
         sources = iterate_sources([Path(image) for image in arguments.images])
         while True:
@@ -68,8 +67,8 @@ def _predict(argv: Sequence[str] | None) -> int:
                     names.append(name)
                 except ImageError as error:
                     num_unreadable += 1
-                    bar.write(f"unreadable: {make_printable(str(error))}", file=sys.stderr)
-            bar.update(num_tried)
+                    say(f"unreadable: {make_printable(str(error))}")
+            task.advance(num_tried)
             if not num_tried:
                 break
             if not images:
@@ -107,7 +106,7 @@ def iterate_sources(paths: Sequence[Path]) -> Iterator[tuple[str, Source]]:
             if len(images) < len(files):
                 endings = ", ".join(SUFFIXES)
                 left_out = f"{len(files) - len(images):,} files, whose names end in none of {endings}"
-                print(f"note: left out in {make_printable(str(path))}: {left_out}", file=sys.stderr)
+                say(f"note: left out in {make_printable(str(path))}: {left_out}")
             yield from ((file, Path(file)) for file in images)
             if not images:
                 yield str(path), ImageError(f"{path}: there is no image in this folder")

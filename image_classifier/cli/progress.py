@@ -1,16 +1,15 @@
-"""Long work on a terminal: progress, and the summary at the end."""
+"""A run at the terminal: what it is, how far it has come, and the summary at the end."""
 
 from __future__ import annotations
 
-import sys
+from contextlib import ExitStack
 from typing import Any
-
-from tqdm import tqdm
 
 from image_classifier.cli.signals import StopRequest
 from image_classifier.cli.table import make_printable
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, RunResult
+from image_classifier.progress import Task, say, track
 from image_classifier.training.loop import Step
 
 STEPS_PER_LOSS = 50  # reading the loss waits for the device, so it is shown for every 50th step
@@ -21,50 +20,41 @@ class TerminalReporter(Reporter):
 
     def __init__(self, stop: StopRequest | None = None) -> None:
         self._stop = stop
-        self._bar: tqdm[Any] | None = None
+        self._shown = ExitStack()
+        self._task = Task("training")
         self._num_epochs = 0
+        self._batch_size = 0
 
     def note(self, text: str) -> None:
-        print(f"note: {make_printable(text)}", file=sys.stderr)
+        say(f"note: {make_printable(text)}")
 
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         settings, data = record["settings"], record["data"]
-        self._num_epochs = settings["num_epochs"]
+        self._num_epochs, self._batch_size = settings["num_epochs"], settings["batch_size"]
         if record.get("recipe_reason"):
-            print(f"recipe {record['recipe']}: {record['recipe_reason']}", file=sys.stderr)
-        print(
+            say(f"recipe {record['recipe']}: {record['recipe_reason']}")
+        say(
             f"{settings['model']} on {data['name']} ({data['num_train']:,} images, data {data['digest'][:12]}): "
             f"{settings['device']}, {settings['precision']}, {settings['num_threads']} threads, "
-            f"seed {settings['seed']}",
-            file=sys.stderr,
+            f"seed {settings['seed']}"
         )
         for note in data.get("notes", []):  # older records have none
-            print(make_printable(note), file=sys.stderr)
+            say(make_printable(note))
         if first_step:
-            print(f"resumed after step {first_step} of {num_steps}", file=sys.stderr)
-        self._batch_size = settings["batch_size"]
-        self._bar = tqdm(
-            total=num_steps * self._batch_size,
-            initial=first_step * self._batch_size,
-            unit="img",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
+            say(f"resumed after step {first_step} of {num_steps}")
+        total, done = num_steps * self._batch_size, first_step * self._batch_size
+        self._task = self._shown.enter_context(track("training", total, "images", done=done, stays=True))
         if self._stop is not None:
             self._stop.deferring = True
 
     def step(self, step: Step) -> None:
-        assert self._bar is not None
-        if self._bar.disable:
-            return
         if step.number % STEPS_PER_LOSS == 0:
-            self._bar.set_postfix(loss=f"{float(step.loss):.3f}", refresh=False)
-        self._bar.update(self._batch_size)
+            self._task.detail = f"loss={float(step.loss):.3f}"
+        self._task.advance(self._batch_size)
 
     def epoch(self, line: dict[str, Any]) -> None:
         validation = f", validation accuracy {line['validation_accuracy']:.2%}" if "validation_accuracy" in line else ""
-        self._write(
+        say(
             f"epoch {line['epoch']}/{self._num_epochs}: loss {line['train_loss']:.4f}, "
             f"training accuracy {line['train_accuracy']:.2%}{validation}, "
             f"{line['seconds']:.1f} s, {line['images_per_second']:,.0f} images/s"
@@ -77,17 +67,11 @@ class TerminalReporter(Reporter):
             self._stop.advice = "; --resume continues"
             if self._stop.is_set():
                 raise Interrupted("stopped before the evaluation; --resume continues")
-        print(f"evaluating on {num_images:,} test images", file=sys.stderr)
+        say(f"evaluating on {num_images:,} test images")
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _write(self, text: str) -> None:
-        assert self._bar is not None
-        with self._bar.external_write_mode(file=sys.stderr):
-            print(text, file=sys.stderr, flush=True)
+        """End what is shown of the training."""
+        self._shown.close()
 
 
 def print_summary(result: RunResult) -> None:

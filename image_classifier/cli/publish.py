@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
+from image_classifier.progress import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def _publish(argv: Sequence[str] | None) -> int:
 
     from image_classifier.publishing.publish import PublishSettings, publish
 
-    folder = publish(options.pop("run"), PublishSettings(**options), say=lambda line: print(line, file=sys.stderr))
+    folder = publish(options.pop("run"), PublishSettings(**options), say=say)
     print(folder)
     return ExitStatus.DONE
 

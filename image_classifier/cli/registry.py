@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import DatabaseAccess
+from image_classifier.progress import say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -63,7 +63,7 @@ def _build_proof(arguments: Namespace) -> Proof:
         public_key=arguments.public_key,
         dataset_folder=arguments.dataset_folder,
         access=build_access(arguments, DatabaseAccess().dataset_folder),
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=say,
     )
 
 

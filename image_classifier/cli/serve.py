@@ -36,7 +36,7 @@ MODULES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve as the command line says and return the exit status."""
-    return execute(_serve, argv)
+    return execute(_serve, argv, shows_progress=False)
 
 
 def build_serve_parser() -> ArgumentParser:

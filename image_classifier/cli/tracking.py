@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor
 from image_classifier.config import RunSettings
 from image_classifier.errors import Interrupted, RegistryError
 from image_classifier.experiment import Reporter
+from image_classifier.progress import say
 from image_classifier.tracking.run import CHECKPOINTS, MANIFEST, list_run_files, read_epochs, read_evaluation
 from image_classifier.tracking.store import Store
 from image_classifier.training.loop import Step
@@ -115,7 +115,7 @@ class Tracker(Reporter):
                 with self._store.open("end the run") as client:
                     client.set_terminated(self._run_id, status)
             except RegistryError as error:
-                print(f"note: {error}", file=sys.stderr)
+                say(f"note: {error}")
 
     def finish(self) -> None:
         """Write what is still missing, the evaluation and the files.

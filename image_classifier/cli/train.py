@@ -32,6 +32,7 @@ from image_classifier.config import (
 )
 from image_classifier.errors import Interrupted, RunError, SettingsError
 from image_classifier.files import load_yaml
+from image_classifier.progress import track
 
 if TYPE_CHECKING:
     from image_classifier.data.snapshot import Snapshot
@@ -66,9 +67,10 @@ def _train(argv: Sequence[str] | None) -> int:
 
             cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
 
-            from image_classifier.cli.progress import TerminalReporter, print_summary
-            from image_classifier.cli.tracking import open_tracker
-            from image_classifier.experiment import run
+            with track("starting"):
+                from image_classifier.cli.progress import TerminalReporter, print_summary
+                from image_classifier.cli.tracking import open_tracker
+                from image_classifier.experiment import run
 
             with closing(TerminalReporter(stop)) as terminal, open_tracker(settings, terminal) as reporter:
                 result = run(settings, snapshot=snapshot, reporter=reporter, should_stop=stop.is_set, command=command)

@@ -15,6 +15,7 @@ from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
 from image_classifier.config import DatabaseAccess, restore_training_settings
 from image_classifier.errors import Interrupted
+from image_classifier.progress import track
 
 FLAGS = {
     "files_only": "check the files against the manifest and train nothing",
@@ -70,8 +71,9 @@ def _verify(argv: Sequence[str] | None) -> int:
 
     with StopRequest() as stop:
         try:
-            from image_classifier.cli.progress import TerminalReporter
-            from image_classifier.verification import VerificationSettings, verify
+            with track("starting"):
+                from image_classifier.cli.progress import TerminalReporter
+                from image_classifier.verification import VerificationSettings, verify
 
             settings = VerificationSettings(run_folder=options.pop("run"), database_access=access, **options)
             with closing(TerminalReporter()) as reporter:

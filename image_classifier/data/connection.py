@@ -29,6 +29,7 @@ from image_classifier.data.content import one_line
 from image_classifier.data.schema import REVISION
 from image_classifier.errors import DatabaseError, ImageClassifierError, SettingsError, StorageError
 from image_classifier.files import load_yaml
+from image_classifier.progress import track
 
 Driver = Literal["sqlite", "postgresql"]
 Tls = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
@@ -413,6 +414,7 @@ def open_database(access: DatabaseAccess, *, make: bool = False) -> Iterator[Dat
         database.close()
 
 
+@track("upgrading the tables")
 def upgrade_database(access: DatabaseAccess) -> tuple[str | None, str]:
     """Bring a database's tables to what this version reads; return the revisions before and after.
 

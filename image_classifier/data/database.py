@@ -35,6 +35,7 @@ from image_classifier.data.snapshot import (
     store_content,
 )
 from image_classifier.errors import DatabaseError, DataError
+from image_classifier.progress import track
 
 CONDITIONS = ("class", "split", "source", "added_by")
 """What a version may be limited by; each takes some of the values that samples have."""
@@ -154,6 +155,7 @@ def load_version_snapshot(reference: Reference, access: DatabaseAccess) -> Snaps
         return replace(stored, database=str(version.reference))
 
 
+@track("freezing the data set")
 def freeze_snapshot(
     name: str, access: DatabaseAccess, *, as_of: datetime | None = None, conditions: Mapping[str, Sequence[str]]
 ) -> Snapshot:
@@ -516,6 +518,7 @@ def freeze(database: Database, dataset: Dataset, selection: Selection) -> Versio
     return _add_version(database, dataset, selection, digest.hexdigest())
 
 
+@track("correcting labels")
 def correct_labels(
     database: Database, reference: Reference, wanted: Sequence[Correction], reason: str
 ) -> tuple[Version, int]:

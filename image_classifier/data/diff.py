@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from image_classifier.data.parts import PARTS
 from image_classifier.data.snapshot import Snapshot
+from image_classifier.progress import track
 
 Key = tuple[str, bytes, int]
 """An image: its part, the sha256 of its content, and how many equal ones came before it."""
@@ -44,6 +45,7 @@ class Difference:
     num_unchanged: Mapping[str, int]
 
 
+@track("comparing the data sets")
 def compute_difference(old: Snapshot, new: Snapshot) -> Difference:
     """Compute what changed; an image is the same if its part and its content are."""
     before, after = _index(old), _index(new)

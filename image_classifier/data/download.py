@@ -12,13 +12,12 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from tqdm import tqdm
+from typing import BinaryIO
 
 from image_classifier import __version__
 from image_classifier.data.content import one_line
 from image_classifier.errors import DownloadError, SettingsError
+from image_classifier.progress import Task, track
 from image_classifier.storage import DISK, is_same, lock, storage_error
 
 PART_SUFFIX = ".part"
@@ -81,7 +80,7 @@ class _BrokenOffError(Exception):
 def fetch_archive(
     archive: Archive, folder: Path, *, timeout_s: float = 20, num_tries: int = 3, backoff_s: float = 1
 ) -> Path:
-    """Download an archive into a folder, which is made if need be; there is a progress bar on a terminal.
+    """Download an archive into a folder, which is made if need be; which shows its progress.
 
     It gets its name once its digest is right. What came so far is kept beside it as `.part` and continued by the next
     try or the next call, as far as the server allows it. Certificates are verified, proxies taken from the environment.
@@ -147,11 +146,10 @@ def _check_digest(part: Path, archive: Archive) -> None:
 def _fill(file: BinaryIO, url: str, timeout_s: float, num_tries: int, backoff_s: float) -> None:
     """Try until the file is as long as the server says."""
     answered = False
-    # disable=None shows the bar on a terminal only
-    with tqdm(desc="download", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+    with track("downloading", unit="bytes") as task:
         for attempt in range(1, num_tries + 1):
             try:
-                return _receive(file, url, timeout_s, bar)
+                return _receive(file, url, timeout_s, task)
             except _BrokenOffError as error:
                 answered = answered or error.answered
                 reason = str(error)
@@ -165,7 +163,7 @@ def _fill(file: BinaryIO, url: str, timeout_s: float, num_tries: int, backoff_s:
     )
 
 
-def _receive(file: BinaryIO, url: str, timeout_s: float, bar: tqdm[Any]) -> None:
+def _receive(file: BinaryIO, url: str, timeout_s: float, task: Task) -> None:
     """Ask for what is missing and append it."""
     headers = {"User-Agent": f"image_classifier/{__version__}", "Accept-Encoding": "identity"}
     start = file.seek(0, os.SEEK_END)
@@ -196,15 +194,14 @@ def _receive(file: BinaryIO, url: str, timeout_s: float, bar: tqdm[Any]) -> None
             raise _BrokenOffError("the server continued at another place than asked for", answered=True)
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
-        bar.reset(total)
-        bar.update(start)
+        task.total, task.done = total, start
         while piece := _read_piece(response):
             if start + len(piece) > MAX_BYTES:
                 DISK.remove(Path(file.name))
                 raise DownloadError(f"{url} sends more than {MAX_BYTES:,} bytes; give another address with --url")
             file.write(piece)
             start += len(piece)
-            bar.update(len(piece))
+            task.advance(len(piece))
         file.flush()
     if total is not None and start != total:
         raise _BrokenOffError(f"the connection ended after {start:,} of {total:,} bytes", answered=True)

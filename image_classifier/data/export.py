@@ -17,11 +17,13 @@ from image_classifier.data.content import METADATA_FILE, METADATA_FORMAT
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, StorageError
 from image_classifier.extras import load_extra
+from image_classifier.progress import track
 from image_classifier.storage import DISK, written_beside
 
 _ROWS = 1000  # images that are encoded at once
 
 
+@track("writing the images")
 def write_folder(snapshot: Snapshot, folder: Path) -> None:
     """Write `PART/CLASS/NUMBER.png`, where the parts are train, validation and test, and `metadata.json`.
 
@@ -45,6 +47,7 @@ def write_folder(snapshot: Snapshot, folder: Path) -> None:
         _write_metadata(temporary, snapshot, digest=None)
 
 
+@track("writing the images")
 def write_parquet(snapshot: Snapshot, folder: Path) -> None:
     """Write PART-00000-of-00001.parquet as Hugging Face has them, and `metadata.json`.
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from image_classifier.data.content import METADATA_FILE, METADATA_FORMAT
 from image_classifier.errors import DataError, SettingsError
+from image_classifier.progress import track
 from image_classifier.storage import locked_folder, storage_error, write_atomically, write_folder_atomically
 
 CLASSES = ("circle", "ring", "crescent", "square", "triangle", "star", "cross", "stripes", "checkerboard", "dots")
@@ -37,6 +38,7 @@ _SIN = np.array([round(4096 * math.sin(2 * math.pi * step / _ANGLES)) for step i
 Integers = NDArray[np.int32]
 
 
+@track("generating the sample set")
 def write_sample(folder: Path, *, num_train: int = 5000, num_test: int = 1000, seed: int = 0) -> None:
     """Draw the sample set and write it in CIFAR-10's binary layout, with a `metadata.json` that says `sample`.
 

@@ -39,6 +39,7 @@ from image_classifier.data.source import Source, find_source
 from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.extras import load_extra
 from image_classifier.files import load_json
+from image_classifier.progress import track
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -123,6 +124,7 @@ class Snapshot:
         return [*(f"note: {line}" for line in notes), *(f"warning: {line}" for line in warnings)]
 
 
+@track("looking at the data set")
 def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, reading: Reading = Reading()) -> Snapshot:
     """Map the snapshot of the data set at a path, and freeze the data set into one first if there is none yet.
 
@@ -277,6 +279,7 @@ def find_stores(dataset_folder: Path | None) -> list[Path]:
     return stores if dataset_folder is None else [dataset_folder / STORE, *stores]
 
 
+@track("removing the snapshots")
 def prune(dataset_folder: Path | None) -> int:
     """Remove all snapshots from the dataset folder and from the user's cache, and return their size in bytes.
 
@@ -484,19 +487,16 @@ def _write_snapshot(store: Path, content: Content, title: str, expected: str | N
 
 def _write_arrays(folder: Path, content: Content) -> dict[str, int]:
     """Write images.npy and labels.npy batch by batch, and return the number of images of each part."""
-    from tqdm import tqdm  # which a run that finds its snapshot does not need
-
     labels: list[NDArray[np.int64]] = []
     counts = {}
-    bar = tqdm(desc="reading", unit=" images", delay=1, leave=False, disable=None)  # None: only on a terminal
-    with bar, open(folder / "images.npy", "xb") as file:
+    with track("reading the data set", unit="images") as task, open(folder / "images.npy", "xb") as file:
         _write_header(file, 0)
         for part, batches in content.parts.items():
             before = sum(map(len, labels))
             for images, batch_labels in batches:
                 file.write(np.ascontiguousarray(images, np.uint8).data)
                 labels.append(np.ascontiguousarray(batch_labels, np.int64))
-                bar.update(len(images))
+                task.advance(len(images))
             counts[part] = sum(map(len, labels)) - before
         file.seek(0)
         _write_header(file, sum(counts.values()))

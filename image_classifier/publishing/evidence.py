@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ModelError
 from image_classifier.metrics import compute_metrics
+from image_classifier.progress import track
 from image_classifier.serving.predictor import build_predictor
 from image_classifier.serving.published import MODEL, Published, one_line
 
@@ -64,7 +65,12 @@ def compute_evidence(
     pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     starts = range(0, len(pixels), _BATCH_SIZE)
     try:
-        answers = np.concatenate([predictor.predict(pixels[start : start + _BATCH_SIZE]) for start in starts])
+        with track("computing answers", len(labels), "images") as task:
+            parts = []
+            for start in starts:
+                parts.append(predictor.predict(pixels[start : start + _BATCH_SIZE]))
+                task.advance(len(parts[-1]))
+        answers = np.concatenate(parts)
         if answers.shape != (len(labels), len(snapshot.classes)):
             raise ValueError(f"its answers are {list(answers.shape)}")
     except Exception as error:  # of types that the runtime alone knows

@@ -19,6 +19,7 @@ from image_classifier.extras import load_extra
 from image_classifier.imaging import SIDE
 from image_classifier.model.airbench import ConvGroup
 from image_classifier.model.classifier import Classifier
+from image_classifier.progress import track
 from image_classifier.serving.predictor import INPUT, METADATA_PREFIX, OUTPUT
 from image_classifier.serving.published import FORMAT_VERSION, one_line
 from image_classifier.tracking.checkpoint import Model
@@ -110,6 +111,7 @@ def fold_norms(network: nn.Module) -> nn.Module:
     return network
 
 
+@track("exporting the network")
 def export_model(model: Model, *, views: Views = "one", opset: int = DEFAULT_OPSET) -> bytes:
     """Export a model as an ONNX file, which says in its metadata what it is a model of.
 

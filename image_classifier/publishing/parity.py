@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from image_classifier.config import Views
 from image_classifier.errors import ModelError
+from image_classifier.progress import track
 from image_classifier.serving.predictor import Predictor
 from image_classifier.training.evaluate import SURE
 
@@ -48,7 +49,12 @@ def compute_parity(
     at_threshold = np.abs(margin - SURE) <= TOLERANCE if views == "six" else np.zeros(len(images), bool)
     lines = []
     for size in BATCH_SIZES:
-        answers = np.concatenate([predictor.predict(pixels[i : i + size]) for i in range(0, len(pixels), size)])
+        parts = []
+        with track(f"comparing in batches of {size}", len(pixels), "images") as task:
+            for start in range(0, len(pixels), size):
+                parts.append(predictor.predict(pixels[start : start + size]))
+                task.advance(len(parts[-1]))
+        answers = np.concatenate(parts)
         nearer = np.abs(answers - single_view).max(axis=1) < np.abs(answers - expected).max(axis=1)
         reference = np.where((at_threshold & nearer)[:, None], single_view, expected)
         classes, others = reference.argmax(axis=1), answers.argmax(axis=1)

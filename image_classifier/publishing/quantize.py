@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from image_classifier.errors import ModelError
 from image_classifier.extras import load_extra
+from image_classifier.progress import track
 from image_classifier.serving.predictor import INPUT, Predictor
 from image_classifier.serving.published import one_line
 
@@ -25,6 +26,7 @@ _NUM_ROUNDS, _ROUND_S = 5, 0.3
 _BATCH_SIZE = 64
 
 
+@track("quantizing")
 def quantize(content: bytes, images: NDArray[np.uint8]) -> bytes:
     """Quantize an exported model: convolutions with weights of 7 bits, one scale a channel, and what pools them.
 
@@ -95,6 +97,7 @@ def _iterate_batches(pixels: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
         yield {INPUT: pixels[start : start + _BATCH_SIZE]}
 
 
+@track("comparing both precisions")
 def compare_precisions(
     predictors: dict[str, Predictor], images: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> dict[str, Any]:

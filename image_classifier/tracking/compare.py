@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.errors import RunError
+from image_classifier.progress import track
 from image_classifier.tracking.run import (
     check_finished,
     read_epochs,
@@ -80,6 +81,7 @@ class _Group:
         return [run.figures[name] for run in self.distinct]
 
 
+@track("comparing")
 def compare_runs(folders: Sequence[Path], *, allow_different_data: bool = False) -> dict[str, Any]:
     """Compare finished runs; those that differ only in their seed form a group.
 

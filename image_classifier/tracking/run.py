@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from image_classifier.config import DatabaseAccess, Reading, get_reference, resolve_password
 from image_classifier.errors import DataError, ModelError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
+from image_classifier.progress import track
 from image_classifier.serving.published import PUBLISHED, check_published
 from image_classifier.storage import (
     DISK,
@@ -378,6 +379,7 @@ def _list_expected(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: facts for name, facts in files.items() if has_checkpoints or not name.startswith(f"{CHECKPOINTS}/")}
 
 
+@track("checking the run's files")
 def verify_files(folder: Path) -> tuple[str, ...]:
     """Check every file of a finished run, and of a model published of it; return what is wrong, a line a file.
 

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import sqlite3
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -24,6 +23,7 @@ from urllib.parse import quote
 from image_classifier.config import check_tracking_uri
 from image_classifier.errors import ImageClassifierError, RegistryError, SettingsError
 from image_classifier.extras import load_extra
+from image_classifier.progress import track
 from image_classifier.storage import DISK, Disk, lock, locked_folder, remove_leftovers, storage_error, written_beside
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ EMBEDDED = ".mlflow"
 ARTIFACTS = "artifacts"
 """Folder with the files of runs and models, beside the SQLite file; MLflow's own choice is the current folder."""
 
-_PATIENCE_S = 30
 _TIMEOUT_S = 10  # to wait for the connection to a database
 _FRESH = {"alembic_version": 1, "experiments": 1, "workspaces": 1}
 """How many rows the tables of a new database have."""
@@ -142,7 +141,7 @@ class Store:
             RegistryError: the store cannot be reached, or refuses.
         """
         try:
-            with self._locked(), _telling(f"still trying to {action} at {self.uri}"), warnings.catch_warnings():
+            with track(f"MLflow: {action}"), self._locked(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # mlflow's, of what SQLAlchemy will remove
                 yield self.client
         except ImageClassifierError:
@@ -180,24 +179,6 @@ class Store:
             yield
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def _telling(what: str) -> Iterator[None]:
-    """Say every 30 s what takes so long: a server that accepts and does not answer is given up after 90 s."""
-    over = threading.Event()
-
-    def tell() -> None:
-        while not over.wait(_PATIENCE_S):
-            logger.warning("%s", what)
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _build_uri(path: Path) -> str:

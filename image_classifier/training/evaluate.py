@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from image_classifier.config import Views
 from image_classifier.errors import ModelError
 from image_classifier.metrics import build_evaluation
+from image_classifier.progress import track
 
 BATCH_SIZE = 500
 """Images a forward pass: a constant, so that an evaluation does not depend on the batch size of the training."""
@@ -119,11 +120,15 @@ def _compute_view(
     starts = range(0, max(len(images), 1), batch_size)  # of no images one empty batch, which has a shape
     try:
         with (
+            track("evaluating", len(images), "images") as task,
             torch.inference_mode(),
             torch.autocast(device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),  # TF32 is not fp32
         ):
-            parts = [_compute_batch(classifier, images[i : i + batch_size], mirror, shift, device) for i in starts]
+            parts = []
+            for start in starts:
+                parts.append(_compute_batch(classifier, images[start : start + batch_size], mirror, shift, device))
+                task.advance(len(parts[-1]))
     finally:
         classifier.train(was_training)
     return np.concatenate(parts)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.errors import SettingsError, StorageError
+from image_classifier.progress import track
 from image_classifier.storage import find_cache, write_atomically
 from image_classifier.training.determinism import find_compiler, get_compiler_name, get_instruction_set
 
@@ -109,6 +110,7 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
     return run
 
 
+@track("compiling kernels")
 def _compile(flags: Sequence[str], path: Path, made: Path) -> Path:
     """Compile and move the result into the cache; return where it is, which is not there if the cache is read-only."""
     parts = made.with_suffix(".o")

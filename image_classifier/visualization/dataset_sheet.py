@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from image_classifier.data.snapshot import Snapshot
+from image_classifier.progress import track
 from image_classifier.visualization.figures import LIGHT, Theme, apply_style, build_figure, render_png, shorten
 
 _MAX_ROWS = 25  # in one column; more classes are laid out in several
@@ -24,6 +25,7 @@ _BARS = {
 """What the legend calls a part, and the colour of the theme that its bars have."""
 
 
+@track("drawing the sheet")
 def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
     """Draw images of each class from all over the training set, and the class balance beside them; PNG."""
     num_classes = len(snapshot.classes)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from image_classifier.data.diff import Difference
 from image_classifier.data.snapshot import Snapshot
+from image_classifier.progress import track
 from image_classifier.visualization.figures import LIGHT, Theme, apply_style, build_figure, render_png, shorten
 
 _NUM_COLUMNS = 12
@@ -34,6 +35,7 @@ class _Part:
         return max(1, math.ceil(len(self.images) / _NUM_COLUMNS))
 
 
+@track("drawing the sheet")
 def draw_difference_sheet(
     old: Snapshot, new: Snapshot, difference: Difference, title: str, theme: Theme = LIGHT
 ) -> bytes:

@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from image_classifier.metrics import NUM_CALIBRATION_BINS
+from image_classifier.progress import track
 
 DOTS_PER_INCH = 150
 
@@ -70,6 +71,7 @@ DARK = Theme(
 )
 
 
+@track("drawing the figures")
 def draw_run_figure(evaluation: dict[str, Any], epochs: Sequence[dict[str, Any]], title: str) -> bytes:
     """Draw `metrics.png`: class-wise and total accuracy as labelled bars, loss and accuracy curves beside them.
 
@@ -183,6 +185,7 @@ def draw_reliability(
         return render_png(figure)
 
 
+@track("drawing the figures")
 def draw_comparison_figure(comparison: dict[str, Any]) -> bytes:
     """Draw what `compare_runs` found: the accuracy of each run by group, and of each class where they are up to 40."""
     theme = LIGHT

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.data.content import list_classes
+from image_classifier.progress import track
 from image_classifier.visualization.figures import (
     DARK,
     LIGHT,
@@ -55,6 +56,7 @@ class RunFacts:
     labels: NDArray[np.int64]
 
 
+@track("drawing the report")
 def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
     """Build the page. All that it shows is escaped: names of runs and classes are others' to choose.
 

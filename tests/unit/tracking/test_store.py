@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier import progress
 from image_classifier.config import check_tracking_uri
 from image_classifier.errors import RegistryError, SettingsError
+from image_classifier.progress import shown
 from image_classifier.tracking import store as stores
 from image_classifier.tracking.store import EMBEDDED, Store, find_sqlite_file
 
@@ -89,17 +91,17 @@ def silent_server() -> Iterator[int]:
 
 
 def test_a_server_that_accepts_and_does_not_answer_is_told_and_given_up(
-    silent_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    silent_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(stores, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.5)
     uri = f"http://127.0.0.1:{silent_server}"
-    with pytest.raises(RegistryError, match="nothing answers there; check --tracking_uri") as caught:
+    with shown("command"), pytest.raises(RegistryError, match="nothing answers there; check --tracking_uri") as caught:
         with Store(uri, tmp_path).open("list the models") as client:
             client.search_registered_models()
     assert "\n" not in str(caught.value)
-    assert f"still trying to list the models at {uri}" in caplog.text
+    assert "MLflow: list the models: 1 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["accepts", "refuses"])
