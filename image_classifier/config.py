@@ -37,6 +37,7 @@ RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
 ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
+_VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
 
 DEFAULT_RECIPE, *RECIPES = get_args(RecipeName)
 """The rule by which a run without --recipe gets one (`choose_recipe`), and the recipes."""
@@ -66,6 +67,11 @@ class Reference:
 
     def __str__(self) -> str:
         return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+def describe_views(views: str) -> str:
+    """Describe which views of an image are averaged (test-time augmentation), for whoever reads an accuracy."""
+    return _VIEWS.get(views, f"views {views}")
 
 
 def parse_reference(text: str) -> Reference:

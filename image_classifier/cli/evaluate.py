@@ -14,7 +14,7 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
-from image_classifier.config import DatabaseAccess, Reading, get_reference
+from image_classifier.config import DatabaseAccess, Reading, describe_views, get_reference
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.progress import say
 
@@ -90,9 +90,10 @@ def find_run(model_path: Path) -> Path:
 
 def format_evaluation(evaluation: dict[str, Any]) -> str:
     """Format the metrics as two tables: over all images, and by class."""
+    single_view = ["accuracy, single view", format_percentage(evaluation["accuracy_single_view"])]
     figures = [
-        ["accuracy", format_percentage(evaluation["accuracy"])],
-        ["accuracy, single view", format_percentage(evaluation["accuracy_single_view"])],
+        [f"accuracy, {describe_views(evaluation['views'])}", format_percentage(evaluation["accuracy"])],
+        *([single_view] if evaluation["views"] != "one" else []),
         ["top-5 accuracy", format_percentage(evaluation["top5_accuracy"])],
         ["loss", f"{evaluation['loss']:.4f}"],
         ["calibration error", format_percentage(evaluation["expected_calibration_error"])],

@@ -7,6 +7,7 @@ from typing import Any
 
 from image_classifier.cli.signals import StopRequest
 from image_classifier.cli.table import make_printable
+from image_classifier.config import describe_views
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, RunResult
 from image_classifier.progress import Task, say, track
@@ -77,9 +78,10 @@ class TerminalReporter(Reporter):
 def print_summary(result: RunResult) -> None:
     """Print where the results are and how good they are."""
     evaluation = result.evaluation
+    views = describe_views(evaluation["views"])
     rows = [
         ("run", str(result.folder)),
-        ("test accuracy", f"{evaluation['accuracy']:.2%} of {evaluation['num_images']:,} images"),
+        ("test accuracy", f"{evaluation['accuracy']:.2%} of {evaluation['num_images']:,} images, {views}"),
         ("single view", f"{evaluation['accuracy_single_view']:.2%}"),
         ("test loss", f"{evaluation['loss']:.4f}"),
         ("weights", result.weights_digest[:16]),

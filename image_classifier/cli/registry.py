@@ -11,13 +11,13 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.table import format_table, make_printable
-from image_classifier.config import DatabaseAccess
+from image_classifier.config import DatabaseAccess, describe_views
 from image_classifier.progress import say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from image_classifier.publishing.registry import Proof, Registry
+    from image_classifier.publishing.registry import Proof, Registry, Version
 
 GITHUB_ISSUER = "https://token.actions.githubusercontent.com"
 
@@ -143,6 +143,8 @@ def _add(argv: Sequence[str] | None) -> int:
     name = arguments.name or read_manifest(folder)["experiment_name"]
     proof = _build_proof(arguments)
     version = _open(arguments).add(folder, name, alias=arguments.alias, proof=proof)
+    if version.accuracy is not None:
+        say(f"accuracy {_format_accuracy(version.accuracy)} of the test set, {_describe_views(version)}")
     if version.unchecked:
         proof.say(f"note: its accuracy was not checked: {version.unchecked}")
     print(f"{version.name}/{version.number}")
@@ -159,17 +161,24 @@ def _list(argv: Sequence[str] | None) -> int:
         ]
         print(json.dumps(rows, indent=2))
     else:
-        heading = ["model", "version", "aliases", "run", "accuracy"]
+        heading = ["model", "version", "aliases", "run", "views", "accuracy"]
         lines = [
-            [v.name, v.number, ", ".join(v.aliases), v.tags.get("run", ""), _format_accuracy(v.accuracy)]
+            [
+                *(v.name, v.number, ", ".join(v.aliases), v.tags.get("run", "")),
+                *(_describe_views(v), _format_accuracy(v.accuracy)),
+            ]
             for v in versions
         ]
-        print(format_table([heading, *lines], num_left=4) if versions else "no model is registered")
+        print(format_table([heading, *lines], num_left=5) if versions else "no model is registered")
     return ExitStatus.DONE
 
 
 def _format_accuracy(accuracy: float | None) -> str:
     return "unchecked" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
+def _describe_views(version: Version) -> str:
+    return describe_views(version.tags.get("views", "unknown"))
 
 
 def _promote(argv: Sequence[str] | None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier import __version__
+from image_classifier.config import describe_views
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import DataError, RunError
 from image_classifier.metrics import compute_metrics
@@ -128,6 +129,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
         }
         parity |= {"fp32": lines, "int8": int8}
         metrics = {"num_images": len(images), **compute_metrics(answers, labels, model.classes)}
+        say(_describe_accuracy(metrics["accuracy"], views, run_files.read_evaluation(run)))
         card = build_card(
             CardFacts(
                 record=record,
@@ -186,6 +188,14 @@ class _Files:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self.write(name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _describe_accuracy(accuracy: float, views: str, evaluation: dict[str, Any]) -> str:
+    """Describe the published model's accuracy, beside the run's own where that is of other views."""
+    words = f"accuracy {accuracy:.2%} of {evaluation['num_images']:,} test images, {describe_views(views)}"
+    if views == evaluation["views"]:
+        return words
+    return f"{words}; --views publishes the run's {evaluation['accuracy']:.2%}, {describe_views(evaluation['views'])}"
 
 
 def _pack_bits(is_right: NDArray[np.bool_]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_classifier.config import describe_views
 from image_classifier.data.content import list_classes
 from image_classifier.progress import track
 from image_classifier.visualization.figures import (
@@ -125,8 +126,8 @@ def _build_subtitle(record: dict[str, Any]) -> str:
 
 def _build_figures(evaluation: dict[str, Any]) -> str:
     figures = {
-        "test accuracy": _format_percentage(evaluation["accuracy"]),
-        "of a single view": _format_percentage(evaluation["accuracy_single_view"]),
+        f"test accuracy, {describe_views(evaluation['views'])}": _format_percentage(evaluation["accuracy"]),
+        "test accuracy, single view": _format_percentage(evaluation["accuracy_single_view"]),
         "top-5 accuracy": _format_percentage(evaluation["top5_accuracy"]),
         "test loss": f"{evaluation['loss']:.4f}",
         "calibration error": _format_percentage(evaluation["expected_calibration_error"]),
