@@ -104,15 +104,6 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], ti
         pytest.fail(f"the process ended before, with exit status {process.returncode}: {outputs}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one worker, and so all that build images, and all that change `developed_copy`."""
-    groups = {item.path: item.nodeid.partition("::")[0] for item in items}
-    for fixture in ("docker", "developed_copy"):
-        groups |= {item.path: fixture for item in items if fixture in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
-
-
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this session have in common."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from image_classifier.config import DatabaseAccess
+from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
@@ -96,7 +96,7 @@ class Proof:
         """
         if self.believes_signer:
             return read_claims(title, published)
-        snapshot = load_snapshot(self.dataset_folder or DatabaseAccess().dataset_folder, self.access)
+        snapshot = load_snapshot(self.dataset_folder or DATASET_FOLDER, self.access)
         return compute_evidence(title, published, snapshot, say=self.say)
 
 

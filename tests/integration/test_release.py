@@ -13,6 +13,7 @@ import pytest
 
 from tests.actions import REPOSITORY, GitHub, JobRun, Runner, UnknownFormError
 from tests.conftest import require_program, run_program
+from tests.published import claim
 from tests.sigstore import Sigstore
 
 IDENTITY = f"https://github.com/{REPOSITORY}/.github/workflows/training.yaml@refs/heads/main"
@@ -158,10 +159,17 @@ def change_model(**changes: object) -> Callable[[Scene], None]:
     return change
 
 
-def change_content(scene: Scene) -> None:
-    """Change the model after it was signed."""
+def add_file(scene: Scene) -> None:
+    """Lay a file beside the model after it was signed."""
     scene.publish()
     (scene.published / "more.txt").write_text("more")
+    scene.github.add_artifact(MODEL, "published", scene.published)
+
+
+def change_content(scene: Scene) -> None:
+    """Claim another accuracy after the model was signed, in a manifest that is consistent in itself."""
+    scene.publish()
+    claim(scene.published, 1)
     scene.github.add_artifact(MODEL, "published", scene.published)
 
 
@@ -206,6 +214,7 @@ REFUSED: dict[str, tuple[Callable[[Scene], None], str]] = {
     "the model's run is no number": (set_model("41/artifacts"), "takes the number of a workflow run"),
     "the model's run does not exist": (set_model("99"), "GitHub does not answer"),
     "the model is not signed": (leave_unsigned, "is not signed: it has no model.sig"),
+    "a file was added to the model": (add_file, "which its manifest.json does not name"),
     "the model was changed": (change_content, "is not signed by"),
     "the model is signed on another branch": (
         lambda scene: scene.publish(identity=IDENTITY.replace("main", "aside")),

@@ -109,7 +109,10 @@ def test_without_a_checkout_there_are_no_hooks_to_install(broken: Path, offline:
 def test_locks_of_unknown_names_are_refused(offline: Path) -> None:
     result = run_bash("requirements/compile.sh production", cwd=offline)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: no lock is called 'production'; they are prod, publish, serve, build, cq and dev\n"
+    assert (
+        result.stderr
+        == "error: no lock is called 'production'; they are prod, publish, serve, build, cq, dev and mlflow\n"
+    )
 
 
 def test_make_alone_lists_every_target(developed_copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,22 +11,25 @@ import pytest
 
 from tests.conftest import PROJECT, make_once
 
-SUITE = """
-import time
-from pathlib import Path
+HEAD = """
+import os, time
 import pytest
-LOG = Path({log!r})
+def log(words):
+    with open({log!r}, "a") as file:
+        file.write(words + "\\n")
+"""
+ALONE = """
 @pytest.mark.alone
-@pytest.mark.xdist_group("a")
 def test_alone():
-    with LOG.open("a") as file:
-        file.write("begin alone\\n"); file.flush(); time.sleep(0.3); file.write("end alone\\n")
+    log("begin alone")
+    time.sleep(0.3)
+    log("end alone")
+"""
+OTHER = """
 @pytest.mark.parametrize("number", range(6))
-@pytest.mark.xdist_group("b")
 def test_other(number):
     time.sleep(0.1)
-    with LOG.open("a") as file:
-        file.write("other\\n")
+    log("other in " + os.environ["PYTEST_XDIST_WORKER"])
 """
 
 
@@ -45,12 +49,17 @@ def test_a_folder_is_made_once_and_again_after_a_failure(tmp_path: Path) -> None
     assert len(calls) == 2
 
 
-def test_a_test_that_is_marked_so_runs_alone(tmp_path: Path) -> None:
+def test_a_test_that_is_marked_so_runs_alone_and_those_of_a_file_in_one_worker(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    (tmp_path / "test_suite.py").write_text(SUITE.format(log=str(log)))
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-n", "2", "--dist", "loadgroup"]
-    words += ["--rootdir", str(PROJECT), "--basetemp", str(tmp_path / "base"), str(tmp_path / "test_suite.py")]
+    files = [tmp_path / f"test_{name}.py" for name in ("a", "b")]
+    for file, suite in zip(files, (ALONE, OTHER), strict=True):
+        file.write_text(HEAD.format(log=str(log)) + suite)
+    options = re.findall(r"--dist \w+|--no-loadscope-reorder", (PROJECT / "Makefile").read_text())
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-n", "2", *" ".join(options).split()]
+    words += ["--rootdir", str(PROJECT), "--basetemp", str(tmp_path / "base"), *map(str, files)]
     result = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     lines = log.read_text().splitlines()
-    assert lines[lines.index("begin alone") + 1] == "end alone" and lines.count("other") == 6
+    assert lines[lines.index("begin alone") + 1] == "end alone"
+    others = [line for line in lines if line.startswith("other in ")]
+    assert len(others) == 6 and len(set(others)) == 1
