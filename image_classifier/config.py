@@ -39,6 +39,20 @@ Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 _VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
 
+CHOICES = {
+    "model": ModelName,
+    "optimizer": OptimizerName,
+    "schedule": Schedule,
+    "flip": Flip,
+    "views": Views,
+    "keep": Keep,
+    "device": Device,
+    "precision": Precision,
+    "engine": Engine,
+    "instruction_set": InstructionSet,
+}
+"""What the settings take that are one of several names."""
+
 DEFAULT_RECIPE, *RECIPES = get_args(RecipeName)
 """The rule by which a run without --recipe gets one (`choose_recipe`), and the recipes."""
 
@@ -253,11 +267,19 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     """
     unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys()
     if unknown:
-        raise SettingsError(f"the record has settings of another version: {', '.join(sorted(unknown))}")
+        raise SettingsError(
+            f"the record has settings of another version: {', '.join(sorted(unknown))[:200]}; "
+            "use the version that it names under code"
+        )
     try:
         return TrainingSettings(**freeze_lists(update_recorded_settings(recorded)))
+    except SettingsError as error:
+        raise SettingsError(
+            f"the record has a setting that this version does not take: {error}; "
+            "use the version that it names under code"
+        ) from error
     except TypeError as error:
-        raise SettingsError(f"the record has a setting of a wrong type: {error}") from error
+        raise SettingsError(f"the record has a setting of a wrong type: {error}; restore run.json") from error
 
 
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
@@ -502,22 +524,8 @@ def _check(settings: object, option: str, good: bool, takes: str) -> None:
         raise SettingsError(f"--{option} takes {takes}, got: {got}")
 
 
-_CHOICES = {
-    "model": ModelName,
-    "optimizer": OptimizerName,
-    "schedule": Schedule,
-    "flip": Flip,
-    "views": Views,
-    "keep": Keep,
-    "device": Device,
-    "precision": Precision,
-    "engine": Engine,
-    "instruction_set": InstructionSet,
-}
-
-
 def _check_choices(settings: TrainingSettings) -> None:
     for setting in fields(settings):
-        if setting.name in _CHOICES:
-            choices = get_args(_CHOICES[setting.name])
+        if setting.name in CHOICES:
+            choices = get_args(CHOICES[setting.name])
             _check(settings, setting.name, getattr(settings, setting.name) in choices, "one of " + ", ".join(choices))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_classifier.config import DatabaseAccess, RunSettings, get_reference, restore_training_settings
+from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_reference
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import Reporter, run
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
@@ -32,7 +33,11 @@ from image_classifier.tracking.run import (
     read_record,
     verify_files,
 )
-from image_classifier.training.determinism import cap_instruction_set, resolve_settings
+from image_classifier.training.determinism import (
+    cap_instruction_set,
+    resolve_nearest_settings,
+    restore_nearest_settings,
+)
 from image_classifier.training.loop import Step
 
 
@@ -62,7 +67,8 @@ class VerificationSettings:
         database_access: How the database is reached, if its data set lies in one.
         experiments_folder: Where its pretrained model lies below, if it moved.
         segment: A:B trains again only from the checkpoint of step A (0: the beginning) up to step B.
-        anyway: Train although this machine is of another class, and say how far apart it ends.
+        anyway: Train although this machine is of another class, with the nearest to what it lacks, and say how far
+            apart it ends.
         allow_code_change: Train although the package's code is not the code of the record.
         allow_environment_change: Train although the installed libraries are not those of the record.
         num_workers: Threads that prepare batches.
@@ -106,48 +112,60 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
     if changed:
         return Verification(Verdict.DIFFERENT, changed)
     record, chain = read_record(folder), read_chain(folder)
-    machine = _find_machine_differences(record, chain, settings.steps)
-    if machine and not settings.anyway:
-        return Verification(Verdict.NOT_COMPARABLE, (*machine, "--anyway trains, and says how far apart it ends"))
+    training, lacks = restore_nearest_settings(record["settings"])
+    cap_instruction_set(training.instruction_set)
+    training, others = resolve_nearest_settings(training)
+    lacks += others
+    apart = _find_class_differences(record, chain, settings.steps, training)
+    apart = {name: line for name, line in apart.items() if name not in {lack.setting for lack in lacks}}
+    if (lacks or apart) and not settings.anyway:
+        reasons = (*map(str, lacks), *apart.values(), "--anyway trains, and says how far apart it ends")
+        return Verification(Verdict.NOT_COMPARABLE, reasons)
+    record["settings"] |= {lack.setting: lack.nearest for lack in lacks}
+    machine = (*(lack.describe_replacement() for lack in lacks), *apart.values())
+    if "torch" in apart:  # whose version is one of the environment, too
+        settings = replace(settings, allow_environment_change=True)
 
     with tempfile.TemporaryDirectory(prefix="image-classifier-verify-") as scratch:
-        again = _build_run_settings(settings, record, Path(scratch))
-        witness = _Witness(record, chain, settings, reporter or Reporter())
+        again = _build_run_settings(settings, record, training, Path(scratch))
+        witness = _Witness(record, chain, settings, reporter or Reporter(), goes_on=not machine)
         if settings.steps is None:
             result = run(again, reporter=witness)
             witness.differences += _compare_results(folder, result.folder)
         else:
-            _prepare_segment(folder, again.run_folder, settings.steps[0])
+            _prepare_segment(folder, record, again.run_folder, settings.steps[0])
             with suppress(_SegmentEnd):
                 run(again, reporter=witness)
+    allowed = (*machine, *witness.allowed)
+    if witness.differences and machine:
+        doubt = "that may come of what is other here alone: only a machine of the run's class can tell"
+        return Verification(Verdict.NOT_COMPARABLE, (*allowed, *witness.differences, doubt))
     if witness.differences:
-        return Verification(Verdict.NOT_COMPARABLE if machine else Verdict.DIFFERENT, (*machine, *witness.differences))
+        return Verification(Verdict.DIFFERENT, (*allowed, *witness.differences))
     part = f"from step {settings.steps[0]} to step {settings.steps[1]}" if settings.steps else "and the final weights"
     equal = f"{witness.num_equal} digests of the whole state {part} are equal"
-    return Verification(Verdict.IDENTICAL, (equal, *describe_others(folder)))
+    return Verification(Verdict.IDENTICAL, (equal, *allowed, *describe_others(folder)))
 
 
-def _find_machine_differences(
-    record: dict[str, Any], chain: list[dict[str, Any]], steps: tuple[int, int] | None
-) -> tuple[str, ...]:
-    """Say what keeps this machine out of the class that the run was trained in; nothing if it is in it."""
+def _find_class_differences(
+    record: dict[str, Any], chain: list[dict[str, Any]], steps: tuple[int, int] | None, training: TrainingSettings
+) -> dict[str, str]:
+    """Say by name what keeps this machine out of the class that the run was trained in; nothing if it is in it."""
     begin, end = steps or (0, float("inf"))
     breaks = [line["step"] for line in chain if "break" in line and begin <= line["step"] < end]
     if breaks:
-        return (f"the run went on on a machine of another class after step {breaks[0]}; --segment verifies a part",)
-    settings = restore_training_settings(record["settings"])
-    cap_instruction_set(settings.instruction_set)
-    try:
-        present = describe_machine(resolve_settings(settings))["class"]
-    except SettingsError as error:  # no GPU here, or a lesser processor
-        return (str(error),)
-    recorded = record["machine"]["class"]
-    return tuple(
-        f"{name} was {recorded.get(name)}, is {present.get(name)}" for name in find_differing_keys(recorded, present)
-    )
+        after = f"the run went on on a machine of another class after step {breaks[0]}; --segment verifies a part"
+        return {"break": after}
+    recorded, present = record["machine"]["class"], describe_machine(training)["class"]
+    return {
+        name: f"{name} was {recorded.get(name)}, is {present.get(name)}"
+        for name in find_differing_keys(recorded, present)
+    }
 
 
-def _build_run_settings(settings: VerificationSettings, record: dict[str, Any], scratch: Path) -> RunSettings:
+def _build_run_settings(
+    settings: VerificationSettings, record: dict[str, Any], training: TrainingSettings, scratch: Path
+) -> RunSettings:
     """Build the settings that train the recorded run again under the scratch folder."""
     execution = record["execution"]
     pretrained = None
@@ -162,12 +180,12 @@ def _build_run_settings(settings: VerificationSettings, record: dict[str, Any], 
         pretrained_model=pretrained,
         num_workers=settings.num_workers,
         resume=settings.steps is not None,
-        allow_code_change=settings.allow_code_change,
-        allow_environment_change=settings.allow_environment_change,
-        allow_other_machine=settings.anyway,
+        allow_code_change=True,  # the witness is stricter, and says it of the run that is verified
+        allow_environment_change=True,
+        allow_other_machine=True,
         recipe=record["recipe"],
         recipe_reason=record.get("recipe_reason"),
-        training=restore_training_settings(record["settings"]),
+        training=training,
     )
 
 
@@ -187,15 +205,18 @@ def _find_dataset(settings: VerificationSettings, execution: dict[str, Any]) -> 
     }
 
 
-def _prepare_segment(folder: Path, target: Path, step: int) -> None:
+def _prepare_segment(folder: Path, record: dict[str, Any], target: Path, step: int) -> None:
     """Put into a scratch run what it takes to go on from a step of the recorded one.
+
+    Args:
+        record: that of the run, with the settings that it is trained with here.
 
     Raises:
         SettingsError: the run has no checkpoint of that step.
     """
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     target.mkdir(parents=True)
-    shutil.copy(folder / RECORD, target)
+    (target / RECORD).write_text(json.dumps(record), encoding="utf-8")
     if step == 0:
         return
     if step not in checkpoints.list_steps():
@@ -211,13 +232,25 @@ class _SegmentEnd(Exception):
 
 
 class _Witness(Reporter):
-    """Compares the digests of the run that is trained again with those of the record, as they come."""
+    """Compares the digests of the run that is trained again with those of the record, as they come.
+
+    Args:
+        goes_on: the chain of a segment goes on from that of the record; else there is a break before the segment.
+    """
 
     def __init__(
-        self, record: dict[str, Any], chain: list[dict[str, Any]], settings: VerificationSettings, reporter: Reporter
+        self,
+        record: dict[str, Any],
+        chain: list[dict[str, Any]],
+        settings: VerificationSettings,
+        reporter: Reporter,
+        *,
+        goes_on: bool,
     ) -> None:
         self.num_equal = 0
         self.differences: list[str] = []
+        self.allowed: list[str] = []
+        self._key = "digest" if goes_on or settings.steps is None or settings.steps[0] == 0 else "tensors"
         self._record = record
         self._settings = settings
         self._reporter = reporter
@@ -241,12 +274,14 @@ class _Witness(Reporter):
             if not allowed.get(part, False):
                 remedy = f"--allow_{part}_change trains it all the same" if part in allowed else "put it back"
                 raise RunError(f"this run cannot be verified here, its {part} is another: {difference}; {remedy}")
+            if part != "machine":
+                self.allowed.append(f"its {part} is another: {difference}")
         self._reporter.begin(record, num_steps, first_step)
 
     def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
         self._reporter.digest(line, state)
         recorded = self._recorded.get(line["step"])
-        if recorded is not None and recorded["digest"] == line["digest"]:
+        if recorded is not None and recorded[self._key] == line[self._key]:
             self.num_equal += 1
         elif not self.differences:
             names = [

@@ -13,13 +13,14 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import DatabaseAccess, restore_training_settings
+from image_classifier.config import DatabaseAccess
 from image_classifier.errors import Interrupted
 from image_classifier.progress import track
 
 FLAGS = {
     "files_only": "check the files against the manifest and train nothing",
-    "anyway": "train although this machine is of another class, and say how far apart it ends",
+    "anyway": "train although this machine is of another class, with the nearest to what it lacks, and say how far "
+    "apart it ends",
     "allow_code_change": "train although the package's code is not the code of the record",
     "allow_environment_change": "train although the installed libraries are not those of the record",
 }
@@ -64,10 +65,10 @@ def _verify(argv: Sequence[str] | None) -> int:
         checked = f"{num_files} files are as the manifest has them"
         return _print_verdict("INTACT", [checked, *describe_others(options["run"])])
 
-    from image_classifier.training.determinism import cap_instruction_set
+    from image_classifier.training.determinism import cap_instruction_set, restore_nearest_settings
 
-    recorded = restore_training_settings(read_record(options["run"])["settings"])
-    cap_instruction_set(recorded.instruction_set)  # before torch is imported
+    nearest, _ = restore_nearest_settings(read_record(options["run"])["settings"])
+    cap_instruction_set(nearest.instruction_set)  # before torch is imported
 
     with StopRequest() as stop:
         try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import image_classifier
 from image_classifier.config import TrainingSettings
 from image_classifier.storage import compute_file_digest
-from image_classifier.training.determinism import find_compiler, get_instruction_set
+from image_classifier.training.determinism import find_compiler, get_instruction_set, read_processor
 
 PACKAGE_FOLDER = Path(image_classifier.__file__).parent
 DISTRIBUTION = "image-classifier"
@@ -118,11 +118,9 @@ def describe_machine(settings: TrainingSettings) -> dict[str, Any]:
 
 def _describe_processor() -> str:
     """Name vendor, family and model, as the kernel tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
+    facts = read_processor()
+    if not facts:
         return platform.processor() or "unknown"
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return " ".join(facts.get(key, "?") for key in ("vendor_id", "cpu family", "model"))
 
 

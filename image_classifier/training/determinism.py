@@ -5,14 +5,18 @@ Free of torch at import, because an instruction set can only be capped before to
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
 
-from image_classifier.config import Engine, InstructionSet, TrainingSettings
+from image_classifier.config import CHOICES, InstructionSet, TrainingSettings, restore_training_settings
 from image_classifier.errors import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -55,48 +59,140 @@ def cap_instruction_set(instruction_set: InstructionSet) -> None:
     os.environ.update(wanted)
 
 
+@dataclass(frozen=True)
+class Lack:
+    """A setting with a value that this machine does not have or this version does not know, and the nearest to it."""
+
+    setting: str
+    asked: Any
+    nearest: Any
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.setting} was {self.asked!s:.50}: {self.reason}"
+
+    def describe_replacement(self) -> str:
+        """Say what takes the place of what."""
+        return f"{self.setting} {self.nearest} instead of {self.asked!s:.50}: {self.reason}"
+
+
+_NEAREST = {"device": "cpu", "precision": "fp32", "engine": "eager", "instruction_set": "native"}
+"""What takes the place of a name that this version does not know."""
+
+
+def restore_nearest_settings(recorded: Mapping[str, Any]) -> tuple[TrainingSettings, list[Lack]]:
+    """Make settings out of a run's record as `restore_training_settings` does, but with the nearest of what is unknown
+    here or above this processor; call it before anything imports torch, and cap what it gives.
+
+    Raises:
+        SettingsError: the record has other settings that this version does not know.
+    """
+    lacks = []
+    for name, nearest in _NEAREST.items():
+        known = get_args(CHOICES[name])
+        if name in recorded and recorded[name] not in known:
+            names = ", ".join(choice for choice in known if choice != "auto")
+            lacks.append(Lack(name, recorded[name], nearest, f"this version knows {names}"))
+    settings = restore_training_settings({**recorded, **{lack.setting: lack.nearest for lack in lacks}})
+    features = set(read_processor().get("flags", "").split())
+    available = [name for name in ("avx2", "avx512", "avx512_bf16") if features >= _FEATURES[name]]
+    lack = _find_lacking_instruction_set(settings, (available or ["default"])[-1])
+    if features and lack is not None:
+        settings = replace(settings, instruction_set=lack.nearest)
+        lacks.append(lack)
+    return settings, lacks
+
+
 def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
     """Replace every `auto` by what this machine has, so that the record says what was really used.
 
     Raises:
-        SettingsError: the device, the instruction set or the compiler that was asked for is not there.
+        SettingsError: the device, the instruction set, the compiler or the threads that were asked for are not there.
+    """
+    resolved, lacks = resolve_nearest_settings(settings)
+    for lack in lacks:
+        raise SettingsError(f"--{lack.setting} {lack.asked}: {lack.reason}{lack.remedy}")
+    return resolved
+
+
+def resolve_nearest_settings(settings: TrainingSettings) -> tuple[TrainingSettings, list[Lack]]:
+    """Resolve settings as `resolve_settings` does, but to the nearest of what is not there; return what that is, too.
+
+    Raises:
+        SettingsError: the settings do not go together.
     """
     import torch
 
-    has_gpu = torch.cuda.is_available()
+    has_gpu, available = torch.cuda.is_available(), get_instruction_set()
+    if settings.device == "auto":
+        settings = replace(settings, device="cuda" if has_gpu else "cpu")
+    lacks = []
     if settings.device == "cuda" and not has_gpu:
-        raise SettingsError("--device cuda: torch sees no GPU here; choose cpu, or auto")
-    device = settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu"
-    available = get_instruction_set()
-    if settings.instruction_set != "native" and _RANK[available] < _RANK[settings.instruction_set]:
-        raise SettingsError(f"--instruction_set {settings.instruction_set}: this machine has {available} only")
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" or available in ("avx512_bf16", "amx_bf16") else "fp32"
-    num_threads = settings.num_threads or len(os.sched_getaffinity(0))
-    resolved = dataclasses.replace(settings, device=device, precision=precision, num_threads=num_threads)
-    return dataclasses.replace(resolved, engine=_resolve_engine(resolved))
+        lacks.append(Lack("device", "cuda", "cpu", "torch sees no GPU here", "; choose cpu, or auto"))
+    if lack := _find_lacking_instruction_set(settings, available):
+        lacks.append(lack)
+    num_cores = len(os.sched_getaffinity(0))
+    num_threads = settings.num_threads or num_cores
+    if (num_startable := _count_startable_threads(num_threads)) < num_threads:
+        nearest = max(1, min(num_cores, num_startable))
+        reason = f"this process may start {num_startable} only"
+        lacks.append(
+            Lack("num_threads", num_threads, nearest, reason, "; choose fewer, or raise the limit (ulimit -u)")
+        )
+    settings = replace(settings, **{"num_threads": num_threads, **{lack.setting: lack.nearest for lack in lacks}})
 
-
-def _resolve_engine(settings: TrainingSettings) -> Engine:
-    if settings.engine == "eager" or (settings.engine == "auto" and settings.device != "cpu"):
-        return "eager"
-    if settings.device != "cpu":
+    if settings.engine == "compiled" and settings.device != "cpu":
         raise SettingsError(
             "--engine compiled has kernels for the CPU alone, got: --device cuda; choose --engine eager"
         )
+    if settings.precision == "auto":
+        has_bf16 = settings.device == "cuda" or available in ("avx512_bf16", "amx_bf16")
+        settings = replace(settings, precision="bf16" if has_bf16 else "fp32")
+    if settings.engine != "eager":
+        obstacle = _find_obstacle_to_kernels() if settings.device == "cpu" else None
+        if obstacle and settings.engine == "compiled":
+            lacks.append(Lack("engine", "compiled", "eager", obstacle, "; or choose --engine eager"))
+        elif obstacle:
+            logger.warning("steps are computed eagerly, which is slower: %s", obstacle)
+        settings = replace(settings, engine="eager" if obstacle or settings.device != "cpu" else "compiled")
+    return settings, lacks
+
+
+def _find_lacking_instruction_set(settings: TrainingSettings, available: str) -> Lack | None:
+    asked = settings.instruction_set
+    if asked == "native" or _RANK[available] >= _RANK[asked]:
+        return None
+    nearest = available if available in CAPS else "native"
+    return Lack("instruction_set", asked, nearest, f"this machine has {available} only", "; choose native")
+
+
+def _count_startable_threads(wanted: int) -> int:
+    """Count how many of the wanted threads this process may start: OpenMP ends it where one cannot be."""
+    threads, end = [threading.Thread(target=lambda: end.wait()) for _ in range(wanted)], threading.Event()
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+    except RuntimeError:  # a limit on processes or on memory
+        pass
+    finally:
+        end.set()
+    for thread in started:
+        thread.join()
+    return len(started)
+
+
+def _find_obstacle_to_kernels() -> str | None:
+    """Say why there are no kernels to compute with; nothing where there are."""
     from image_classifier.training.kernels import load_kernels
 
     try:
         load_kernels()
     except SettingsError as error:
-        if settings.engine == "compiled":
-            raise
-        logger.warning(
-            "steps are computed eagerly, which is slower: %s", str(error).removeprefix("--engine compiled: ")
-        )
-        return "eager"
-    return "compiled"
+        return str(error)
+    return None
 
 
 def get_compiler_name() -> str:
@@ -114,6 +210,18 @@ def find_compiler() -> str | None:
 
 
 _RANK = {"default": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "amx_bf16": 4}
+_AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
+_FEATURES = {"avx2": {"avx2", "fma"}, "avx512": _AVX512, "avx512_bf16": _AVX512 | {"avx512_bf16"}}
+"""What the kernel calls the features that each instruction set needs."""
+
+
+def read_processor() -> dict[str, str]:
+    """Read what the kernel tells of the first processor; nothing where it tells nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def get_instruction_set() -> str:
@@ -124,6 +232,8 @@ def get_instruction_set() -> str:
     if capability != "avx512":
         return capability if capability in _RANK else "default"
     features = torch.cpu.get_capabilities()
+    if not features.get("avx512_f"):  # the capability is the cap's, whatever the processor has
+        return "avx2" if features.get("avx2") else "default"
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA")
     if features.get("amx_bf16") and cap is None:
         return "amx_bf16"

@@ -86,10 +86,7 @@ def load_kernels() -> Run:
 @cache
 def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
     if compiler is None:
-        raise SettingsError(
-            f"--engine compiled: there is no C compiler {get_compiler_name()}: install gcc, or name one in CC; "
-            "or choose --engine eager"
-        )
+        raise SettingsError(f"there is no C compiler {get_compiler_name()}: install gcc, or name one in CC")
     # Without -fno-trapping-math, gcc takes no vectors where a choice depends on a comparison of floats.
     flags = ["-O3", "-fno-trapping-math", "-fPIC", *FLAGS.get(instruction_set, [])]
     digest = hashlib.sha256(
@@ -103,7 +100,7 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
-            raise SettingsError(f"--engine compiled: {path} cannot be loaded ({error}); remove it") from error
+            raise SettingsError(f"{path} cannot be loaded ({error}); remove it") from error
     run: Run = library.run
     library.run.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.run.restype = None
@@ -122,7 +119,7 @@ def _compile(flags: Sequence[str], path: Path, made: Path) -> Path:
         answer = subprocess.run([get_compiler_name(), *command], capture_output=True, text=True, check=False)
         if answer.returncode != 0:
             reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[0]
-            raise SettingsError(f"--engine compiled: {get_compiler_name()} failed: {reason}; choose --engine eager")
+            raise SettingsError(f"{get_compiler_name()} failed: {reason}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, made.read_bytes())  # whoever else compiles at the same moment

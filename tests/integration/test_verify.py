@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -16,10 +17,11 @@ import torch
 from image_classifier.cli.verify import main
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import run
+from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import load_model, serialize_model
 from image_classifier.tracking.run import RunFolder, read_manifest, read_record
 from image_classifier.verification import Verdict, Verification, VerificationSettings, verify
-from tests.conftest import PROJECT, require_real_data
+from tests.conftest import PROJECT, require_program, require_real_data
 from tests.tiny import make_settings, write_tiny_dataset
 
 
@@ -203,6 +205,88 @@ def test_a_run_of_a_gpu_is_not_comparable_without_one(copy: Path) -> None:
     change_record(copy, lambda record: record["settings"].update(device="cuda"))
     verification = verify_folder(copy)
     assert verification.verdict is Verdict.NOT_COMPARABLE and "torch sees no GPU here" in verification.reasons[0]
+
+
+LACKS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "a GPU": ({"device": "cuda"}, {"device": "cpu"}),
+    "names": (
+        {"device": "mps", "precision": "fp16", "engine": "inductor", "instruction_set": "avx10"},
+        {"device": "cpu", "precision": "fp32", "engine": "eager", "instruction_set": "native"},
+    ),
+    "a compiler": ({"engine": "compiled"}, {"engine": "eager"}),
+}
+
+
+@pytest.mark.parametrize("lack", LACKS)
+def test_what_this_machine_lacks_is_named_and_replaced_by_the_nearest_if_anyway(
+    lack: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_program("gcc")  # with which the run was trained
+    recorded, nearest = LACKS[lack]
+    if lack == "a GPU" and torch.cuda.is_available():
+        pytest.skip("this machine has the GPU that the record asks for")
+    if lack == "a compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    change_record(copy, lambda record: record["settings"].update(recorded))
+    assert main([str(copy)]) == 4
+    answer = capsys.readouterr().out.splitlines()
+    assert answer[0] == "NOT COMPARABLE" and answer[-1] == "  --anyway trains, and says how far apart it ends"
+    for setting, value in recorded.items():
+        assert any(line.startswith(f"  {setting} was {value}: ") for line in answer)
+    for options in ([], ["--segment", "20:40"]):
+        status = main([str(copy), "--anyway", *options])
+        verdict, *reasons = capsys.readouterr().out.splitlines()
+        if nearest.get("engine") != "eager":  # then the same is computed
+            assert (status, verdict) == (0, "IDENTICAL")
+        else:
+            assert (status, verdict) == (4, "NOT COMPARABLE")
+            assert any("the first difference is at step" in line for line in reasons)
+            assert any("of model.pth differ" in line for line in reasons) == (not options)
+            assert "only a machine of the run's class can tell" in reasons[-1]
+        for setting, value in nearest.items():
+            assert any(line.startswith(f"  {setting} {value} instead of {recorded[setting]}: ") for line in reasons)
+
+
+def test_a_segment_of_another_machine_is_identical_if_its_tensors_are(copy: Path) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["machine"]["class"]["processor"] = "Zilog Z80"
+        record["machine"]["digest"] = "0" * 64
+
+    change_record(copy, change)
+    for path in (copy / "checkpoints").glob("*/state.pth"):  # as on that machine
+        state = torch.load(path, weights_only=True) | {"machine_digest": "0" * 64}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        path.write_bytes(buffer.getvalue())
+        (path.parent / "manifest.json").write_bytes(checkpoint._build_manifest(buffer.getvalue()))
+    reseal(copy)
+    verification = verify_folder(copy, segment="20:40", anyway=True)
+    assert verification.verdict is Verdict.IDENTICAL, verification
+    assert verification.reasons[1].startswith("processor was Zilog Z80, is ")
+
+
+def test_another_torch_is_trained_with_anyway_and_named(copy: Path) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["machine"]["class"]["torch"] = record["environment"]["distributions"]["torch"] = "1.0"
+        record["machine"]["digest"] = record["environment"]["digest"] = "0" * 64
+
+    change_record(copy, change)
+    assert verify_folder(copy).verdict is Verdict.NOT_COMPARABLE
+    verification = verify_folder(copy, anyway=True)
+    assert verification.verdict is Verdict.IDENTICAL
+    assert verification.reasons[1].startswith("torch was 1.0, is ")
+    assert verification.reasons[2].startswith("its environment is another: torch was 1.0, is ")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("warp_factor", 9), ("model", "vgg"), ("num_threads", "two")])
+def test_a_setting_that_this_version_does_not_know_is_refused_in_one_line(
+    setting: str, value: Any, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_record(copy, lambda record: record["settings"].update({setting: value}))
+    for options in ([], ["--anyway"]):
+        assert main([str(copy), *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: the record has ") and setting in line or "'str'" in line
 
 
 def test_an_unfinished_run_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

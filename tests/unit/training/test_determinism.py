@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from image_classifier.config import TrainingSettings
 from image_classifier.errors import SettingsError
+from image_classifier.training import determinism
 from image_classifier.training.determinism import (
     CAPS,
     cap_instruction_set,
     configure_torch,
     get_instruction_set,
     resolve_settings,
+    restore_nearest_settings,
 )
+from tests.conftest import PROJECT
 
 PROBE = """
 from image_classifier.training.determinism import cap_instruction_set, get_instruction_set
@@ -78,6 +82,58 @@ def test_an_instruction_set_above_the_machines_is_refused() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert answer.startswith("--instruction_set avx512: this machine has avx2 only")
+
+
+def test_a_cap_above_the_processor_does_not_count_as_its_instruction_set() -> None:
+    script = (
+        "import torch; torch.cpu.get_capabilities = lambda: {'avx2': True}\n"
+        "from image_classifier.training.determinism import get_instruction_set; print(get_instruction_set())"
+    )
+    environment = os.environ | CAPS["avx512"]
+    answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout == "avx2\n"
+
+
+def test_more_threads_than_may_be_started_are_refused_with_the_number() -> None:
+    script = (
+        "import torch\n"
+        "from image_classifier.training.determinism import *; from tests.confined import limit_memory\n"
+        "limit_memory(2**28)\n"
+        "settings, lacks = resolve_nearest_settings(TrainingSettings(num_threads=1000, engine='eager'))\n"
+        "print(settings.num_threads <= len(os.sched_getaffinity(0)), *lacks)\n"
+        "try: resolve_settings(TrainingSettings(num_threads=1000))\n"
+        "except SettingsError as error: print(error)"
+    )
+    command = [sys.executable, "-c", script]
+    answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    reason = "this process may start [0-9]+ only"
+    assert re.fullmatch(
+        rf"True num_threads was 1000: {reason}\n--num_threads 1000: {reason}; choose fewer, or .*ulimit -u.*\n", answer
+    ), answer
+
+
+def test_a_record_is_restored_with_the_nearest_of_what_is_unknown_here() -> None:
+    recorded = asdict(TrainingSettings(num_threads=3))
+    assert restore_nearest_settings(recorded) == (TrainingSettings(num_threads=3), [])
+    unknown = {"device": "mps", "precision": "fp16", "engine": "inductor", "instruction_set": "avx10"}
+    settings, lacks = restore_nearest_settings(recorded | unknown)
+    assert settings == TrainingSettings(num_threads=3, device="cpu", precision="fp32", engine="eager")
+    assert {lack.setting: lack.asked for lack in lacks} == unknown
+    assert lacks[0].describe_replacement() == "device cpu instead of mps: this version knows cpu, cuda"
+    with pytest.raises(SettingsError, match="does not take: --model takes .*; use the version that it names"):
+        restore_nearest_settings(recorded | {"model": "vgg"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "nearest"),
+    [("avx2 fma", "avx2"), ("avx2 fma avx512f avx512dq avx512bw avx512vl", "avx512"), ("sse2", "native")],
+)
+def test_a_record_of_a_better_processor_is_restored_with_the_best_of_this_one(
+    flags: str, nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(determinism, "read_processor", lambda: {"flags": flags})
+    settings, (lack,) = restore_nearest_settings({"instruction_set": "avx512_bf16"})
+    assert settings.instruction_set == lack.nearest == nearest
 
 
 def test_torch_is_configured_as_the_settings_say() -> None:

@@ -195,7 +195,7 @@ def test_damaged_kernels_are_named(compile_anew: Path, tmp_path: Path, monkeypat
     damaged.write_bytes(made.read_bytes()[:100])
     monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "other"))
     kernels._load_kernels.cache_clear()
-    with pytest.raises(SettingsError, match=f"--engine compiled: {damaged} cannot be loaded .*; remove it"):
+    with pytest.raises(SettingsError, match=f"^{damaged} cannot be loaded .*; remove it$"):
         load_kernels()
 
 
@@ -211,6 +211,6 @@ def test_a_compiler_that_fails_is_named_with_its_reason(
     broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1 && exit\necho no disk >&2\nexit 1\n')
     broken.chmod(0o755)
     monkeypatch.setenv("CC", os.fspath(broken))
-    with pytest.raises(SettingsError, match=f"--engine compiled: {broken} failed: no disk; choose --engine eager"):
+    with pytest.raises(SettingsError, match=f"^{broken} failed: no disk$"):
         load_kernels()
     assert not compile_anew.exists()
