@@ -85,6 +85,7 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.start --dataset_folder $(DATASET_FOLDER) --run experiments/benchmark/fast
 	python -m benchmarks.crash_campaign
 	python -m benchmarks.races
+	python -m benchmarks.fuzz_readers
 	python -m benchmarks.container
 	python -m benchmarks.database --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.publishing --dataset_folder $(DATASET_FOLDER) $(MEASURED)

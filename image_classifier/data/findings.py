@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from image_classifier.config import Fit, Reading
+from image_classifier.files import check_form
 
 _NUM_SIZES = 10  # that are listed, the most frequent first
+_FORM = {"num_fitted": int, "sizes": {str: int}, "largest_ratio": float, "left_out": [str]}
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def restore_findings(recorded: Mapping[str, Any]) -> Findings:
     """Make findings again out of their JSON.
 
     Raises:
-        TypeError: it is none.
+        TypeError, ValueError: it is none.
     """
+    check_form(dict(recorded), _FORM)
     return Findings(**{**recorded, "left_out": tuple(recorded.get("left_out", ()))})
 
 

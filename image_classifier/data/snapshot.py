@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from image_classifier.config import DatabaseAccess, Reading, Reference, get_reference
 from image_classifier.data.balance import find_imbalances
-from image_classifier.data.content import METADATA_FILE, Content, Metadata, load_metadata
+from image_classifier.data.content import METADATA_FILE, Content, Metadata, load_metadata, one_line
 from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.source import Source, find_source
 from image_classifier.errors import DataError, SettingsError, StorageError
@@ -333,8 +333,8 @@ def _load_indexed(store: Path, fingerprint: str) -> Snapshot | None:
         return None
     try:
         findings = None if found is None else restore_findings(found)
-    except (TypeError, AttributeError) as error:
-        raise _DamagedError(f"{store / 'index'}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise _DamagedError(f"{store / 'index'}: {one_line(error)}") from error
     return _load_checked(store / digest, name, findings)
 
 
@@ -355,8 +355,8 @@ def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> 
             raise ValueError("it holds arrays of other types or shapes")  # which to convert would take memory
         if compute_digest(images, labels, classes, num_train, num_validation) != folder.name:
             raise ValueError("its content does not have the digest that it is stored under")
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
-        raise _DamagedError(f"{folder}: {error}") from error
+    except Exception as error:  # what numpy raises for a damaged head is of many types: OverflowError, TokenError, ...
+        raise _DamagedError(f"{folder}: {one_line(error)}") from error
     arrays = np.asarray(images), np.asarray(labels)
     return Snapshot(*arrays, classes, num_train, folder.name, name, None, num_validation, findings)
 

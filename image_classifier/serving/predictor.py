@@ -215,12 +215,12 @@ def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision
 
 
 def _describe(path: Path, session: Any, version: str) -> PublishedModel:
-    metadata = {
-        key.removeprefix(METADATA_PREFIX): value
-        for key, value in session.get_modelmeta().custom_metadata_map.items()
-        if key.startswith(METADATA_PREFIX)
-    }
     try:
+        metadata = {
+            key.removeprefix(METADATA_PREFIX): value
+            for key, value in session.get_modelmeta().custom_metadata_map.items()
+            if key.startswith(METADATA_PREFIX)
+        }
         format_version = int(metadata["format_version"])
         if format_version > FORMAT_VERSION:
             raise ModelError(

@@ -22,7 +22,7 @@ from image_classifier.config import DatabaseAccess, Reading, get_reference, reso
 from image_classifier.errors import DataError, ModelError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
 from image_classifier.progress import track
-from image_classifier.serving.published import PUBLISHED, check_published
+from image_classifier.serving.published import PUBLISHED, check_published, one_line
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -527,7 +527,7 @@ def read_predictions(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int6
         if not np.isfinite(probabilities).all() or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
             raise ValueError("it has a probability that is no number, or a label of no class")
     except Exception as error:  # what a damaged archive raises is of many types: zlib.error, BadZipFile, ...
-        raise RunError(f"{path} is missing or damaged: {error}") from error
+        raise RunError(f"{path} is missing or damaged: {one_line(error)}") from error
     return probabilities, labels
 
 

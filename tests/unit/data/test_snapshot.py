@@ -232,6 +232,11 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def write_head(path: Path, head: bytes) -> None:
+    """Write an .npy file of 100 bytes with this head."""
+    path.write_bytes(b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head + bytes(100))
+
+
 @pytest.mark.parametrize(
     "name, damage",
     [
@@ -246,6 +251,14 @@ def flip_bit(path: Path) -> None:
         ("snapshot.json", lambda path: path.write_bytes(b'{"format_version": 1}')),
         ("snapshot.json", lambda path: path.write_bytes(b'{"format_version": 1, "classes": 3, "num_train": 2}')),
         ("images.npy", lambda path: np.save(path, np.array([{}], object), allow_pickle=True)),
+        ("images.npy", lambda path: write_head(path, b"{'descr': ('|u1")),
+        (
+            "images.npy",
+            lambda path: write_head(
+                path, b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,)}"
+            ),
+        ),
+        ("labels.npy", lambda path: write_head(path, b"{'descr': '<i8', 'fortran_order': False, 'shape': (-9,)}")),
     ],
 )
 def test_a_damaged_snapshot_is_set_aside_and_made_again(
@@ -263,15 +276,30 @@ def test_a_damaged_snapshot_is_set_aside_and_made_again(
     assert load_snapshot(dataset).digest == digest and caplog.text == ""
 
 
+def write_findings(path: Path, **findings: object) -> None:
+    """Put findings into the entry of an index."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"findings": findings}))
+
+
 @pytest.mark.parametrize(
-    "damage", [Path.unlink, lambda path: path.write_bytes(b"{"), lambda path: path.write_bytes(b"[]")]
+    "damage",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b"{"),
+        lambda path: path.write_bytes(b"[]"),
+        lambda path: write_findings(path, num_fitted=1, sizes=3, largest_ratio=1, left_out=[]),
+        lambda path: write_findings(path, num_fitted=1, sizes={"1 x 1": "1"}, largest_ratio=1, left_out=[]),
+        lambda path: write_findings(path, num_fitted=[], sizes={}, largest_ratio=1, left_out=[]),
+    ],
 )
 def test_a_damaged_index_is_made_again(damage: Callable[[Path], None], dataset: Path) -> None:
-    digest = load_snapshot(dataset).digest
+    snapshot = load_snapshot(dataset)
+    digest, notes = snapshot.digest, snapshot.describe_notes()
     before = list_files(dataset)
     (entry,) = (dataset / ".snapshots" / "index").iterdir()
     damage(entry)
-    assert load_snapshot(dataset).digest == digest
+    snapshot = load_snapshot(dataset)
+    assert (snapshot.digest, snapshot.describe_notes()) == (digest, notes)
     assert list_files(dataset) == before
 
 

@@ -92,6 +92,15 @@ def test_a_model_that_is_missing_or_no_model_is_refused(tmp_path: Path, publishe
         load_predictor(tmp_path / "stranger.onnx")
 
 
+def test_a_model_that_speaks_of_itself_in_no_text_is_refused(tmp_path: Path, published_run: Path) -> None:
+    content = (published_run / MODEL).read_bytes()
+    digest = f"{METADATA_PREFIX}data_digest".encode() + b"\x12@"
+    start = content.index(digest) + len(digest)
+    (tmp_path / "model.onnx").write_bytes(content[:start] + b"\xeb" + content[start + 1 :])
+    with pytest.raises(ModelError, match="no model that this package published: it has no valid .*can't decode byte"):
+        load_predictor(tmp_path / "model.onnx")
+
+
 def test_a_model_that_cannot_be_computed_is_refused_when_it_is_measured(tmp_path: Path, published_run: Path) -> None:
     narrow = onnx.load(published_run / MODEL)
     for entry in narrow.metadata_props:

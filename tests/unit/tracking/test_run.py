@@ -482,14 +482,16 @@ LABELS, PROBABILITIES = np.zeros(3, np.int64), np.full((3, 2), 0.5, np.float32)
             "an array of",
         ),
         ({"labels": LABELS, "probabilities": build_head("[" * 9000)}, "."),
+        ({"labels": LABELS, "probabilities": build_head(" " * 60_000)}, "."),
         ({"labels": LABELS, "probabilities": b"\x93NUMPY\3\0" + bytes(100)}, "an array of a later format"),
         ({str(number): b"" for number in range(101)}, "more than 2 arrays"),
     ],
 )
 def test_predictions_that_are_none_are_refused(arrays: dict[str, Any], reason: str, tmp_path: Path) -> None:
     pack_predictions(tmp_path / "predictions.npz", **arrays)
-    with pytest.raises(RunError, match=f"predictions.npz is missing or damaged: .*{reason}"):
+    with pytest.raises(RunError, match=f"predictions.npz is missing or damaged: .*{reason}") as caught:
         read_predictions(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_predictions_that_unpack_to_too_much_are_refused(tmp_path: Path) -> None:
