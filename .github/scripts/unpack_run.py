@@ -116,7 +116,7 @@ def open_zip(path: Path, stack: ExitStack) -> Artifact:
         check_kind(name, member.external_attr >> 16)
         if member.flag_bits & 1:
             raise RunError(f"{name!a} is encrypted; unpack it first")
-        if not member.is_dir():
+        if not member.orig_filename.endswith("/"):
             if name in sizes:
                 raise RunError(f"{path} holds {name!a} twice")
             sizes[name] = member.file_size
@@ -213,7 +213,7 @@ def write(artifact: Artifact, name: str, target: Path, size: int) -> None:
                 file.write(piece)
                 if file.tell() > size:
                     raise RunError(f"{name} has more than the {size:,} bytes that it should have")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise RunError(f"{name} cannot be unpacked: {error}") from error
 
 

@@ -134,6 +134,28 @@ def test_an_odd_name_is_refused(
         assert "is no name of a file in a run" in refuse(unpacking, folder, capsys)
 
 
+def test_a_name_that_begins_with_a_zero_byte_is_refused(
+    unpacking: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = zip_folder(folder)
+    with zipfile.ZipFile(path, "a") as archive:
+        add_member(archive, "\0run.json")
+    assert "is no name of a file in a run" in refuse(unpacking, path, capsys)
+
+
+def test_a_member_that_calls_itself_what_is_no_text_is_refused(
+    unpacking: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = zip_folder(folder)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("run.json").header_offset
+    content = bytearray(path.read_bytes())
+    content[start + 7] |= 8  # the name is UTF-8
+    content[start + 30] = 0xFF
+    path.write_bytes(content)
+    assert "run.json cannot be unpacked: 'utf-8' codec can't decode" in refuse(unpacking, path, capsys)
+
+
 def test_a_name_that_is_no_text_is_refused(
     unpacking: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
