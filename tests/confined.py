@@ -47,6 +47,39 @@ def limit_memory(num_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (present + num_bytes,) * 2)
 
 
+def read_dataset(path: Path) -> None:
+    """Read the data set at a path whole."""
+    from image_classifier.data.content import load_metadata
+    from image_classifier.data.source import find_source
+
+    content = find_source(path).read(load_metadata(path if path.is_dir() else path.parent))
+    for batches in content.parts.values():
+        for _ in batches:
+            pass
+
+
+def read_config(path: Path) -> None:
+    """Read a file with settings of the trainer."""
+    from image_classifier.cli.train import build_trainer_parser, load_config
+
+    load_config(build_trainer_parser(), path)
+
+
+def read_card(folder: Path) -> None:
+    """Read what a data set says about its sizes."""
+    from image_classifier.data.card import check_sizes
+
+    check_sizes({"train": 1, "test": 1}, [folder])
+
+
+def unpack_artifact(path: Path) -> None:
+    """Unpack the artifact of a workflow."""
+    from tests.limits import load_script
+
+    if load_script("unpack_run").main([str(path), str(path.with_name("target"))]) != 0:
+        raise ImageClassifierError("it is refused")
+
+
 def main() -> None:
     """Call a function as the command line says, and print what came of it."""
     function, memory_mb, cpu_s, *paths = sys.argv[1:]

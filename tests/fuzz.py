@@ -68,8 +68,8 @@ class Outcome:
     Attributes:
         kind: `read`, `refused`, or of a finding `exception`, `message`, `crash`, `stuck`, `time` or `memory`.
         detail: the message, or the trace.
-        cpu_s: computing time, of the process that called or of one that it started, if that took longer.
-        memory_mb: memory on top of what the process had before.
+        cpu_s: computing time, of the process that called or of those that it started, if that took longer.
+        memory_mb: memory on top of what the process had before; that of one that was started whole.
     """
 
     number: int
@@ -181,6 +181,7 @@ def call_once(reader: Reader, number: int, name: str, content: bytes, folder: Pa
     memory_before = _read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of its memory is that from now on
     _children.cpu_s = _children.memory_mb = 0.0
+    others = resource.getrusage(resource.RUSAGE_CHILDREN)
     kind, detail = "read", ""
     try:
         reader.read(name, content, folder)
@@ -193,6 +194,10 @@ def call_once(reader: Reader, number: int, name: str, content: bytes, folder: Pa
         kind, detail = "memory", traceback.format_exc(limit=-8)
     except Exception:
         kind, detail = "exception", traceback.format_exc(limit=-8)
+    if not _children.cpu_s:  # those that were started and not forked
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        _children.cpu_s = after.ru_utime + after.ru_stime - others.ru_utime - others.ru_stime
+        _children.memory_mb = after.ru_maxrss / 1024 if _children.cpu_s else 0.0
     cpu_s = max(time.process_time() - began, _children.cpu_s)
     memory_mb = max((_read_status("VmHWM") - memory_before) / 1024, _children.memory_mb)
     if kind in ("read", "refused"):

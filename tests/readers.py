@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import logging
 import shutil
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,6 +54,7 @@ from tests.bombs import build_chunk, build_exif, save
 from tests.conftest import PROJECT
 from tests.datasets import make_arrays, write_cifar10_binary, write_cifar10_python
 from tests.fuzz import Reader
+from tests.limits import load_script
 from tests.mutate import (
     change_bytes,
     change_jpeg,
@@ -98,15 +96,6 @@ def _write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-
-
-def _load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, PROJECT / ".github" / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
 
 
 # Images.
@@ -487,7 +476,7 @@ def _read_checkpoint(name: str, content: bytes, folder: Path) -> None:
 
 def _summarize(name: str, content: bytes, folder: Path) -> None:
     with _replaced(folder / "run" / name, content):
-        _load_script("summarize").summarize(folder / "run")
+        load_script("summarize").summarize(folder / "run")
 
 
 # Published models.
@@ -701,7 +690,7 @@ def _build_artifact(scratch: Path) -> list[Reader]:
             archive.writestr(name, content)
 
     def unpack(name: str, content: bytes, folder: Path) -> None:
-        main = _load_script("unpack_run").main
+        main = load_script("unpack_run").main
         target = folder / "target"
         said = io.StringIO()
         with redirect_stderr(said), redirect_stdout(io.StringIO()):

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import pickle
 import re
-from collections.abc import Callable
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+import torch
 from PIL import Image
 
 from image_classifier.imaging import MAX_PIXELS, MAX_SCANS
@@ -15,6 +27,7 @@ from tests.bombs import (
     build_chunk,
     build_even_png,
     build_exif,
+    build_laughs,
     build_onnx_of_zeros,
     build_onnx_without_end,
     build_png,
@@ -25,6 +38,9 @@ from tests.bombs import (
     write_parquet_of_zeros,
 )
 from tests.confined import call_confined
+from tests.conftest import PROJECT
+from tests.datasets import make_arrays, write_image_folder
+from tests.limits import ROWS, build_table
 
 IMAGES: dict[str, Callable[[], bytes]] = {
     "16 bits of grey": lambda: build_even_png(16, 0),
@@ -39,6 +55,300 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "WebP": lambda: save(Image.new("RGBA", (5000, 5000), (1, 2, 3, 4)), "WEBP", lossless=True, exif=build_exif(6)),
     "BMP with a leap": lambda: build_run_lengths(1024, b"\0\2\xff\xff" * 100),
 }
+"""As many pixels as are decoded, but for the long row."""
+
+
+@dataclass(frozen=True)
+class Bomb:
+    """A file that would take much, or for ever.
+
+    Attributes:
+        read: MODULE:FUNCTION that reads it.
+        name: of the file.
+        write: writes it to a path.
+        reason: pattern of the message that it is refused with.
+        is_folder: the function takes the folder that it lies in.
+    """
+
+    read: str
+    name: str
+    write: Callable[[Path], object]
+    reason: str
+    is_folder: bool = False
+
+
+def write_sparse(num_bytes: int) -> Callable[[Path], None]:
+    """Make what writes a file of so many zeros, which take no room."""
+
+    def write(path: Path) -> None:
+        path.touch()
+        os.truncate(path, num_bytes)
+
+    return write
+
+
+def put(content: bytes | str) -> Callable[[Path], object]:
+    """Make what writes this content."""
+    return lambda path: path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_tar(*members: tuple[str, int, bytes], number: int = 1) -> Callable[[Path], None]:
+    """Make what writes a .tar.gz with members of a name, a size and a kind, so many times."""
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w:gz", compresslevel=1, format=tarfile.GNU_FORMAT) as archive:
+            for name, size, kind in members * number:
+                member = tarfile.TarInfo(name)
+                member.size, member.type, member.linkname = size, kind, "/etc/passwd"
+                archive.addfile(member, Zeros(size) if size else None)
+
+    return write
+
+
+class Zeros(io.RawIOBase):
+    """A file of so many zeros."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size, self._left)
+        self._left -= size
+        return bytes(size)
+
+
+def write_zip(members: Mapping[str, bytes | int]) -> Callable[[Path], None]:
+    """Make what writes a compressed zip file of members with this content, or so many zeros."""
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, content in members.items():
+                with archive.open(name, "w", force_zip64=True) as member:
+                    if isinstance(content, bytes):
+                        member.write(content)
+                    else:
+                        for _ in range(content // 2**20):
+                            member.write(bytes(2**20))
+
+    return write
+
+
+def write_classes(path: Path) -> None:
+    """Write a data set whose metadata name many classes."""
+    write_image_folder(path.parent, make_arrays(2, 2, num_classes=2), ["0", "1"])
+    path.write_text(json.dumps({"classes": list(map(str, range(1001)))}), encoding="utf-8")
+
+
+def build_npy(head: str) -> bytes:
+    """Build an .npy file that holds nothing of what its head says."""
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head.encode()
+
+
+class Command:
+    """What runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("exit 1",)
+
+
+def write_tensors(path: Path) -> None:
+    """Write a file of torch.save with a pickle that runs a command."""
+    torch.save({"format_version": 2, "model": Command()}, path)
+
+
+def write_external(path: Path) -> None:
+    """Write an ONNX file whose weights lie in a file of the system."""
+    model = onnx.load_from_string(build_onnx_of_zeros(10))
+    weights = onnx.TensorProto(name="zeros", dims=[10], data_type=onnx.TensorProto.FLOAT)
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="/etc/passwd")
+    model.graph.initializer.append(weights)
+    del model.graph.node[0]
+    path.write_bytes(model.SerializeToString())
+
+
+DATASET, RUN = "tests.confined:read_dataset", "image_classifier.tracking.run"
+METADATA, CONFIG = "image_classifier.data.content:load_metadata", "tests.confined:read_config"
+PREDICTIONS, MODEL = f"{RUN}:read_predictions", "image_classifier.tracking.checkpoint:load_model"
+PUBLISHED = "image_classifier.serving.predictor:load_predictor"
+LABELS = build_npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}") + bytes(8)
+
+BOMBS: dict[str, dict[str, Bomb]] = {
+    "archive of CIFAR": {
+        "gzip": Bomb(
+            DATASET, "all.tar.gz", write_tar(("zeros", 2**28, b"0")), "unpacks to more than 268,435,456 bytes"
+        ),
+        "members": Bomb(DATASET, "all.tar.gz", write_tar(("a", 0, b"0"), number=1001), "more than 1,000 files"),
+        "a name": Bomb(DATASET, "all.tar.gz", write_tar(("a" * 10**6, 0, b"0")), "of 1,000,001 bytes"),
+        "a link": Bomb(DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.SYMTYPE)), "which is a link"),
+        "a device": Bomb(
+            DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.CHRTYPE)), "which is a link, a dev"
+        ),
+    },
+    "file of CIFAR": {
+        "size": Bomb(DATASET, "data_batch_1", write_sparse(2**28 + 1), "more than the 268,435,456 bytes", True),
+        "instructions": Bomb(
+            DATASET, "data_batch_1", put(b"]" + b"Na" * 500_000 + b"."), "more than 1,000,000 inst", True
+        ),
+        "a command": Bomb(DATASET, "data_batch_1", put(pickle.dumps(Command())), "wants to run 'posix.system'", True),
+    },
+    "Parquet": {
+        "a large value": Bomb(
+            "image_classifier.data.parquet:iterate_images",
+            "all.parquet",
+            lambda path: write_parquet_of_zeros(path, 1, 600_000_000),
+            ".",
+        ),
+        "one value in each row": Bomb(
+            "image_classifier.data.parquet:iterate_images",
+            "all.parquet",
+            lambda path: write_parquet_of_one_value(path, 1000, bytes(30_000_000)),
+            ".",
+        ),
+    },
+    "classes of a data set": {
+        "number": Bomb(
+            DATASET,
+            "metadata.json",
+            write_classes,
+            "1,001 classes, at most 1,000",
+            True,
+        )
+    },
+    "JSON": {
+        "size": Bomb(METADATA, "metadata.json", write_sparse(2**25 + 1), "more than the 33,554,432 bytes", True),
+        "values": Bomb(
+            METADATA, "metadata.json", put("[" + "0," * 2_000_000 + "0]"), "than the 2,000,000 values", True
+        ),
+        "depth": Bomb(METADATA, "metadata.json", put("[" * 10**6), "deeper than the 32 levels", True),
+    },
+    "JSON lines": {
+        "size": Bomb(
+            f"{RUN}:read_epochs", "metrics.jsonl", write_sparse(2**27 + 1), "than the 134,217,728 bytes", True
+        ),
+        "lines": Bomb(
+            f"{RUN}:read_epochs", "metrics.jsonl", put("{}\n" * 2_000_001), "than the 2,000,000 values", True
+        ),
+    },
+    "YAML": {
+        "size": Bomb(CONFIG, "config.yaml", put("a: " + "b" * 2**16), "more than the 65,536 bytes"),
+        "depth": Bomb(CONFIG, "config.yaml", put("[" * 30_000), "deeper than the 32 levels"),
+        "aliases": Bomb(CONFIG, "config.yaml", put(build_laughs()), "it has the alias"),
+    },
+    "`README.md` of a data set": {
+        "size": Bomb(
+            "tests.confined:read_card", "README.md", write_sparse(2**20 + 1), "than the 1,048,576 bytes", True
+        ),
+        "aliases": Bomb(
+            "tests.confined:read_card",
+            "README.md",
+            put(f"---\ndataset_info: 1\n{build_laughs()}\n---\n"),
+            "the alias",
+            True,
+        ),
+    },
+    "`predictions.npz`": {
+        "zeros": Bomb(
+            PREDICTIONS,
+            "predictions.npz",
+            write_zip({"labels.npy": LABELS, "probabilities.npy": 2**30}),
+            "unpacks to more than the 268,435,456 bytes",
+            True,
+        ),
+        "a head": Bomb(
+            PREDICTIONS,
+            "predictions.npz",
+            write_zip(
+                {
+                    "labels.npy": LABELS,
+                    "probabilities.npy": build_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (999999999, 9)}"),
+                }
+            ),
+            "missing or damaged",
+            True,
+        ),
+        "objects": Bomb(
+            PREDICTIONS,
+            "predictions.npz",
+            lambda path: np.savez(path, labels=np.array([Command()]), probabilities=np.array([[Command()]])),
+            "an array of object",
+            True,
+        ),
+    },
+    "`model.pth`, checkpoint": {
+        "size": Bomb(MODEL, "model.pth", write_sparse(2**29 + 1), "more than the 536,870,912 bytes"),
+        "zeros": Bomb(
+            MODEL,
+            "model.pth",
+            write_zip({"archive/data.pkl": b"N.", "archive/version": b"3", "archive/data/0": 2**30}),
+            "is compressed",
+        ),
+        "a command": Bomb(MODEL, "model.pth", write_tensors, "asks for 'posix.system'"),
+    },
+    "file of a published model": {
+        "size": Bomb(PUBLISHED, "model.onnx", write_sparse(2**30 + 1), "more than the 1,073,741,824 bytes")
+    },
+    "ONNX": {
+        "zeros": Bomb(
+            PUBLISHED,
+            "model.onnx",
+            lambda path: path.write_bytes(build_onnx_of_zeros(10**9)),
+            "takes more than 1024 MB of memory",
+        ),
+        "no end": Bomb(
+            PUBLISHED,
+            "model.onnx",
+            lambda path: path.write_bytes(build_onnx_without_end()),
+            "takes more computing time to read",
+        ),
+        "weights elsewhere": Bomb(PUBLISHED, "model.onnx", write_external, "cannot be loaded by ONNX Runtime"),
+    },
+    "CSV of `data relabel`": {
+        "size": Bomb(
+            "image_classifier.cli.database:read_corrections", "a.csv", write_sparse(2**23 + 1), "the 8,388,608 b"
+        )
+    },
+    "API keys, JSON web keys": {
+        "size": Bomb("image_classifier.serving.auth:load_keys", "keys", write_sparse(2**20 + 1), "the 1,048,576 bytes")
+    },
+    "artifact of a workflow": {
+        "zeros": Bomb("tests.confined:unpack_artifact", "run.zip", write_zip({"run.json": 2**30}), "refused")
+    },
+}
+"""By row of SECURITY.md's table, apart from images, which are above, and downloads, which test_download.py has."""
+
+
+def test_the_table_of_limits_says_what_the_code_does() -> None:
+    assert build_table() in (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
+    assert {*BOMBS, "image: PNG, JPEG, WebP, BMP", "download"} == ROWS.keys()
+
+
+@pytest.mark.parametrize("row, kind", [(row, kind) for row, bombs in BOMBS.items() for kind in bombs])
+def test_a_bomb_is_refused_within_limits(row: str, kind: str, tmp_path: Path) -> None:
+    bomb = BOMBS[row][kind]
+    bomb.write(tmp_path / bomb.name)
+    if bomb.name == "data_batch_1":
+        for name in (*(f"data_batch_{number}" for number in range(2, 6)), "test_batch"):
+            (tmp_path / name).touch()
+    is_confined = row in ("Parquet", "ONNX")
+    path = tmp_path if bomb.is_folder else tmp_path / bomb.name
+    outcome = call_confined(bomb.read, path, cpu_s=60 if is_confined else 20)
+    assert re.search(bomb.reason, outcome.error or "") and len((outcome.error or "").splitlines()) == 1, outcome
+    assert outcome.memory_mb < (1200 if is_confined else 600) and outcome.cpu_s < 30
+
+
+def test_an_image_of_more_frames_or_pixels_is_refused(tmp_path: Path) -> None:
+    one, *others = (Image.new("RGB", (1000, 1000), (10 * number, 0, 0)) for number in range(20))
+    bombs = {
+        "PNG": (save(one, save_all=True, append_images=others), "the image is animated"),
+        "WEBP": (save(one, "WEBP", save_all=True, append_images=others), "the image is animated"),
+        "size": (build_png(2**31 - 1, 2**31 - 1), "pixels"),
+        "side": (build_png(65_535, 65_535), "50,000,000"),
+    }
+    for name, (content, reason) in bombs.items():
+        (tmp_path / name).write_bytes(content)
+        outcome = call_confined("image_classifier.imaging:load_image", tmp_path / name, memory_mb=700)
+        assert reason in (outcome.error or "") and outcome.memory_mb < 100, (name, outcome)
 
 
 @pytest.mark.parametrize("kind", IMAGES)
@@ -48,27 +358,3 @@ def test_decoding_takes_no_more_memory_than_is_said(kind: str, tmp_path: Path) -
     outcome = call_confined("image_classifier.imaging:load_image", path, memory_mb=700)
     assert outcome.memory_mb < 600
     assert outcome.error is None or kind == "a long row" and "a side may have 65,535 at most" in outcome.error
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: write_parquet_of_zeros(path, 1, 600_000_000),
-        lambda path: write_parquet_of_one_value(path, 1000, bytes(30_000_000)),
-    ],
-    ids=["a large value", "one value in each row"],
-)
-def test_parquet_takes_no_more_memory_than_is_said(write: Callable[[Path], None], tmp_path: Path) -> None:
-    path = tmp_path / "all.parquet"
-    write(path)
-    outcome = call_confined("image_classifier.data.parquet:iterate_images", path)
-    assert outcome.memory_mb < 1100 and outcome.error is not None
-
-
-@pytest.mark.parametrize("content", [build_onnx_of_zeros(10**9), build_onnx_without_end()], ids=["zeros", "no end"])
-def test_an_onnx_file_takes_no_more_than_is_said(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(content)
-    outcome = call_confined("image_classifier.serving.predictor:load_predictor", path, cpu_s=60)
-    assert outcome.memory_mb < 1200 and outcome.cpu_s < 30
-    assert re.search("takes more (than 1024 MB of memory|computing time) to read", outcome.error or "")

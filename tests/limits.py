@@ -1,0 +1,105 @@
+"""The table of SECURITY.md: what each reader of files takes at most, by the constants that say so in the code."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from image_classifier import confinement, files, imaging
+from image_classifier.cli import database
+from image_classifier.data import card, cifar, content, download, parquet_process, pickles
+from image_classifier.serving import auth, published
+from image_classifier.tracking import run, tensor_file
+from tests.conftest import PROJECT
+
+
+def load_script(name: str) -> ModuleType:
+    """Load one of the workflows' scripts as a module."""
+    spec = importlib.util.spec_from_file_location(name, PROJECT / ".github" / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+_unpack_run = load_script("unpack_run")
+
+_SIZES = {2**10: "KB", 2**20: "MB", 2**30: "GB"}
+
+
+def _size(num_bytes: int) -> str:
+    """Write a number of bytes in the largest unit, of powers of 1,024, that it is a whole number of."""
+    unit = max(unit for unit in _SIZES if num_bytes % unit == 0)
+    return f"{num_bytes // unit:,} {_SIZES[unit]}"
+
+
+_OWN = f"of its own: {_size(confinement.MEMORY_BYTES)} of memory, {confinement.COMPUTING_S} s of computing time"
+
+ROWS: dict[str, tuple[str, str]] = {
+    "image: PNG, JPEG, WebP, BMP": (
+        f"{_size(imaging.MAX_BYTES)}, {imaging.MAX_PIXELS:,} pixels (WebP {imaging.MAX_WEBP_PIXELS:,}, BMP with run "
+        f"lengths {imaging.MAX_RUN_LENGTH_PIXELS:,}), {imaging.MAX_SIDE:,} a side; of a JPEG {imaging.MAX_SCANS} scans "
+        f"and {imaging.MAX_SEGMENTS:,} segments, of a PNG {imaging.MAX_CHUNKS:,} chunks, {imaging.MAX_TEXTS} of text; "
+        "one that is animated",
+        "the caller's; 600 MB for all threads",
+    ),
+    "archive of CIFAR": (
+        f"{_size(cifar.MAX_ARCHIVE_BYTES)} unpacked, {cifar.MAX_MEMBERS:,} members, names of "
+        f"{_size(cifar.MAX_NAME_BYTES)}; links and devices",
+        "the caller's",
+    ),
+    "file of CIFAR": (
+        f"{_size(cifar.MAX_FILE_BYTES)}; as a pickle {pickles.MAX_INSTRUCTIONS:,} instructions, and any that calls or "
+        "imports something",
+        "the caller's",
+    ),
+    "Parquet": (
+        f"{parquet_process.MAX_ROWS:,} rows and one for every {parquet_process.MIN_ROW_BYTES} bytes after the first "
+        f"1,000, images of {parquet_process.MAX_RATIO} times its size, paths of {parquet_process.MAX_PATH_LENGTH:,} "
+        "characters",
+        _OWN + " between two batches",
+    ),
+    "classes of a data set": (f"{content.MAX_CLASSES:,}", "the caller's"),
+    "JSON": (
+        f"{_size(files.MAX_JSON_BYTES)}, {files.MAX_JSON_VALUES:,} values, {files.MAX_DEPTH} levels; a key twice, "
+        "numbers that are not finite or have more than 64 bits",
+        "the caller's",
+    ),
+    "JSON lines": (
+        f"{_size(files.MAX_LINES_BYTES)}, {files.MAX_JSON_VALUES:,} values in all lines",
+        "the caller's",
+    ),
+    "YAML": (f"{_size(files.MAX_YAML_BYTES)}, {files.MAX_DEPTH} levels; aliases, a key twice", "the caller's"),
+    "`README.md` of a data set": (f"{_size(card.MAX_CARD_BYTES)}, and its head as YAML", "the caller's"),
+    "`predictions.npz`": (
+        f"{_size(run.MAX_PREDICTIONS_BYTES)}, packed and unpacked; arrays of other types",
+        "the caller's",
+    ),
+    "`model.pth`, checkpoint": (
+        f"{_size(tensor_file.MAX_BYTES)}, {tensor_file.MAX_RECORDS:,} records, {_size(tensor_file.MAX_PICKLE_BYTES)} "
+        "beside the tensors; what unpacks to more than it has bytes, and what names anything but tensors",
+        "the caller's",
+    ),
+    "file of a published model": (f"{_size(published.MAX_BYTES)}", "the caller's"),
+    "ONNX": (
+        f"{_size(published.MAX_BYTES)}; weights in other files",
+        _OWN + ", with 4 times the file's size on top; the caller's where a given key has signed it",
+    ),
+    "CSV of `data relabel`": (f"{_size(database.MAX_CORRECTIONS_BYTES)}", "the caller's"),
+    "API keys, JSON web keys": (f"{_size(auth.MAX_KEYS_BYTES)}", "the server's"),
+    "download": (f"{_size(download.MAX_BYTES)}", "the caller's, on disk"),
+    "artifact of a workflow": (
+        f"{_unpack_run.MAX_MEMBERS:,} files, {_size(_unpack_run.MAX_BYTES)} unpacked and {_unpack_run.MAX_RATIO} times "
+        f"its size, documents of {_size(_unpack_run.MAX_DOCUMENT_BYTES)}; links and devices",
+        "the caller's",
+    ),
+}
+"""Of each kind of file: what is refused beyond what, and the process that reads it."""
+
+
+def build_table() -> str:
+    """Build the table."""
+    lines = ["| file | refused beyond, or with | read in a process |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {limit} | {process} |" for name, (limit, process) in ROWS.items())])
