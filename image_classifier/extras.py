@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 
 from image_classifier.errors import SettingsError
@@ -15,6 +16,7 @@ def load_extra(module: str, extra: str) -> ModuleType:
     Raises:
         SettingsError: it is not installed; the message has the command that installs it.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # of ONNX Runtime, which reads it when it is loaded
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

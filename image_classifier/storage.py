@@ -20,9 +20,10 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,48 @@ def find_cache() -> Path | None:
     named = os.environ.get("IMAGE_CLASSIFIER_CACHE")
     path = named or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "image_classifier")
     return None if path.startswith("~") else Path(path)
+
+
+@contextmanager
+def temporary_files_beside(path: Path) -> Iterator[None]:
+    """Let temporary files, also of libraries and of programs that are started, lie beside what is to be written where
+    the system has no place for them.
+
+    Raises:
+        StorageError: nothing can be written there either.
+    """
+    with ExitStack() as stack:
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            above = next(folder for folder in path.absolute().parents if folder.is_dir())
+            try:
+                scratch = str(stack.enter_context(temporary_folder(above)))
+            except OSError as error:
+                raise storage_error(path, error) from error
+            stack.callback(setattr, tempfile, "tempdir", None)
+            tempfile.tempdir = scratch
+            for name in ("TMPDIR", "MPLCONFIGDIR"):
+                stack.callback(os.environ.pop, name, None)
+                os.environ[name] = scratch
+        yield
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new temporary folder, which is removed at the end.
+
+    Raises:
+        StorageError: there is no place for one.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="image-classifier-"))
+        except OSError as error:
+            raise StorageError(
+                f"there is no room for temporary files ({error.strerror}); name a folder that can be written in TMPDIR"
+            ) from error
+        yield Path(folder)
 
 
 class Disk:

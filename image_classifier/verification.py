@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,6 +17,7 @@ from torch import Tensor
 from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_reference
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import Reporter, run
+from image_classifier.storage import scratch_folder
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import describe_machine, find_differing_keys
 from image_classifier.tracking.record import find_identity_changes
@@ -126,8 +126,8 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
     if "torch" in apart:  # whose version is one of the environment, too
         settings = replace(settings, allow_environment_change=True)
 
-    with tempfile.TemporaryDirectory(prefix="image-classifier-verify-") as scratch:
-        again = _build_run_settings(settings, record, training, Path(scratch))
+    with scratch_folder() as scratch:
+        again = _build_run_settings(settings, record, training, scratch)
         witness = _Witness(record, chain, settings, reporter or Reporter(), goes_on=not machine)
         if settings.steps is None:
             result = run(again, reporter=witness)

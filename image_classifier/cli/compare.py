@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
+from image_classifier.storage import temporary_files_beside, write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,10 +41,10 @@ def _compare(argv: Sequence[str] | None) -> int:
 
     comparison = compare_runs(arguments.runs, allow_different_data=arguments.allow_different_data)
     if arguments.output is not None:
-        from image_classifier.storage import write_atomically
-        from image_classifier.visualization.figures import draw_comparison_figure
+        with temporary_files_beside(arguments.output):
+            from image_classifier.visualization.figures import draw_comparison_figure
 
-        write_atomically(arguments.output, draw_comparison_figure(comparison))
+            write_atomically(arguments.output, draw_comparison_figure(comparison))
     print(json.dumps(comparison, indent=2, allow_nan=False) if arguments.json else format_comparison(comparison))
     return ExitStatus.DONE
 

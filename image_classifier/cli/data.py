@@ -19,6 +19,7 @@ from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER, get_reference
 from image_classifier.errors import DataError
 from image_classifier.progress import say
+from image_classifier.storage import temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -165,10 +166,10 @@ def _info(argv: Sequence[str] | None) -> int:
     access = build_access(options, DATABASE_FOLDER if in_database else options.dataset_folder)
     snapshot = load_snapshot(options.dataset_folder, access, build_reading(options))
     if options.output is not None:
-        from image_classifier.storage import write_atomically
-        from image_classifier.visualization.dataset_sheet import draw_dataset_sheet
+        with temporary_files_beside(options.output):
+            from image_classifier.visualization.dataset_sheet import draw_dataset_sheet
 
-        write_atomically(options.output, draw_dataset_sheet(snapshot))
+            write_atomically(options.output, draw_dataset_sheet(snapshot))
     print(format_info(snapshot))
     return ExitStatus.DONE
 

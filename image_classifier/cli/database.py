@@ -21,6 +21,7 @@ from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.files import read_file
 from image_classifier.progress import say, track
+from image_classifier.storage import temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -250,11 +251,11 @@ def diff(argv: Sequence[str] | None) -> int:
     old, new = (load_snapshot(path, access) for path in (options.old, options.new))
     difference = compute_difference(old, new)
     if options.output is not None:
-        from image_classifier.storage import write_atomically
-        from image_classifier.visualization.difference_sheet import draw_difference_sheet
+        with temporary_files_beside(options.output):
+            from image_classifier.visualization.difference_sheet import draw_difference_sheet
 
-        title = f"{old.database or options.old} → {new.database or options.new}"
-        write_atomically(options.output, draw_difference_sheet(old, new, difference, title))
+            title = f"{old.database or options.old} → {new.database or options.new}"
+            write_atomically(options.output, draw_difference_sheet(old, new, difference, title))
     print(format_difference(difference, old.classes, new.classes))
     return ExitStatus.DONE
 

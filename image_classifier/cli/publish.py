@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.progress import say
+from image_classifier.storage import temporary_files_beside
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +41,11 @@ def build_publish_parser() -> ArgumentParser:
 def _publish(argv: Sequence[str] | None) -> int:
     options = dict(parse_arguments(build_publish_parser(), argv))
 
-    from image_classifier.publishing.publish import PublishSettings, publish
+    run = options.pop("run")
+    with temporary_files_beside(run / "published"):
+        from image_classifier.publishing.publish import PublishSettings, publish
 
-    folder = publish(options.pop("run"), PublishSettings(**options), say=say)
+        folder = publish(run, PublishSettings(**options), say=say)
     print(folder)
     return ExitStatus.DONE
 

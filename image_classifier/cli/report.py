@@ -11,10 +11,11 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.config import DatabaseAccess, Reading
 from image_classifier.errors import DataError
+from image_classifier.storage import temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
     from numpy.typing import NDArray
 
 
@@ -40,12 +41,21 @@ def _report(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(build_report_parser(), argv)
     access = build_access(arguments, DatabaseAccess().dataset_folder)
 
-    from image_classifier.storage import write_atomically
+    from image_classifier.tracking import run
+
+    path = arguments.run / "report.html"
+    run.check_finished(arguments.run)
+    with temporary_files_beside(path):
+        _write_report(arguments, access, path)
+    print(path)
+    return ExitStatus.DONE
+
+
+def _write_report(arguments: Namespace, access: DatabaseAccess, path: Path) -> None:
     from image_classifier.tracking import run
     from image_classifier.visualization.report import RunFacts, build_report
 
     folder = arguments.run
-    run.check_finished(folder)
     probabilities, labels = run.read_predictions(folder)
     facts = RunFacts(
         path=str(folder),
@@ -64,10 +74,7 @@ def _report(argv: Sequence[str] | None) -> int:
         if arguments.dataset_folder is not None:
             raise
         images = str(error)
-    path = folder / "report.html"
     write_atomically(path, build_report(facts, images).encode("utf-8", "backslashreplace"))
-    print(path)
-    return ExitStatus.DONE
 
 
 def load_test_images(

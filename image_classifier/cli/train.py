@@ -33,6 +33,7 @@ from image_classifier.config import (
 from image_classifier.errors import Interrupted, RunError, SettingsError
 from image_classifier.files import load_yaml
 from image_classifier.progress import track
+from image_classifier.storage import temporary_files_beside
 
 if TYPE_CHECKING:
     from image_classifier.data.snapshot import Snapshot
@@ -72,7 +73,11 @@ def _train(argv: Sequence[str] | None) -> int:
                 from image_classifier.cli.tracking import open_tracker
                 from image_classifier.experiment import run
 
-            with closing(TerminalReporter(stop)) as terminal, open_tracker(settings, terminal) as reporter:
+            with (
+                temporary_files_beside(settings.run_folder),
+                closing(TerminalReporter(stop)) as terminal,
+                open_tracker(settings, terminal) as reporter,
+            ):
                 result = run(settings, snapshot=snapshot, reporter=reporter, should_stop=stop.is_set, command=command)
         except Interrupted as interruption:
             print(interruption, file=sys.stderr)

@@ -299,7 +299,7 @@ def prune(dataset_folder: Path | None) -> int:
                         num_bytes += sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
                         DISK.remove(entry)
         except OSError as error:
-            raise StorageError(f"cannot empty {store}: {error.strerror or error}") from error
+            raise storage_error(store, error, "empty") from error
     return num_bytes
 
 
@@ -422,8 +422,13 @@ def _lock_first(stores: list[Path]) -> Iterator[Path]:
                 stack.enter_context(_locked(store))
                 break
             except OSError as error:
-                if error.errno not in _DENIED or number == len(stores):
+                if error.errno not in _DENIED:
                     raise storage_error(store, error) from error
+                if number == len(stores):
+                    raise StorageError(
+                        f"a snapshot can be written neither beside the data set nor to {store} ({error.strerror}); "
+                        "name a folder that can be written in IMAGE_CLASSIFIER_CACHE"
+                    ) from error
         yield store
 
 

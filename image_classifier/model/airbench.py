@@ -31,8 +31,9 @@ class Airbench(nn.Module):
         self.group2 = ConvGroup(widths[0], widths[1])
         self.group3 = ConvGroup(widths[1], widths[2])
         self.head = nn.Linear(widths[2], num_classes, bias=False)
-        with torch.no_grad():
-            self.head.weight /= self.head.weight.std()
+        if not self.head.weight.is_meta:  # that device has shapes alone, and to compute there imports torch's compiler
+            with torch.no_grad():
+                self.head.weight /= self.head.weight.std()
 
     def initialize_from(self, images: Tensor) -> None:
         """Set the first convolution so that it whitens the 2x2 patches of scaled images [N, 3, H, W].

@@ -31,7 +31,9 @@ class Classifier(nn.Module):
         self.network = network
         self.image_size = image_size
         for name, values in (("input_mean", input_mean), ("input_std", input_std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).mul(255).reshape(1, 3, 1, 1))
+            self.register_buffer(
+                name, torch.tensor(values, dtype=torch.float32, device="cpu").mul(255).reshape(1, 3, 1, 1)
+            )
 
     def initialize_from(self, images: Tensor) -> None:
         """Let a network that has weights to compute from training images do so; uint8 [N, 3, 32, 32]."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.errors import ModelError
+from image_classifier.errors import ImageClassifierError, ModelError
 from image_classifier.extras import load_extra
 from image_classifier.progress import track
 from image_classifier.serving.predictor import INPUT, Predictor
 from image_classifier.serving.published import one_line
+from image_classifier.storage import scratch_folder
 
 NUM_CALIBRATION_IMAGES = 512
 MAX_LOSS = 0.005
@@ -59,8 +58,8 @@ def quantize(content: bytes, images: NDArray[np.uint8]) -> bytes:
     level = root.level
     root.setLevel(logging.ERROR)  # it warns of its own defaults through the root logger
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, prepared, target = (Path(folder) / name for name in ("source.onnx", "prepared.onnx", "target.onnx"))
+        with scratch_folder() as folder:
+            source, prepared, target = (folder / name for name in ("source.onnx", "prepared.onnx", "target.onnx"))
             source.write_bytes(content)
             preprocess(source, prepared, skip_symbolic_shape=True)
             read_pixels = _find_convolutions_of_pixels(onnx.load(prepared))
@@ -77,6 +76,8 @@ def quantize(content: bytes, images: NDArray[np.uint8]) -> bytes:
                 reduce_range=True,
             )
             proto = onnx.load(target)
+    except ImageClassifierError:
+        raise
     except Exception as error:  # of the library's many types
         raise ModelError(f"the exported graph cannot be quantized: {one_line(error)}") from error
     finally:

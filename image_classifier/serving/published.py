@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier import files
-from image_classifier.errors import ModelError, SettingsError
+from image_classifier.errors import ModelError, SettingsError, StorageError
 from image_classifier.extras import load_extra
+from image_classifier.storage import scratch_folder
 
 FORMAT_VERSION = 1
 MAX_BYTES = 2**30
@@ -253,9 +253,11 @@ def written_out(folder: Path, published: Published) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         try:
-            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-classifier-")))
+            copy = stack.enter_context(scratch_folder())
             for name, content in published.files.items():
                 (copy / name).write_bytes(content)
+        except StorageError as error:
+            raise ModelError(f"{folder} cannot be copied: {error}") from error
         except OSError as error:
             raise ModelError(
                 f"{folder} cannot be copied to a temporary folder ({error.strerror}); name another one in TMPDIR"

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import tempfile
 import time
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -20,6 +19,7 @@ from image_classifier.serving.auth import build_gate
 from image_classifier.serving.server import ModelSource, Resolve, bind, keep_out, run
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import MULTIPROCESS, configure_logging
+from image_classifier.storage import scratch_folder
 
 MIN_LIFE_S = 10.0
 """A worker that ends by itself sooner is not started again: it would end again."""
@@ -36,8 +36,8 @@ def supervise(settings: ServerSettings, resolve: Resolve | None) -> int:
     configure_logging(settings.log_format)
     model = ModelSource(settings, resolve).load().model  # what is wrong is said once, and before anything listens
     build_gate(settings)
-    with bind(settings) as listener, tempfile.TemporaryDirectory(prefix="image-classifier-") as counts:
-        os.environ[MULTIPROCESS] = counts
+    with bind(settings) as listener, scratch_folder() as counts:
+        os.environ[MULTIPROCESS] = str(counts)
         listener.listen(2048)
         with _Crew(settings, resolve, listener) as crew:
             host, port = listener.getsockname()[:2]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from image_classifier.config import CHOICES, InstructionSet, TrainingSettings, restore_training_settings
-from image_classifier.errors import SettingsError
+from image_classifier.errors import SettingsError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def _find_obstacle_to_kernels() -> str | None:
 
     try:
         load_kernels()
-    except SettingsError as error:
+    except (SettingsError, StorageError) as error:
         return str(error)
     return None
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from image_classifier.errors import SettingsError, StorageError
 from image_classifier.progress import track
-from image_classifier.storage import find_cache, write_atomically
+from image_classifier.storage import find_cache, scratch_folder, write_atomically
 from image_classifier.training.determinism import find_compiler, get_compiler_name, get_instruction_set
 
 SOURCES = [
@@ -79,6 +80,7 @@ def load_kernels() -> Run:
 
     Raises:
         SettingsError: there is no compiler, or it cannot compile them.
+        StorageError: they have no place to be compiled in.
     """
     return _load_kernels(find_compiler(), get_instruction_set())
 
@@ -92,15 +94,18 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
     digest = hashlib.sha256(
         "\0".join([compiler, *flags]).encode() + b"".join(source.read_bytes() for source in SOURCES)
     ).hexdigest()
-    folder = find_cache()
-    with tempfile.TemporaryDirectory() as scratch:
-        path = (folder or Path(scratch)) / "kernels" / f"{digest[:32]}.so"
-        if not path.exists():
-            path = _compile(flags, path, Path(scratch) / "kernels.so")
+    cache = find_cache()
+    with ExitStack() as stack:
+        path = cache and cache / "kernels" / f"{digest[:32]}.so"
+        if path is None or not path.exists():
+            path = _compile(flags, path, stack.enter_context(scratch_folder()) / "kernels.so")
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
-            raise SettingsError(f"{path} cannot be loaded ({error}); remove it") from error
+            raise SettingsError(
+                f"{path} cannot be loaded ({error}); remove it, or name a folder in IMAGE_CLASSIFIER_CACHE from which "
+                "programs may be run"
+            ) from error
     run: Run = library.run
     library.run.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.run.restype = None
@@ -108,18 +113,23 @@ def _load_kernels(compiler: str | None, instruction_set: str) -> Run:
 
 
 @track("compiling kernels")
-def _compile(flags: Sequence[str], path: Path, made: Path) -> Path:
+def _compile(flags: Sequence[str], path: Path | None, made: Path) -> Path:
     """Compile and move the result into the cache; return where it is, which is not there if the cache is read-only."""
+    environment = os.environ | {"TMPDIR": str(made.parent)}
     parts = made.with_suffix(".o")
     # Linked without OpenMP's library: torch has loaded one, whose threads are to be the only ones.
     for command in (
         [*flags, "-fopenmp", "-c", str(SOURCES[0]), "-o", str(parts)],
         ["-shared", str(parts), "-o", str(made), "-lm"],
     ):
-        answer = subprocess.run([get_compiler_name(), *command], capture_output=True, text=True, check=False)
+        answer = subprocess.run(
+            [get_compiler_name(), *command], capture_output=True, text=True, check=False, env=environment
+        )
         if answer.returncode != 0:
             reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[0]
             raise SettingsError(f"{get_compiler_name()} failed: {reason}")
+    if path is None:
+        return made
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, made.read_bytes())  # whoever else compiles at the same moment

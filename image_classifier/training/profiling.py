@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 
+from image_classifier.storage import scratch_folder
 from image_classifier.training.loop import Step
 
 NUM_STEPS_BEFORE = 3  # the first steps allocate memory and choose kernels
@@ -38,8 +37,8 @@ def profile_steps(steps: Iterator[Step], save: Callable[[dict[str, bytes]], None
             max_name_column_width=40,
             max_shapes_column_width=60,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            trace = Path(folder) / "trace.json"
+        with scratch_folder() as folder:
+            trace = folder / "trace.json"
             profiler.export_chrome_trace(str(trace))
             save({"operators.txt": f"{num_profiled} steps\n{table}\n".encode(), "trace.json": trace.read_bytes()})
     yield from steps

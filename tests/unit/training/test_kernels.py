@@ -195,7 +195,7 @@ def test_damaged_kernels_are_named(compile_anew: Path, tmp_path: Path, monkeypat
     damaged.write_bytes(made.read_bytes()[:100])
     monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "other"))
     kernels._load_kernels.cache_clear()
-    with pytest.raises(SettingsError, match=f"^{damaged} cannot be loaded .*; remove it$"):
+    with pytest.raises(SettingsError, match=f"^{damaged} cannot be loaded .*; remove it, or name a folder in IMAGE"):
         load_kernels()
 
 
