@@ -150,9 +150,9 @@ def test_the_summary_shows_settings_metrics_and_a_picture(first: dict[str, JobRu
     summary = first["train"].summary
     artifact = github.get_artifact("1", "run")
     evaluation = json.loads((artifact / "evaluation.json").read_text())
-    assert summary.startswith("## workflow/first\n")
+    assert summary.startswith("## `workflow/first`\n")
     assert f"**{evaluation['accuracy']:.2%}**" in summary
-    assert "| batch_size | `100` |" in summary
+    assert "| `batch_size` | `100` |" in summary
     assert summary.count("```mermaid\nxychart-beta\n") == 3
     assert "/actions/runs/1/artifacts/" in summary
     assert "previous run" not in summary
