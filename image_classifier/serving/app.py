@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -27,6 +28,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from image_classifier.errors import ImageError
+from image_classifier.files import read_file
 from image_classifier.serving import oip, site
 from image_classifier.serving.auth import Gate
 from image_classifier.serving.batching import (
@@ -40,7 +42,7 @@ from image_classifier.serving.batching import (
 from image_classifier.serving.openapi import API_VERSION, build_openapi
 from image_classifier.serving.predictor import PublishedModel
 from image_classifier.serving.problems import CONTENT_TYPE, Problem
-from image_classifier.serving.published import CARD, MANIFEST
+from image_classifier.serving.published import CARD, MANIFEST, one_line
 from image_classifier.serving.requests import DEFAULT_TOP_K, PIXELS, PredictRequest, parse_body, parse_query
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics, RequestLog
@@ -52,6 +54,9 @@ LARGE = 64 * 2**10
 
 MAX_BODIES_BYTES = 256 * 2**20
 """Bytes of all bodies that are held at once, at most; however many clients send large ones."""
+
+MAX_SHOWN_BYTES = 2**22
+"""Of the card and of the manifest, which `/model` shows; a manifest has a bit for each test image."""
 
 logger = logging.getLogger(__name__)
 
@@ -436,16 +441,25 @@ def describe_model(name: str, model: PublishedModel) -> dict[str, Any]:
     facts = asdict(model)
     folder = facts.pop("path")
     folder = folder if folder.is_dir() else folder.parent
-    card = folder / CARD
-    manifest = folder / MANIFEST
+    card, manifest = (_read_beside(folder / name) for name in (CARD, MANIFEST))
     return {
         "name": name,
         **facts,
         "input": {"datatype": "uint8", "shape": [None, 32, 32, 3], "channels": "RGB"},
         "output": {"datatype": "float32", "shape": [None, len(model.classes)]},
-        "manifest": orjson.loads(manifest.read_bytes()) if manifest.is_file() else None,
-        "card": card.read_text(encoding="utf-8") if card.is_file() else None,
+        "manifest": orjson.loads(manifest) if manifest is not None else None,
+        "card": card.decode("utf-8", "replace") if card is not None else None,
     }
+
+
+def _read_beside(path: Path) -> bytes | None:
+    try:
+        return read_file(path, MAX_SHOWN_BYTES)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("%s is not shown: %s", path, one_line(error))
+        return None
 
 
 def _answer_json(document: dict[str, Any]) -> Response:
