@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,6 +25,7 @@ import torch
 from PIL import Image
 
 from image_classifier.imaging import MAX_PIXELS, MAX_SCANS
+from image_classifier.tracking.run import RunFolder
 from tests.bombs import (
     SIDE_OF_MOST,
     build_chunk,
@@ -358,3 +362,117 @@ def test_decoding_takes_no_more_memory_than_is_said(kind: str, tmp_path: Path) -
     outcome = call_confined("image_classifier.imaging:load_image", path, memory_mb=700)
     assert outcome.memory_mb < 600
     assert outcome.error is None or kind == "a long row" and "a side may have 65,535 at most" in outcome.error
+
+
+# Commands, each on a file that is one of these.
+
+
+def seal(run: Path) -> None:
+    """Let a run's manifest agree with what was put into its folder."""
+    (run / "manifest.json").unlink()
+    RunFolder(run).finish(weights_digest="0" * 64, chain_head="")
+
+
+def replace_and_seal(name: str, write: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Make what puts a file into a run, in the place of another."""
+
+    def change(home: Path) -> None:
+        write(home / "run" / name)
+        seal(home / "run")
+
+    return change
+
+
+TARGZ = BOMBS["archive of CIFAR"]["gzip"].write
+DEEP = put("[" * 10**6)
+NAMES = ("--experiments_folder", "runs", "--experiment_name", "e", "--run_name", "r")
+
+COMMANDS: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
+    "train": (
+        lambda home: TARGZ(home / "all.tar.gz"),
+        ("train", *NAMES, "--dataset_folder", "all.tar.gz"),
+        "unpacks to more than",
+    ),
+    "train --config": (
+        lambda home: put(build_laughs())(home / "config.yaml"),
+        ("train", *NAMES, "--config", "config.yaml"),
+        "it has the alias",
+    ),
+    "data info": (
+        lambda home: TARGZ(home / "all.tar.gz"),
+        ("data", "info", "--dataset_folder", "all.tar.gz"),
+        "unpacks to more than",
+    ),
+    "data prepare": (
+        lambda home: DEEP(home / "data" / "metadata.json"),
+        ("data", "prepare", "--dataset_folder", "data"),
+        "deeper than",
+    ),
+    "data ingest": (
+        lambda home: TARGZ(home / "all.tar.gz"),
+        ("data", "ingest", "all.tar.gz", "--dataset", "images", "--dataset_folder", "data"),
+        "unpacks to more than",
+    ),
+    "predict": (
+        replace_and_seal("model.pth", BOMBS["`model.pth`, checkpoint"]["zeros"].write),
+        ("predict", "run", "image.png"),
+        "is compressed",
+    ),
+    "evaluate": (
+        lambda home: write_sparse(2**25 + 1)(home / "data" / "metadata.json"),
+        ("evaluate", "run", "--dataset_folder", "data"),
+        "more than the 33,554,432 bytes",
+    ),
+    "compare": (
+        replace_and_seal("evaluation.json", DEEP),
+        ("compare", "run", "model"),
+        "deeper than",
+    ),
+    "report": (
+        replace_and_seal("predictions.npz", BOMBS["`predictions.npz`"]["zeros"].write),
+        ("report", "run"),
+        "unpa",
+    ),
+    "publish": (
+        replace_and_seal("model.pth", BOMBS["`model.pth`, checkpoint"]["a command"].write),
+        ("publish", "run", "--overwrite", "--dataset_folder", "data"),
+        "asks for 'posix.system'",
+    ),
+    "verify": (lambda home: DEEP(home / "run" / "manifest.json"), ("verify", "run"), "deeper than"),
+    "registry add": (
+        lambda home: DEEP(home / "model" / "manifest.json"),
+        ("registry", "add", "model", "--name", "a", "--experiments_folder", "runs"),
+        "deeper than",
+    ),
+    "serve": (
+        lambda home: (home / "a.onnx").write_bytes(build_onnx_of_zeros(10**9)),
+        ("serve", "a.onnx"),
+        "takes more than 1024 MB",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_ends_with_one_line(name: str, sample_dataset: Path, published_run: Path, tmp_path: Path) -> None:
+    write, words, reason = COMMANDS[name]
+    shutil.copytree(sample_dataset, tmp_path / "data")
+    shutil.copytree(published_run.parent, tmp_path / "run", ignore=shutil.ignore_patterns("published"))
+    shutil.copytree(published_run, tmp_path / "model")
+    (tmp_path / "image.png").write_bytes(save(Image.new("RGB", (32, 32))))
+    write(tmp_path)
+    with open(tmp_path / "stderr", "wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "image_classifier", *words],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    said = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert process.returncode == 2 and reason in said, said
+    assert said.startswith("error: ") and len(said.splitlines()) == 1
+    assert usage.ru_maxrss < 1.5 * 2**20 and usage.ru_utime + usage.ru_stime < 30
+    assert not list(tmp_path.glob("runs/e/r/*")) and not list(tmp_path.rglob(".tmp-*"))
