@@ -103,11 +103,14 @@ def test_publish(install: Install, trained_run: Path, tmp_path: Path) -> None:
 
 
 def test_tracking(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
-    words = ("registry", "add", published_run, "--name", "shapes", "--experiments_folder", tmp_path)
+    registry = ("--experiments_folder", tmp_path, "--dataset_folder", sample_dataset)
+    words = ("registry", "add", published_run, "--name", "shapes", *registry)
     assert "pip install 'image-classifier[tracking]'" in refuse(install(""), *words, cwd=tmp_path)
     program = install("tracking")
-    assert run_program(program, *words, cwd=tmp_path) == "shapes/1\n"
-    run_program(program, "registry", "promote", "shapes/1", "--experiments_folder", tmp_path, cwd=tmp_path)
+    assert "pip install 'image-classifier[serve]'" in refuse(program, *words, cwd=tmp_path)
+    both = install("publish,tracking")  # the registry computes a model's answers
+    assert run_program(both, *words, cwd=tmp_path) == "shapes/1\n"
+    run_program(both, "registry", "promote", "shapes/1", *registry, cwd=tmp_path)
     options = ("--experiment_name", "tracked", "--run_name", "first", "--num_epochs", "0", "--recipe", "notebook")
     folders = ("--experiments_folder", tmp_path / "runs", "--dataset_folder", sample_dataset)
     uri = f"sqlite:///{tmp_path / 'tracking.db'}"
@@ -123,12 +126,13 @@ def test_serve(install: Install, published_run: Path, tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_serve_from_the_registry(install: Install, published_run: Path, tmp_path: Path) -> None:
+def test_serve_from_the_registry(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
     name, folder = "models:/shapes@champion", ("--experiments_folder", tmp_path)
     assert "pip install 'image-classifier[tracking]'" in refuse(install("serve"), "serve", name, *folder, cwd=tmp_path)
     program = install("serve,tracking")
-    run_program(program, "registry", "add", published_run, "--name", "shapes", *folder, cwd=tmp_path)
-    run_program(program, "registry", "promote", "shapes/1", *folder, cwd=tmp_path)
+    data = ("--dataset_folder", sample_dataset)
+    run_program(program, "registry", "add", published_run, "--name", "shapes", *folder, *data, cwd=tmp_path)
+    run_program(program, "registry", "promote", "shapes/1", *folder, *data, cwd=tmp_path)
     python, module = program.with_name("python"), ("-P", "-m", "image_classifier")
     with serving(name, tmp_path / "log", *folder, python=python, program=module) as server:
         assert httpx.get(f"{server.url}/model").json()
