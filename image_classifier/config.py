@@ -268,7 +268,7 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys()
     if unknown:
         raise SettingsError(
-            f"the record has settings of another version: {', '.join(sorted(unknown))[:200]}; "
+            f"the record has settings of another version: {', '.join(map(_make_printable, sorted(unknown)))[:200]}; "
             "use the version that it names under code"
         )
     try:
@@ -521,7 +521,11 @@ def _check(settings: object, option: str, good: bool, takes: str) -> None:
     if not good:
         value = getattr(settings, option)
         got = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        raise SettingsError(f"--{option} takes {takes}, got: {got}")
+        raise SettingsError(f"--{option} takes {takes}, got: {_make_printable(str(got))}")
+
+
+def _make_printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
 def _check_choices(settings: TrainingSettings) -> None:

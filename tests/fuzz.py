@@ -69,7 +69,7 @@ class Outcome:
         kind: `read`, `refused`, or of a finding `exception`, `message`, `crash`, `stuck`, `time` or `memory`.
         detail: the message, or the trace.
         cpu_s: computing time, of the process that called or of those that it started, if that took longer.
-        memory_mb: memory on top of what the process had before; that of one that was started whole.
+        memory_mb: memory on top of what the process had before; not of one that was started, which has its own limit.
     """
 
     number: int
@@ -187,7 +187,7 @@ def call_once(reader: Reader, number: int, name: str, content: bytes, folder: Pa
         reader.read(name, content, folder)
     except (ImageClassifierError, Problem) as error:
         detail = error.detail if isinstance(error, Problem) else str(error)
-        kind = "refused" if detail.strip() and len(detail.splitlines()) == 1 else "message"
+        kind = "refused" if detail.strip() and len(f"{detail}.".splitlines()) == 1 else "message"
         if _is_lack_of_memory(error):
             kind = "memory"
     except MemoryError:
@@ -197,7 +197,7 @@ def call_once(reader: Reader, number: int, name: str, content: bytes, folder: Pa
     if not _children.cpu_s:  # those that were started and not forked
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         _children.cpu_s = after.ru_utime + after.ru_stime - others.ru_utime - others.ru_stime
-        _children.memory_mb = after.ru_maxrss / 1024 if _children.cpu_s else 0.0
+    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))  # what makes the next file may take as long as it likes
     cpu_s = max(time.process_time() - began, _children.cpu_s)
     memory_mb = max((_read_status("VmHWM") - memory_before) / 1024, _children.memory_mb)
     if kind in ("read", "refused"):

@@ -376,7 +376,11 @@ def change_zip(*mutators: tuple[str, Mutator]) -> Mutator:
         elif kind == 2:
             members[at] = (change_text(chance, name.encode()).decode("utf-8", "replace")[:2000], compression, body)
         elif kind == 3:
-            members[at] = (name, chance.choice((0, 8, 12, 14)), body * chance.choice((1, 2, 100)))
+            members[at] = (
+                name,
+                chance.choice((0, 8, 12, 14)),
+                body * chance.choice((1, 2, 100 if len(body) < 10_000 else 3)),
+            )
         else:
             mutator = next((mutator for part, mutator in mutators if part in name), change_bytes)
             members[at] = (name, compression, mutator(chance, body))

@@ -69,6 +69,7 @@ _RECORD_FORM = {
 _RATE = (float, int, _NONE)
 _EVALUATION_FORM = {
     "num_images": int,
+    "views": str,
     **dict.fromkeys(("accuracy", "accuracy_single_view", "top5_accuracy", "loss", "expected_calibration_error"), float),
     "per_class": {str: {**dict.fromkeys(("accuracy", "precision", "f1"), _RATE), "support": int}},
     "macro": {"f1": float},

@@ -191,6 +191,15 @@ def test_an_unknown_recipe_is_refused() -> None:
             get_recipe_path(name)
 
 
+@pytest.mark.parametrize(
+    "changes, shown", [({"model": "\u2028"}, r"got: '\\u2028'"), ({"warp\u0085": 9}, r"another version: 'warp\\x85'")]
+)
+def test_what_a_record_says_is_shown_in_one_line(changes: dict[str, Any], shown: str) -> None:
+    with pytest.raises(SettingsError, match=shown) as caught:
+        restore_training_settings({**load_recipe("notebook"), **changes})
+    assert str(caught.value).isprintable()
+
+
 def test_a_data_set_in_a_database_is_a_name_with_or_without_a_version() -> None:
     assert parse_reference("cifar10") == Reference("cifar10") and str(Reference("cifar10")) == "cifar10"
     assert parse_reference("a.b-c_1@12") == Reference("a.b-c_1", 12) and str(Reference("a", 12)) == "a@12"

@@ -509,6 +509,7 @@ def test_predictions_that_unpack_to_too_much_are_refused(tmp_path: Path) -> None
         ("run.json", {"pretrained": []}, "pretrained is a list instead of an object or null"),
         ("run.json", {"settings": {"model": "lenet"}}, "settings has no seed"),
         ("run.json", {"command": [1]}, r"command\[0\] is a whole number instead of a text"),
+        ("evaluation.json", {"views": ["one"]}, "views is a list instead of a text"),
         ("evaluation.json", {"accuracy": "high"}, "accuracy is a text instead of a number"),
         ("evaluation.json", {"per_class": {"a": {}}}, r"per_class\['a'\] has no accuracy"),
         ("evaluation.json", {"confusion_matrix": [[1, 2]]}, "confusion_matrix is not one of 10 classes"),
