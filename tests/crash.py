@@ -10,6 +10,7 @@ of the seconds that the import takes. So a process that forks must never compute
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -68,6 +69,9 @@ VALUES: dict[str, Any] = {
 }
 """Settings of a run that has all that a state can have: momentum, a schedule, the best weights so far."""
 
+LONGEST_S = 400
+"""More than any child takes, and less than a test may."""
+
 TIMING = {"seconds", "images_per_second"}
 
 
@@ -103,7 +107,10 @@ class Place:
 
 
 class Child:
-    """A forked process that calls a function; its answer, or the trace of its error, comes back through a pipe."""
+    """A forked process that calls a function; its answer, or the trace of its error, comes back through a pipe.
+
+    One that hangs shows where, and ends.
+    """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._reader, writer = os.pipe()
@@ -112,6 +119,7 @@ class Child:
             status = 1
             try:
                 os.close(self._reader)
+                faulthandler.dump_traceback_later(LONGEST_S, exit=True)
                 with os.fdopen(writer, "wb") as pipe:
                     try:
                         pickle.dump(function(*arguments), pipe)
@@ -122,11 +130,17 @@ class Child:
                 os._exit(status)
         os.close(writer)
 
+    def has_ended(self) -> bool:
+        """Say whether it has ended, and not been waited for."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def wait(self) -> tuple[int, Any]:
         """Wait for the end; return the exit status (-9 after SIGKILL) and the answer or trace, None if killed."""
         with os.fdopen(self._reader, "rb") as pipe:
             raw = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if not raw and status >= 0:
+            raw = pickle.dumps(f"it hung for {LONGEST_S} s; standard error says where")
         return status, pickle.loads(raw) if status >= 0 else None
 
 
@@ -145,6 +159,12 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 def is_harmless(name: str, path: Path) -> bool:
     """Say whether a call to the disk removes a writer's emptied folder, which costs nobody anything if it fails."""
     return name == "remove" and path.name.startswith(TEMPORARY_PREFIX)
+
+
+def check_no_other_thread() -> None:
+    """Assert that this process can fork."""
+    num_threads = len(os.listdir("/proc/self/task"))
+    assert num_threads == 1, f"{num_threads} threads: a fork would copy one of them and the locks of all"
 
 
 def kill_process() -> None:
@@ -174,7 +194,7 @@ def train_and_kill(place: Place, kill: Kill) -> bool:
 
 def wait_for_run_folder(place: Place, child: Child) -> None:
     """Wait until a child has made the run folder, or has ended."""
-    while not place.run_folder.exists() and not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+    while not place.run_folder.exists() and not child.has_ended():
         time.sleep(0.001)
 
 
@@ -350,7 +370,6 @@ def _call_prepared(function: Callable[..., Any], *arguments: Any) -> Any:
         importlib.import_module(name)
     PIL.Image.preinit()
     tqdm.get_lock()  # type: ignore[no-untyped-call]  # a semaphore that a child made would outlive it
-    num_threads = len(os.listdir("/proc/self/task"))
-    assert num_threads == 1, f"{num_threads} threads: a fork would copy one of them and the locks of all"
+    check_no_other_thread()
     gc.freeze()  # a collection in a child would touch, and so copy, all that was imported
     return function(*arguments)

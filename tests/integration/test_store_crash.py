@@ -26,7 +26,7 @@ import pytest
 from image_classifier.errors import ImageClassifierError
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
 from image_classifier.tracking.store import EMBEDDED, Store
-from tests.crash import Child, call, kill_process
+from tests.crash import Child, call, check_no_other_thread, kill_process
 
 NUM_KILLS = 50
 NUM_KILLS_IN_PLACE = 12
@@ -38,13 +38,17 @@ def prepare() -> None:
     for name in ("mlflow", "alembic.command", "mlflow.store.tracking.sqlalchemy_store"):
         importlib.import_module(name)
     logging.disable(logging.WARNING)
+    check_no_other_thread()
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context, prepare) as pool:
-        yield pool
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OPENBLAS_NUM_THREADS", "1")
+        environment.setenv("JE_ARROW_MALLOC_CONF", "background_thread:false")  # of pyarrow, which MLflow imports
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context, prepare) as pool:
+            yield pool
 
 
 def use(top: Path, uri: str | None, disk: FaultyDisk | None = None) -> list[tuple[str, Path]]:
