@@ -119,7 +119,9 @@ class Child:
             status = 1
             try:
                 os.close(self._reader)
-                faulthandler.dump_traceback_later(LONGEST_S, exit=True)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                faulthandler.register(signal.SIGALRM, chain=True)  # without a thread: a child may fork, too
+                signal.alarm(LONGEST_S)
                 with os.fdopen(writer, "wb") as pipe:
                     try:
                         pickle.dump(function(*arguments), pipe)
@@ -139,8 +141,8 @@ class Child:
         with os.fdopen(self._reader, "rb") as pipe:
             raw = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        if not raw and status >= 0:
-            raw = pickle.dumps(f"it hung for {LONGEST_S} s; standard error says where")
+        if status == -signal.SIGALRM:
+            return status, f"it hung for {LONGEST_S} s; standard error says where"
         return status, pickle.loads(raw) if status >= 0 else None
 
 
