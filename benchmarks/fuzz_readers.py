@@ -92,8 +92,8 @@ def prepare_process() -> None:
     """Import what forks are to have, in a process that has one thread."""
     os.environ |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
 
-    import onnxruntime  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
+    import onnxruntime  # noqa: F401  # for the forks
+    import pyarrow.parquet  # noqa: F401  # likewise
     import torch
 
     torch.set_num_threads(1)

@@ -70,7 +70,7 @@ VALUES: dict[str, Any] = {
 """Settings of a run that has all that a state can have: momentum, a schedule, the best weights so far."""
 
 LONGEST_S = 400
-"""More than any child takes, and less than a test may."""
+"""Time limit of a child: more than any takes, and less than pytest gives a test."""
 
 TIMING = {"seconds", "images_per_second"}
 
@@ -137,7 +137,10 @@ class Child:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def wait(self) -> tuple[int, Any]:
-        """Wait for the end; return the exit status (-9 after SIGKILL) and the answer or trace, None if killed."""
+        """Wait for the end; return the exit status (-9 after SIGKILL) and the answer, trace or why it was ended.
+
+        The answer is None if something else killed it.
+        """
         with os.fdopen(self._reader, "rb") as pipe:
             raw = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])

@@ -116,6 +116,8 @@ def open_zip(path: Path, stack: ExitStack) -> Artifact:
         check_kind(name, member.external_attr >> 16)
         if member.flag_bits & 1:
             raise RunError(f"{name!a} is encrypted; unpack it first")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise RunError(f"{name!a} is compressed in another way than deflated; unpack it first")
         if not member.orig_filename.endswith("/"):
             if name in sizes:
                 raise RunError(f"{path} holds {name!a} twice")
@@ -213,7 +215,8 @@ def write(artifact: Artifact, name: str, target: Path, size: int) -> None:
                 file.write(piece)
                 if file.tell() > size:
                     raise RunError(f"{name} has more than the {size:,} bytes that it should have")
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        # RuntimeError: zipfile's, of a member that says in its own header that it is encrypted or a patch.
         raise RunError(f"{name} cannot be unpacked: {error}") from error
 
 

@@ -46,7 +46,8 @@ def rebuild_tensor_file(raw: bytes) -> bytes:
             interpret(old.read(records["data.pkl"]), _TensorReader(sizes))
             for name, record in records.items():
                 new.writestr(f"archive/{name}", old.read(record))
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: zipfile's, of a record that is encrypted or of a later format.
         raise PickleError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
     return rebuilt.getvalue()
 

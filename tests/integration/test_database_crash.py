@@ -103,17 +103,17 @@ def measure_unharmed(trial: Trial, digest: str) -> float:
 def kill_and_finish(trials: list[Trial], digest: str, seed: int, longest_s: float) -> int:
     """Kill an ingest at a random moment, anew where it came too late; then as `finish` says.
 
-    Every second one is killed a moment after a random image was acknowledged: how long an ingest takes before its first
-    chunk, and for all of them, depends on the machine and on what else it does.
+    Odd seeds wait for a random number of acknowledged images first: on a quick machine few moments are between chunks.
     """
     generator = random.Random(seed)
+    by_progress = seed % 2 == 1
     for trial in trials:
         victim = Child(ingest_and_note, trial)
-        if seed % 2:
+        if by_progress:
             goal = generator.randrange(NUM_IMAGES)
             while trial.read_acknowledged() < goal and not victim.has_ended():
                 time.sleep(0.0005)
-        time.sleep(generator.uniform(0, longest_s / 20 if seed % 2 else longest_s))
+        time.sleep(generator.uniform(0, longest_s / 20 if by_progress else longest_s))
         os.kill(victim.pid, signal.SIGKILL)
         status, answer = victim.wait()
         if status == -signal.SIGKILL:

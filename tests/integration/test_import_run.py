@@ -316,6 +316,20 @@ def test_a_zip_whose_bytes_are_damaged_is_refused(
         refuse(unpacking, path, capsys)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_is_compressed_in_another_way_is_refused(
+    method: int, unpacking: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    content = bytearray(path.read_bytes())
+    content[500:508] = bytes(8)  # whose damage a decoder would report by an error of its own
+    path.write_bytes(content)
+    assert "is compressed in another way than deflated" in refuse(unpacking, path, capsys)
+
+
 # The script around it, in a clone.
 
 
