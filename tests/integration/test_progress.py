@@ -14,12 +14,23 @@ from tests.conftest import PROJECT
 
 PROGRAM = """
 import sys
+import time
 from image_classifier import progress
+
+begin = progress._Display.begin
+
+def begin_and_wait(display, task):
+    begin(display, task)
+    written_at = display._written_at
+    while display._written_at == written_at:
+        time.sleep(0.001)
+
 progress.INTERVAL_S = 0.002
+progress._Display.begin = begin_and_wait
 from image_classifier.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
-"""The program with a line due every 2 ms, instead of every 30 s."""
+"""The program with a line due every 2 ms, instead of every 30 s, in which work waits until a line has shown it."""
 
 
 def run_command(*words: str | Path, cwd: Path = PROJECT) -> tuple[str, str]:
