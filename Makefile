@@ -26,8 +26,10 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.trains: $(VENV)/.made requirements/requirements-prod.txt pyproject.toml
+$(VENV)/.trains: $(VENV)/.made requirements/requirements-prod.txt requirements/requirements-build.txt pyproject.toml \
+		setup.py $(wildcard image_classifier/kernels/*.[ch] image_classifier/kernels/builder.py)
 	requirements/requirements-prod.sh
+	requirements/requirements-build.sh
 	python -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -71,6 +73,8 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines
+	python -m benchmarks.kernels
+	python -m benchmarks.scaling --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe quick --recipe small --recipe notebook
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe best --num_seeds 3
 	python -m benchmarks.capped --dataset_folder $(DATASET_FOLDER)

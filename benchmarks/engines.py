@@ -1,23 +1,18 @@
-"""Milliseconds of a step, eager and compiled, where steps are small and where they are large, and of compiling.
+"""Milliseconds of a step, eager and compiled, where steps are small and where they are large.
 
     python -m benchmarks.engines [--runs 3]
 
 Random images: the time of a step does not depend on what they show. Each measurement is a process of its own, the two
-engines in turn; the first compiled one of a run compiles the kernels, the others find them.
+engines in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -37,11 +32,11 @@ CASES = {
 """A recipe, the images of a step, their side in pixels, and the steps that are measured."""
 
 
-def measure_steps(case: str, engine: str) -> dict[str, float]:
-    """Measure in this process the resolving of the engine, and the median of the steps, in seconds."""
+def measure_step(case: str, engine: str) -> float:
+    """Measure in this process the median of the steps, in seconds."""
     import torch
 
-    from image_classifier.config import load_recipe, restore_training_settings
+    from image_classifier.config import TrainingSettings
     from image_classifier.data.loader import Batch
     from image_classifier.model.catalog import build_classifier
     from image_classifier.training.determinism import configure_torch, resolve_settings
@@ -50,12 +45,9 @@ def measure_steps(case: str, engine: str) -> dict[str, float]:
     from image_classifier.training.optimizer import build_optimizer
 
     recipe, batch_size, size, num_steps = CASES[case]
-    chosen = {"batch_size": batch_size, "image_sizes": (size,), "engine": engine, "num_epochs": 1}
-    asked = replace(restore_training_settings(load_recipe(recipe)), **chosen)  # type: ignore[arg-type]  # of many types
-    started = time.perf_counter()
-    settings = resolve_settings(asked)
-    resolving = time.perf_counter() - started
-    configure_torch(settings)
+    chosen = {"batch_size": batch_size, "image_sizes": (size,), "engine": engine}
+    settings = resolve_settings(TrainingSettings.from_recipe(recipe, **chosen))
+    configure_torch()
     keep_freed_memory()
     mean, std = settings.input_mean, settings.input_std
     classifier = build_classifier(settings.model, 10, input_mean=mean, input_std=std, seed=0, image_size=size)
@@ -63,7 +55,7 @@ def measure_steps(case: str, engine: str) -> dict[str, float]:
     batches = (Batch(images, torch.arange(batch_size) % 10) for _ in range(num_steps + 4))
     steps = train(classifier, batches, build_optimizer(classifier, settings), settings, num_steps=num_steps + 4)
     seconds = [step.seconds for step in steps]
-    return {"resolving": resolving, "step": statistics.median(islice(seconds, 4, None))}
+    return statistics.median(islice(seconds, 4, None))
 
 
 def build_table(result: dict[str, Any]) -> str:
@@ -79,7 +71,7 @@ def build_table(result: dict[str, Any]) -> str:
         )
     return "\n".join(lines) + (
         f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} runs in turn, with the "
-        f"optimizer's step; compiling the kernels takes {result['compile_seconds']['mean']:.1f} s, once.\n"
+        "optimizer's step.\n"
     )
 
 
@@ -90,39 +82,24 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "ENGINE"), help="measure in this process and print")
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure_steps(*arguments.measure)))
+        print(json.dumps(measure_step(*arguments.measure)))
         return
     result: dict[str, Any] = {"cases": {}}
-    compiling = []
     for case in CASES:
-        rows: dict[str, list[dict[str, float]]] = {"eager": [], "compiled": []}
-        with tempfile.TemporaryDirectory() as cache:
-            for run_number in range(arguments.runs):
-                if case == next(iter(CASES)):
-                    shutil.rmtree(cache, ignore_errors=True)
-                for engine, done in rows.items():
-                    command = [sys.executable, "-m", "benchmarks.engines", "--measure", case, engine]
-                    done.append(run(command, {"IMAGE_CLASSIFIER_CACHE": cache}))
-                if case == next(iter(CASES)):
-                    compiling.append(rows["compiled"][run_number]["resolving"])
-        pairs = zip(rows["compiled"], rows["eager"], strict=True)
+        seconds: dict[str, list[float]] = {"eager": [], "compiled": []}
+        for _ in range(arguments.runs):
+            for engine, done in seconds.items():
+                command = [sys.executable, "-m", "benchmarks.engines", "--measure", case, engine]
+                answer = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True)
+                done.append(json.loads(answer.stdout.splitlines()[-1]))
+        pairs = zip(seconds["compiled"], seconds["eager"], strict=True)
         result["cases"][case] = {
-            "step_ms": {name: summarize([row["step"] * 1e3 for row in done]) for name, done in rows.items()},
-            "ratio": summarize([ours["step"] / theirs["step"] for ours, theirs in pairs]),
+            "step_ms": {name: summarize([each * 1e3 for each in done]) for name, done in seconds.items()},
+            "ratio": summarize([ours / theirs for ours, theirs in pairs]),
         }
         print(case, json.dumps(result["cases"][case]), flush=True)
-    result["compile_seconds"] = summarize(compiling)
     save_result("engines", result)
     write_table(DOCUMENT, "engines", build_table(load_result("engines")))
-
-
-def run(command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """Run a measurement in a process of its own."""
-    answer = subprocess.run(
-        command, cwd=PROJECT, env={**os.environ, **environment}, check=True, capture_output=True, text=True
-    )
-    figures: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
-    return figures
 
 
 if __name__ == "__main__":

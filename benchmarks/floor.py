@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import load_result, save_result
-from image_classifier.config import TrainingSettings, load_recipe, restore_training_settings
+from image_classifier.config import TrainingSettings
 from image_classifier.model.catalog import build_classifier
 from image_classifier.training.determinism import configure_torch, resolve_settings
 
@@ -64,9 +64,9 @@ def measure_floor(recipe: str) -> dict[str, Any]:
     """Count a recipe's operations, and compare the seconds that they would take with those that its training takes."""
     runs = load_result(MEASURED[recipe])["runs"]
     runs = runs["trainer"] if "trainer" in runs else runs
-    asked = restore_training_settings(load_recipe(recipe))
+    asked = TrainingSettings.from_recipe(recipe)
     settings = resolve_settings(replace(asked, precision=runs[0]["precision"]))
-    configure_torch(settings)
+    configure_torch()
     operations = count_training(settings, NUM_IMAGES)
     rate = measure_rate(torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     training = sum(run["training_seconds"] for run in runs) / len(runs)
@@ -75,7 +75,7 @@ def measure_floor(recipe: str) -> dict[str, Any]:
         "operations": operations,
         "precision": settings.precision,
         "instruction_set": runs[0]["instruction_set"],
-        "num_threads": settings.num_threads,
+        "num_threads": torch.get_num_threads(),
         "operations_per_second": rate,
         "floor_seconds": floor,
         "training_seconds": training,

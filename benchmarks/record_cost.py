@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measure import save_result, summarize
 from image_classifier import experiment
-from image_classifier.config import RunSettings, load_recipe, restore_training_settings
+from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.tracking.run import RunFolder
 from image_classifier.tracking.state import TrainingState
 
@@ -74,7 +74,7 @@ def main() -> None:
                     experiment_name="cost",
                     run_name=f"run-{seed}",
                     dataset_folder=arguments.dataset_folder,
-                    training=restore_training_settings(load_recipe("fast")),
+                    training=TrainingSettings.from_recipe("fast"),
                 )
             )
             seconds = time.perf_counter() - started

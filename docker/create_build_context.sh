@@ -9,6 +9,6 @@ cp "requirements/${2:-requirements-prod.txt}" requirements/requirements-build.tx
 mkdir "$context/source" "$context/wheels"
 if [ -n "${IMAGE_WHEELS-}" ]; then cp --recursive --link "$IMAGE_WHEELS/." "$context/wheels"; fi
 
-# Without bytecode, which would make the same code another context.
-cp --recursive image_classifier pyproject.toml README.md CHANGELOG.md LICENSE MANIFEST.in "$context/source"
-find "$context/source" -name __pycache__ -prune -exec rm -rf {} +
+# Without what was made of the code, which would make the same code another context.
+cp --recursive image_classifier pyproject.toml setup.py README.md CHANGELOG.md LICENSE MANIFEST.in "$context/source"
+find "$context/source" \( -name __pycache__ -o -name '*.so' -o -name libraries.json \) -prune -exec rm -rf {} +

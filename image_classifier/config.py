@@ -21,6 +21,9 @@ import yaml
 from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
 
+IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
+"""Of a batch whose shards are not given."""
+
 SMALL_BATCH = 64
 """Images of a step, up to which its operations are written down and repeated without autograd."""
 
@@ -144,6 +147,32 @@ class Reading:
     skip_bad: bool = False
 
 
+def get_recipe_path(name: str) -> Path:
+    """Find a packaged recipe.
+
+    Raises:
+        SettingsError: there is no recipe of this name.
+    """
+    if name not in RECIPES:
+        raise SettingsError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+    return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """Load the settings of a packaged recipe by option name."""
+    settings: dict[str, Any] = yaml.safe_load(get_recipe_path(name).read_text(encoding="utf-8"))
+    return settings
+
+
+def freeze_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """Turn the lists of a file into the tuples that settings have."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+_FAST = freeze_lists(load_recipe("fast"))
+"""What a setting is where neither a recipe nor anything else says it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """What decides the weights.
@@ -152,6 +181,8 @@ class TrainingSettings:
         model: Name of the network in the catalogue.
         num_epochs: How often the whole training set is gone through; 0 evaluates only.
         batch_size: Images a step.
+        shards: Parts of a batch, each of which one thread computes, with batch norm over its images alone; 0 for a part
+            for each 125 images, up to 8. A batch has no more parts than images.
         image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run;
             where there are fewer steps than sizes, some are passed over.
         optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal.
@@ -177,48 +208,56 @@ class TrainingSettings:
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
-        engine: Eager, all by torch, or compiled, with kernels that gcc makes where they pay; auto is that on a CPU;
+        engine: Eager, all by torch, or compiled, with the package's kernels where they pay; auto is that on a CPU;
             changes weights by rounding alone.
-        num_threads: Threads that compute one operation; 0 for all cores; changes weights by rounding alone.
         instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable; changes weights
             by rounding alone.
-        deterministic: Only algorithms that give the same bits each time; changes weights by rounding alone.
         digest_every: Steps between two digests of the whole state; changes no weights.
     """
 
-    model: ModelName = "resnet"
-    num_epochs: int = 8
-    batch_size: int = 500
-    image_sizes: tuple[int, ...] = (32,)
-    optimizer: OptimizerName = "sgd"
-    learning_rate: float = 0.4
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    schedule: Schedule = "triangular"
-    warmup_fraction: float = 0.25
-    label_smoothing: float = 0.1
-    flip: Flip = "alternating"
-    translate: int = 2
-    cutout: int = 0
-    views: Views = "mirror"
-    input_mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    input_std: tuple[float, float, float] = (0.247, 0.2435, 0.2616)
+    model: ModelName = _FAST["model"]
+    num_epochs: int = _FAST["num_epochs"]
+    batch_size: int = _FAST["batch_size"]
+    shards: int = _FAST["shards"]
+    image_sizes: tuple[int, ...] = _FAST["image_sizes"]
+    optimizer: OptimizerName = _FAST["optimizer"]
+    learning_rate: float = _FAST["learning_rate"]
+    momentum: float = _FAST["momentum"]
+    nesterov: bool = _FAST["nesterov"]
+    weight_decay: float = _FAST["weight_decay"]
+    schedule: Schedule = _FAST["schedule"]
+    warmup_fraction: float = _FAST["warmup_fraction"]
+    label_smoothing: float = _FAST["label_smoothing"]
+    flip: Flip = _FAST["flip"]
+    translate: int = _FAST["translate"]
+    cutout: int = _FAST["cutout"]
+    views: Views = _FAST["views"]
+    input_mean: tuple[float, float, float] = _FAST["input_mean"]
+    input_std: tuple[float, float, float] = _FAST["input_std"]
     validation_fraction: float = 0.0
     keep: Keep = "last"
     seed: int = 0
     device: Device = "auto"
-    precision: Precision = "auto"
+    precision: Precision = _FAST["precision"]
     engine: Engine = "auto"
-    num_threads: int = 0
     instruction_set: InstructionSet = "native"
-    deterministic: bool = True
-    digest_every: int = 100
+    digest_every: int = _FAST["digest_every"]
+
+    def count_shards(self) -> int:
+        """Count the shards of a whole batch."""
+        shards = self.shards or min(max(self.batch_size // IMAGES_PER_SHARD, 1), MOST_SHARDS)
+        return min(shards, self.batch_size)
+
+    @classmethod
+    def from_recipe(cls, name: str, **changes: Any) -> TrainingSettings:
+        """Make the settings of a recipe, some of them changed."""
+        return cls(**{**freeze_lists(load_recipe(name)), **changes})
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
+        _check(self, "shards", 0 <= self.shards <= 1024, "a whole number from 0 to 1024")
         sizes_fit = bool(self.image_sizes) and all(16 <= size <= 64 for size in self.image_sizes)
         _check(self, "image_sizes", sizes_fit, "whole numbers from 16 to 64, such as 16,24,32")
         _check(self, "learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0")
@@ -234,7 +273,6 @@ class TrainingSettings:
             self, "validation_fraction", 0 <= self.validation_fraction < 1, "a number from 0 up to but not including 1"
         )
         _check(self, "seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
-        _check(self, "num_threads", 0 <= self.num_threads <= 1024, "a whole number from 0 to 1024")
         _check(self, "digest_every", self.digest_every >= 1, "a whole number of 1 or more")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
@@ -247,7 +285,8 @@ class TrainingSettings:
                 "--warmup_fraction is of the triangular schedule, --schedule constant has none; "
                 "set --warmup_fraction 0, or --schedule triangular"
             )
-        if self.model == "lenet" and (self.optimizer != "sgd" or set(self.image_sizes) != {32}):
+        sizes_fit = all(takes_image_size(self.model, size) for size in self.image_sizes)
+        if self.model == "lenet" and (self.optimizer != "sgd" or not sizes_fit):
             raise SettingsError(
                 "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
                 "--image_sizes 32, as --recipe notebook has them"
@@ -259,13 +298,18 @@ class TrainingSettings:
             )
 
 
+def takes_image_size(model: str, size: int) -> bool:
+    """Say whether a network takes images of this side in pixels."""
+    return size == 32 if model == "lenet" else 16 <= size <= 64
+
+
 def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     """Make training settings again out of what a run's record holds.
 
     Raises:
         SettingsError: the record has a setting that this version does not know, or that is out of range.
     """
-    unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys()
+    unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys() - {"num_threads", "deterministic"}
     if unknown:
         raise SettingsError(
             f"the record has settings of another version: {', '.join(map(_make_printable, sorted(unknown)))[:200]}; "
@@ -284,17 +328,15 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
 
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
     """Say in settings of now what a run did whose record holds these: some were added, others had no effect."""
-    settings = {"image_sizes": [32], "optimizer": "sgd", **recorded}
+    settings = {"image_sizes": [32], "optimizer": "sgd", "shards": 1, **recorded}
+    settings.pop("num_threads", None)  # how the work was carried out; its machine class has it
+    if settings.pop("deterministic", True) is not True:
+        raise SettingsError("--deterministic false is of versions before 0.2")
     if settings["optimizer"] == "muon":
         settings["nesterov"] = True
     if settings.get("schedule") == "constant":
         settings["warmup_fraction"] = 0.0
     return settings
-
-
-def freeze_lists(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn the lists of a file into the tuples that settings have."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +355,7 @@ class RunSettings:
         db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
         db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
         pretrained_model: A model.pth to start from, relative to experiments_folder, or any path.
+        num_threads: Threads that compute shards; 0 for as many as the process may use cores.
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
         keep_checkpoints: How many of the newest checkpoints are kept.
@@ -328,6 +371,7 @@ class RunSettings:
     db_config: Path | None = None
     db_pass_file: Path | None = None
     pretrained_model: Path | None = None
+    num_threads: int = 0
     num_workers: int = 1
     checkpoint_every: str = "1epochs"
     keep_checkpoints: int = 2
@@ -362,6 +406,7 @@ class RunSettings:
             parse_reference(self.database)
             if in_database is not None or self.dataset_folder == DATASET_FOLDER:
                 object.__setattr__(self, "dataset_folder", DATABASE_FOLDER)
+        _check(self, "num_threads", 0 <= self.num_threads <= 1024, "a whole number from 0 to 1024")
         _check(self, "num_workers", 0 <= self.num_workers <= 256, "a whole number from 0 to 256")
         _check(self, "keep_checkpoints", self.keep_checkpoints >= 1, "a whole number of 1 or more")
         _check(
@@ -475,23 +520,6 @@ def check_tracking_uri(uri: str) -> None:
             "--tracking_uri must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             "or MLFLOW_TRACKING_TOKEN; a database's goes into its own password file"
         )
-
-
-def get_recipe_path(name: str) -> Path:
-    """Find a packaged recipe.
-
-    Raises:
-        SettingsError: there is no recipe of this name.
-    """
-    if name not in RECIPES:
-        raise SettingsError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
-
-
-def load_recipe(name: str) -> dict[str, Any]:
-    """Load the settings of a packaged recipe by option name."""
-    settings: dict[str, Any] = yaml.safe_load(get_recipe_path(name).read_text(encoding="utf-8"))
-    return settings
 
 
 def choose_recipe(num_images: int) -> str:

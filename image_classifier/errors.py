@@ -10,6 +10,7 @@
     │   └── DatabaseError    the database cannot be reached, refuses, or lacks what was asked for
     ├── ModelError           a model file that is missing, damaged, hostile, or of another network
     ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
+    ├── RankError            a process of several that train together was lost
     ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
     ├── StorageError         the disk refuses: full, read-only, no permission
     └── Interrupted          a run was asked to stop and has saved its state
@@ -53,6 +54,10 @@ class ModelError(ImageClassifierError):
 
 class RunError(ImageClassifierError):
     """A run folder exists already, is missing, unfinished, in use, or was changed."""
+
+
+class RankError(ImageClassifierError):
+    """A process of several that train together was lost, or another data set, setting or machine."""
 
 
 class RegistryError(ImageClassifierError):

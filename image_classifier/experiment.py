@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,12 @@ from image_classifier.training.loop import Step, compute_image_size, train
 from image_classifier.training.memory import keep_freed_memory
 from image_classifier.training.optimizer import build_optimizer
 from image_classifier.training.profiling import profile_steps
+from image_classifier.training.ranks import Ranks
+from image_classifier.training.threads import Threads
 
 NUM_IMAGES_TO_INITIALIZE = 5000  # Jordan's number of images to compute whitening from
+IDENTITY = ("settings", "data", "code", "environment", "machine")
+"""Parts of a record that decide about a run's bits."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     command: Sequence[str] = (),
     disk: Disk = DISK,
+    ranks: Ranks | None = None,
 ) -> RunResult:
     """Train, evaluate and leave a finished run folder; or go on with an interrupted one.
 
@@ -100,25 +106,26 @@ def run(
         should_stop: asked after each step; when true, the state is saved and Interrupted is raised.
         command: the command line, for the record.
         disk: the seam through which the run folder is written.
+        ranks: the processes that train together; what those but the first write is thrown away.
 
     Raises:
         ImageClassifierError: a setting, the data, the pretrained model or the folder is not as it must be; up to
             the first step nothing has been written then.
         Interrupted: should_stop said so; `resume` continues.
     """
-    reporter = reporter or Reporter()
+    reporter, ranks = reporter or Reporter(), ranks or Ranks()
+    ranks.should_stop = should_stop
     path = settings.run_folder
     if os.path.lexists(path) and not settings.resume:
         raise run_exists_error(path)
 
     cap_instruction_set(settings.training.instruction_set)
     training = resolve_settings(settings.training)
-    configure_torch(training)
+    configure_torch()
+    threads = Threads(settings.num_threads if training.device == "cpu" else 1)
     keep_freed_memory()
-    if settings.resume and is_finished(path):
-        check_settings(read_record(path), training, path)
-        remove_leftovers(path, disk)
-        return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
+    if (finished := ranks.broadcast(find_result(settings, training, disk))) is not None:
+        return finished
 
     if snapshot is None:
         snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
@@ -129,60 +136,131 @@ def run(
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
     data = describe_data(snapshot, len(train_indices), len(validation_indices))
     record = build_record(settings, training, data, command, pretrained.classes if pretrained else ())
+    ranks.check_agreement({part: describe_part(record, part) for part in IDENTITY})
 
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
-        optimizer = build_optimizer(classifier, training)
+        optimizer = build_optimizer(classifier, training, threads)
         state = TrainingState(folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"])
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
             state.restore(settings.keep_checkpoints)
+        if ranks.size > 1:
+            state.load(ranks.broadcast(state.dump()))
         folder.write_json(RECORD, record)
         reporter.begin(record, state.num_steps, state.step)
-        if pretrained is not None and pretrained.classes != snapshot.classes:
-            reporter.note(
-                f"the weights of --pretrained_model are of other classes: {list_classes(pretrained.classes)}; "
-                f"here they answer for {list_classes(snapshot.classes)}"
-            )
-        if 0 < state.num_steps < len(training.image_sizes):
-            used = [compute_image_size(training, number, state.num_steps) for number in range(1, state.num_steps + 1)]
-            reporter.note(f"of the --image_sizes the {state.num_steps} steps have {','.join(map(str, used))} alone")
+        for text in list_notes(training, snapshot, pretrained, state.num_steps):
+            reporter.note(text)
+        compute_validation = partial(validate, classifier, snapshot, validation_indices, threads, ranks)
+        train_to_end(state, loader, settings, compute_validation, reporter, threads, ranks)
+        return evaluate_and_finish(state, record, snapshot, settings, reporter, threads, ranks)
 
-        batches = loader.iterate(training.num_epochs, first_step=state.step)
-        checkpoint_steps = settings.compute_checkpoint_steps(loader.steps_per_epoch)
-        steps = train(classifier, batches, optimizer, training, num_steps=state.num_steps, first_step=state.step)
-        if settings.profile:
-            steps = profile_steps(steps, lambda files: folder.write_folder(PROFILE, files))
-        for step in steps:
-            state.record_step(step)
-            reporter.step(step)
-            at_end = step.number == state.num_steps
-            if at_end or step.number % training.digest_every == 0:
-                reporter.digest(state.append_digest(), state.get_tensors())
-            if step.number % loader.steps_per_epoch == 0:
-                reporter.epoch(state.append_epoch(validate(classifier, snapshot, validation_indices)))
-            stopping = should_stop() and not at_end
-            if at_end or stopping or step.number % checkpoint_steps == 0:
-                state.save(settings.keep_checkpoints)
-            if stopping:
-                raise Interrupted(f"stopped after step {step.number} of {state.num_steps}; --resume continues {path}")
 
-        from image_classifier.visualization.figures import draw_run_figure  # 0.6 s that no step need wait for
+def train_to_end(
+    state: TrainingState,
+    loader: Loader,
+    settings: RunSettings,
+    compute_validation: Callable[[], dict[str, float]],
+    reporter: Reporter,
+    threads: Threads,
+    ranks: Ranks,
+) -> None:
+    """Take the steps that are left, and write down what each did.
 
-        state.use_kept_weights()
-        reporter.evaluate(snapshot.num_test)
-        evaluation, probabilities = compute_evaluation(
-            classifier, *snapshot.test, snapshot.classes, views=training.views, device=torch.device(training.device)
-        )
+    Raises:
+        Interrupted: a process was asked to stop; the state is saved.
+    """
+    training = state.training
+    steps = train(
+        state.classifier,
+        loader.iterate(training.num_epochs, first_step=state.step),
+        state.optimizer,
+        training,
+        num_steps=state.num_steps,
+        first_step=state.step,
+        threads=threads,
+        ranks=ranks,
+    )
+    if settings.profile:
+        steps = profile_steps(steps, lambda files: state.folder.write_folder(PROFILE, files))
+    checkpoint_steps = settings.compute_checkpoint_steps(loader.steps_per_epoch)
+    for step in steps:
+        state.record_step(step)
+        reporter.step(step)
+        at_end = step.number == state.num_steps
+        if at_end or step.number % training.digest_every == 0:
+            line = state.append_digest()
+            ranks.check_agreement(line["tensors"])
+            reporter.digest(line, state.get_tensors())
+        if step.number % loader.steps_per_epoch == 0:
+            reporter.epoch(state.append_epoch(compute_validation()))
+        stopping = ranks.stopping and not at_end
+        if at_end or stopping or step.number % checkpoint_steps == 0:
+            state.save(settings.keep_checkpoints)
+        if stopping:
+            done = f"stopped after step {step.number} of {state.num_steps}"
+            raise Interrupted(f"{done}; --resume continues {settings.run_folder}")
+
+
+def evaluate_and_finish(
+    state: TrainingState,
+    record: dict[str, Any],
+    snapshot: Snapshot,
+    settings: RunSettings,
+    reporter: Reporter,
+    threads: Threads,
+    ranks: Ranks,
+) -> RunResult:
+    """Evaluate on the test set, and write what a finished run folder holds."""
+    from image_classifier.visualization.figures import draw_run_figure  # 0.6 s that no step need wait for
+
+    classifier, folder, training = state.classifier, state.folder, state.training
+    state.use_kept_weights()
+    reporter.evaluate(snapshot.num_test)
+    evaluation, probabilities = compute_evaluation(
+        classifier,
+        *snapshot.test,
+        snapshot.classes,
+        views=training.views,
+        device=torch.device(training.device),
+        threads=threads,
+        ranks=ranks,
+    )
+    weights_digest = compute_weights_digest(classifier)
+    result = RunResult(settings.run_folder, evaluation, weights_digest)
+    if ranks.rank == 0:
         fit = "squeeze" if settings.fit == "refuse" else settings.fit
         model = Model(classifier, training.model, snapshot.classes, training.views, describe_origin(record), fit)
         folder.write(MODEL, serialize_model(model))
         folder.write(PREDICTIONS, serialize_predictions(probabilities, snapshot.test[1]))
         folder.write_json(EVALUATION, evaluation)
         title = f"{settings.experiment_name} / {settings.run_name}"
-        folder.write(FIGURE, draw_run_figure(evaluation, read_epochs(path), title))
-        weights_digest = compute_weights_digest(classifier)
+        folder.write(FIGURE, draw_run_figure(evaluation, read_epochs(settings.run_folder), title))
         folder.finish(weights_digest=weights_digest, chain_head=state.chain_head)
-        return RunResult(path, evaluation, weights_digest)
+    return ranks.broadcast(result)  # which the others have when the first one has written it
+
+
+def find_result(settings: RunSettings, training: TrainingSettings, disk: Disk) -> RunResult | None:
+    """Find the result of a run that is to be resumed and is finished; check that it had the same settings."""
+    path = settings.run_folder
+    if not settings.resume or not is_finished(path):
+        return None
+    check_settings(read_record(path), training, path)
+    remove_leftovers(path, disk)
+    return RunResult(path, read_evaluation(path), read_manifest(path)["weights_digest"])
+
+
+def list_notes(
+    training: TrainingSettings, snapshot: Snapshot, pretrained: Model | None, num_steps: int
+) -> Iterator[str]:
+    """List what is as asked for, and may not be as expected."""
+    if pretrained is not None and pretrained.classes != snapshot.classes:
+        yield (
+            f"the weights of --pretrained_model are of other classes: {list_classes(pretrained.classes)}; "
+            f"here they answer for {list_classes(snapshot.classes)}"
+        )
+    if 0 < num_steps < len(training.image_sizes):
+        used = [compute_image_size(training, number, num_steps) for number in range(1, num_steps + 1)]
+        yield f"of the --image_sizes the {num_steps} steps have {','.join(map(str, used))} alone"
 
 
 def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -284,6 +362,11 @@ def build_loader(
     )
 
 
+def describe_part(record: dict[str, Any], part: str) -> str:
+    """Describe a part of a run's identity so that processes can compare it."""
+    return str(record[part].get("digest") or record[part])
+
+
 def describe_data(snapshot: Snapshot, num_train: int, num_validation: int) -> dict[str, Any]:
     """Describe for the record what is trained, validated and tested on."""
     return {
@@ -309,11 +392,15 @@ def describe_origin(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def validate(classifier: Classifier, snapshot: Snapshot, indices: NDArray[np.int64]) -> dict[str, float]:
+def validate(
+    classifier: Classifier, snapshot: Snapshot, indices: NDArray[np.int64], threads: Threads, ranks: Ranks
+) -> dict[str, float]:
     """Compute loss and accuracy on the validation images, by single views; nothing if there are none."""
     if not len(indices):
         return {}
-    probabilities = compute_probabilities(classifier, snapshot.images[indices], device=classifier.input_mean.device)
+    probabilities = compute_probabilities(
+        classifier, snapshot.images[indices], device=classifier.input_mean.device, threads=threads, ranks=ranks
+    )
     labels = snapshot.labels[indices]
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return {

@@ -71,6 +71,7 @@ class VerificationSettings:
             apart it ends.
         allow_code_change: Train although the package's code is not the code of the record.
         allow_environment_change: Train although the installed libraries are not those of the record.
+        num_threads: Threads that compute shards; 0 for as many as the process may use cores.
         num_workers: Threads that prepare batches.
     """
 
@@ -82,6 +83,7 @@ class VerificationSettings:
     anyway: bool = False
     allow_code_change: bool = False
     allow_environment_change: bool = False
+    num_threads: int = 0
     num_workers: int = 1
 
     def __post_init__(self) -> None:
@@ -157,6 +159,9 @@ def _find_class_differences(
         after = f"the run went on on a machine of another class after step {breaks[0]}; --segment verifies a part"
         return {"break": after}
     recorded, present = record["machine"]["class"], describe_machine(training)["class"]
+    if "shards" not in record["settings"]:
+        before = f"the run is of a version that knew no shards: {record['code']['version']} can verify it"
+        return {"shards": f"{before} (commit {record['code']['commit'] or 'unknown'})"}
     return {
         name: f"{name} was {recorded.get(name)}, is {present.get(name)}"
         for name in find_differing_keys(recorded, present)
@@ -178,6 +183,7 @@ def _build_run_settings(
         run_name=record["run_name"],
         **_find_dataset(settings, execution),
         pretrained_model=pretrained,
+        num_threads=settings.num_threads,
         num_workers=settings.num_workers,
         resume=settings.steps is not None,
         allow_code_change=True,  # the witness is stricter, and says it of the run that is verified

@@ -104,6 +104,17 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], ti
         pytest.fail(f"the process ended before, with exit status {process.returncode}: {outputs}")
 
 
+@pytest.fixture
+def without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where the package was installed without its kernels."""
+    from image_classifier.kernels import library
+
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    library.load_kernels.cache_clear()
+    yield
+    library.load_kernels.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this session have in common."""

@@ -20,6 +20,7 @@ import pickle
 import random
 import shutil
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,9 +32,10 @@ from typing import Any
 import PIL.Image
 from tqdm import tqdm
 
+from image_classifier.cli.train import place_aside
 from image_classifier.config import RunSettings
 from image_classifier.experiment import run
-from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
+from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk, scratch_folder
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import compute_tensor_digests, compute_weights_digest
 from image_classifier.tracking.run import (
@@ -53,6 +55,7 @@ from image_classifier.tracking.run import (
     read_predictions,
     read_record,
 )
+from image_classifier.training import ranks
 from tests.tiny import make_settings, write_tiny_dataset
 
 NUM_EPOCHS = 2
@@ -94,6 +97,7 @@ class Place:
     experiments: Path
     dataset: Path
     keep_checkpoints: int = 1
+    shards: int = 1
 
     @property
     def run_folder(self) -> Path:
@@ -102,7 +106,7 @@ class Place:
 
     def build_settings(self, *, resume: bool) -> RunSettings:
         """Build the settings of the tiny run."""
-        values = VALUES | {"keep_checkpoints": self.keep_checkpoints}
+        values = VALUES | {"keep_checkpoints": self.keep_checkpoints, "shards": self.shards}
         return make_settings(self.experiments, self.dataset, resume=resume, **values)
 
 
@@ -200,6 +204,15 @@ def train_and_kill(place: Place, kill: Kill) -> bool:
 def wait_for_run_folder(place: Place, child: Child) -> None:
     """Wait until a child has made the run folder, or has ended."""
     while not place.run_folder.exists() and not child.has_ended():
+        time.sleep(0.001)
+
+
+def wait_for_step(place: Place, step: int, child: Child) -> None:
+    """Wait until a run has taken this step, or its child has ended."""
+    chain = place.run_folder / CHAIN
+    while not child.has_ended():
+        if chain.exists() and any(line["step"] >= step for line in read_lines(chain)):
+            return
         time.sleep(0.001)
 
 
@@ -304,6 +317,49 @@ def try_moments(place: Place, reference: Path, seed: str, longest_s: float) -> T
     return Trial("random", len(steps), steps[0])
 
 
+def train_as_rank(place: Place, rank: int, size: int, port: int) -> None:
+    """Train as one process of several, as torchrun starts them, with short limits on what to wait for."""
+    ranks.TIMEOUT_S, ranks.GRACE_S = 5, 0
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR="127.0.0.1")
+    with ranks.open_ranks("cpu") as group:
+        if rank == 0:
+            run(place.build_settings(resume=place.run_folder.exists()), ranks=group)
+        else:
+            with scratch_folder() as scratch:
+                run(place_aside(place.build_settings(resume=False), scratch), ranks=group)
+
+
+def try_ranks(place: Place, reference: Path, seed: str, num_kills: int) -> list[int]:
+    """Train in one to four processes, kill one of them so many times, and go on with another number of them.
+
+    Returns the step of the newest checkpoint after each kill.
+    """
+    generator = random.Random(seed)
+    steps: list[int] = []
+    while True:
+        size = generator.randint(1, 4)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        children = [Child(train_as_rank, place, rank, size, port) for rank in range(size)]
+        if len(steps) < num_kills:
+            if generator.random() < 0.2:
+                time.sleep(generator.uniform(0, 0.5))  # while they find each other, too
+            else:
+                wait_for_step(place, generator.randint(min(steps[-1] + 1, 24) if steps else 1, 24), children[0])
+            os.kill(children[generator.randrange(size)].pid, signal.SIGKILL)
+        outcomes = [child.wait() for child in children]
+        if not any(status for status, _ in outcomes):
+            break
+        assert len(steps) < num_kills, outcomes
+        for status, answer in outcomes:
+            assert status in (0, -signal.SIGKILL) or "RankError" in answer, answer
+        steps.append(call(examine, place, reference))
+    call(compare, place.run_folder, reference)
+    shutil.rmtree(place.experiments)
+    return steps
+
+
 def train_unharmed(place: Place) -> tuple[list[tuple[str, Path]], float]:
     """Train by the same way as a victim; return the calls to the disk, and the seconds from the run folder on."""
     child = Child(train, place, Kill())
@@ -334,10 +390,10 @@ class Campaign:
         self.reference = place.run_folder
         self.calls, self.longest_s = self.submit(train_unharmed, place).result()
 
-    def make_place(self, keep_checkpoints: int = 1) -> Place:
+    def make_place(self, keep_checkpoints: int = 1, shards: int = 1) -> Place:
         """Make a place for one more trial."""
         self._num_places += 1
-        return Place(self._scratch / f"{self._num_places:05}", self._dataset, keep_checkpoints)
+        return Place(self._scratch / f"{self._num_places:05}", self._dataset, keep_checkpoints, shards)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Call a function in a process that may fork victims, and must not compute anything itself."""

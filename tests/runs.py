@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_classifier.config import Fit, TrainingSettings, Views
+from image_classifier.config import Fit, Views
 from image_classifier.metrics import compute_metrics
 from image_classifier.model.catalog import build_classifier
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.run import RunFolder, serialize_predictions
+from tests.tiny import make_training
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -76,7 +77,7 @@ def build_record(name: str, data: str, classes: Sequence[str], num_test: int, **
         return hashlib.sha256(text.encode()).hexdigest()
 
     experiment_name, _, run_name = name.partition("/")
-    training = dataclasses.asdict(TrainingSettings(device="cpu", precision="fp32", num_threads=1, **settings))
+    training = dataclasses.asdict(make_training(device="cpu", precision="fp32", **settings))
     return {
         "format_version": 1,
         "experiment_name": experiment_name,
@@ -110,7 +111,7 @@ def build_record(name: str, data: str, classes: Sequence[str], num_test: int, **
             "lock_digest": None,
         },
         "machine": {
-            "class": {"architecture": "x86_64", "instruction_set": "avx2", "num_threads": 1, "gpu": None},
+            "class": {"architecture": "x86_64", "instruction_set": "avx2", "gpu": None},
             "digest": digest("machine"),
         },
     }

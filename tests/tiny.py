@@ -6,17 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from image_classifier.config import RunSettings, TrainingSettings, load_recipe, restore_training_settings
+from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.data.sample import write_sample
 
 TRAINING = replace(
-    restore_training_settings(load_recipe("notebook")),
+    TrainingSettings.from_recipe("notebook"),
     batch_size=10,
     learning_rate=0.01,
     device="cpu",
-    num_threads=1,
     digest_every=10,
 )
+
+
+_RESNET: dict[str, Any] = {
+    **{"model": "resnet", "batch_size": 500, "shards": 0, "image_sizes": (32,), "views": "mirror"},
+    **{"optimizer": "sgd", "learning_rate": 0.4, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+    **{"schedule": "triangular", "warmup_fraction": 0.25, "label_smoothing": 0.1},
+}
+
+
+def make_training(**values: Any) -> TrainingSettings:
+    """Make training settings of a network and an optimizer that go together with any other."""
+    return TrainingSettings(**{**_RESNET, **values})
 
 
 def write_tiny_dataset(folder: Path, *, num_train: int = 200, num_test: int = 60, seed: int = 0) -> Path:
@@ -35,5 +46,5 @@ def make_settings(experiments: Path, dataset: Path, run_name: str = "run", **val
         run_name=run_name,
         dataset_folder=dataset,
         training=replace(TRAINING, **training),
-        **{"num_workers": 0, **others},
+        **{"num_threads": 1, "num_workers": 0, **others},
     )

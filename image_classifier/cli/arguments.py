@@ -29,7 +29,7 @@ PREFIX = "IMAGE_CLASSIFIER_"
 """Of the variables that give options."""
 
 OTHER_VARIABLES = {
-    "IMAGE_CLASSIFIER_CACHE": "the folder of snapshots and kernels, and of models from a registry",
+    "IMAGE_CLASSIFIER_CACHE": "the folder of snapshots, and of models from a registry",
     "IMAGE_CLASSIFIER_LOG_LEVEL": "what is logged: DEBUG, INFO, WARNING or ERROR",
     "IMAGE_CLASSIFIER_REVISION": "the commit that a container image was built from",
     "IMAGE_CLASSIFIER_BIND": "the address that docker-compose.yaml publishes the server at",

@@ -36,7 +36,7 @@ class TerminalReporter(Reporter):
             say(f"recipe {record['recipe']}: {record['recipe_reason']}")
         say(
             f"{settings['model']} on {data['name']} ({data['num_train']:,} images, data {data['digest'][:12]}): "
-            f"{settings['device']}, {settings['precision']}, {settings['num_threads']} threads, "
+            f"{settings['device']}, {settings['precision']}, {settings['shards']} shards, "
             f"seed {settings['seed']}"
         )
         for note in data.get("notes", []):  # older records have none

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -30,13 +30,14 @@ from image_classifier.config import (
     load_recipe,
     restore_training_settings,
 )
-from image_classifier.errors import Interrupted, RunError, SettingsError
+from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
 from image_classifier.files import load_yaml
 from image_classifier.progress import track
-from image_classifier.storage import temporary_files_beside
+from image_classifier.storage import scratch_folder, temporary_files_beside
 
 if TYPE_CHECKING:
     from image_classifier.data.snapshot import Snapshot
+    from image_classifier.training.ranks import Ranks
 
 CONTROLS = ("config", "print_config", "resume")
 """Options that say what the command does: no settings, so a config file holds none of them."""
@@ -67,23 +68,62 @@ def _train(argv: Sequence[str] | None) -> int:
             from image_classifier.training.determinism import cap_instruction_set
 
             cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no traces of a connection that is lost
 
             with track("starting"):
                 from image_classifier.cli.progress import TerminalReporter, print_summary
                 from image_classifier.cli.tracking import open_tracker
                 from image_classifier.experiment import run
+                from image_classifier.training.ranks import is_restarted, open_ranks
 
-            with (
-                temporary_files_beside(settings.run_folder),
-                closing(TerminalReporter(stop)) as terminal,
-                open_tracker(settings, terminal) as reporter,
-            ):
-                result = run(settings, snapshot=snapshot, reporter=reporter, should_stop=stop.is_set, command=command)
+            with open_ranks(settings.training.device) as ranks:
+                try:
+                    if ranks.rank > 0:
+                        return _train_aside(settings, snapshot, stop, ranks)
+                    if is_restarted():
+                        settings = replace(settings, resume=settings.run_folder.exists())
+                    with (
+                        temporary_files_beside(settings.run_folder),
+                        closing(TerminalReporter(stop)) as terminal,
+                        open_tracker(settings, terminal) as reporter,
+                    ):
+                        result = run(
+                            settings,
+                            snapshot=snapshot,
+                            reporter=reporter,
+                            should_stop=stop.is_set,
+                            command=command,
+                            ranks=ranks,
+                        )
+                except Interrupted:
+                    raise
+                except ImageClassifierError:
+                    if ranks.is_first_to_fail():
+                        raise
+                    return ExitStatus.EXPECTED_ERROR
         except Interrupted as interruption:
             print(interruption, file=sys.stderr)
             return stop.exit_status
     print_summary(result)
     return ExitStatus.DONE
+
+
+def _train_aside(settings: RunSettings, snapshot: Snapshot | None, stop: StopRequest, ranks: Ranks) -> int:
+    """Train as a process that computes its part alone: its files are thrown away, and it says nothing."""
+    from image_classifier.experiment import run
+
+    stop.deferring = True
+    with scratch_folder() as scratch:
+        try:
+            run(place_aside(settings, scratch), snapshot=snapshot, should_stop=stop.is_set, ranks=ranks)
+        except Interrupted:
+            return stop.exit_status
+    return ExitStatus.DONE
+
+
+def place_aside(settings: RunSettings, folder: Path) -> RunSettings:
+    """Let a run that another process writes leave its files in a folder of their own."""
+    return replace(settings, experiments_folder=folder, pretrained_model=settings.pretrained_path, resume=False)
 
 
 def build_trainer_parser() -> ArgumentParser:

@@ -47,6 +47,7 @@ def build_verify_parser() -> ArgumentParser:
     parser.add_argument(
         "--segment", type=str | None, default=None, help="A:B trains only from the checkpoint of step A to step B"
     )
+    parser.add_argument("--num_threads", type=int, default=0, help="threads that compute shards; 0 for all cores")
     parser.add_argument("--num_workers", type=int, default=1, help="threads that prepare batches")
     return parser
 

@@ -16,10 +16,10 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from image_classifier.config import Fit, ModelName, TrainingSettings, Views
+from image_classifier.config import Fit, Views, takes_image_size
 from image_classifier.data.content import MAX_CLASSES
 from image_classifier.data.pickles import PickleError
-from image_classifier.errors import ModelError, RunError, SettingsError, StorageError
+from image_classifier.errors import ModelError, RunError, StorageError
 from image_classifier.files import read_file
 from image_classifier.model.catalog import NETWORKS, build_classifier
 from image_classifier.model.classifier import Classifier
@@ -116,10 +116,8 @@ def load_model(path: Path) -> Model:
     is_named = 0 < len(classes) <= MAX_CLASSES and all(isinstance(label, str) for label in classes)
     if not is_named or views not in get_args(Views) or fit not in get_args(Fit):
         raise ModelError(f"{path} is no model of this package: its classes, its views or its fit are not valid")
-    try:
-        TrainingSettings(model=cast(ModelName, name), image_sizes=(image_size,))
-    except SettingsError as error:
-        raise ModelError(f"{path} is no model of this package: its image_size is {image_size}") from error
+    if not takes_image_size(name, image_size):
+        raise ModelError(f"{path} is no model of this package: its image_size is {image_size}")
     build = partial(
         build_classifier, name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
     )

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import image_classifier
 from image_classifier.config import TrainingSettings
+from image_classifier.kernels.library import get_kernels_digest
 from image_classifier.storage import compute_file_digest
-from image_classifier.training.determinism import find_compiler, get_instruction_set, read_processor
+from image_classifier.training.determinism import get_instruction_set, read_processor
 
 PACKAGE_FOLDER = Path(image_classifier.__file__).parent
 DISTRIBUTION = "image-classifier"
@@ -94,17 +95,16 @@ def describe_machine(settings: TrainingSettings) -> dict[str, Any]:
     Under a cap on the instruction set the processor's family is left out: that is what the cap is for.
     """
     capped = settings.instruction_set != "native"
-    machine_class = {
+    machine_class: dict[str, Any] = {
         "architecture": platform.machine(),
         "processor": "any" if capped else _describe_processor(),
         "instruction_set": settings.instruction_set if capped else get_instruction_set(),
-        "num_threads": settings.num_threads,
         "torch": torch.__version__,
         "torch_build": torch.version.git_version,
         "gpu": None,
     }
     if settings.engine == "compiled":
-        machine_class["compiler"] = find_compiler()
+        machine_class["kernels"] = get_kernels_digest(get_instruction_set())
     if settings.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         machine_class["gpu"] = {
@@ -121,7 +121,9 @@ def _describe_processor() -> str:
     facts = read_processor()
     if not facts:
         return platform.processor() or "unknown"
-    return " ".join(facts.get(key, "?") for key in ("vendor_id", "cpu family", "model"))
+    of_arm = ("CPU implementer", "CPU variant", "CPU part")
+    keys = of_arm if of_arm[0] in facts else ("vendor_id", "cpu family", "model")
+    return " ".join(facts.get(key, "?") for key in keys)
 
 
 def compute_json_digest(value: Any) -> str:

@@ -46,6 +46,7 @@ def build_record(
         "recipe_reason": settings.recipe_reason,
         "settings": describe_settings(training),
         "execution": {
+            "num_threads": settings.num_threads,
             "num_workers": settings.num_workers,
             "checkpoint_every": settings.checkpoint_every,
             "keep_checkpoints": settings.keep_checkpoints,

@@ -133,7 +133,19 @@ class TrainingState:
 
     def save(self, keep: int) -> None:
         """Save a checkpoint from which the run continues to the bit, and keep the newest `keep` of them."""
-        state = {
+        self.checkpoints.save(self.step, {**self._build(), "lines": self.folder.sync_lines()}, keep)
+
+    def dump(self) -> dict[str, Any]:
+        """Give what another process needs to go on from here."""
+        return {**self._build(), "step": self.step}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take what another process gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._take(state)
+
+    def _build(self) -> dict[str, Any]:
+        return {
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "chain_head": self.chain_head,
@@ -144,9 +156,7 @@ class TrainingState:
             "num_correct": _join(self._num_correct),
             "num_images": self._num_images,
             "seconds": self._seconds,
-            "lines": self.folder.sync_lines(),
         }
-        self.checkpoints.save(self.step, state, keep)
 
     def restore(self, keep: int) -> None:
         """Go back to the newest checkpoint that is whole, or to the beginning, and forget all that came after it.
@@ -158,6 +168,13 @@ class TrainingState:
         if state is None:
             self.folder.cut_lines({})
             return
+        self._take(state)
+        self.folder.cut_lines(state["lines"])
+        self.checkpoints.remove_old(keep)
+        if state["machine_digest"] != self.machine["digest"]:
+            self._append_break()
+
+    def _take(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.chain_head = state["chain_head"]
         self.learning_rate = state["learning_rate"]
@@ -167,10 +184,6 @@ class TrainingState:
             list(state[name].to(self.training.device)) for name in ("losses", "num_correct")
         )
         self._num_images, self._seconds = state["num_images"], state["seconds"]
-        self.folder.cut_lines(state["lines"])
-        self.checkpoints.remove_old(keep)
-        if state["machine_digest"] != self.machine["digest"]:
-            self._append_break()
 
     def _check(self, state: dict[str, Any]) -> None:
         """Check that a checkpoint is one of this run, and let the optimizer take its part.

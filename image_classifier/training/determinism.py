@@ -1,4 +1,4 @@
-"""What makes two trainings give the same bits: threads, algorithms, instruction set, precision, engine.
+"""What makes two trainings give the same bits: shards, algorithms, instruction set, precision, engine.
 
 Free of torch at import, because an instruction set can only be capped before torch is first imported.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import subprocess
+import re
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from image_classifier.config import CHOICES, InstructionSet, TrainingSettings, restore_training_settings
-from image_classifier.errors import SettingsError, StorageError
+from image_classifier.errors import SettingsError
+from image_classifier.kernels.library import load_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -38,24 +37,44 @@ Developer Guide, Conditional Numerical Reproducibility).
 """
 
 
+_CAPPING = {name for cap in CAPS.values() for name in cap}
+_OF_ARITHMETIC = re.compile(
+    "(ATEN|DNNL|MKL|ONEDNN|TORCH_MKLDNN)_(?!.*(NUM_THREADS|DYNAMIC|VERBOSE|THREADING_LAYER|INTERFACE_LAYER))"
+    "|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+)
+"""Variables by which torch's libraries choose their code, old names and undocumented ones included."""
+_READ_AT_START = {"GLIBC_TUNABLES": "glibc.cpu", "NPY_DISABLE_CPU_FEATURES": "", "NPY_ENABLE_CPU_FEATURES": ""}
+"""Variables that choose code when a process starts, and what they must hold for that."""
+
+
 def cap_instruction_set(instruction_set: InstructionSet) -> None:
     """Cap what torch's libraries use, through the environment; call it before anything imports torch.
 
+    Other variables that choose the libraries' code are taken out, with a warning: no record would have them.
+
     Raises:
-        SettingsError: torch was imported before with another cap, so this one would not hold.
+        SettingsError: torch was imported before with another cap, so this one would not hold; or a variable chose code
+            when the process started.
     """
-    variables = {name for cap in CAPS.values() for name in cap}
+    for name, part in _READ_AT_START.items():
+        if part in os.environ.get(name, "") and os.environ.get(name):
+            raise SettingsError(
+                f"{name} changes results, and no record has it; unset it (--instruction_set is recorded)"
+            )
     wanted = CAPS[instruction_set]
-    if all(os.environ.get(name) == wanted.get(name) for name in variables):
+    present = {name: value for name, value in os.environ.items() if _OF_ARITHMETIC.match(name)}
+    if present == wanted:
         return
     if "torch" in sys.modules:
+        words = [f"{name}={wanted.get(name, '')}" for name in sorted(present.keys() | wanted.keys())]
         raise SettingsError(
             f"--instruction_set {instruction_set} cannot be set once torch is imported; start a new process, or set "
-            + " ".join(f"{name}={wanted.get(name, '')}" for name in sorted(variables))
-            + " before"
+            f"{' '.join(words)} before"
         )
-    for name in variables:
-        os.environ.pop(name, None)
+    for name in present.keys() - wanted.keys():
+        if name not in _CAPPING:
+            logger.warning("%s is taken out of the environment: it changes results, and no record has it", name)
+        del os.environ[name]
     os.environ.update(wanted)
 
 
@@ -108,7 +127,7 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
     """Replace every `auto` by what this machine has, so that the record says what was really used.
 
     Raises:
-        SettingsError: the device, the instruction set, the compiler or the threads that were asked for are not there.
+        SettingsError: the device, the instruction set or the compiler that was asked for is not there.
     """
     resolved, lacks = resolve_nearest_settings(settings)
     for lack in lacks:
@@ -132,15 +151,9 @@ def resolve_nearest_settings(settings: TrainingSettings) -> tuple[TrainingSettin
         lacks.append(Lack("device", "cuda", "cpu", "torch sees no GPU here", "; choose cpu, or auto"))
     if lack := _find_lacking_instruction_set(settings, available):
         lacks.append(lack)
-    num_cores = len(os.sched_getaffinity(0))
-    num_threads = settings.num_threads or num_cores
-    if (num_startable := _count_startable_threads(num_threads)) < num_threads:
-        nearest = max(1, min(num_cores, num_startable))
-        reason = f"this process may start {num_startable} only"
-        lacks.append(
-            Lack("num_threads", num_threads, nearest, reason, "; choose fewer, or raise the limit (ulimit -u)")
-        )
-    settings = replace(settings, **{"num_threads": num_threads, **{lack.setting: lack.nearest for lack in lacks}})
+    settings = replace(settings, **{lack.setting: lack.nearest for lack in lacks})
+    # A GPU computes a batch in one pass.
+    settings = replace(settings, shards=1 if settings.device == "cuda" else settings.count_shards())
 
     if settings.engine == "compiled" and settings.device != "cpu":
         raise SettingsError(
@@ -167,46 +180,13 @@ def _find_lacking_instruction_set(settings: TrainingSettings, available: str) ->
     return Lack("instruction_set", asked, nearest, f"this machine has {available} only", "; choose native")
 
 
-def _count_startable_threads(wanted: int) -> int:
-    """Count how many of the wanted threads this process may start: OpenMP ends it where one cannot be."""
-    threads, end = [threading.Thread(target=lambda: end.wait()) for _ in range(wanted)], threading.Event()
-    started = []
-    try:
-        for thread in threads:
-            thread.start()
-            started.append(thread)
-    except RuntimeError:  # a limit on processes or on memory
-        pass
-    finally:
-        end.set()
-    for thread in started:
-        thread.join()
-    return len(started)
-
-
 def _find_obstacle_to_kernels() -> str | None:
     """Say why there are no kernels to compute with; nothing where there are."""
-    from image_classifier.training.kernels import load_kernels
-
     try:
-        load_kernels()
-    except (SettingsError, StorageError) as error:
+        load_kernels(get_instruction_set())
+    except SettingsError as error:
         return str(error)
     return None
-
-
-def get_compiler_name() -> str:
-    """Name the C compiler that the kernels of steps are compiled with."""
-    return os.environ.get("CC", "gcc")
-
-
-def find_compiler() -> str | None:
-    """Find the C compiler and say which version it is; None without one."""
-    program = shutil.which(get_compiler_name())
-    if program is None:
-        return None
-    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    return answer.stdout.partition("\n")[0] or None
 
 
 _RANK = {"default": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "amx_bf16": 4}
@@ -240,8 +220,8 @@ def get_instruction_set() -> str:
     return "avx512_bf16" if features.get("avx512_bf16") and cap in (None, "AVX512_CORE_BF16") else "avx512"
 
 
-def configure_torch(settings: TrainingSettings) -> None:
-    """Set torch's threads and algorithms for the whole process; settings must be resolved.
+def configure_torch() -> None:
+    """Set torch's algorithms for the whole process.
 
     Deterministic algorithms make torch raise where it has none, instead of giving other bits (PyTorch notes,
     Reproducibility).
@@ -249,10 +229,9 @@ def configure_torch(settings: TrainingSettings) -> None:
     import torch
 
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.set_num_threads(settings.num_threads)
     # Sets the same flag as use_deterministic_algorithms, which would import the compiler first: 1.2 s.
-    torch.set_deterministic_debug_mode("error" if settings.deterministic else "default")
+    torch.set_deterministic_debug_mode("error")
     # It would fill each new tensor, 7 % of the time; no operation here reads what was not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
-    torch.backends.cudnn.deterministic = settings.deterministic
-    torch.backends.cudnn.benchmark = not settings.deterministic
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

@@ -2,95 +2,213 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_classifier.config import SMALL_BATCH, TrainingSettings
-from image_classifier.training.kernels import Run, load_kernels
-from image_classifier.training.large_steps import LargeSteps
-from image_classifier.training.replay import Recorder, Replay
+from image_classifier.kernels.library import Kernels, load_kernels
+from image_classifier.training.determinism import get_instruction_set
+from image_classifier.training.ranks import Ranks
+from image_classifier.training.replay import Program, Recorder, Replay
+from image_classifier.training.shards import Engine, Shard, ShardResult, Shards, share_parameters
+from image_classifier.training.threads import Threads
+
+logger = logging.getLogger(__name__)
 
 ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64 and the side in pixels to scale to,
 to the mean loss float32 [] and the number of images classified rightly int64 []."""
 
 
-def build_engine(classifier: nn.Module, settings: TrainingSettings) -> ComputeGradients:
-    """Build what computes the gradients of a batch, with the settings' resolved engine and precision.
-
-    Where a step is small, its operations are written down at the first one and repeated without autograd, whose own
-    work is a good part of such a step. Where it is large, autograd's work is lost in the arithmetic's, and writing the
-    operations down takes the memory of all that they give. The compiled engine has kernels for some of either's.
-    """
-
-    def compute_gradients(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        for parameter in classifier.parameters():
-            parameter.grad = None
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = classifier(images, size)
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        num_correct = (logits.detach().argmax(dim=1) == labels).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch ships it without types
-        return loss.detach(), num_correct
-
-    run = load_kernels() if settings.engine == "compiled" else None
-    if settings.device == "cpu" and settings.batch_size <= SMALL_BATCH:
-        return Repeater(compute_gradients, classifier, run)
-    if run is None:
-        return compute_gradients
-    large_steps = LargeSteps(run, settings.num_threads)
-
-    def compute_with_kernels(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        with large_steps:
-            return compute_gradients(images, labels, size)
-
-    return compute_with_kernels
-
-
-class Repeater:
-    """Computes gradients as `compute` does, after its first time without autograd; without kernels, to the bits.
+def build_engine(
+    classifier: nn.Module, settings: TrainingSettings, threads: Threads | None = None, ranks: Ranks | None = None
+) -> ComputeGradients:
+    """Build what computes the gradients of a batch, with the settings' resolved engine, precision and shards.
 
     Args:
-        compute: is the same operations whenever the images have the same shape and are scaled to the same size.
-        run: what runs kernels, if there are to be any.
+        threads: that compute the shards; by default as many as this process may use cores.
+        ranks: the processes that do so; by default this one alone.
+    """
+    threads, ranks = threads or Threads(), ranks or Ranks()
+    replicas = [share_parameters(classifier) for _ in range(settings.count_shards())]
+    eager = Eager(replicas, settings)
+    engine: Engine = eager
+    if settings.engine == "compiled":
+        compiled = CompiledSmall if settings.batch_size <= SMALL_BATCH else CompiledLarge
+        engine = compiled(eager, replicas, load_kernels(get_instruction_set()))
+    return Shards(classifier, replicas, engine, settings.batch_size, threads, ranks)
 
-    Attributes:
-        replays: what repeats the operations, by number of images, size and number of parameters that are trained;
-            None where they cannot be.
+
+class Eager:
+    """Computes shards by torch and autograd."""
+
+    def __init__(self, replicas: Sequence[nn.Module], settings: TrainingSettings) -> None:
+        self._replicas = replicas
+        self._parameters = list(replicas[0].parameters())
+        self._is_bf16 = settings.precision == "bf16"
+        self._label_smoothing = settings.label_smoothing
+
+    def prepare(self, shards: Sequence[Shard], threads: Threads) -> None:
+        """There is nothing in common."""
+
+    def compute(self, replica: int, shard: Shard) -> ShardResult:
+        """Compute a shard."""
+        # Autocast's cache of narrowed weights is one for all threads.
+        device = shard.images.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._is_bf16, cache_enabled=False):
+            logits = self._replicas[replica](shard.images, shard.size)
+        loss = F.cross_entropy(logits, shard.labels, label_smoothing=self._label_smoothing)
+        num_correct = (logits.detach().argmax(dim=1) == shard.labels).sum()
+        weight = torch.ones_like(loss) * shard.part if shard.part < 1 else torch.ones_like(loss)
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        gradients = iter(torch.autograd.grad(loss, trained, weight))
+        return loss.detach(), num_correct, [next(gradients) if p.requires_grad else None for p in self._parameters]
+
+
+Shape = tuple[int, int, float, int]
+"""What decides which operations a shard takes: its number of images, their size, its part of the batch, and how many
+parameters are trained."""
+
+
+class Compiled:
+    """Computes shards by operations that were written down once for each shape, those that kernels take by these.
+
+    What was written down is not trusted until it has given, a step later, the bits that autograd gives.
+
+    Args:
+        eager: computes a shard the first time.
     """
 
-    def __init__(self, compute: ComputeGradients, classifier: nn.Module, run: Run | None = None) -> None:
-        self._run = run
-        self._compute = compute
-        self._parameters = list(classifier.parameters())
-        self._state = [*self._parameters, *classifier.buffers()]
-        self.replays: dict[tuple[int, int, int], Replay | None] = {}
+    is_small: bool
 
-    def __call__(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
-        shape = len(labels), size, len(trained)
-        if shape not in self.replays:
-            return self._record(shape, images, labels, trained)
-        replay = self.replays[shape]
+    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], kernels: Kernels) -> None:
+        self._eager = eager
+        self._kernels = kernels
+        self._parameters = list(replicas[0].parameters())
+        self._buffers = [list(replica.buffers()) for replica in replicas]
+
+    def find_shape(self, shard: Shard) -> Shape:
+        """Find what a program is for."""
+        num_trained = sum(parameter.requires_grad for parameter in self._parameters)
+        return len(shard.labels), shard.size, shard.part, num_trained
+
+    def get_inputs(self, replica: int, shard: Shard) -> list[Tensor]:
+        """Get what a program is called with."""
+        return [shard.images, shard.labels, *self._parameters, *self._buffers[replica]]
+
+    def record(self, replica: int, shard: Shard) -> tuple[ShardResult, Recorder]:
+        """Compute a shard with autograd and kernels, and write down how."""
+        state = self.get_inputs(replica, shard)[2:]
+        with Recorder(self.get_inputs(replica, shard), state, self._kernels, is_small=self.is_small) as recorder:
+            result = self._eager.compute(replica, shard)
+        return result, recorder
+
+    def is_repeated_rightly(self, replica: int, shard: Shard, repeat: Callable[[], ShardResult]) -> bool:
+        """Say whether a repetition gives, and leaves in the buffers, what autograd does; these stay as they are."""
+        buffers = self._buffers[replica]
+        before = [buffer.clone() for buffer in buffers]
+        found: list[list[Tensor]] = []
+        for number in range(2):
+            loss, num_correct, gradients = self.record(replica, shard)[0] if number == 0 else repeat()
+            found.append([each.clone() for each in (loss, num_correct, *gradients, *buffers) if each is not None])
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
+        pairs = zip(*found, strict=True)
+        is_equal = all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs)
+        if not is_equal:
+            logger.warning(
+                "the network does not do the same at each step: its steps are computed with autograd, slower"
+            )
+        return is_equal
+
+
+class CompiledSmall(Compiled):
+    """Where finding out what to do takes longer than doing it: each copy of the network has programs of its own, whose
+    kernels write to memory that stays, and follow each other in one call."""
+
+    is_small = True
+
+    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], kernels: Kernels) -> None:
+        super().__init__(eager, replicas, kernels)
+        self.replays: list[dict[Shape, Replay | None]] = [{} for _ in replicas]
+        self._trusted: set[tuple[int, Shape]] = set()
+
+    def prepare(self, shards: Sequence[Shard], threads: Threads) -> None:
+        """There is nothing in common."""
+
+    def compute(self, replica: int, shard: Shard) -> ShardResult:
+        """Compute a shard."""
+        shape, replays = self.find_shape(shard), self.replays[replica]
+        if shape not in replays:
+            (loss, num_correct, gradients), recorder = self.record(replica, shard)
+            replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
+            return loss.clone(), num_correct.clone(), gradients  # repetitions write to the same memory
+        replay = replays[shape]
         if replay is None:
-            return self._compute(images, labels, size)
-        with torch.no_grad():
-            loss, num_correct, *gradients = replay(images, labels, *self._state)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.grad = gradient
-        assert loss is not None and num_correct is not None
-        if self._run is None:
-            return loss, num_correct
-        return loss.clone(), num_correct.clone()  # the next repetition writes to the same memory
+            return self.record(replica, shard)[0]
 
-    def _record(
-        self, shape: tuple[int, int, int], images: Tensor, labels: Tensor, trained: list[nn.Parameter]
-    ) -> tuple[Tensor, Tensor]:
-        with Recorder([images, labels, *self._state], self._state, self._run) as recorder:
-            loss, num_correct = self._compute(images, labels, shape[1])
-        gradients = [parameter.grad for parameter in trained]
-        self.replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
-        return loss.clone(), num_correct.clone()  # likewise
+        def repeat() -> ShardResult:
+            with torch.no_grad():
+                loss, num_correct, *gradients = replay(*self.get_inputs(replica, shard))
+            assert loss is not None and num_correct is not None
+            return loss.clone(), num_correct.clone(), gradients
+
+        if (replica, shape) not in self._trusted:
+            if not self.is_repeated_rightly(replica, shard, repeat):
+                replays[shape] = None
+            self._trusted.add((replica, shape))
+            return self.compute(replica, shard)
+        return repeat()
+
+
+class CompiledLarge(Compiled):
+    """Where the arithmetic takes the time: all copies of the network have one program for a shape, and what depends on
+    the parameters alone is computed once a step."""
+
+    is_small = False
+
+    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], kernels: Kernels) -> None:
+        super().__init__(eager, replicas, kernels)
+        self.programs: dict[Shape, Program | None] = {}
+        self._trusted: set[Shape] = set()
+        self._prepared: dict[Shape, list[Tensor]] = {}
+
+    def prepare(self, shards: Sequence[Shard], threads: Threads) -> None:
+        """Compute what depends on the parameters alone."""
+        self._prepared = {}
+        for shape, shard in {self.find_shape(shard): shard for shard in shards}.items():
+            is_new = shape not in self.programs
+            if is_new:
+                (loss, num_correct, gradients), recorder = self.record(0, shard)
+                self.programs[shape] = recorder.build_program([loss, num_correct, *gradients], self._parameters)
+            program = self.programs[shape]
+            if program is None:
+                continue
+            self._prepared[shape] = self._compute_prepared(program, threads)
+            if not is_new and shape not in self._trusted:
+                self._trusted.add(shape)
+                if not self.is_repeated_rightly(0, shard, lambda: self.compute(0, shard)):
+                    self.programs[shape] = None
+
+    def _compute_prepared(self, program: Program, threads: Threads) -> list[Tensor]:
+        def compute(number: int) -> list[Tensor]:
+            prepare = program.prepare[number]
+            with torch.no_grad():
+                return [] if prepare is None else prepare(self._parameters[number])
+
+        return [tensor for part in threads.map(compute, range(len(self._parameters))) for tensor in part]
+
+    def compute(self, replica: int, shard: Shard) -> ShardResult:
+        """Compute a shard."""
+        shape = self.find_shape(shard)
+        program = self.programs[shape]
+        if program is None:
+            return self.record(replica, shard)[0]
+        with torch.no_grad():
+            loss, num_correct, *gradients = program.replay(*self.get_inputs(replica, shard), *self._prepared[shape])
+        assert loss is not None and num_correct is not None
+        return loss, num_correct, gradients

@@ -14,6 +14,8 @@ from image_classifier.config import Views
 from image_classifier.errors import ModelError
 from image_classifier.metrics import build_evaluation
 from image_classifier.progress import track
+from image_classifier.training.ranks import Ranks
+from image_classifier.training.threads import Threads
 
 BATCH_SIZE = 500
 """Images a forward pass: a constant, so that an evaluation does not depend on the batch size of the training."""
@@ -39,6 +41,8 @@ def compute_evaluation(
     *,
     views: Views = "one",
     device: torch.device = _CPU,
+    threads: Threads | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """Compute what `evaluation.json` holds, and the probabilities [N, C] that it is computed from.
 
@@ -46,8 +50,8 @@ def compute_evaluation(
         DataError: there are no images.
         ModelError: the network's outputs are not finite.
     """
-    single_view = compute_probabilities(classifier, images, device=device)
-    probabilities = _average_views(classifier, images, single_view, views, device, BATCH_SIZE)
+    single_view = compute_probabilities(classifier, images, device=device, threads=threads, ranks=ranks)
+    probabilities = _average_views(classifier, images, single_view, views, device, BATCH_SIZE, threads, ranks)
     return build_evaluation(probabilities, labels, classes, views=views, single_view=single_view), probabilities
 
 
@@ -58,6 +62,8 @@ def compute_probabilities(
     views: Views = "one",
     device: torch.device = _CPU,
     batch_size: int = BATCH_SIZE,
+    threads: Threads | None = None,
+    ranks: Ranks | None = None,
 ) -> NDArray[np.float32]:
     """Compute the probability of each class for each image, in fp32 and in evaluation mode.
 
@@ -74,8 +80,8 @@ def compute_probabilities(
     Raises:
         ModelError: an output is not finite.
     """
-    single_view = _compute_view(classifier, images, False, 0, device, batch_size)
-    return _average_views(classifier, images, single_view, views, device, batch_size)
+    single_view = _compute_view(classifier, images, False, 0, device, batch_size, threads, ranks)
+    return _average_views(classifier, images, single_view, views, device, batch_size, threads, ranks)
 
 
 def _average_views(
@@ -85,6 +91,8 @@ def _average_views(
     views: Views,
     device: torch.device,
     batch_size: int,
+    threads: Threads | None,
+    ranks: Ranks | None,
 ) -> NDArray[np.float32]:
     if views == "one":
         return single_view
@@ -96,7 +104,7 @@ def _average_views(
     averaged = sum(
         np.float32(weight)
         * (
-            _compute_view(classifier, chosen, mirror, shift, device, batch_size)
+            _compute_view(classifier, chosen, mirror, shift, device, batch_size, threads, ranks)
             if mirror or shift
             else single_view[rows]
         )
@@ -114,21 +122,28 @@ def _compute_view(
     shift: int,
     device: torch.device,
     batch_size: int,
+    threads: Threads | None,
+    ranks: Ranks | None,
 ) -> NDArray[np.float32]:
     was_training = classifier.training
     classifier.eval()
     starts = range(0, max(len(images), 1), batch_size)  # of no images one empty batch, which has a shape
+
+    def compute(start: int) -> NDArray[np.float32]:
+        return _compute_batch(classifier, images[start : start + batch_size], mirror, shift, device)
+
     try:
         with (
             track("evaluating", len(images), "images") as task,
-            torch.inference_mode(),
-            torch.autocast(device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),  # TF32 is not fp32
         ):
+            ranks = ranks or Ranks()
             parts = []
-            for start in starts:
-                parts.append(_compute_batch(classifier, images[start : start + batch_size], mirror, shift, device))
-                task.advance(len(parts[-1]))
+            for part in (threads or Threads()).map(compute, starts[ranks.rank :: ranks.size]):
+                parts.append(part)
+                task.advance(len(part) * ranks.size)
+            everybodys = ranks.gather(parts)
+            parts = [everybodys[number % ranks.size][number // ranks.size] for number in range(len(starts))]
     finally:
         classifier.train(was_training)
     return np.concatenate(parts)
@@ -141,10 +156,11 @@ def _compute_batch(
     if shift:  # reflected at the edge, as training images are
         rows, columns = ((len(r) - 1) - np.abs((len(r) - 1) - np.abs(r - shift)) for r in (rows, columns))
     view = images[:, :, rows[:, None], columns[::-1] if mirror else columns]  # a copy, which may be written to
-    logits: Tensor = classifier(torch.from_numpy(view).to(device))
-    if not torch.isfinite(logits).all():
-        raise ModelError(
-            "the network gives outputs that are not numbers: its training went out of bounds; "
-            "train again with a lower --learning_rate"
-        )
-    return logits.float().softmax(dim=1).cpu().numpy()
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # which hold for this thread alone
+        logits: Tensor = classifier(torch.from_numpy(view).to(device))
+        if not torch.isfinite(logits).all():
+            raise ModelError(
+                "the network gives outputs that are not numbers: its training went out of bounds; "
+                "train again with a lower --learning_rate"
+            )
+        return logits.float().softmax(dim=1).cpu().numpy()

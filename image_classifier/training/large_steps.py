@@ -8,63 +8,59 @@ cheap, oneDNN computes them, but for the gradient of a convolution's weights, wh
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from image_classifier.kernels.library import Arguments, Kernels
 from image_classifier.training.determinism import get_instruction_set
-from image_classifier.training.kernels import KERNELS, Run
 
-TILE = 4
-"""Pixels of results in each direction that `kernels_winograd.h` computes together."""
-
-POINTS = 36
-"""Products that they take for each pair of channels."""
-
-MOST_LANES = 16
-"""Floats of the largest vectors."""
-
-FEWEST_CHANNELS, FEWEST_TILES = 8, 256
+FEWEST_CHANNELS, FEWEST_TILES = 8, 64
 """From which on the tiles' products take less than finding their factors."""
 
+CallKernel = Callable[[str, Arguments, Mapping[str, Tensor]], None]
+"""Calls a kernel with its arguments, whose addresses are those of tensors, by field: what it writes to comes first."""
 
-class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
-    """While it is active, operations that kernels can take are computed by them."""
 
-    def __init__(self, run: Run, num_threads: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # likewise
-        self._run = run
-        self._num_threads = num_threads
+class LargeSteps:
+    """Computes operations by kernels.
+
+    Args:
+        call: calls a kernel, and perhaps writes down that it did.
+    """
+
+    def __init__(self, kernels: Kernels, call: CallKernel) -> None:
+        self._kernels = kernels
+        self._call_kernel = call
+        self._tile, self._points = (kernels.constants[name] for name in ("WINOGRAD_TILE", "WINOGRAD_POINTS"))
         self._has_amx = get_instruction_set() == "amx_bf16" and torch.cpu._init_amx()
         self._tiled = _TILED.get(get_instruction_set(), ())
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch would import its compiler to leave this class out, which takes a second
+    def compute(self, called: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Compute an operation of ATen; None if it stays torch's."""
+        compute = COMPUTE.get(called)
+        return None if compute is None or options else compute(self, *arguments)
 
-    def __torch_dispatch__(
-        self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
-    ) -> Any:
-        compute = _COMPUTE.get(called)
-        if compute is not None and not options:
-            result = compute(self, *arguments)
-            if result is not None:
-                return result
-        return called(*arguments, **(options or {}))
+    def _call(self, kernel: str, tensors: Mapping[str, Tensor | None], **sizes: float) -> None:
+        """Call a kernel.
 
-    def _call(self, kernel: str, tensors: Sequence[Tensor | None], *numbers: int) -> None:
-        """Run a kernel on the tensors' memory, followed by numbers and the number of threads.
-
-        The first of the tensors that is read decides about the type of floats.
+        Args:
+            tensors: by the field that has the address, the output first; None is the address 0.
         """
-        name = f"{kernel}_{'bf16' if any(t is not None and t.dtype == torch.bfloat16 for t in tensors) else 'float'}"
-        words = [0 if tensor is None else tensor.data_ptr() for tensor in tensors] + [*numbers]
-        array = (ctypes.c_int64 * (2 + len(words)))(KERNELS.index(name), len(words), *words)
-        self._run(array, len(array))
+        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        addresses = {name: present[name].data_ptr() if name in present else 0 for name in tensors}
+        self._call_kernel(kernel, self._kernels.prepare(kernel, **addresses, **sizes), present)
+
+    def _make_scratch(self, kernel: str, tensors: Mapping[str, Any], **sizes: float) -> Tensor:
+        """Make the memory that a kernel needs."""
+        arguments = self._kernels.prepare(kernel, **dict.fromkeys(tensors, 0), scratch=0, **sizes)
+        return torch.empty(self._kernels.count_scratch(kernel, arguments), dtype=torch.uint8)
+
+    def _call_with_scratch(self, kernel: str, tensors: Mapping[str, Tensor | None], **sizes: float) -> None:
+        scratch = self._make_scratch(kernel, tensors, **sizes)
+        self._call(kernel, {**tensors, "scratch": scratch}, **sizes)
 
     def _pool(self, images: Tensor, size: Sequence[int], stride: Sequence[int] = (), *others: Any) -> Any:
         if list(size) != [2, 2] or list(stride) not in ([], [2, 2]) or others or not _is_pixels(images):
@@ -74,31 +70,33 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
             (number, channels, height // 2, width // 2), dtype=images.dtype, memory_format=torch.channels_last
         )
         indices = torch.empty_like(out, dtype=torch.uint8)
-        self._call("pool", [out, indices, images], number, height, width, channels, self._num_threads)
+        tensors = {"out": out, "indices": indices, "images": images}
+        self._call(f"max_pool{_get_kind(images)}", tensors, **_get_sizes(images))
         return out, indices
 
     def _unpool(self, gradient: Tensor, images: Tensor, *others: Any) -> Any:
         indices: Tensor = others[-1]
         if indices.dtype != torch.uint8:  # then torch pooled
             return None
-        number, channels, height, width = images.shape
         out = torch.empty_like(images)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        self._call("unpool", [out, indices, gradient], number, height, width, channels, self._num_threads)
+        tensors = {"out": out, "indices": indices, "gradient": gradient}
+        self._call(f"max_pool_gradient{_get_kind(images)}", tensors, **_get_sizes(images))
         return out
 
     def _gelu(self, values: Tensor) -> Any:
-        if not _is_pixels(values) or values.dtype != torch.bfloat16:
+        if not _is_pixels(values):
             return None
         out = torch.empty_like(values)
-        self._call("gelu", [out, values], values.numel(), self._num_threads)
+        self._call(f"gelu{_get_kind(values)}", {"out": out, "values": values}, count=values.numel())
         return out
 
     def _gelu_backward(self, gradient: Tensor, values: Tensor) -> Any:
         if not _is_pixels(values) or not _is_pixels(gradient) or gradient.dtype != values.dtype:
             return None
         out = torch.empty_like(values)
-        self._call("gelu_gradient", [out, gradient, values], values.numel(), self._num_threads)
+        tensors = {"out": out, "gradient": gradient, "values": values}
+        self._call(f"gelu_gradient{_get_kind(values)}", tensors, count=values.numel())
         return out
 
     def _normalize(
@@ -110,21 +108,17 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         running_variance: Tensor,
         is_training: bool,
         momentum: float,
-        floor: float,
+        epsilon: float,
     ) -> Any:
         if not is_training or not _is_pixels(images) or weight is None or bias is None or running_mean is None:
             return None
-        count = images.numel() // images.shape[1]
-        shift = images[0, :, 0, 0].float()  # near the mean, so that little is lost where the values hardly vary
-        total, products = self._sum_channels(images, images, shift)
-        mean = total / count
-        variance = (products / count - mean * (mean - shift)).clamp_(min=0)
-        scale = (variance + floor).rsqrt()
-        running_mean.mul_(1 - momentum).add_(mean.float(), alpha=momentum)
-        running_variance.mul_(1 - momentum).add_((variance * (count / (count - 1))).float(), alpha=momentum)
-        factors = scale * weight
-        out = self._scale_channels(images, factors, bias - mean * factors)
-        return out, mean.float(), scale.float()
+        channels = images.shape[1]
+        out, mean, scale = torch.empty_like(images), torch.empty(channels), torch.empty(channels)
+        tensors = {"out": out, "mean": mean, "scale": scale, "values": images, "weight": weight, "bias": bias}
+        tensors |= {"running_mean": running_mean, "running_variance": running_variance}
+        sizes = {"num_pixels": images.numel() // channels, "channels": channels}
+        self._call_with_scratch(f"batch_norm{_get_kind(images)}", tensors, **sizes, momentum=momentum, epsilon=epsilon)
+        return out, mean, scale
 
     def _normalize_backward(
         self,
@@ -136,86 +130,60 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         mean: Tensor,
         scale: Tensor,
         is_training: bool,
-        floor: float,
+        epsilon: float,
         mask: Sequence[bool],
     ) -> Any:
         if not is_training or not (_is_pixels(images) and _is_pixels(gradient)) or gradient.dtype != images.dtype:
             return None
-        count = images.numel() // images.shape[1]
-        total, products = self._sum_channels(gradient, images, mean)
-        slope = -products * scale.double() ** 3 * weight / count
-        factors = scale * weight
-        summands = -(total / count) * factors - slope * mean
-        of_images = self._scale_channels(gradient, factors, summands, images, slope) if mask[0] else None
-        of_weight = (products * scale).float() if mask[1] else None
-        return of_images, of_weight, total.float() if mask[2] else None
-
-    def _sum_channels(self, left: Tensor, right: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum values, and their products with others less their mean, over all pixels: float64 [C] each."""
-        channels = left.shape[1]
-        sums = torch.empty(self._num_threads, 2, channels, dtype=torch.float64)
-        scratch = torch.empty(sums.shape)
-        pixels = left.numel() // channels
-        self._call("sum_channels", [sums, left, right, scratch, mean], pixels, channels, self._num_threads)
-        total, products = sums.sum(dim=0)
-        return total, products
-
-    def _scale_channels(
-        self, images: Tensor, factors: Tensor, summands: Tensor, others: Tensor | None = None, slope: Any = None
-    ) -> Tensor:
-        """Multiply each channel by a factor, add other images' by another one, and add a number."""
-        out = torch.empty_like(images)
-        numbers = [None if each is None else each.float() for each in (factors, summands, slope)]
         channels = images.shape[1]
-        pixels = images.numel() // channels
-        addresses = [0 if each is None else each.data_ptr() for each in (others, numbers[2])]
-        self._call("scale_channels", [out, images, *numbers[:2]], pixels, channels, self._num_threads, *addresses)
-        return out
+        of_images = torch.empty_like(images) if mask[0] else None
+        of_weight, of_bias = torch.empty(channels), torch.empty(channels)
+        tensors = {"of_values": of_images, "of_weight": of_weight, "of_bias": of_bias, "gradient": gradient}
+        tensors |= {"values": images, "weight": weight, "mean": mean, "scale": scale}
+        sizes = {"num_pixels": images.numel() // channels, "channels": channels}
+        self._call_with_scratch(f"batch_norm_gradient{_get_kind(images)}", tensors, **sizes)
+        return of_images, of_weight if mask[1] else None, of_bias if mask[2] else None
 
     def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
         if bias is not None or not self._can_tile(images, weight, others):
             return None
-        return self._convolve_tiles(images, weight.permute(2, 3, 1, 0))
+        return self._convolve_tiles(images, weight, weight.shape[0], for_gradient=False)
 
-    def _convolve_tiles(self, images: Tensor, filters: Tensor) -> Tensor:
-        """Convolve with filters [3, 3, C, O]."""
+    def _convolve_tiles(self, images: Tensor, filters: Tensor, outputs: int, *, for_gradient: bool) -> Tensor:
+        """Convolve with filters [O, C, 3, 3], or, for the gradient of images, with the filters of the convolution."""
         number, channels, height, width = images.shape
-        outputs = filters.shape[3]
-        at_points = torch.empty(POINTS, channels, outputs + -outputs % MOST_LANES, dtype=images.dtype)
-        self._call("transform_filters", [at_points, filters.float().contiguous()], channels, outputs, self._num_threads)
+        kind = _get_kind(images)
+        filters = filters.contiguous(memory_format=torch.channels_last)
+        sizes = {"channels": channels, "outputs": outputs, "is_for_gradient": int(for_gradient)}
+        at_points = self._make_scratch(f"winograd_filters{kind}", {"filters": filters}, **sizes)
+        self._call(f"winograd_filters{kind}", {"scratch": at_points, "filters": filters}, **sizes)
         out = torch.empty((number, outputs, height, width), dtype=images.dtype, memory_format=torch.channels_last)
-        sizes = number, height, width, channels, outputs, self._num_threads
-        self._call_with_memory("convolve_tiles", [out, images, at_points], *sizes, threads=self._num_threads)
+        tensors = {"out": out, "images": images, "filters": at_points}
+        self._call_with_scratch(f"winograd_convolve{kind}", tensors, **_get_sizes(images), outputs=outputs)
         return out
 
     def _correlate_tiles(self, gradient: Tensor, images: Tensor) -> Tensor:
-        """Compute the gradient of filters: float32 [3, 3, C, O]."""
-        number, channels, height, width = images.shape
-        outputs = gradient.shape[1]
-        out = torch.empty(3, 3, channels, outputs)
-        sizes = number, height, width, channels, outputs, self._num_threads
-        self._call_with_memory("correlate_tiles", [out, gradient, images], *sizes, threads=self._num_threads)
+        """Compute the gradient of filters [O, C, 3, 3]."""
+        channels, outputs = images.shape[1], gradient.shape[1]
+        out = torch.empty((outputs, channels, 3, 3), dtype=images.dtype, memory_format=torch.channels_last)
+        tensors = {"out": out, "gradient": gradient, "images": images}
+        kernel = f"winograd_filter_gradient{_get_kind(images)}"
+        self._call_with_scratch(kernel, tensors, **_get_sizes(images), outputs=outputs)
         return out
-
-    def _call_with_memory(self, kernel: str, tensors: Sequence[Tensor], *sizes: int, threads: int) -> None:
-        """Run a kernel that says, when it is given no memory, how much each thread needs."""
-        needed = torch.empty(1, dtype=torch.int64)
-        self._call(kernel, [needed, *tensors[1:], None], *sizes)
-        memory = torch.empty(threads, int(needed), dtype=torch.uint8)
-        self._call(kernel, [*tensors, memory], *sizes)
 
     def _can_tile(self, images: Tensor, weight: Tensor, others: Sequence[Any]) -> bool:
         stride, padding, dilation, transposed, _, groups = others
         number, channels, height, width = images.shape
-        tiles = -(-height // TILE) * -(-width // TILE)
+        tiles = -(-height // self._tile) * -(-width // self._tile)
         return bool(
-            images.dtype in self._tiled
+            images.dtype == weight.dtype
+            and images.dtype in self._tiled
             and _is_pixels(images)
             and list(weight.shape[2:]) == [3, 3]
             and channels % 2 == weight.shape[0] % 2 == 0  # two share a word
             and min(channels, weight.shape[0]) >= FEWEST_CHANNELS
             and number * tiles >= FEWEST_TILES
-            and tiles * POINTS < height * width * 9
+            and tiles * self._points < height * width * 9
             and list(stride) == list(padding) == list(dilation) == [1, 1]
             and not transposed
             and groups == 1
@@ -228,24 +196,20 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
         if not mask[2] and self._can_tile(images, weight, others[:-1]) and _is_pixels(gradient):
             of_images = of_weight = None
             if mask[0]:
-                of_images = self._convolve_tiles(gradient, weight.flip(2, 3).permute(2, 3, 0, 1))
+                of_images = self._convolve_tiles(gradient, weight, weight.shape[1], for_gradient=True)
             if mask[1]:
-                found = self._correlate_tiles(gradient, images).permute(3, 2, 0, 1)
-                of_weight = found.to(weight.dtype, memory_format=torch.channels_last)
+                of_weight = self._correlate_tiles(gradient, images)
             return of_images, of_weight, None
         if not self._can_correlate(gradient, images, weight, others):
             return None
         convolve_backward = torch.ops.aten.convolution_backward.default
         rest = gradient, images, weight, bias_sizes, *others[:-1]
         of_images, _, of_bias = convolve_backward(*rest, [mask[0], False, mask[2]])
-        number, channels, height, width = images.shape
         outputs, taps = weight.shape[0], weight.shape[2]
-        over_outputs = min(self._num_threads, outputs // 32)
-        over_images = self._num_threads // over_outputs
-        sizes = number, height, width, channels, outputs, taps, over_outputs, over_images
-        out = torch.empty(over_images, outputs, taps, taps, channels)
-        self._call_with_memory("correlate", [out, gradient, images], *sizes, threads=over_outputs * over_images)
-        return of_images, out.sum(dim=0).permute(0, 3, 1, 2).to(weight.dtype), of_bias
+        out = torch.empty(outputs, taps, taps, images.shape[1])
+        tensors = {"out": out, "gradient": gradient, "images": images}
+        self._call_with_scratch("amx_filter_gradient_bf16", tensors, **_get_sizes(images), outputs=outputs, taps=taps)
+        return of_images, out.permute(0, 3, 1, 2).to(weight.dtype), of_bias
 
     def _can_correlate(self, gradient: Tensor, images: Tensor, weight: Tensor, others: Sequence[Any]) -> bool:
         stride, padding, dilation, transposed, _, groups, mask = others
@@ -256,7 +220,7 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
             and images.dtype == torch.bfloat16
             and _is_pixels(gradient)
             and _is_pixels(images)
-            and weight.shape[0] % 32 == 0
+            and weight.shape[0] % self._kernels.constants["AMX_OUTPUTS"] == 0
             and weight.shape[3] == taps
             and taps % 2
             and list(padding) == [taps // 2, taps // 2]
@@ -264,6 +228,16 @@ class LargeSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch s
             and not transposed
             and groups == 1
         )
+
+
+def _get_kind(values: Tensor) -> str:
+    """Get how the names of kernels for a tensor's numbers end."""
+    return "_bf16" if values.dtype == torch.bfloat16 else "_float"
+
+
+def _get_sizes(images: Tensor) -> dict[str, int]:
+    number, channels, height, width = images.shape
+    return {"num_images": number, "height": height, "width": width, "channels": channels}
 
 
 def _is_pixels(values: Tensor) -> bool:
@@ -280,7 +254,7 @@ _TILED = {"avx2": (torch.float32,), "avx512": (torch.float32,), "avx512_bf16": (
 """The types of floats whose convolutions are computed by tiles; on other processors it was not found to pay."""
 
 _aten = torch.ops.aten
-_COMPUTE: dict[Any, Callable[..., Any]] = {
+COMPUTE: dict[Any, Callable[..., Any]] = {
     _aten.max_pool2d_with_indices.default: LargeSteps._pool,
     _aten.max_pool2d_with_indices_backward.default: LargeSteps._unpool,
     _aten.gelu.default: LargeSteps._gelu,
@@ -290,3 +264,4 @@ _COMPUTE: dict[Any, Callable[..., Any]] = {
     _aten.convolution.default: LargeSteps._convolve,
     _aten.convolution_backward.default: LargeSteps._convolve_backward,
 }
+"""What computes an operation of torch, as long as its arguments fit."""

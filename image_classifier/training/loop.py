@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from image_classifier.config import TrainingSettings
 from image_classifier.training.engine import build_engine
 from image_classifier.training.optimizer import compute_schedule
+from image_classifier.training.ranks import Ranks
+from image_classifier.training.threads import Threads
 
 
 class Batch(Protocol):
@@ -52,6 +54,8 @@ def train(
     *,
     num_steps: int,
     first_step: int = 0,
+    threads: Threads | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Step]:
     """Train on each batch in turn, yielding after each step; the state is consistent whenever it yields.
 
@@ -62,10 +66,12 @@ def train(
         settings: resolved.
         num_steps: length of the whole schedule.
         first_step: how many steps were taken before.
+        threads: that compute the shards of each batch; by default as many as this process may use cores.
+        ranks: the processes that do so; by default this one alone.
     """
     device = torch.device(settings.device)
     classifier.train()
-    compute_gradients = build_engine(classifier, settings)
+    compute_gradients = build_engine(classifier, settings, threads, ranks)
     started = time.perf_counter()
     for number, batch in enumerate(batches, start=first_step + 1):
         images = batch.images.to(device, non_blocking=True)

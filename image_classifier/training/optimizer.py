@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.training.threads import Threads
 
 # Of airbench94_muon, for the loss summed over the batch; what is no filter gets SGD of these.
 BIAS_LEARNING_RATE = 0.053
@@ -21,14 +22,19 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 3
 
 
-def build_optimizer(classifier: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    classifier: nn.Module, settings: TrainingSettings, threads: Threads | None = None
+) -> torch.optim.Optimizer:
     """Build the optimizer over all trained parameters; weight decay spares what has one dimension under SGD.
 
     Each group has its highest learning rate as `initial_lr`.
+
+    Args:
+        threads: that share Muon's work; by default as many as this process may use cores.
     """
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     if settings.optimizer == "muon":
-        return _build_muon(parameters, settings)
+        return _build_muon(parameters, settings, threads or Threads())
     optimizer = SGD(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -44,7 +50,7 @@ def build_optimizer(classifier: nn.Module, settings: TrainingSettings) -> torch.
     return optimizer
 
 
-def _build_muon(parameters: list[nn.Parameter], settings: TrainingSettings) -> Muon:
+def _build_muon(parameters: list[nn.Parameter], settings: TrainingSettings, threads: Threads) -> Muon:
     def build_group(dimensions: int, learning_rate: float) -> dict[str, Any]:
         lr = learning_rate * settings.batch_size  # the loss is a mean, the published rates are for a sum
         return {
@@ -63,7 +69,7 @@ def _build_muon(parameters: list[nn.Parameter], settings: TrainingSettings) -> M
         "orthogonalize": True,
     }
     groups = [filters, build_group(2, HEAD_LEARNING_RATE), build_group(1, BIAS_LEARNING_RATE)]
-    return Muon(groups, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    return Muon(groups, torch.bfloat16 if settings.precision == "bf16" else torch.float32, threads)
 
 
 class Light(torch.optim.Optimizer):
@@ -113,30 +119,33 @@ class Muon(Light):
     decay; it has no effect on a network that normalises what a filter gives.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> None:
+    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype, threads: Threads) -> None:
         super().__init__(groups, {"lr": 0.0})
         self.dtype = dtype
+        self._threads = threads
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure
         """Take one step."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                gradient, momentum = parameter.grad, state["momentum_buffer"]
-                if group["weight_decay"]:
-                    gradient = gradient.add(parameter, alpha=group["weight_decay"])
-                torch.add(gradient, momentum, alpha=group["momentum"], out=momentum)
-                update = gradient.add(momentum, alpha=group["momentum"])
-                if group["orthogonalize"]:
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                    filters = update.movedim(1, 3)  # as they stand in memory; the order of the columns is all one
-                    update = orthogonalize(filters.flatten(1).to(self.dtype)).view_as(filters).movedim(3, 1)
-                parameter.add_(update, alpha=-group["lr"])
+        groups = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        list(self._threads.map(self._update, [each for each in groups if each[0].grad is not None]))
+
+    @torch.no_grad()
+    def _update(self, parameter_and_group: tuple[Tensor, dict[str, Any]]) -> None:
+        parameter, group = parameter_and_group
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        gradient, momentum = parameter.grad, state["momentum_buffer"]
+        if group["weight_decay"]:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        torch.add(gradient, momentum, alpha=group["momentum"], out=momentum)
+        update = gradient.add(momentum, alpha=group["momentum"])
+        if group["orthogonalize"]:
+            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+            filters = update.movedim(1, 3)  # as they stand in memory; the order of the columns is all one
+            update = orthogonalize(filters.flatten(1).to(self.dtype)).view_as(filters).movedim(3, 1)
+        parameter.add_(update, alpha=-group["lr"])
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

@@ -8,40 +8,78 @@ other in one call.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from image_classifier.training.kernels import Run
-from image_classifier.training.small_steps import Call, prepare_call
+from image_classifier.kernels.library import Arguments, Kernels
+from image_classifier.training.large_steps import LargeSteps
+from image_classifier.training.small_steps import Call, KernelCall, prepare_call
 
 VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations with these tags give something else each time, or decide what comes next."""
 
 Replay = Callable[..., Sequence[Tensor | None]]
 
+Step = Callable[[list[Any]], None]
+"""Repeats a part of a program on the values of its names: takes some and sets others."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations that were written down.
+
+    Attributes:
+        replay: from the inputs, and then what was prepared of each parameter, to the outputs.
+        prepare: from each parameter to what depends on it alone, so that it is computed once for all shards of a step;
+            None where there is nothing.
+    """
+
+    replay: Replay
+    prepare: list[Callable[[Tensor], list[Tensor]] | None]
+
+
+@dataclass(frozen=True)
+class _Name:
+    """Stands for a tensor among an operation's arguments."""
+
+    name: str
+
 
 @dataclass(frozen=True)
 class _Line:
-    """A call of the program: what it sets, one value or several; the names in it; whether it changes a tensor.
+    """An operation of the program.
 
-    With kernels, `call` is empty, what it sets is in their result, and `operands` has where in their words the address
-    of which name stands.
+    Attributes:
+        targets: names of what it gives.
+        is_several: whether it gives a sequence.
+        used: names of what it takes.
+        is_mutating: whether it changes a tensor.
+        function: what computes it, unless kernels do; with `arguments` and `options`, in which names stand for tensors.
+        kernels: calls that compute it, and for each the name that a field of its arguments has the address of.
+        scratch: memory that these need.
     """
 
     targets: tuple[str, ...]
     is_several: bool
-    call: str
     used: frozenset[str]
     is_mutating: bool
-    kernels: Call | None = None
-    operands: tuple[tuple[int, str], ...] = ()
+    function: Callable[..., Any] | None = None
+    arguments: tuple[Any, ...] = ()
+    options: Mapping[str, Any] | None = None
+    kernels: tuple[tuple[KernelCall, Mapping[str, str]], ...] = ()
+    scratch: tuple[Tensor, ...] = ()
+
+    @property
+    def output(self) -> str | None:
+        """What a kernel without a result of its own writes to first."""
+        return next(iter(self.kernels[0][1].values())) if self.kernels and not self.targets else None
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
@@ -50,25 +88,35 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
     Args:
         inputs: what the repetitions will be called with; any other tensor that is met must come from an operation.
         state: those of them whose memory stays where it is.
-        run: what runs kernels, if there are any.
+        kernels: what computes operations in torch's place, if there are any.
+        is_small: whether kernels write to memory of their own, which costs no time to get and is never let go of.
 
     Attributes:
         obstacle: why this cannot be repeated; empty if it can.
+        large_steps: what finds kernels for operations of many images, if there are any.
     """
 
-    def __init__(self, inputs: Iterable[Tensor], state: Iterable[Tensor] = (), run: Run | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Iterable[Tensor],
+        state: Iterable[Tensor] = (),
+        kernels: Kernels | None = None,
+        *,
+        is_small: bool = True,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.obstacle = ""
-        self._run = run
+        self._kernels = kernels
         self._fixed: dict[str, Tensor] = {}  # whose memory every repetition finds at the same place
         self._roots: dict[str, str] = {}  # of which of these another one is a view
         self._lines: list[_Line] = []
-        self._constants: dict[str, Any] = {}
         self._names: dict[int, str] = {}  # by id, which is a tensor's own as long as that is kept
         self._kept: list[Tensor] = []
         self._copies: dict[str, tuple[int, Tensor]] = {}  # by the copy's name: the line that fills it, and the original
         self._inputs = [self._name(tensor) for tensor in inputs]
-        if run is not None:
+        self._is_small = is_small
+        self.large_steps = None if kernels is None or is_small else LargeSteps(kernels, self._call_kernel)
+        if kernels is not None and is_small:
             self._fixed |= {self._name(tensor): tensor for tensor in state}
 
     @classmethod
@@ -79,42 +127,65 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
         options = options or {}
-        if self._run is not None and (kernels := prepare_call(called, arguments, options)) is not None:
-            return self._run_kernels(self._run, kernels)
+        if self._kernels is not None and self._is_small:
+            if (call := prepare_call(self._kernels, called, arguments, options)) is not None:
+                return self._run_kernels(self._kernels, call)
+        elif self.large_steps is not None:
+            with self:  # so that what it calls of torch is written down, too
+                computed = self.large_steps.compute(called, arguments, options)
+            if computed is not None:
+                return computed
         result = called(*arguments, **options)
         if VARYING.intersection(called.tags):
             self.obstacle = self.obstacle or f"{called} is not the same each time"
         if called is torch.ops.aten.detach.default:  # the same tensor, to autograd another
             self._kept.append(result)
-            self._names[id(result)] = self._express(arguments[0], set())
+            self._names[id(result)] = self._find_name(arguments[0])
             return result
-        used: set[str] = set()
         if (original := self._find_original(called, arguments, result)) is not None:
             name = self._name(result)
             self._fixed[name], self._roots[name] = result.detach(), self._find_root(original)
             return result
-        words = [self._express(value, used) for value in arguments]
-        words += [f"{name}={self._express(value, used)}" for name, value in options.items()]
-        function = self._keep(getattr(called, "_op", called))  # what the overload calls, without the call between
+        used: set[str] = set()
+        line_arguments = tuple(self._express(value, used) for value in arguments)
+        line_options = {name: self._express(value, used) for name, value in options.items()}
         if called is torch.ops.aten.copy_.default and _has_same_layout(*arguments[:2]):
-            self._copies[words[0]] = len(self._lines), arguments[1]
+            self._copies[line_arguments[0].name] = len(self._lines), arguments[1]
         is_several = isinstance(result, (tuple, list))
         targets = tuple(self._name(each) for each in (result if is_several else [result]))
-        call = f"{function}({', '.join(words)})"
-        self._lines.append(_Line(targets, is_several, call, frozenset(used), called._schema.is_mutable))
+        is_mutating = called._schema.is_mutable
+        self._lines.append(
+            _Line(targets, is_several, frozenset(used), is_mutating, called, line_arguments, line_options)
+        )
         return result
 
-    def _run_kernels(self, run: Run, kernels: Call) -> Any:
-        run(_build_array(kernels.words), len(kernels.words))
+    def _run_kernels(self, kernels: Kernels, call: Call) -> Any:
+        for each in call.kernels:
+            kernels.call(each.kernel, each.arguments)
         used: set[str] = set()
-        operands = tuple((place, self._express(operand, used)) for place, operand in kernels.operands)
-        is_several = isinstance(kernels.result, tuple)
-        results = kernels.result if is_several else (kernels.result,)
+        calls = tuple((each, self._name_all(each.inputs, used)) for each in call.kernels)
+        is_several = isinstance(call.result, tuple)
+        results = call.result if is_several else (call.result,)
         targets = tuple(self._name(each) for each in results)
         # Without what autograd will hang on to the result.
         self._fixed |= {name: each.detach() for name, each in zip(targets, results, strict=True) if each is not None}
-        self._lines.append(_Line(targets, is_several, "", frozenset(used), False, kernels, operands))
-        return kernels.result
+        if calls:  # else the result is always the same
+            line = _Line(targets, is_several, frozenset(used), False, kernels=calls, scratch=tuple(call.scratch))
+            self._lines.append(line)
+        return call.result
+
+    def _call_kernel(self, kernel: str, arguments: Arguments, tensors: Mapping[str, Tensor]) -> None:
+        assert self._kernels is not None
+        self._kernels.call(kernel, arguments)
+        used: set[str] = set()
+        calls = ((KernelCall(kernel, arguments, {}), self._name_all(tensors, used)),)
+        self._lines.append(_Line((), False, frozenset(used), True, kernels=calls))
+
+    def _name_all(self, tensors: Mapping[str, Tensor], used: set[str]) -> dict[str, str]:
+        """Find the names of a kernel's tensors, by field, and add them to the used ones."""
+        names = {field: self._find_name(tensor) for field, tensor in tensors.items()}
+        used.update(map(self._find_root, names.values()))
+        return names
 
     def _find_original(self, called: Any, arguments: tuple[Any, ...], result: Any) -> str | None:
         """Find which tensor whose memory stays where it is a result is only another view of."""
@@ -132,71 +203,152 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
     def _name(self, value: Any) -> str:
         """Name what an operation has given; the name stays where it changed a tensor that has one."""
         if not isinstance(value, Tensor):
-            return "_"
+            return "no tensor"
         self._kept.append(value)
         return self._names.setdefault(id(value), f"tensor_{len(self._names)}")
 
-    def _express(self, value: Any, used: set[str]) -> str:
-        """Express an argument as the program has it, and add the names of its tensors to the used ones."""
-        if isinstance(value, Tensor):
-            if id(value) not in self._names:
-                self.obstacle = self.obstacle or "a tensor came from somewhere else"
-            name = self._names.get(id(value), "_")
-            used.add(self._find_root(name))
-            return name
-        if isinstance(value, (tuple, list)) and any(isinstance(each, Tensor) for each in value):
-            return f"[{', '.join(self._express(each, used) for each in value)}]"
-        return self._keep(value)
+    def _find_name(self, tensor: Tensor) -> str:
+        if id(tensor) not in self._names:
+            self.obstacle = self.obstacle or "a tensor came from somewhere else"
+        return self._names.get(id(tensor), "unknown")
 
-    def _keep(self, value: Any) -> str:
-        name = f"constant_{len(self._constants)}"
-        self._constants[name] = value
-        return name
+    def _express(self, value: Any, used: set[str]) -> Any:
+        """Put names in the place of tensors, and add them to the used ones."""
+        if isinstance(value, Tensor):
+            name = self._find_name(value)
+            used.add(self._find_root(name))
+            return _Name(name)
+        if isinstance(value, (tuple, list)) and any(isinstance(each, Tensor) for each in value):
+            return [self._express(each, used) for each in value]
+        return value
 
     def build_replay(self, outputs: Sequence[Tensor | None]) -> Replay | None:
-        """Build what repeats the operations on other inputs and gives these outputs; None if there is an obstacle.
+        """Build what repeats the operations on other inputs and gives these outputs; None if there is an obstacle."""
+        program = self.build_program(outputs, [])
+        return None if program is None else program.replay
+
+    def build_program(self, outputs: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Program | None:
+        """Build what repeats the operations, with what depends on one parameter alone apart; None as above.
 
         A line that nothing needs is left out, and a tensor is let go of after the last line that needs it.
         """
-        names = [self._express(output, set()) for output in outputs]
+        names_of_parameters = [self._name(parameter) for parameter in parameters]
+        names = ["" if output is None else self._find_name(output) for output in outputs]
         if self.obstacle:
             return None
         names = self._leave_out_copies(names)
         wanted = {*self._inputs, *map(self._find_root, names)}
-        kept: list[tuple[_Line, list[str], list[str]]] = []
+        kept: list[tuple[_Line, list[str]]] = []
         for line in reversed(self._lines):
             if line.is_mutating or not wanted.isdisjoint(line.targets):
-                done = sorted(line.used - wanted - self._fixed.keys())
-                kept.append((line, [name if name in wanted else "_" for name in line.targets], done))
+                kept.append((line, sorted(line.used - wanted - self._fixed.keys())))
                 wanted |= line.used
-        program = [f"def replay({', '.join(self._inputs)}):"]
-        for is_kernel, group in groupby(reversed(kept), key=lambda each: each[0].kernels is not None):
-            lines = list(group)
-            if is_kernel:
-                program += self._build_kernel_lines([line for line, _, _ in lines])
-            for line, names_of_results, done in lines:
-                if not is_kernel:
-                    targets = ", ".join(names_of_results)
-                    program.append(f"    {f'[{targets}]' if line.is_several else targets} = {line.call}")
-                program += [f"    del {', '.join(done)}"] if done else []
-        program.append(f"    return [{', '.join(names)}]")
-        namespace = {**self._constants, **self._fixed}
-        exec("\n".join(program), namespace)  # of what is written above, as dataclasses do it
-        replay: Replay = namespace["replay"]
+        lines = list(reversed(kept))
+        owners = self._find_owners([line for line, _ in lines], names_of_parameters)
+        prepare: list[Callable[[Tensor], list[Tensor]] | None] = []
+        prepared: list[str] = []
+        for parameter in names_of_parameters:
+            mine = [(line, list[str]()) for (line, _), owner in zip(lines, owners, strict=True) if owner == parameter]
+            made = {name for line, _ in mine for name in (line.targets or [line.output])}
+            rest = [line.used for (line, _), owner in zip(lines, owners, strict=True) if owner is None]
+            needed = sorted(name for name in made & set().union(*rest, map(self._find_root, names)) if name)
+            prepared += needed
+            prepare.append(self._build(mine, [parameter], needed) if needed else None)  # type: ignore[arg-type]
+        others = [each for each, owner in zip(lines, owners, strict=True) if owner is None]
+        return Program(self._build(others, [*self._inputs, *prepared], names), prepare)
+
+    def _build(
+        self, lines: Sequence[tuple[_Line, Sequence[str]]], inputs: Sequence[str], outputs: Sequence[str]
+    ) -> Replay:
+        """Build a function that repeats lines; after each, it lets go of what stands beside it."""
+        slots: dict[str, int] = {}
+
+        def find(name: str) -> int:
+            return slots.setdefault(name, len(slots))
+
+        num_inputs = len([find(name) for name in inputs])
+        needed = set(outputs).union(*(line.used for line, _ in lines))
+        steps: list[Step] = []
+        for has_kernels, group in groupby(lines, key=lambda each: bool(each[0].kernels)):
+            several = list(group)
+            if has_kernels:
+                calls = [call for line, _ in several for call in line.kernels]
+                steps.append(self._build_kernels(calls, find, [line.scratch for line, _ in several]))
+            for line, done in several:
+                if not has_kernels:
+                    targets = [find(name) if name in needed else None for name in line.targets]
+                    steps.append(_build_operation(line, targets, find))
+                if done:
+                    steps.append(_build_release([find(name) for name in done]))
+        results = [find(name) for name in outputs]
+        start = [self._fixed.get(name) for name in slots][num_inputs:]
+
+        def replay(*values: Tensor) -> list[Tensor | None]:
+            held: list[Any] = [*values, *start]
+            for step in steps:
+                step(held)
+            return [held[slot] for slot in results]
+
         return replay
 
-    def _build_kernel_lines(self, lines: Sequence[_Line]) -> list[str]:
-        """Put the calls of several lines into one array, and tell it where the tensors are that move."""
-        calls = [line.kernels for line in lines if line.kernels is not None]
-        words = [word for call in calls for word in call.words]
-        array = self._keep(_build_array(words))
-        program, start = [], 0
-        for line, call in zip(lines, calls, strict=True):
-            moving = [(start + place, name) for place, name in line.operands if name not in self._fixed]
-            program += [f"    {array}[{place}] = {name}.data_ptr()" for place, name in moving]
-            start += len(call.words)
-        self._keep([call.scratch for call in calls])  # as long as the program, whose words point to it
-        return [*program, f"    {self._keep(self._run)}({array}, {len(words)})"]
+    def _build_kernels(
+        self,
+        calls: Sequence[tuple[KernelCall, Mapping[str, str]]],
+        find: Callable[[str], int],
+        scratch: Sequence[tuple[Tensor, ...]],
+    ) -> Step:
+        """Build a step of kernels, which are told where the tensors are that move."""
+        assert self._kernels is not None
+        kernels = self._kernels
+        moving = [
+            [(field, find(name)) for field, name in names.items() if name not in self._fixed] for _, names in calls
+        ]
+        if self._is_small:
+            chain = kernels.chain([(call.kernel, call.arguments) for call, _ in calls])
+            places = [
+                (call.arguments, field, slot)
+                for (call, _), fields in zip(calls, moving, strict=True)
+                for field, slot in fields
+            ]
+
+            kept = scratch, self._fixed  # the memory that the arguments point to
+
+            def run_chain(values: list[Any], kept: object = kept) -> None:
+                for arguments, field, slot in places:
+                    setattr(arguments, field, values[slot].data_ptr())
+                chain()
+
+            return run_chain
+
+        def run_each(values: list[Any]) -> None:
+            for (call, _), fields in zip(calls, moving, strict=True):
+                arguments = type(call.arguments).from_buffer_copy(call.arguments)  # several threads may be here
+                for field, slot in fields:
+                    setattr(arguments, field, values[slot].data_ptr())
+                kernels.call(call.kernel, arguments)
+
+        return run_each
+
+    def _find_owners(self, lines: Sequence[_Line], parameters: Sequence[str]) -> list[str | None]:
+        """Find of which lines the results depend on one parameter alone, and on which."""
+        owners: dict[str, str] = {name: name for name in parameters}
+        fresh: dict[str, int] = {}
+        found: list[str | None] = [None] * len(lines)
+        for index, line in enumerate(lines):
+            output = line.output
+            of_inputs = {owners.get(name) for name in line.used - {output}}
+            owner = of_inputs.pop() if len(of_inputs) == 1 else None
+            if not line.used:
+                fresh |= {name: index for name in line.targets}
+            elif owner is not None and output in fresh:  # a kernel writes to memory that is new
+                found[index] = found[fresh.pop(output)] = owners[output] = owner
+            elif owner is not None and not line.is_mutating:
+                found[index] = owner
+                owners |= {name: owner for name in line.targets}
+            else:
+                for name in line.used:
+                    fresh.pop(name, None)
+        return found
 
     def _leave_out_copies(self, outputs: list[str]) -> list[str]:
         """Take originals for outputs that are copies: autograd copies a gradient that somebody else, as we, holds.
@@ -219,8 +371,39 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         return results
 
 
-def _build_array(words: Sequence[int]) -> Any:
-    return (ctypes.c_int64 * len(words))(*words)
+def _build_operation(line: _Line, targets: Sequence[int | None], find: Callable[[str], int]) -> Step:
+    """Build a step of an operation of torch; what it gives goes to the targets, or nowhere."""
+    function = line.function
+    assert function is not None
+    take_arguments = [_build_getter(value, find) for value in line.arguments]
+    take_options = {name: _build_getter(value, find) for name, value in (line.options or {}).items()}
+
+    def compute(values: list[Any]) -> None:
+        options = {name: take(values) for name, take in take_options.items()}
+        result = function(*[take(values) for take in take_arguments], **options)
+        for slot, each in zip(targets, result if line.is_several else [result], strict=True):
+            if slot is not None:
+                values[slot] = each
+
+    return compute
+
+
+def _build_getter(value: Any, find: Callable[[str], int]) -> Callable[[list[Any]], Any]:
+    """Build what finds an argument among the values of names."""
+    if isinstance(value, _Name):
+        return itemgetter(find(value.name))
+    if isinstance(value, list) and any(isinstance(each, _Name) for each in value):
+        getters = [_build_getter(each, find) for each in value]
+        return lambda values: [get(values) for get in getters]
+    return lambda values: value
+
+
+def _build_release(slots: Sequence[int]) -> Step:
+    def release(values: list[Any]) -> None:
+        for slot in slots:
+            values[slot] = None
+
+    return release
 
 
 def _get_memory(tensor: Tensor) -> int:

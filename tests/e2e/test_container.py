@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from image_classifier import __version__
+from image_classifier.kernels.library import get_kernels_digest
 from image_classifier.tracking.run import is_finished, read_chain, read_record, verify_files
 from tests.conftest import require_program, require_real_data, run_program, wait_until
 from tests.e2e.conftest import IMAGE_NAME, build_docker_words, build_image, make_open_folder
@@ -107,12 +108,16 @@ def test_the_container_is_of_the_same_code_environment_and_machine_class(inside:
     assert records[0]["environment"]["distributions"] == records[1]["environment"]["distributions"]
 
 
-def test_a_container_compiles_the_kernels(docker: str, training_image: str, experiments: Path, dataset: Path) -> None:
+def test_a_container_computes_with_the_kernels_of_its_own_wheel(
+    docker: str, training_image: str, experiments: Path, dataset: Path
+) -> None:
     words = (*build_trainer_words(Path("/experiments"), "compiled"), "--dataset_folder", "/data", *SETTINGS)
     docker_words = build_docker_words(docker, f"{dataset}:/data:ro", f"{experiments}:/experiments")
     run_program(*docker_words, training_image, *words, "--engine", "compiled", "--num_epochs", "1", cwd=experiments)
     record = read_record(experiments / "container" / "compiled")
-    assert record["settings"]["engine"] == "compiled" and "gcc" in record["machine"]["class"]["compiler"]
+    assert record["settings"]["engine"] == "compiled"
+    assert record["machine"]["class"]["kernels"] == get_kernels_digest(record["machine"]["class"]["instruction_set"])
+    run_program(*docker_words, training_image, "sh", "-c", "! command -v cc gcc clang", cwd=experiments)
 
 
 def test_a_container_verifies_a_run(

@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from image_classifier import __version__
+from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
+from image_classifier.kernels.library import get_kernels_digest
 from image_classifier.tracking.identity import compute_code_digest
 from tests.conftest import PROJECT, find_dependencies, link_environment, run_program
 
@@ -32,7 +34,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: dict[str, P
     with zipfile.ZipFile(distributions["wheel"]) as wheel:
         names = set(wheel.namelist())
     about = {name for name in names if name.startswith(f"image_classifier-{__version__}.dist-info/")}
-    assert names - about == list_package(project_copy)
+    libraries = [*get_library_names(get_target()).values(), LIBRARIES]
+    assert names - about == list_package(project_copy) | {f"image_classifier/kernels/{name}" for name in libraries}
+    assert distributions["wheel"].stat().st_size < 3e6
     assert {name.partition("/")[2] for name in about} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
 
 
@@ -48,6 +52,7 @@ def test_the_sdist_holds_what_builds_the_wheel(distributions: dict[str, Path], p
         "PKG-INFO",
         "README.md",
         "pyproject.toml",
+        "setup.py",
         "setup.cfg",
         "tox.ini",
     }
@@ -94,6 +99,9 @@ def test_the_installed_trainer_trains_in_any_folder(
         "commit": None,
         "uncommitted_changes": None,
     }
+    assert record["settings"]["engine"] == "compiled"
+    machine = record["machine"]["class"]
+    assert machine["kernels"] == get_kernels_digest(machine["instruction_set"]), "another build of the same kernels"
     versions = record["environment"]["distributions"]
     assert versions == {name: importlib.metadata.version(name) for name in versions}
     assert versions.keys() >= {"torch", "numpy", "pillow"}
@@ -116,9 +124,9 @@ def test_the_installed_commands_answer(
 
 
 def test_the_sdist_installs_and_answers(distributions: dict[str, Path], tmp_path: Path) -> None:
-    """From the sdist's own files: setuptools is the only other distribution that the build may use."""
+    """From the sdist's own files: setuptools and the compiler alone are there to build with, and no other compiler."""
     dependencies = find_dependencies("image-classifier") - {"image-classifier"}
-    link_environment(tmp_path / ".venv", dependencies | {"setuptools", "packaging", "pip"})
+    link_environment(tmp_path / ".venv", dependencies | {"setuptools", "packaging", "pip", "ziglang"})
     words = (
         "-m",
         "pip",
@@ -129,7 +137,7 @@ def test_the_sdist_installs_and_answers(distributions: dict[str, Path], tmp_path
         "--no-build-isolation",
         distributions["sdist"],
     )
-    run_program(tmp_path / ".venv" / "bin" / "python", *words, cwd=tmp_path)
+    run_program(tmp_path / ".venv" / "bin" / "python", *words, cwd=tmp_path, PATH="/nowhere")
     assert re.match(
         r"image_classifier \d", run_program(tmp_path / ".venv/bin/image_classifier", "--version", cwd=tmp_path)
     )

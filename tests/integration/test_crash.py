@@ -31,6 +31,8 @@ from tests.crash import (
     read_lines,
     resume_and_compare,
     train_and_kill,
+    train_unharmed,
+    try_ranks,
 )
 
 NUM_RANDOM_TRIALS = 40
@@ -83,6 +85,19 @@ def test_a_run_killed_again_while_it_goes_on_ends_with_the_same_bits(campaign: C
     ]
     for future in futures:
         future.result()
+
+
+def test_runs_in_changing_numbers_of_processes_survive_fifty_kills(campaign: Campaign) -> None:
+    place = campaign.make_place(shards=4)
+    campaign.submit(train_unharmed, place).result()
+    futures = [
+        campaign.submit(try_ranks, campaign.make_place(shards=4), place.run_folder, f"ranks {number}", 5)
+        for number in range(12)
+    ]
+    kills = [future.result() for future in futures]
+    assert sum(map(len, kills)) >= 50
+    assert all(steps == sorted(steps) for steps in kills), "a checkpoint that had been saved was lost"
+    assert {0, 10, 20} <= {step for steps in kills for step in steps}
 
 
 # Damage of an interrupted run.

@@ -79,7 +79,7 @@ def test_the_record_says_what_it_is_a_run_of(finished: RunResult, dataset: Path)
     assert record["command"] == ["trainer", "--x"]
     assert record["data"]["digest"] == load_snapshot(dataset).digest and record["data"]["name"] == "sample"
     assert (record["data"]["num_train"], record["data"]["num_validation"], record["data"]["num_test"]) == (200, 0, 60)
-    assert "auto" not in record["settings"].values() and record["settings"]["num_threads"] == 1
+    assert "auto" not in record["settings"].values() and record["settings"]["shards"] == 1
 
 
 def test_metrics_have_a_line_an_epoch_and_the_chain_a_line_every_ten_steps(finished: RunResult) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 
 from image_classifier.cli.progress import TerminalReporter
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import RunSettings, load_recipe, restore_training_settings
+from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, run
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
@@ -250,12 +249,13 @@ KILLED_AT = {"notebook": (331, 702, 1111), "fast": (3, 6, 9)}
 
 
 def build_shortened(experiments: Path, recipe: str, num_workers: int, dataset: Path, *, resume: bool) -> RunSettings:
-    training = replace(restore_training_settings(load_recipe(recipe)), device="cpu", num_threads=1, **SHORTENED[recipe])
+    training = TrainingSettings.from_recipe(recipe, device="cpu", **SHORTENED[recipe])
     return RunSettings(
         experiments_folder=experiments,
         experiment_name=recipe,
         run_name="run",
         dataset_folder=dataset,
+        num_threads=1,
         num_workers=num_workers,
         checkpoint_every="250steps" if recipe == "notebook" else "2steps",
         resume=resume,

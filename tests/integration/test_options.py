@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from docstring_parser import parse
 
-from image_classifier.config import RECIPES, TrainingSettings, load_recipe, restore_training_settings
+from image_classifier.config import RECIPES, TrainingSettings
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import SettingsError
 from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
@@ -16,12 +16,13 @@ from image_classifier.tracking.identity import compute_weights_digest
 from image_classifier.training.determinism import configure_torch, resolve_settings
 from image_classifier.training.loop import train
 from image_classifier.training.optimizer import build_optimizer
-from tests.tiny import write_tiny_dataset
+from tests.tiny import make_training, write_tiny_dataset
 
 CHANGES: dict[str, list[Any]] = {
     "model": ["lenet", "resnet", "airbench_small"],
     "num_epochs": [3],
     "batch_size": [3],
+    "shards": [2],
     "image_sizes": [(20,), (16, 20)],
     "optimizer": ["sgd", "muon"],
     "learning_rate": [0.0123],
@@ -47,14 +48,11 @@ OF_THE_NETWORK = ("learning_rate", "momentum", "nesterov", "weight_decay", "sche
 SAID_TO_DECIDE_NOTHING = {
     "views": "changes the evaluation alone",
     "digest_every": "changes no weights",
-    **{
-        name: "changes weights by rounding alone"
-        for name in ("engine", "num_threads", "instruction_set", "deterministic")
-    },
+    **{name: "changes weights by rounding alone" for name in ("engine", "instruction_set")},
 }
 
 SHORT: dict[str, Any] = {
-    **{"num_epochs": 2, "batch_size": 4, "device": "cpu", "num_threads": 1, "engine": "eager", "precision": "fp32"},
+    **{"num_epochs": 2, "batch_size": 4, "device": "cpu", "engine": "eager", "precision": "fp32"},
 }
 SMALL: dict[str, Any] = {"model": "airbench_small", "image_sizes": (16,), "learning_rate": 0.1}
 CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup_fraction": 0.0}
@@ -72,12 +70,12 @@ def build_baselines() -> dict[str, TrainingSettings]:
         ):
             sizes = (32,) if model == "lenet" else (16,)
             settings: dict[str, Any] = {"model": model, "optimizer": optimizer, "image_sizes": sizes, **values, **SHORT}
-            baselines[f"{model} {optimizer} {schedule}"] = TrainingSettings(**settings)
+            baselines[f"{model} {optimizer} {schedule}"] = make_training(**settings)
     without: dict[str, Any] = {"momentum": 0.0, "nesterov": False}
-    baselines["resnet without momentum"] = TrainingSettings(model="resnet", image_sizes=(16,), **without, **SHORT)
+    baselines["resnet without momentum"] = make_training(model="resnet", image_sizes=(16,), **without, **SHORT)
     for recipe in RECIPES:
         settings = {"image_sizes": (32,) if recipe == "notebook" else (16,), **SHORT}
-        baselines[recipe] = replace(restore_training_settings(load_recipe(recipe)), **settings)
+        baselines[recipe] = TrainingSettings.from_recipe(recipe, **settings)
     return baselines
 
 
@@ -92,7 +90,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def train_weights(settings: TrainingSettings, snapshot: Snapshot) -> str:
     """Train as a run does, without its folder, and return the digest of the weights."""
     settings = resolve_settings(settings)
-    configure_torch(settings)
+    configure_torch()
     indices, _ = split_training_set(snapshot, settings)
     classifier = build_initial_classifier(settings, snapshot, indices, None)
     loader = build_loader(snapshot, indices, settings, 0)

@@ -21,7 +21,7 @@ from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import load_model, serialize_model
 from image_classifier.tracking.run import RunFolder, read_manifest, read_record
 from image_classifier.verification import Verdict, Verification, VerificationSettings, verify
-from tests.conftest import PROJECT, require_program, require_real_data
+from tests.conftest import PROJECT, require_real_data
 from tests.tiny import make_settings, write_tiny_dataset
 
 
@@ -213,20 +213,19 @@ LACKS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"device": "mps", "precision": "fp16", "engine": "inductor", "instruction_set": "avx10"},
         {"device": "cpu", "precision": "fp32", "engine": "eager", "instruction_set": "native"},
     ),
-    "a compiler": ({"engine": "compiled"}, {"engine": "eager"}),
+    "kernels": ({"engine": "compiled"}, {"engine": "eager"}),
 }
 
 
 @pytest.mark.parametrize("lack", LACKS)
 def test_what_this_machine_lacks_is_named_and_replaced_by_the_nearest_if_anyway(
-    lack: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lack: str, copy: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    require_program("gcc")  # with which the run was trained
     recorded, nearest = LACKS[lack]
     if lack == "a GPU" and torch.cuda.is_available():
         pytest.skip("this machine has the GPU that the record asks for")
-    if lack == "a compiler":
-        monkeypatch.setenv("PATH", str(tmp_path))
+    if lack == "kernels":
+        request.getfixturevalue("without_kernels")
     change_record(copy, lambda record: record["settings"].update(recorded))
     assert main([str(copy)]) == 4
     answer = capsys.readouterr().out.splitlines()
@@ -278,7 +277,7 @@ def test_another_torch_is_trained_with_anyway_and_named(copy: Path) -> None:
     assert verification.reasons[2].startswith("its environment is another: torch was 1.0, is ")
 
 
-@pytest.mark.parametrize(("setting", "value"), [("warp_factor", 9), ("model", "vgg"), ("num_threads", "two")])
+@pytest.mark.parametrize(("setting", "value"), [("warp_factor", 9), ("model", "vgg"), ("shards", "two")])
 def test_a_setting_that_this_version_does_not_know_is_refused_in_one_line(
     setting: str, value: Any, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from image_classifier.config import (
 )
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
+from tests.tiny import make_training
 
 
 def make_run_settings(**values: Any) -> RunSettings:
@@ -56,9 +57,9 @@ def test_the_default_recipe_has_no_batch_larger_than_the_set_and_says_so(num_ima
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
-    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "num_threads", "instruction_set"}
-    assert load_recipe(name).keys() | left_open | {"deterministic"} == TrainingSettings.__dataclass_fields__.keys()
-    assert restore_training_settings(load_recipe(name))
+    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "instruction_set"}
+    assert load_recipe(name).keys() | left_open == TrainingSettings.__dataclass_fields__.keys()
+    assert TrainingSettings.from_recipe(name)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
         ("validation_fraction", 1.0),
         ("seed", -1),
         ("seed", 2**63),
-        ("num_threads", -1),
+        ("shards", -1),
         ("digest_every", 0),
         ("model", "alexnet"),
         ("device", "tpu"),
@@ -97,7 +98,7 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
 )
 def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: str, value: Any) -> None:
     with pytest.raises(SettingsError) as error:
-        TrainingSettings(**{option: value})
+        make_training(**{option: value})
     message = str(error.value)
     got = ",".join(map(str, value)) if isinstance(value, tuple) else value
     assert message.startswith(f"--{option} takes ") and message.endswith(f", got: {got}") and "\n" not in message
@@ -105,30 +106,42 @@ def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: st
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(SettingsError, match="--nesterov needs a --momentum"):
-        TrainingSettings(momentum=0.0)
+        make_training(momentum=0.0)
     unfit: list[dict[str, Any]] = [{"optimizer": "muon"}, {"image_sizes": (16, 32)}]
     for values in unfit:
         with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them"):
-            TrainingSettings(model="lenet", **values)
+            make_training(model="lenet", **values)
     with pytest.raises(SettingsError, match="--optimizer muon .* with --model resnet choose --optimizer sgd"):
-        TrainingSettings(model="resnet", optimizer="muon")
+        make_training(model="resnet", optimizer="muon")
     with pytest.raises(SettingsError, match="--optimizer muon .* set --nesterov true, or --optimizer sgd"):
-        TrainingSettings(model="airbench", optimizer="muon", nesterov=False)
+        make_training(model="airbench", optimizer="muon", nesterov=False)
     with pytest.raises(SettingsError, match="--schedule constant has none; set --warmup_fraction 0"):
-        TrainingSettings(schedule="constant")
+        make_training(schedule="constant")
 
 
 def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
-    recorded = dataclasses.asdict(TrainingSettings())
+    recorded = dataclasses.asdict(make_training())
     del recorded["image_sizes"], recorded["optimizer"]
     restored = restore_training_settings(recorded)
     assert (restored.image_sizes, restored.optimizer) == ((32,), "sgd")
 
 
+def test_settings_that_nothing_names_are_those_of_the_recipe_fast() -> None:
+    assert TrainingSettings() == TrainingSettings.from_recipe("fast")
+
+
+def test_a_record_with_settings_that_are_gone_is_read() -> None:
+    recorded = dataclasses.asdict(make_training(shards=1)) | {"num_threads": 2, "deterministic": True}
+    del recorded["shards"]
+    assert restore_training_settings(recorded) == make_training(shards=1)
+    with pytest.raises(SettingsError, match="--deterministic false is of versions before 0.2; use the version that"):
+        restore_training_settings(recorded | {"deterministic": False})
+
+
 def test_a_record_of_settings_that_had_no_effect_means_those_without_them() -> None:
-    recorded = dataclasses.asdict(TrainingSettings()) | {"schedule": "constant"}
-    assert restore_training_settings(recorded) == TrainingSettings(schedule="constant", warmup_fraction=0)
-    muon = TrainingSettings(model="airbench", optimizer="muon")
+    recorded = dataclasses.asdict(make_training()) | {"schedule": "constant"}
+    assert restore_training_settings(recorded) == make_training(schedule="constant", warmup_fraction=0)
+    muon = make_training(model="airbench", optimizer="muon")
     recorded = dataclasses.asdict(muon) | {"nesterov": False}
     assert restore_training_settings(recorded) == muon
 
@@ -176,7 +189,7 @@ def test_a_pretrained_model_is_looked_for_under_the_experiments_folder_first(tmp
 
 
 def test_settings_come_back_from_their_record_and_unknown_ones_are_refused() -> None:
-    settings = TrainingSettings(seed=7, input_mean=(0.1, 0.2, 0.3))
+    settings = make_training(seed=7, input_mean=(0.1, 0.2, 0.3))
     recorded = {**dataclasses.asdict(settings), "input_mean": [0.1, 0.2, 0.3]}
     assert restore_training_settings(recorded) == settings
     with pytest.raises(SettingsError, match="warp_factor"):

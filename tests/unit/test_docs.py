@@ -18,6 +18,7 @@ from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS
 from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
+from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
 from image_classifier.serving.settings import ServerSettings
 from tests.conftest import PROJECT
 
@@ -104,7 +105,9 @@ def test_the_printed_tree_is_the_tree() -> None:
     for line in re.findall(r"^[├└]── (.+)$", get_section("Layout"), flags=re.MULTILINE):
         name, _, rest = line.partition(" ")
         printed |= {name + file for file in re.split(r" +· +", rest.strip())} if name.endswith("/") else {name}
+    built = {*get_library_names(get_target()).values(), LIBRARIES}
     paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts]
+    paths = [path for path in paths if path.name not in built]
     real = {path.as_posix() for path in paths if path.name != "__init__.py" or len(path.parts) == 1}
     assert printed == real
 

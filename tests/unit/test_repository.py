@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import re
 import subprocess
@@ -173,7 +174,31 @@ def test_each_unit_test_has_its_module() -> None:
     for path in (PROJECT / "tests" / "unit").rglob("test_*.py"):
         relative = path.relative_to(PROJECT / "tests" / "unit")
         module = PACKAGE / relative.with_name(relative.name.removeprefix("test_"))
-        assert module.is_file() or module.name == "main.py" or relative.name in others, relative
+        is_there = module.is_file() or module.with_suffix(".c").is_file()
+        assert is_there or module.name == "main.py" or relative.name in others, relative
+
+
+PRIVATE = {
+    "torch._fused_sgd_",
+    "torch.cpu._init_amx",
+    "torch.utils._python_dispatch.TorchDispatchMode",
+}
+"""Names of torch without a promise that nothing public can stand in for; `pyproject.toml` has an upper bound for it."""
+
+
+def test_the_private_names_of_torch_that_are_used_are_known_and_there() -> None:
+    pattern = re.compile(r"(?<![\"\w.])torch(?:\.\w+)*\._(?!_)\w+(?:\.\w+)*(?: import \w+)?")
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        found |= {name.replace(" import ", ".") for name in pattern.findall(path.read_text(encoding="utf-8"))}
+    assert found == PRIVATE
+    for name in PRIVATE:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), f"torch has no {name} any more"
+    (bound,) = (
+        Requirement(text).specifier for text in PYPROJECT["project"]["dependencies"] if text.startswith("torch>")
+    )
+    assert any(each.operator == "<" for each in bound)
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

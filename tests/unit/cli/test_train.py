@@ -29,7 +29,6 @@ from image_classifier.config import (
     TrainingSettings,
     load_default_recipe,
     load_recipe,
-    restore_training_settings,
 )
 from image_classifier.errors import SettingsError
 from tests.bombs import build_laughs
@@ -45,7 +44,7 @@ def parse(*options: str) -> RunSettings:
 def test_without_a_recipe_the_settings_that_it_decides_stay_open_until_the_data_is_known() -> None:
     values = complete_settings(parse_settings(PARSER, [*NAMES, "--learning_rate", "0.5"]))
     assert values == {"experiment_name": "e", "run_name": "r", "learning_rate": 0.5, "recipe": "default"}
-    training = restore_training_settings(load_recipe("fast"))
+    training = TrainingSettings.from_recipe("fast")
     assert parse("--recipe", "fast") == RunSettings(experiment_name="e", run_name="r", recipe="fast", training=training)
 
 
@@ -160,12 +159,12 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
     )
     small, fraction = st.integers(0, 40), st.floats(0, 0.9375, allow_subnormal=False)
     name = (text | tricky).filter(lambda name: _is_name(name))
-    whole = ("num_workers", "keep_checkpoints", "num_epochs", "translate", "cutout", "num_threads")
+    whole = ("num_workers", "keep_checkpoints", "num_epochs", "translate", "cutout", "num_threads", "shards")
     drawn: dict[str, st.SearchStrategy[Any]] = {
         **{option: small for option in whole},
         **{option: name for option in ("experiment_name", "run_name")},
         **{option: text | tricky for option in ("experiments_folder", "dataset_folder", "db_config", "db_pass_file")},
-        **{option: st.booleans() for option in ("nesterov", "deterministic")},
+        "nesterov": st.booleans(),
         **{option: fraction for option in ("momentum", "warmup_fraction", "label_smoothing", "validation_fraction")},
         "pretrained_model": text | tricky,
         "database": st.sampled_from(["shapes", "a.b-c@12"]),

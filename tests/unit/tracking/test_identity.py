@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image_classifier.config import TrainingSettings
+from image_classifier.tracking import identity
 from image_classifier.tracking.identity import (
     PACKAGE_FOLDER,
     compute_code_digest,
@@ -24,6 +24,7 @@ from image_classifier.tracking.identity import (
     find_differing_keys,
 )
 from image_classifier.training.determinism import resolve_settings
+from tests.tiny import make_training
 
 
 @pytest.fixture
@@ -83,12 +84,22 @@ def test_the_environment_names_what_training_imports_with_versions() -> None:
 
 
 def test_the_machine_class_has_what_changes_bits() -> None:
-    settings = resolve_settings(TrainingSettings(device="cpu", num_threads=3))
+    settings = resolve_settings(make_training(device="cpu"))
     machine = describe_machine(settings)
-    assert machine["class"]["num_threads"] == 3 and machine["class"]["processor"] not in ("any", "")
-    capped = describe_machine(TrainingSettings(device="cpu", num_threads=3, instruction_set="avx2"))
+    assert machine["class"]["processor"] not in ("any", "")
+    capped = describe_machine(make_training(device="cpu", instruction_set="avx2"))
     assert capped["class"]["processor"] == "any" and capped["class"]["instruction_set"] == "avx2"
     assert capped["digest"] != machine["digest"]
+
+
+def test_a_processor_has_a_name_on_each_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"CPU implementer": "0x41", "CPU architecture": "8", "CPU variant": "0x1", "CPU part": "0xd40"}
+    for present, name in (
+        (facts, "0x41 0x1 0xd40"),
+        ({"vendor_id": "AuthenticAMD", "cpu family": "25", "model": "1"}, "AuthenticAMD 25 1"),
+    ):
+        monkeypatch.setattr(identity, "read_processor", lambda present=present: present)
+        assert describe_machine(resolve_settings(make_training(device="cpu")))["class"]["processor"] == name
 
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])

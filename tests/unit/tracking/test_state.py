@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from image_classifier.config import TrainingSettings
 from image_classifier.errors import RunError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.tracking.run import CHAIN, METRICS, RunFolder, read_chain, read_epochs
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.loop import Step
 from image_classifier.training.optimizer import build_optimizer
+from tests.tiny import make_training
 
 STEPS_PER_EPOCH = 6
 HERE: dict[str, Any] = {"digest": "here", "class": {"processor": "this"}}
@@ -24,7 +24,7 @@ ELSEWHERE: dict[str, Any] = {"digest": "elsewhere", "class": {"processor": "anot
 
 
 def build_training_state(path: Path, machine: dict[str, Any] = HERE, **values: Any) -> TrainingState:
-    training = TrainingSettings(model="lenet", num_epochs=3, device="cpu", precision="fp32", num_threads=1, **values)
+    training = make_training(model="lenet", num_epochs=3, device="cpu", precision="fp32", **values)
     classifier = build_classifier("lenet", 4, input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=0)
     optimizer = build_optimizer(classifier, training)
     return TrainingState(RunFolder(path), classifier, optimizer, training, STEPS_PER_EPOCH, machine)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from image_classifier.config import TrainingSettings
 from image_classifier.errors import SettingsError
 from image_classifier.training import determinism
 from image_classifier.training.determinism import (
@@ -22,7 +20,7 @@ from image_classifier.training.determinism import (
     resolve_settings,
     restore_nearest_settings,
 )
-from tests.conftest import PROJECT
+from tests.tiny import make_training
 
 PROBE = """
 from image_classifier.training.determinism import cap_instruction_set, get_instruction_set
@@ -39,22 +37,22 @@ def probe(cap: str) -> list[str]:
 
 
 def test_every_auto_is_resolved_to_what_is_there() -> None:
-    resolved = resolve_settings(TrainingSettings())
+    resolved = resolve_settings(make_training())
     assert resolved.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert resolved.precision in ("fp32", "bf16")
-    assert resolved.num_threads == len(os.sched_getaffinity(0))
+    assert resolved.shards == 4
     assert resolve_settings(resolved) == resolved
 
 
 def test_what_was_asked_for_is_not_resolved_away() -> None:
-    asked = TrainingSettings(device="cpu", precision="fp32", engine="eager", num_threads=7)
+    asked = make_training(device="cpu", precision="fp32", engine="eager", shards=7)
     assert resolve_settings(asked) == asked
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so asking for one is right")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(SettingsError, match="--device cuda: torch sees no GPU here"):
-        resolve_settings(TrainingSettings(device="cuda"))
+        resolve_settings(make_training(device="cuda"))
 
 
 def test_a_cap_holds_in_a_new_process() -> None:
@@ -75,9 +73,9 @@ def test_a_cap_comes_too_late_once_torch_is_imported() -> None:
 
 def test_an_instruction_set_above_the_machines_is_refused() -> None:
     script = (
-        "from image_classifier.training.determinism import *; from image_classifier.config import *;"
+        "from image_classifier.training.determinism import *; from tests.tiny import make_training;"
         "cap_instruction_set('avx2'); import image_classifier.errors as e\n"
-        "try: resolve_settings(TrainingSettings(instruction_set='avx512'))\n"
+        "try: resolve_settings(make_training(instruction_set='avx512'))\n"
         "except e.SettingsError as error: print(error)"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -94,30 +92,12 @@ def test_a_cap_above_the_processor_does_not_count_as_its_instruction_set() -> No
     assert answer.stdout == "avx2\n"
 
 
-def test_more_threads_than_may_be_started_are_refused_with_the_number() -> None:
-    script = (
-        "import torch\n"
-        "from image_classifier.training.determinism import *; from tests.confined import limit_memory\n"
-        "limit_memory(2**28)\n"
-        "settings, lacks = resolve_nearest_settings(TrainingSettings(num_threads=1000, engine='eager'))\n"
-        "print(settings.num_threads <= len(os.sched_getaffinity(0)), *lacks)\n"
-        "try: resolve_settings(TrainingSettings(num_threads=1000))\n"
-        "except SettingsError as error: print(error)"
-    )
-    command = [sys.executable, "-c", script]
-    answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    reason = "this process may start [0-9]+ only"
-    assert re.fullmatch(
-        rf"True num_threads was 1000: {reason}\n--num_threads 1000: {reason}; choose fewer, or .*ulimit -u.*\n", answer
-    ), answer
-
-
 def test_a_record_is_restored_with_the_nearest_of_what_is_unknown_here() -> None:
-    recorded = asdict(TrainingSettings(num_threads=3))
-    assert restore_nearest_settings(recorded) == (TrainingSettings(num_threads=3), [])
+    recorded = asdict(make_training(shards=3))
+    assert restore_nearest_settings(recorded) == (make_training(shards=3), [])
     unknown = {"device": "mps", "precision": "fp16", "engine": "inductor", "instruction_set": "avx10"}
     settings, lacks = restore_nearest_settings(recorded | unknown)
-    assert settings == TrainingSettings(num_threads=3, device="cpu", precision="fp32", engine="eager")
+    assert settings == make_training(shards=3, device="cpu", precision="fp32", engine="eager")
     assert {lack.setting: lack.asked for lack in lacks} == unknown
     assert lacks[0].describe_replacement() == "device cpu instead of mps: this version knows cpu, cuda"
     with pytest.raises(SettingsError, match="does not take: --model takes .*; use the version that it names"):
@@ -137,12 +117,38 @@ def test_a_record_of_a_better_processor_is_restored_with_the_best_of_this_one(
 
 
 def test_torch_is_configured_as_the_settings_say() -> None:
-    settings = resolve_settings(TrainingSettings(num_threads=1))
-    threads = torch.get_num_threads()
     try:
-        configure_torch(settings)
-        assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
-        configure_torch(replace(settings, deterministic=False))
-        assert not torch.are_deterministic_algorithms_enabled()
+        configure_torch()
+        assert torch.are_deterministic_algorithms_enabled()
     finally:
-        configure_torch(replace(settings, num_threads=threads, deterministic=False))
+        torch.use_deterministic_algorithms(False)
+
+
+def test_variables_of_libraries_change_nothing_and_are_named() -> None:
+    environment = os.environ | {
+        "DNNL_MAX_CPU_ISA": "SSE41",
+        "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
+        "MKL_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", PROBE.format(cap="avx2") + "import os; print(*sorted(os.environ))"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split()[:2] == ["AVX2", "avx2"]
+    assert {"DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"}.isdisjoint(answer.stdout.split())
+    assert "MKL_NUM_THREADS" in answer.stdout.split() and "MKL_NUM_THREADS" not in answer.stderr
+    for name in ("DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE"):
+        assert f"{name} is taken out of the environment: it changes results, and no record has it" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("GLIBC_TUNABLES", "glibc.cpu.hwcaps=-AVX2"), ("NPY_DISABLE_CPU_FEATURES", "AVX2")]
+)
+def test_a_variable_that_was_read_when_the_process_started_is_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name} changes results, and no record has it; unset it"):
+        cap_instruction_set("native")
+    monkeypatch.setenv("DNNL_CPU_ISA_HINTS", "PREFER_YMM")
+    monkeypatch.delenv(name)
+    with pytest.raises(SettingsError, match="once torch is imported; .* or set DNNL_CPU_ISA_HINTS= before"):
+        cap_instruction_set("native")

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from image_classifier.config import TrainingSettings
 from image_classifier.model.airbench import Airbench
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.training.loop import train
 from image_classifier.training.optimizer import build_optimizer
+from tests.tiny import make_training
 
-SETTINGS = TrainingSettings(
+SETTINGS = make_training(
     model="resnet",
     optimizer="sgd",
     image_sizes=(32,),

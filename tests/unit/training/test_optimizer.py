@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from image_classifier.config import OptimizerName, TrainingSettings
+from image_classifier.config import OptimizerName
 from image_classifier.training.optimizer import (
     BIAS_LEARNING_RATE,
     HEAD_LEARNING_RATE,
@@ -18,12 +18,13 @@ from image_classifier.training.optimizer import (
     orthogonalize,
 )
 from tests.conftest import PROJECT, run_program
+from tests.tiny import make_training
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_step_is_that_of_sgd_with_decay_on_weights_only(nesterov: bool) -> None:
     layer = nn.Linear(3, 2)
-    settings = TrainingSettings(optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+    settings = make_training(optimizer="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
     optimizer = build_optimizer(layer, settings)
     assert [group["initial_lr"] for group in optimizer.param_groups] == [0.1, 0.1]
     expected = {name: parameter.detach().double().clone() for name, parameter in layer.named_parameters()}
@@ -55,7 +56,7 @@ def test_a_matrix_is_made_nearly_orthogonal(shape: tuple[int, int], dtype: torch
 
 def test_muon_steps_along_the_orthogonalized_nesterov_gradient_of_filters_of_fixed_norm() -> None:
     convolution = nn.Conv2d(3, 8, 3)
-    settings = TrainingSettings(
+    settings = make_training(
         model="airbench", optimizer="muon", learning_rate=0.1, momentum=0.6, batch_size=10, weight_decay=0.01
     )
     optimizer = build_optimizer(convolution, settings)
@@ -86,7 +87,7 @@ def test_muon_steps_along_the_orthogonalized_nesterov_gradient_of_filters_of_fix
 
 def test_muon_treats_a_linear_head_as_sgd_does() -> None:
     layer = nn.Linear(3, 2, bias=False)
-    optimizer = build_optimizer(layer, TrainingSettings(model="airbench", optimizer="muon", batch_size=10))
+    optimizer = build_optimizer(layer, make_training(model="airbench", optimizer="muon", batch_size=10))
     groups = [group for group in optimizer.param_groups if group["params"]]
     assert [(group["initial_lr"], group["orthogonalize"]) for group in groups] == [(10 * HEAD_LEARNING_RATE, False)]
 
@@ -96,7 +97,7 @@ def test_what_is_not_trained_is_not_optimized() -> None:
     layer.weight.requires_grad_(False)
     optimizers: tuple[OptimizerName, ...] = ("sgd", "muon")
     for optimizer in optimizers:
-        settings = TrainingSettings(model="airbench", optimizer=optimizer)
+        settings = make_training(model="airbench", optimizer=optimizer)
         groups = build_optimizer(layer, settings).param_groups
         assert [parameter.shape for group in groups for parameter in group["params"]] == [(2,)]
 
@@ -108,7 +109,7 @@ from torch import nn
 from image_classifier.config import TrainingSettings
 from image_classifier.training.optimizer import build_optimizer
 layer = nn.Conv2d(3, 2, 2)
-optimizer = build_optimizer(layer, TrainingSettings(model="airbench", optimizer=sys.argv[1]))
+optimizer = build_optimizer(layer, TrainingSettings(optimizer=sys.argv[1]))
 layer(torch.ones(1, 3, 2, 2)).sum().backward()
 before = layer.weight.detach().clone()
 optimizer.param_groups[0]["lr"] = 0.1
@@ -126,14 +127,14 @@ def test_a_step_does_not_wait_for_the_compiler_to_be_imported(optimizer: str) ->
 
 
 def test_a_constant_schedule_is_constant() -> None:
-    settings = TrainingSettings(schedule="constant", warmup_fraction=0)
+    settings = make_training(schedule="constant", warmup_fraction=0)
     assert {compute_schedule(settings, step, 100) for step in range(100)} == {1.0}
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.25, 0.9])
 def test_a_triangular_schedule_rises_once_falls_once_and_stays_positive(num_steps: int, warmup_fraction: float) -> None:
-    settings = TrainingSettings(schedule="triangular", warmup_fraction=warmup_fraction)
+    settings = make_training(schedule="triangular", warmup_fraction=warmup_fraction)
     rates = [compute_schedule(settings, step, num_steps) for step in range(num_steps)]
     peak = rates.index(max(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)

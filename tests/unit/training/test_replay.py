@@ -11,50 +11,51 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import ModelName, Precision, TrainingSettings
+from image_classifier.config import ModelName, Precision
 from image_classifier.model.catalog import NETWORKS, build_classifier
-from image_classifier.training.engine import Repeater, build_engine
-from image_classifier.training.optimizer import build_optimizer
+from image_classifier.training.engine import Eager, build_engine
 from image_classifier.training.replay import Recorder
-from tests.conftest import require_program
+from image_classifier.training.shards import Shard
+from tests.tiny import make_training
 
 FOREIGN = torch.ones(10)
-SETTINGS = TrainingSettings(device="cpu", engine="eager", learning_rate=0.01, label_smoothing=0.1, batch_size=8)
-
-
-def train(settings: TrainingSettings, limit: int, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Take steps of two batch sizes and two image sizes; return what they gave and the state at their end."""
-    monkeypatch.setattr("image_classifier.training.engine.SMALL_BATCH", limit)
-    classifier = build_classifier(settings.model, 10, input_mean=(0.5,) * 3, input_std=(0.2,) * 3, seed=0).train()
-    compute_gradients, optimizer = build_engine(classifier, settings), build_optimizer(classifier, settings)
-    assert isinstance(compute_gradients, Repeater) == (limit > 0)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"]
-    generator = torch.Generator().manual_seed(0)
-    given: list[Tensor] = []
-    for number in range(12):
-        count, size = (3 if number % 3 == 2 else 8), (32 if number < 6 or settings.model == "lenet" else 24)
-        images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(0, 10, (count,), generator=generator)
-        given += compute_gradients(images, labels, size)
-        optimizer.step()
-    if isinstance(compute_gradients, Repeater):
-        assert len(compute_gradients.replays) == (2 if settings.model == "lenet" else 4)
-        assert all(compute_gradients.replays.values()), "a step that was to be repeated was not"
-    return [*given, *classifier.state_dict().values()]
+SETTINGS = make_training(device="cpu", engine="eager", learning_rate=0.01, label_smoothing=0.1, batch_size=8)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", NETWORKS)
-def test_repeated_steps_have_the_same_bits(
-    model: ModelName, precision: Precision, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = replace(
-        SETTINGS, model=model, precision=precision, optimizer="muon" if model.startswith("airbench") else "sgd"
+def test_repeated_steps_have_the_same_bits(model: ModelName, precision: Precision) -> None:
+    classifier = build_classifier(model, 10, input_mean=(0.5,) * 3, input_std=(0.2,) * 3, seed=0).train()
+    eager = Eager([classifier], replace(SETTINGS, model=model, precision=precision))
+    parameters, buffers = list(classifier.parameters()), list(classifier.buffers())
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        Shard(
+            torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator),
+            torch.randint(0, 10, (8,), generator=generator),
+            32 if model == "lenet" else 24,
+            0.5,
+        )
+        for _ in "12"
     )
-    expected, found = (train(settings, limit, monkeypatch) for limit in (0, 64))
-    assert len(expected) == len(found) > 20
-    for one, other in zip(expected, found, strict=True):
+    with Recorder([first.images, first.labels, *parameters, *buffers]) as recorder:
+        loss, num_correct, gradients = eager.compute(0, first)
+    replay = recorder.build_replay([loss, num_correct, *gradients])
+    assert replay is not None, recorder.obstacle
+    before = [buffer.clone() for buffer in buffers]
+    found = []
+    for compute in (
+        lambda: eager.compute(0, second),
+        lambda: replay(second.images, second.labels, *parameters, *buffers),
+    ):
+        loss, num_correct, *others = compute()
+        with torch.no_grad():
+            values = [loss, num_correct, *(others[0] if isinstance(others[0], list) else others), *buffers]
+        found.append([value.clone() for value in values if value is not None])
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+    assert len(found[0]) == len(found[1]) > 10
+    for one, other in zip(*found, strict=True):
         assert torch.equal(one, other) and one.dtype == other.dtype
 
 
@@ -62,7 +63,6 @@ def test_repeated_steps_have_the_same_bits(
 def test_kernels_give_what_torch_gives_and_the_same_bits_each_time(
     model: ModelName, smoothing: float, count: int
 ) -> None:
-    require_program("gcc")
     settings = replace(
         SETTINGS, model=model, precision="fp32", label_smoothing=smoothing, optimizer="sgd", batch_size=count
     )
@@ -113,20 +113,36 @@ def test_what_is_not_the_same_each_time_is_not_repeated(network: Callable[[Tenso
         assert repeated is not None and torch.equal(repeated, network(others))
 
 
-def test_a_step_that_cannot_be_repeated_is_computed_each_time() -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 10))
-    calls = []
+class Moody(nn.Module):
+    """Does something else from its second call on, as only Python knows."""
 
-    def compute(images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        calls.append(size)
-        loss = network(images.float()).sum()
-        loss.backward()
-        return loss.detach(), labels.sum()
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
+        self.head = nn.Linear(3072, 10)
 
-    repeater = Repeater(compute, network)
-    for _ in range(3):
-        repeater(torch.ones(2, 3, 32, 32), torch.ones(2), 32)
-    assert calls == [32, 32, 32]
+    def forward(self, images: Tensor, size: int) -> Tensor:
+        self.num_calls += 1
+        logits: Tensor = self.head(images.flatten(1).float() / 255)
+        return logits if self.num_calls == 1 else -logits
+
+
+@pytest.mark.parametrize("batch_size", [8, 100])
+def test_a_network_that_python_changes_is_not_repeated_wrongly(
+    batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(SETTINGS, precision="fp32", engine="compiled", batch_size=batch_size)
+    images = torch.randint(0, 256, (batch_size, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(batch_size) % 10
+    classifier = Moody()
+    compute_gradients = build_engine(classifier, settings)
+    losses = [compute_gradients(images, labels, 32)[0] for _ in range(4)]
+    with torch.no_grad():
+        logits = classifier.head(images.flatten(1).float() / 255)
+    for loss, expected in zip(losses, (logits, -logits, -logits, -logits), strict=True):
+        wanted = nn.functional.cross_entropy(expected, labels, label_smoothing=0.1)
+        assert torch.allclose(loss, wanted, rtol=1e-4)
+    assert any("does not do the same at each step" in message for message in caplog.messages)
 
 
 def test_writing_down_does_not_import_the_compiler() -> None:

@@ -1,10 +1,7 @@
-"""Kernels of our own: what torch gives, for whatever they take; torch's own for the rest; and how they are made."""
+"""Kernels for small steps: what torch gives, for whatever they take; torch's own for the rest."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,19 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_classifier.errors import SettingsError
-from image_classifier.training import kernels
-from image_classifier.training.kernels import load_kernels
+from image_classifier.kernels.library import load_kernels
+from image_classifier.training.determinism import get_instruction_set
 from image_classifier.training.small_steps import prepare_call
-from tests.conftest import require_program
 
 aten = torch.ops.aten
+KERNELS = load_kernels(get_instruction_set())
 RANDOM = torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_compiler() -> None:
-    require_program("gcc")
 
 
 def make(*shape: int, channels_last: bool = False) -> Tensor:
@@ -34,13 +25,14 @@ def make(*shape: int, channels_last: bool = False) -> Tensor:
 
 def compute(called: Any, *arguments: Any, **options: Any) -> Any:
     """Compute an operation by the kernels, which must take it, twice over memory that held something else."""
-    call = prepare_call(called, arguments, options)
+    call = prepare_call(KERNELS, called, arguments, options)
     assert call is not None, f"{called} stayed torch's"
     results = call.result if isinstance(call.result, tuple) else (call.result,)
-    for each in results if call.words else ():
+    for each in results if call.kernels else ():
         if each is not None:
             each.copy_(torch.full_like(each, 7))
-    load_kernels()((ctypes.c_int64 * len(call.words))(*call.words), len(call.words))
+    for each in call.kernels:
+        KERNELS.call(each.kernel, each.arguments)
     return call.result
 
 
@@ -117,7 +109,11 @@ def test_products_of_matrices(rows: int, depth: int, columns: int) -> None:
     compare(aten.mm.default, left, transposed)
     compare(aten.addmm.default, bias, left, transposed)
     compare(aten.addmm.default, bias, left, right)
-    assert prepare_call(aten.mm.default, (left.T.contiguous().T, transposed), {}) is None or rows == 1 or depth == 1
+    assert (
+        prepare_call(KERNELS, aten.mm.default, (left.T.contiguous().T, transposed), {}) is None
+        or rows == 1
+        or depth == 1
+    )
     compare(aten.sum.dim_IntList, left, [0], True)
 
 
@@ -134,6 +130,24 @@ def test_the_loss_and_its_gradient() -> None:
     compare(aten.eq.Tensor, logits.argmax(dim=1), labels)
     compare(aten.sum.default, torch.tensor([True, False, True]))
     compare(aten.ones_like.default, torch.tensor(3.0))
+
+
+def test_exponentials_and_logarithms_are_right_to_the_last_bit_but_one() -> None:
+    values = torch.cat([torch.linspace(-110, 89, 100_001), torch.tensor([0.0, -0.0, 1e-30, 88.72, -87.4, -104.0])])
+    gradient = torch.zeros(len(values) + 1).index_fill_(0, torch.tensor([0]), -1)
+    row = torch.cat([torch.zeros(1), values])
+    found = compute(aten._log_softmax_backward_data.default, gradient[None], row[None], 1, torch.float32)[0, 1:]
+    expected = values.double().exp()
+    spacing = torch.maximum(expected * 2.0**-23, torch.tensor(2.0**-149).double())
+    assert bool(((found.double() - expected).abs() <= spacing)[expected < 3e38].all())
+    for value in (float("nan"), float("-inf"), float("inf")):
+        row[1] = value
+        found = compute(aten._log_softmax_backward_data.default, gradient[None], row[None], 1, torch.float32)[0, 1]
+        assert torch.equal(found, torch.tensor(value).exp()) or (value != value and found.isnan())
+    for count in (*range(1, 300), 999, 65_537):
+        found = -compute(aten._log_softmax.default, torch.zeros(1, count), 1, False)[0, 0].double()
+        expected = torch.tensor(count).double().log()
+        assert abs(found - expected) <= expected * 2.0**-23
 
 
 def test_a_label_that_is_no_class_gives_no_number_and_reads_nothing_else() -> None:
@@ -169,48 +183,4 @@ def test_images_are_scaled_as_torch_scales_them() -> None:
     ],
 )
 def test_what_no_kernel_is_for_stays_torchs(called: Any, arguments: Any, options: Any) -> None:
-    assert prepare_call(called, arguments, options) is None
-
-
-@pytest.fixture
-def compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is loaded or cached yet; the folder of the cache."""
-    kernels._load_kernels.cache_clear()
-    monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "kernels"
-
-
-def test_kernels_are_compiled_once(compile_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_kernels()
-    kernels._load_kernels.cache_clear()
-    monkeypatch.setattr(kernels, "_compile", None)
-    load_kernels()
-
-
-def test_damaged_kernels_are_named(compile_anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_kernels()
-    (made,) = compile_anew.iterdir()
-    damaged = tmp_path / "other" / "kernels" / made.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(made.read_bytes()[:100])
-    monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "other"))
-    kernels._load_kernels.cache_clear()
-    with pytest.raises(SettingsError, match=f"^{damaged} cannot be loaded .*; remove it, or name a folder in IMAGE"):
-        load_kernels()
-
-
-def test_kernels_are_loaded_where_nothing_can_be_cached(compile_anew: Path) -> None:
-    compile_anew.parent.write_text("a file, in which no folder can be made")
-    load_kernels()
-
-
-def test_a_compiler_that_fails_is_named_with_its_reason(
-    compile_anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = tmp_path / "cc"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo broken 1 && exit\necho no disk >&2\nexit 1\n')
-    broken.chmod(0o755)
-    monkeypatch.setenv("CC", os.fspath(broken))
-    with pytest.raises(SettingsError, match=f"^{broken} failed: no disk$"):
-        load_kernels()
-    assert not compile_anew.exists()
+    assert prepare_call(KERNELS, called, arguments, options) is None

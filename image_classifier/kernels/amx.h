@@ -1,9 +1,7 @@
-/* The gradient of a convolution's weights by AMX: 16 rows times 16 columns of 32 numbers of 16 bits, summed in floats.
+/* The gradient of a convolution's filters by AMX: 16 rows times 16 columns of 32 numbers of 16 bits, summed in floats.
  *
  * Images and gradients are laid on planes with zeros right of and below each image, so that each tap of the convolution
  * is a distance between pixels. Tiles hold pixels in pairs; for odd distances the images are paired a second way. */
-#include <immintrin.h>
-
 enum {
     WORDS = 256,       /* of 32 bits in a tile */
     MOST_PIXELS = 288, /* of planes at a time: their tiles stay in a core's first cache */
@@ -16,14 +14,13 @@ typedef struct {
     uint8_t rows[16];
 } tile_shapes;
 
-/* How a thread goes about it: how much at a time, and where in its memory what stands, in bytes. */
+/* How it goes about it: how much at a time, and where in its memory what stands, in bytes. */
 typedef struct {
     int64_t images, tiles, before, pairs, blocks, outputs;
     size_t pairs_at[2], gradients_at, pixels_at, gradient_pixels_at, zeros_at, end;
 } tile_plan;
 
-static tile_plan plan_tiles(int64_t height, int64_t width, int64_t channels, int64_t outputs, int64_t taps,
-                            int64_t threads) {
+static tile_plan plan_tiles(int64_t height, int64_t width, int64_t channels, int64_t outputs, int64_t taps) {
     tile_plan plan;
     const int64_t pad = taps / 2, plane = (height + pad) * (width + pad);
     plan.images = plane < MOST_PIXELS ? MOST_PIXELS / plane : 1;
@@ -31,7 +28,7 @@ static tile_plan plan_tiles(int64_t height, int64_t width, int64_t channels, int
     plan.before = pad * (width + pad) + pad; /* zeros above the first image and left of it */
     plan.pairs = plan.tiles * 16 + plan.before;
     plan.blocks = (channels < MOST_CHANNELS ? channels + 31 : MOST_CHANNELS) / 32 * 2; /* of 16 channels */
-    plan.outputs = (outputs / 32 + threads - 1) / threads;                             /* 32s of them */
+    plan.outputs = outputs / AMX_OUTPUTS;
     const size_t paired = (size_t)(plan.blocks * plan.pairs * 64);
     plan.pairs_at[0] = (size_t)(plan.outputs * taps * taps * plan.blocks) * 2 * WORDS * 4; /* after the sums */
     plan.pairs_at[1] = plan.pairs_at[0] + paired;
@@ -126,67 +123,56 @@ INLINE void multiply_tiles(float *sums, const uint32_t *left, int64_t left_step,
     _tile_stored(3, sums + 3 * WORDS, 64);
 }
 
-/* Stride 1, an odd number of taps K in each direction, images as large as their gradients.
- * 0 out [threads over images, O, K, K, C] (floats), or, without memory, where to write how many bytes a thread needs;
- * 1 gradients [N, H, W, O], 2 images [N, H, W, C], 3 memory or 0, 4 N, 5 H, 6 W, 7 C, 8 O (a multiple of 32), 9 K,
- * 10 threads over outputs, 11 threads over images */
-static void correlate_bf16(const int64_t *a) {
-    const int64_t number = a[4], height = a[5], width = a[6], channels = a[7], outputs = a[8], taps = a[9];
-    const int64_t over_outputs = a[10], threads = over_outputs * a[11], pad = taps / 2;
-    const tile_plan plan = plan_tiles(height, width, channels, outputs, taps, over_outputs);
-    if (!a[3]) {
-        *(int64_t *)a[0] = (int64_t)plan.end;
-        return;
-    }
-#pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (int64_t t = 0; t < threads; t++) {
-        const int64_t first_output = t % over_outputs * (outputs / 32) / over_outputs * 32;
-        const int64_t end_output = (t % over_outputs + 1) * (outputs / 32) / over_outputs * 32;
-        const int64_t first_image = t / over_outputs * number / a[11], end = (t / over_outputs + 1) * number / a[11];
-        char *memory = (char *)a[3] + t * (int64_t)plan.end;
-        float *sums = (float *)memory, *out = (float *)a[0] + t / over_outputs * outputs * taps * taps * channels;
-        uint32_t *pairs[2] = {(uint32_t *)(memory + plan.pairs_at[0]), (uint32_t *)(memory + plan.pairs_at[1])};
-        uint32_t *gradients = (uint32_t *)(memory + plan.gradients_at);
-        const bf16 **pixels = (const bf16 **)(memory + plan.pixels_at);
-        const bf16 **gradient_pixels = (const bf16 **)(memory + plan.gradient_pixels_at);
-        const bf16 *zeros = (const bf16 *)(memory + plan.zeros_at);
-        tile_shapes shapes = {.palette = 1}, others;
-        for (int i = 0; i < 8; i++) shapes.row_bytes[i] = 64, shapes.rows[i] = 16;
-        _tile_storeconfig(&others);
-        _tile_loadconfig(&shapes);
-        memset(memory + plan.zeros_at, 0, plan.end - plan.zeros_at);
-        for (int64_t first = 0; first < channels; first += MOST_CHANNELS) {
-            const int64_t some = channels - first < MOST_CHANNELS ? channels - first : MOST_CHANNELS;
-            memset(memory, 0, plan.gradients_at);
-            for (int64_t n = first_image; n < end; n += plan.images) {
-                const int64_t now = end - n < plan.images ? end - n : plan.images, at = n * height * width;
-                find_pixels(pixels, 2 * plan.pairs + 1, plan.before, (const bf16 *)a[2] + at * channels, now, height,
-                            width, channels, pad, zeros);
-                find_pixels(gradient_pixels, plan.tiles * 32, 0, (const bf16 *)a[1] + at * outputs, now, height, width,
-                            outputs, pad, zeros);
-                pack_images(pairs[0], pairs[1], pixels, plan.pairs, first, some);
-                for (int64_t o = first_output; o < end_output; o += 16)
-                    pack_gradients(gradients + (o - first_output) / 16 * plan.tiles * WORDS, gradient_pixels,
-                                   plan.tiles, o);
-                float *to = sums;
-                for (int64_t o = 0; o < end_output - first_output; o += 32)
-                    for (int64_t c = 0; c < some; c += 32)
-                        for (int64_t tap = 0; tap < taps * taps; tap++, to += 4 * WORDS) {
-                            const int64_t distance = tap / taps * (width + pad) + tap % taps;
-                            multiply_tiles(to, gradients + o / 16 * plan.tiles * WORDS, plan.tiles * WORDS,
-                                           pairs[distance % 2] + (c / 16 * plan.pairs + distance / 2) * 16,
-                                           plan.pairs * 16, plan.tiles);
-                        }
-            }
-            const float *from = sums;
-            for (int64_t o = first_output; o < end_output; o += 32)
-                for (int64_t c = first; c < first + some; c += 32)
-                    for (int64_t tap = 0; tap < taps * taps; tap++, from += 4 * WORDS)
-                        for (int64_t i = 0; i < 32; i++)
-                            for (int64_t j = 0; j < 32 && c + j < channels; j++)
-                                out[((o + i) * taps * taps + tap) * channels + c + j] =
-                                    from[(i / 16 * 2 + j / 16) * WORDS + i % 16 * 16 + j % 16];
+int64_t amx_filter_gradient_scratch_bf16(const struct amx_filter_gradient *a) {
+    return (int64_t)plan_tiles(a->height, a->width, a->channels, a->outputs, a->taps).end;
+}
+
+void amx_filter_gradient_bf16(const struct amx_filter_gradient *a) {
+    const int64_t number = a->num_images, height = a->height, width = a->width, channels = a->channels;
+    const int64_t outputs = a->outputs, taps = a->taps, pad = taps / 2;
+    const tile_plan plan = plan_tiles(height, width, channels, outputs, taps);
+    char *memory = a->scratch;
+    float *sums = (float *)memory, *out = a->out;
+    uint32_t *pairs[2] = {(uint32_t *)(memory + plan.pairs_at[0]), (uint32_t *)(memory + plan.pairs_at[1])};
+    uint32_t *gradients = (uint32_t *)(memory + plan.gradients_at);
+    const bf16 **pixels = (const bf16 **)(memory + plan.pixels_at);
+    const bf16 **gradient_pixels = (const bf16 **)(memory + plan.gradient_pixels_at);
+    const bf16 *zeros = (const bf16 *)(memory + plan.zeros_at);
+    tile_shapes shapes = {.palette = 1}, others;
+    for (int i = 0; i < 8; i++) shapes.row_bytes[i] = 64, shapes.rows[i] = 16;
+    _tile_storeconfig(&others);
+    _tile_loadconfig(&shapes);
+    memset(memory + plan.zeros_at, 0, plan.end - plan.zeros_at);
+    for (int64_t first = 0; first < channels; first += MOST_CHANNELS) {
+        const int64_t some = channels - first < MOST_CHANNELS ? channels - first : MOST_CHANNELS;
+        memset(memory, 0, plan.gradients_at);
+        for (int64_t n = 0; n < number; n += plan.images) {
+            const int64_t now = number - n < plan.images ? number - n : plan.images, at = n * height * width;
+            find_pixels(pixels, 2 * plan.pairs + 1, plan.before, (const bf16 *)a->images + at * channels, now, height,
+                        width, channels, pad, zeros);
+            find_pixels(gradient_pixels, plan.tiles * 32, 0, (const bf16 *)a->gradient + at * outputs, now, height, width,
+                        outputs, pad, zeros);
+            pack_images(pairs[0], pairs[1], pixels, plan.pairs, first, some);
+            for (int64_t o = 0; o < outputs; o += 16)
+                pack_gradients(gradients + o / 16 * plan.tiles * WORDS, gradient_pixels, plan.tiles, o);
+            float *to = sums;
+            for (int64_t o = 0; o < outputs; o += 32)
+                for (int64_t c = 0; c < some; c += 32)
+                    for (int64_t tap = 0; tap < taps * taps; tap++, to += 4 * WORDS) {
+                        const int64_t distance = tap / taps * (width + pad) + tap % taps;
+                        multiply_tiles(to, gradients + o / 16 * plan.tiles * WORDS, plan.tiles * WORDS,
+                                       pairs[distance % 2] + (c / 16 * plan.pairs + distance / 2) * 16,
+                                       plan.pairs * 16, plan.tiles);
+                    }
         }
-        _tile_loadconfig(&others);
+        const float *from = sums;
+        for (int64_t o = 0; o < outputs; o += 32)
+            for (int64_t c = first; c < first + some; c += 32)
+                for (int64_t tap = 0; tap < taps * taps; tap++, from += 4 * WORDS)
+                    for (int64_t i = 0; i < 32; i++)
+                        for (int64_t j = 0; j < 32 && c + j < channels; j++)
+                            out[((o + i) * taps * taps + tap) * channels + c + j] =
+                                from[(i / 16 * 2 + j / 16) * WORDS + i % 16 * 16 + j % 16];
     }
+    _tile_loadconfig(&others);
 }

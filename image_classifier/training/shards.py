@@ -1,0 +1,168 @@
+"""Shards: the unit of a step.
+
+A batch is cut into a fixed number of parts. Each is computed by itself, by one thread, and what the parts give is added
+in one binary tree over their numbers. So neither the number of threads or processes nor their speed can change a bit.
+
+Batch norm is over each shard alone, which needs no exchange within a step (ghost batch norm; Hoffer, Hubara, Soudry:
+Train longer, generalize better, 2017).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from image_classifier.training.ranks import Ranks
+from image_classifier.training.threads import Threads
+from image_classifier.training.tree import compute_node, find_nodes, find_root
+
+ShardResult = tuple[Tensor, Tensor, Sequence[Tensor | None]]
+"""The mean loss float32 [], the number of images classified rightly int64 [], and the shard's part of the gradient of
+each parameter; None for one that is not trained."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a batch.
+
+    Attributes:
+        images: uint8 [B, 3, 32, 32].
+        labels: int64 [B].
+        size: side in pixels that the images are scaled to.
+        part: of the whole batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    size: int
+    part: float
+
+
+class Engine(Protocol):
+    """Computes shards, each with a copy of the network that has parameters in common with the others."""
+
+    def prepare(self, shards: Sequence[Shard], threads: Threads) -> None:
+        """Compute what the shards of a step have in common."""
+
+    def compute(self, replica: int, shard: Shard) -> ShardResult:
+        """Compute a shard with the copy of this number; several threads do so at a time, each with another copy."""
+        ...
+
+
+class Shards:
+    """Computes the gradients of a batch, shard by shard.
+
+    Args:
+        classifier: what is trained.
+        replicas: of it, which share its parameters and have buffers of their own; as many as a batch of `batch_size`
+            images has shards, a smaller one has fewer of the same size.
+        ranks: the processes that compute a part of the shards each.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        replicas: Sequence[nn.Module],
+        engine: Engine,
+        batch_size: int,
+        threads: Threads,
+        ranks: Ranks,
+    ) -> None:
+        self._parameters = list(classifier.parameters())
+        self._buffers = list_buffers(classifier)
+        self._own_buffers = [list_buffers(replica) for replica in replicas]
+        self._engine = engine
+        self._shard_size = -(-batch_size // len(replicas))
+        self._threads = threads
+        self._ranks = ranks
+
+    def __call__(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Leave the gradients in the parameters; return the mean loss and the number of images classified rightly."""
+        shards = [
+            Shard(its_images, its_labels, size, len(its_labels) / len(labels))
+            for its_images, its_labels in zip(
+                torch.split(images, self._shard_size), torch.split(labels, self._shard_size), strict=True
+            )
+        ]
+        ends = [rank * len(shards) // self._ranks.size for rank in range(self._ranks.size + 1)]
+        mine = shards[ends[self._ranks.rank] : ends[self._ranks.rank + 1]]
+        self._engine.prepare(mine, self._threads)
+        values = list(self._threads.map(lambda number: self._compute(number, mine[number]), range(len(mine))))
+        loss, num_correct, *others = self._add(values, ends)
+        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
+        for parameter in self._parameters:
+            parameter.grad = None
+        for parameter, gradient in zip(trained, others, strict=False):
+            parameter.grad = gradient
+        for buffer, change in zip(self._buffers, others[len(trained) :], strict=True):
+            if buffer.is_floating_point():
+                buffer.add_(change)
+            else:
+                buffer.copy_(change)
+        return loss, num_correct
+
+    def _compute(self, number: int, shard: Shard) -> list[Tensor]:
+        """Compute what is added up over shards: loss, hits, gradients, and how the buffers change."""
+        buffers = self._own_buffers[number]
+        for buffer, own in zip(self._buffers, buffers, strict=True):
+            own.copy_(buffer)
+        loss, num_correct, gradients = self._engine.compute(number, shard)
+        changes = [
+            (own - buffer) * shard.part if own.is_floating_point() else own.clone()
+            for buffer, own in zip(self._buffers, buffers, strict=True)
+        ]
+        loss = loss * shard.part if shard.part < 1 else loss
+        return [loss, num_correct, *(each for each in gradients if each is not None), *changes]
+
+    def _add(self, values: Sequence[Sequence[Tensor]], ends: Sequence[int]) -> Sequence[Tensor]:
+        """Add each number over all shards of all ranks.
+
+        Args:
+            values: of this rank's shards.
+            ends: the first shard of each rank, and their number.
+        """
+        num_shards, rank = ends[-1], self._ranks.rank
+        if num_shards == self._ranks.size == 1:
+            return values[0]
+        nodes = [find_nodes(begin, end, num_shards) for begin, end in pairwise(ends)]
+        like = [torch.empty(()), torch.empty((), dtype=torch.int64)]
+        like += [parameter.detach() for parameter in self._parameters if parameter.requires_grad]
+        adds = [torch.add] * len(like) + [
+            torch.add if buffer.is_floating_point() else take_first for buffer in self._buffers
+        ]
+        like += self._buffers
+
+        def add_mine(position: int) -> list[Tensor]:
+            known = {(0, ends[rank] + number): each[position] for number, each in enumerate(values)}
+            return [compute_node(node, known, num_shards, adds[position]) for node in nodes[rank]]
+
+        sums = list(self._threads.map(add_mine, range(len(like))))
+        mine = {node: [each[number] for each in sums] for number, node in enumerate(nodes[rank])}
+        everybodys = self._ranks.exchange(mine, nodes, like)
+
+        def add_all(position: int) -> Tensor:
+            known = {node: each[position] for node, each in everybodys.items()}
+            return compute_node(find_root(num_shards), known, num_shards, adds[position])
+
+        return list(self._threads.map(add_all, range(len(like))))
+
+
+def take_first(one: Tensor, other: Tensor) -> Tensor:
+    """Take the place of a sum of what is the same in each shard."""
+    return one
+
+
+def list_buffers(classifier: nn.Module) -> list[Tensor]:
+    """List the buffers that may change: all but the classifier's own, which are constants."""
+    return [buffer for child in classifier.children() for buffer in child.buffers()]
+
+
+def share_parameters(classifier: nn.Module) -> nn.Module:
+    """Copy all of a module but its parameters."""
+    return copy.deepcopy(classifier, {id(parameter): parameter for parameter in classifier.parameters()})
