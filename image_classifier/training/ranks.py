@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,8 @@ TIMEOUT_S = 60
 """Longest time that a rank waits for what the others send."""
 GRACE_S = 1
 """Time within which those that are left say that they are."""
+ANSWER_S = 5
+"""Longest time that the store takes to answer."""
 
 Value = TypeVar("Value")
 
@@ -104,24 +108,38 @@ class GroupedRanks(Ranks):
         self._stopping = False
 
     def is_first_to_fail(self) -> bool:
+        return self._ask(lambda: self._store.add("failures", 1) == 1, otherwise=True)
+
+    def _ask(self, question: Callable[[], Value], otherwise: Value) -> Value:
+        """Ask the store, which may be lost, too: then nobody answers, perhaps for many minutes."""
+        answers = SimpleQueue[Value]()
+
+        def ask() -> None:
+            try:
+                answers.put(question())
+            except RuntimeError:
+                answers.put(otherwise)
+
+        Thread(target=ask, daemon=True).start()
         try:
-            return self._store.add("failures", 1) == 1
-        except RuntimeError:  # the store, too, was lost
-            return True
+            return answers.get(timeout=GRACE_S + ANSWER_S)
+        except Empty:
+            return otherwise
+
+    def _find_lost(self) -> list[int]:
+        """Find the processes that do not come forward in time."""
+        self._store.set(f"present-{self.rank}", "")
+        time.sleep(GRACE_S)
+        return [rank for rank in range(self.size) if not self._store.check([f"present-{rank}"])]
 
     @contextmanager
     def _naming_the_lost(self) -> Iterator[None]:
-        """Say which processes were lost, where an exchange fails: those that do not come forward in time."""
+        """Say which processes were lost, where an exchange fails."""
         try:
             yield
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            try:
-                self._store.set(f"present-{self.rank}", "")
-                time.sleep(GRACE_S)
-                lost = [rank for rank in range(self.size) if not self._store.check([f"present-{rank}"])]
-            except RuntimeError:  # the store, too, was lost
-                lost = []
+            lost = self._ask(self._find_lost, otherwise=list[int]())
             who = f"rank {', '.join(map(str, lost))}" if lost else "the connection to the others"
             raise RankError(f"{who} was lost ({reason}); --resume goes on, with any number of processes") from error
 
