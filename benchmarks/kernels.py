@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, get_args
 
 import torch
@@ -32,6 +33,8 @@ from image_classifier.training.optimizer import build_optimizer
 DOCUMENT = PROJECT / "benchmarks" / "README.md"
 WARM_UP = 4
 """Steps in which operations are written down, compared with autograd, and repeated the first times."""
+LENGTH = 1_000_000
+"""Steps of the whole training, so that none of those measured is one from which on a part of the network is frozen."""
 
 CASES = {
     "notebook": ("notebook", 4, 32, 500),
@@ -76,10 +79,8 @@ def measure_case(case: str, instruction_set: InstructionSet, rounds: int) -> dic
     def begin() -> Iterator[float]:
         mean, std = settings.input_mean, settings.input_std
         classifier = build_classifier(settings.model, 10, input_mean=mean, input_std=std, seed=0, image_size=size)
-        count = WARM_UP + rounds * num_steps
-        steps = train(
-            classifier, (batch for _ in range(count)), build_optimizer(classifier, settings), settings, num_steps=count
-        )
+        optimizer = build_optimizer(classifier, settings)
+        steps = train(classifier, repeat(batch), optimizer, settings, num_steps=LENGTH)
         return (step.seconds for step in steps)
 
     table: dict[Any, Any] = small_steps.PREPARE if settings.batch_size <= SMALL_BATCH else large_steps.COMPUTE

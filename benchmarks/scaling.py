@@ -123,8 +123,10 @@ def make_hosts() -> Iterator[None]:
 def build_host_command(host: str, dataset_folder: Path, experiments: Path) -> list[str]:
     """Build the command that trains `quick` on one of the hosts, in a process of one thread."""
     first = next(iter(HOSTS.values()))
-    command = f"ip netns exec {host} {sys.executable} -m torch.distributed.run --nnodes 2 --nproc_per_node 1"
+    command = f"ip netns exec {host} env GLOO_SOCKET_IFNAME=wire {sys.executable} -m torch.distributed.run"
+    command += " --nnodes 2 --nproc_per_node 1"
     command += f" --rdzv_backend c10d --rdzv_id scaling --rdzv_endpoint {first}:29400 --local_addr {HOSTS[host]}"
+    command += f" --rdzv_conf is_host={int(HOSTS[host] == first)}"
     command += f" -m image_classifier.main --experiments_folder {experiments} --experiment_name scaling --run_name run"
     return f"{command} --recipe quick --num_threads 1 --dataset_folder {dataset_folder}".split()
 
@@ -137,21 +139,22 @@ def measure_hosts(dataset_folder: Path, runs: int) -> dict[str, Any]:
         beside = measure_training(dataset_folder, ["--num_threads", "1"], torchrun)
         with make_hosts(), tempfile.TemporaryDirectory() as scratch:
             commands = [build_host_command(host, dataset_folder, Path(scratch)) for host in HOSTS]
-            started = [subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL) for command in commands]
-            if any(process.wait() for process in started):
-                sys.exit("a host's training failed")
+            started = [subprocess.Popen(each, cwd=PROJECT, stderr=subprocess.PIPE, text=True) for each in commands]
+            said = [process.communicate()[1] for process in started]
+            if any(process.returncode for process in started):
+                sys.exit("\n".join(said))
             apart = read_seconds(Path(scratch))
         ratios.append(apart / beside)
         print(f"two processes {beside:.1f} s, on two hosts {apart:.1f} s, {ratios[-1]:.2f}", flush=True)
     with make_hosts(), tempfile.TemporaryDirectory() as scratch:
         commands = [build_host_command(host, dataset_folder, Path(scratch)) for host in HOSTS]
-        cut = [subprocess.Popen(each, cwd=PROJECT, stderr=subprocess.PIPE, text=True) for each in commands]
+        started = [subprocess.Popen(each, cwd=PROJECT, stderr=subprocess.PIPE, text=True) for each in commands]
         chain = Path(scratch) / "scaling" / "run" / "digests.jsonl"
         while not chain.exists() or not chain.read_text():
             time.sleep(0.1)
         subprocess.run(["ip", "-n", next(iter(HOSTS)), "link", "set", "wire", "down"], check=True)
         cut_off = time.perf_counter()
-        said = [process.communicate()[1] for process in cut]
+        said = [process.communicate()[1] for process in started]
         seconds = time.perf_counter() - cut_off
     lines = [line for text in said for line in text.splitlines() if line.startswith("error: ")]
     print(f"ended {seconds:.0f} s after one was cut off: {lines}", flush=True)
