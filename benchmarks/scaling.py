@@ -154,11 +154,18 @@ def measure_hosts(dataset_folder: Path, runs: int) -> dict[str, Any]:
             time.sleep(0.1)
         subprocess.run(["ip", "-n", next(iter(HOSTS)), "link", "set", "wire", "down"], check=True)
         cut_off = time.perf_counter()
-        said = [process.communicate()[1] for process in started]
+        lines = [read_error(process) for process in started]
         seconds = time.perf_counter() - cut_off
-    lines = [line for text in said for line in text.splitlines() if line.startswith("error: ")]
+        for process in started:  # torchrun itself waits for minutes where its own store was on the other host
+            process.kill()
     print(f"ended {seconds:.0f} s after one was cut off: {lines}", flush=True)
     return {"ratio": summarize(ratios), "seconds_after_cut": round(seconds, 1), "said": lines}
+
+
+def read_error(process: subprocess.Popen[str]) -> str:
+    """Wait for the line with which a training ends."""
+    assert process.stderr is not None
+    return next(line.strip() for line in process.stderr if line.startswith("error: "))
 
 
 def compute_many(epoch_seconds: float) -> dict[str, Any]:
