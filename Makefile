@@ -74,7 +74,6 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines
 	python -m benchmarks.kernels
-	python -m benchmarks.scaling --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe quick --recipe small --recipe notebook
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe best --num_seeds 3
 	python -m benchmarks.capped --dataset_folder $(DATASET_FOLDER)

@@ -153,7 +153,8 @@ def main() -> None:
         print(case, json.dumps(result["cases"][case]), flush=True)
     name = "kernels" if cap == "native" else f"kernels_{cap}"
     save_result(name, result)
-    write_table(DOCUMENT, name, build_table(load_result(name)))
+    if cap == "native":
+        write_table(DOCUMENT, name, build_table(load_result(name)))
 
 
 if __name__ == "__main__":

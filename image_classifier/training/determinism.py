@@ -127,7 +127,7 @@ def resolve_settings(settings: TrainingSettings) -> TrainingSettings:
     """Replace every `auto` by what this machine has, so that the record says what was really used.
 
     Raises:
-        SettingsError: the device, the instruction set or the compiler that was asked for is not there.
+        SettingsError: the device, the instruction set or the kernels that were asked for are not there.
     """
     resolved, lacks = resolve_nearest_settings(settings)
     for lack in lacks:
