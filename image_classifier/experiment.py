@@ -341,7 +341,7 @@ def build_initial_classifier(
         image_size=training.image_sizes[-1],
     )
     if pretrained is None:
-        classifier.initialize_from(torch.from_numpy(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]]))
+        classifier.initialize_from(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]])
     else:
         classifier.load_state_dict(pretrained.classifier.state_dict())
     return classifier.to(training.device)

@@ -1,4 +1,4 @@
-"""Random numbers, order and augmentation as pure functions of (seed, epoch, image).
+"""Order and augmentation as pure functions of (seed, epoch, image).
 
 Nothing here has a state: what happens to an image in an epoch does not depend on the batch that it is in, on the
 thread that prepares it, or on where a run was interrupted.
@@ -13,9 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-GOLDEN_RATIO = 0x9E3779B97F4A7C15
-ORDER, FLIP, SHIFT_Y, SHIFT_X, CUTOUT_Y, CUTOUT_X, SPLIT = range(7)
-"""What a random number is for; each use has a stream of its own."""
+from image_classifier.randomness import CUTOUT_X, CUTOUT_Y, FLIP, ORDER, SHIFT_X, SHIFT_Y, SPLIT, draw_bits
 
 GREY = 128
 
@@ -27,23 +25,6 @@ class Augmentation:
     flip: Literal["none", "random", "alternating"] = "none"
     translate: int = 0
     cutout: int = 0
-
-
-def draw_bits(seed: int, epoch: int, stream: int, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Draw 64 random bits for each index, as a function of the arguments alone.
-
-    SplitMix64 in counter mode (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
-    """
-    key = np.array([seed], dtype=np.uint64)
-    for part in (epoch, stream):
-        key = _mix(key ^ np.uint64((part + 1) * GOLDEN_RATIO % 2**64))
-    return _mix(key + (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN_RATIO))
-
-
-def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
 
 
 def compute_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from image_classifier.model.initialization import compute_deviation, compute_patch_moments, decompose
 
 KERNEL_SIZE = 2
 NUM_WHITENED = 2 * 3 * KERNEL_SIZE**2
-NUM_UNFOLDED = 250
 EIGENVALUE_FLOOR = 5e-4  # Jordan's; keeps patches that hardly vary from being blown up
 PART_WITH_BIAS = 3 / 8  # Jordan's: 3 of 8 epochs
 
@@ -31,26 +36,44 @@ class Airbench(nn.Module):
         self.group2 = ConvGroup(widths[0], widths[1])
         self.group3 = ConvGroup(widths[1], widths[2])
         self.head = nn.Linear(widths[2], num_classes, bias=False)
-        if not self.head.weight.is_meta:  # that device has shapes alone, and to compute there imports torch's compiler
-            with torch.no_grad():
-                self.head.weight /= self.head.weight.std()
 
-    def initialize_from(self, images: Tensor) -> None:
-        """Set the first convolution so that it whitens the 2x2 patches of scaled images [N, 3, H, W].
+    @torch.no_grad()
+    def arrange_weights(self) -> None:
+        """Make of weights that were drawn those that training begins with: the first filters of each convolution pass
+        their channel through, and the head's have a standard deviation of 1."""
+        for group in (self.group1, self.group2, self.group3):
+            for convolution in (group.conv1, group.conv2):
+                nn.init.dirac_(convolution.weight[: convolution.in_channels])
+        deviation = np.float32(compute_deviation(self.head.weight))
+        self.head.weight.copy_(torch.from_numpy(self.head.weight.numpy() / deviation))
+
+    @torch.no_grad()
+    def initialize_from(self, images: NDArray[np.uint8], mean: Tensor, std: Tensor) -> None:
+        """Set the first convolution so that it whitens the 2x2 patches of images [N, 3, H, W] that are scaled with
+        these [3].
 
         Its filters are the eigenvectors of the patches' covariance over the square root of their eigenvalues, and
         their negatives, so that a rectifier after them loses nothing.
         """
-        moments = torch.zeros(NUM_WHITENED // 2, NUM_WHITENED // 2, device=images.device)
-        num_patches = 0
-        for part in torch.split(images, NUM_UNFOLDED):  # all at once would be 0.2 GB of patches, twice
-            patches = F.unfold(part, KERNEL_SIZE).transpose(0, 1).flatten(1)
-            moments += patches @ patches.T
-            num_patches += patches.shape[1]
-        eigenvalues, eigenvectors = torch.linalg.eigh(moments / num_patches)
-        filters = (eigenvectors / (eigenvalues + EIGENVALUE_FLOOR).sqrt()).T.reshape(-1, 3, KERNEL_SIZE, KERNEL_SIZE)
-        with torch.no_grad():
-            self.whiten.weight.copy_(torch.cat([filters, -filters]))
+        sums, num_patches = compute_patch_moments(images, KERNEL_SIZE)
+        means, stds = (values.double().repeat_interleave(KERNEL_SIZE**2).tolist() for values in (mean, std))
+        size = len(means)
+        of_products, of_values = (sums / num_patches).tolist(), (sums[-1] / num_patches).tolist()
+        covariance = [
+            [
+                (of_products[i][j] - means[i] * of_values[j] - means[j] * of_values[i] + means[i] * means[j])
+                / (stds[i] * stds[j])
+                for j in range(size)
+            ]
+            for i in range(size)
+        ]
+        eigenvalues, eigenvectors = decompose(covariance)
+        rows = [
+            [number / math.sqrt(value + EIGENVALUE_FLOOR) for number in vector]
+            for value, vector in zip(eigenvalues, eigenvectors, strict=True)
+        ]
+        filters = torch.tensor(rows, dtype=torch.float64).float().reshape(-1, 3, KERNEL_SIZE, KERNEL_SIZE)
+        self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
     def begin_step(self, progress: float) -> None:
         """Stop training the first convolution's bias when that part of the run, from 0 to 1, is over."""
@@ -81,10 +104,8 @@ class ConvGroup(nn.Module):
 
 
 def build_convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Build a 3x3 convolution whose first filters pass their channel through, as far as there are channels."""
-    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    nn.init.dirac_(convolution.weight.data[:in_channels])
-    return convolution
+    """Build a 3x3 convolution."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
 
 
 def build_norm(num_channels: int) -> nn.BatchNorm2d:

@@ -15,6 +15,7 @@ from torch import nn
 from image_classifier.errors import ModelError
 from image_classifier.model.airbench import Airbench
 from image_classifier.model.classifier import Classifier
+from image_classifier.model.initialization import draw_weights
 from image_classifier.model.lenet import LeNet
 from image_classifier.model.resnet import ResNet
 
@@ -44,6 +45,9 @@ def build_classifier(
     if name not in NETWORKS:
         raise ModelError(f"no network is called {name!r}; the catalogue has {', '.join(NETWORKS)}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         network = NETWORKS[name](num_classes)
+    if not next(network.parameters()).is_meta:  # which has shapes alone
+        draw_weights(network, seed)
+        if isinstance(network, Airbench):
+            network.arrange_weights()
     return Classifier(network, input_mean, input_std, image_size).to(memory_format=torch.channels_last)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from image_classifier.model.airbench import Airbench
@@ -31,14 +33,13 @@ class Classifier(nn.Module):
         self.network = network
         self.image_size = image_size
         for name, values in (("input_mean", input_mean), ("input_std", input_std)):
-            self.register_buffer(
-                name, torch.tensor(values, dtype=torch.float32, device="cpu").mul(255).reshape(1, 3, 1, 1)
-            )
+            in_pixels = np.asarray(values, dtype=np.float32) * np.float32(255)
+            self.register_buffer(name, torch.from_numpy(in_pixels).reshape(1, 3, 1, 1))
 
-    def initialize_from(self, images: Tensor) -> None:
+    def initialize_from(self, images: NDArray[np.uint8]) -> None:
         """Let a network that has weights to compute from training images do so; uint8 [N, 3, 32, 32]."""
         if isinstance(self.network, Airbench):
-            self.network.initialize_from(self.scale(images, images.shape[-1]))
+            self.network.initialize_from(images, self.input_mean.flatten(), self.input_std.flatten())
 
     def begin_step(self, progress: float) -> None:
         """Let a network that trains parts of it for a part of the run only know how much is over, from 0 to 1."""

@@ -14,8 +14,8 @@ from image_classifier.data.augment import (
     augment_images,
     compute_order,
     compute_validation_split,
-    draw_bits,
 )
+from image_classifier.randomness import draw_bits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
 ALL = np.arange(len(IMAGES))

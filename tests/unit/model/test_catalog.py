@@ -78,7 +78,7 @@ def test_airbench_whitens_patches() -> None:
     classifier = build("airbench")
     network = classifier.network
     assert isinstance(network, Airbench)
-    classifier.initialize_from(images)
+    classifier.initialize_from(images.numpy())
     weight = network.whiten.weight
     answers = torch.nn.functional.conv2d(classifier.scale(images, 32), weight).transpose(0, 1).flatten(1)
     moments = answers[:12] @ answers[:12].T / answers.shape[1]
@@ -99,7 +99,7 @@ def test_airbench_repeats_the_right_and_lower_edge_of_images() -> None:
 def test_networks_without_whitening_leave_their_weights_as_drawn() -> None:
     classifier = build("resnet")
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    classifier.initialize_from(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    classifier.initialize_from(np.zeros((2, 3, 32, 32), dtype=np.uint8))
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
 
 
