@@ -83,7 +83,7 @@ def measure_case(case: str, instruction_set: InstructionSet, rounds: int) -> dic
         steps = train(classifier, repeat(batch), optimizer, settings, num_steps=LENGTH)
         return (step.seconds for step in steps)
 
-    table: dict[Any, Any] = small_steps.PREPARE if settings.batch_size <= SMALL_BATCH else large_steps.COMPUTE
+    table: dict[Any, Any] = small_steps.COMPUTE if settings.batch_size <= SMALL_BATCH else large_steps.COMPUTE
     variants: dict[str, Iterator[float]] = {}
     for name, operations in {"all": (), **FAMILIES}.items():
         removed = {key: value for key, value in table.items() if str(key).removeprefix("aten.") in operations}

@@ -69,14 +69,19 @@ def measure_command(command: Sequence[str | Path], **environment: str) -> Measur
 
 
 def measure_recipe(
-    recipe: str, seed: int, dataset_folder: Path, instruction_set: str = "native", options: Sequence[str] = ()
+    recipe: str,
+    seed: int,
+    dataset_folder: Path,
+    instruction_set: str = "native",
+    options: Sequence[str] = (),
+    **environment: str,
 ) -> dict[str, Any]:
     """Train a recipe by its command, with more options; return accuracy, time, memory and digests."""
     with tempfile.TemporaryDirectory() as scratch:
         names = f"--experiments_folder {scratch} --experiment_name recipes --run_name run".split()
         command = [sys.executable, "-m", "image_classifier.main", *names, "--instruction_set", instruction_set]
         chosen = ["--recipe", recipe, "--seed", str(seed), "--dataset_folder", str(dataset_folder)]
-        measurement = measure_command([*command, *chosen, *options])
+        measurement = measure_command([*command, *chosen, *options], **environment)
         folder = Path(scratch) / "recipes" / "run"
         evaluation, record, manifest = (
             json.loads((folder / name).read_text()) for name in ("evaluation.json", "run.json", "manifest.json")

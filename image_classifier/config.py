@@ -31,7 +31,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "eager", "compiled"]
 Fit = Literal["squeeze", "crop", "pad", "refuse"]
 Flip = Literal["none", "random", "alternating"]
-InstructionSet = Literal["native", "avx2", "avx512", "avx512_bf16"]
+InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
 ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "muon"]
@@ -210,8 +210,8 @@ class TrainingSettings:
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
         engine: Eager, all by torch, or compiled, with the package's kernels where they pay; auto is that on a CPU;
             changes weights by rounding alone.
-        instruction_set: Highest instruction set that is used; a cap makes unlike machines comparable; changes weights
-            by rounding alone.
+        instruction_set: Native for what the processor has; portable for the package's kernels alone, which give the
+            same bits on every processor; or the highest that is used. Changes weights by rounding alone.
         digest_every: Steps between two digests of the whole state; changes no weights.
     """
 
@@ -274,6 +274,13 @@ class TrainingSettings:
         )
         _check(self, "seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
         _check(self, "digest_every", self.digest_every >= 1, "a whole number of 1 or more")
+        if self.instruction_set == "portable":
+            for name, others in (("precision", ["bf16"]), ("engine", ["eager"]), ("device", ["cuda"])):
+                if getattr(self, name) in others:
+                    raise SettingsError(
+                        f"--instruction_set portable computes in single precision by kernels for the CPU, got: "
+                        f"--{name} {getattr(self, name)}; choose --{name} auto, or --instruction_set native"
+                    )
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
         if self.optimizer == "muon" and not self.nesterov:

@@ -44,10 +44,12 @@ from image_classifier.tracking.run import (
 )
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.determinism import cap_instruction_set, configure_torch, resolve_settings
+from image_classifier.training.engine import check_operations
 from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
 from image_classifier.training.loop import Step, compute_image_size, train
 from image_classifier.training.memory import keep_freed_memory
 from image_classifier.training.optimizer import build_optimizer
+from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.profiling import profile_steps
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.threads import Threads
@@ -122,7 +124,8 @@ def run(
     cap_instruction_set(settings.training.instruction_set)
     training = resolve_settings(settings.training)
     configure_torch()
-    threads = Threads(settings.num_threads if training.device == "cpu" else 1)
+    num_threads = settings.num_threads if training.device == "cpu" else 1
+    threads = Threads(num_threads, choose_arithmetic(training.instruction_set))
     keep_freed_memory()
     if (finished := ranks.broadcast(find_result(settings, training, disk))) is not None:
         return finished
@@ -133,6 +136,7 @@ def run(
     train_indices, validation_indices = split_training_set(snapshot, training)
     pretrained = load_pretrained(settings.pretrained_path, training, snapshot)
     classifier = build_initial_classifier(training, snapshot, train_indices, pretrained)
+    check_operations(classifier, training)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
     data = describe_data(snapshot, len(train_indices), len(validation_indices))
     record = build_record(settings, training, data, command, pretrained.classes if pretrained else ())
@@ -389,6 +393,7 @@ def describe_origin(record: dict[str, Any]) -> dict[str, str]:
         "run_name": record["run_name"],
         "data_digest": record["data"]["digest"],
         "code_digest": record["code"]["digest"],
+        "instruction_set": record["settings"]["instruction_set"],
     }
 
 

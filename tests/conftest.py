@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from image_classifier.training.determinism import list_portable_kernels, read_processor
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL_DATA = ("IMAGE_CLASSIFIER_CIFAR10", "IMAGE_CLASSIFIER_CIFAR10_ORIGINAL")
@@ -37,6 +40,14 @@ GIT_CONFIG = """
 [safe]
     directory = *
 """
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say on which processor the golden digests were compared."""
+    facts = read_processor()
+    name = facts.get("model name") or platform.processor() or "unknown"
+    family = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts)
+    terminalreporter.write_line(f"processor: {name}, {family}; kernels: {', '.join(list_portable_kernels())}")
 
 
 def require_real_data(variable: str) -> Path:

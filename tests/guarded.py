@@ -86,7 +86,7 @@ def _call_between(
             blocks[name] = _Block(len(content), at_end=at_end)
             blocks[name].write(content)
     addresses = {name: blocks[name].address if name in blocks else 0 for name in tensors}
-    struct = library.read_header()[1][kernel.removesuffix("_float").removesuffix("_bf16")]
+    struct = library.read_header()[1][library.split_name(kernel)[0]]
     if hasattr(struct, "scratch") and "scratch" not in tensors:
         arguments = kernels.prepare(kernel, **addresses, scratch=0, **sizes)
         scratch = _Block(kernels.count_scratch(kernel, arguments), at_end=at_end, aligned=64)

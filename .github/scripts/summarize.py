@@ -23,6 +23,8 @@ MAX_CLASSES = 100
 """Of a chart; more bars cannot be told apart."""
 MAX_LENGTH = 200
 """Of a text; GitHub shows no summary of more than a megabyte."""
+BY_ANY_MACHINE, BY_ITS_CLASS = "any x86-64 with AVX2, or any aarch64", "a machine of the same class"
+"""Who can train a run again to the bit: the words of the package, which is not installed here."""
 
 
 def main() -> None:
@@ -214,7 +216,9 @@ def _describe_identity(record: dict[str, Any]) -> str:
         rows.append(("pretrained", _format_code(_get(record, "pretrained", "path")), record["pretrained"]))
     digests = (_to_text(_get(part, "digest") or "?")[:16] for _, _, part in rows)
     table = [(name, what, _format_code(digest)) for (name, what, _), digest in zip(rows, digests, strict=True)]
-    return _format_table(("made of", "", "digest"), table)
+    who = BY_ANY_MACHINE if _get(record, "settings", "instruction_set") == "portable" else BY_ITS_CLASS
+    check = f"To train the run again and compare every bit, on {who}: `image_classifier verify RUN`"
+    return _format_table(("made of", "", "digest"), table) + f"\n\n{check}"
 
 
 def _describe_settings(record: dict[str, Any]) -> str:

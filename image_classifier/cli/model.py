@@ -111,16 +111,23 @@ def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
         )
     from image_classifier.tracking.checkpoint import load_model
     from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
+    from image_classifier.training.portable_steps import choose_arithmetic
+    from image_classifier.training.threads import Threads
 
-    device = choose_device(arguments.device)
     model = load_model(model_path)
+    is_portable = model.run.get("instruction_set") == "portable" and arguments.device != "cuda"
+    device = choose_device("cpu" if is_portable else arguments.device)
     classifier, views = model.classifier.to(device), model.views
+    threads = Threads(arithmetic=choose_arithmetic("portable" if is_portable else "native"))
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return compute_probabilities(classifier, images, views=views, device=device)
+        return compute_probabilities(classifier, images, views=views, device=device, threads=threads)
 
     def evaluate(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
-        return compute_evaluation(classifier, images, labels, model.classes, views=views, device=device)[0]
+        evaluation, _ = compute_evaluation(
+            classifier, images, labels, model.classes, views=views, device=device, threads=threads
+        )
+        return evaluation
 
     return LoadedModel(model_path, model.classes, views, model.run.get("data_digest"), model.fit, predict, evaluate)
 

@@ -191,7 +191,8 @@ def _decode_in_threads(
             return error, item[1]
 
     pending: deque[Future[tuple[NDArray[np.uint8] | ImageError, int]]] = deque()
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)) + 1, _NUM_AHEAD)) as threads:
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(num_cores + 1, _NUM_AHEAD)) as threads:
         for item in encoded:
             pending.append(threads.submit(attempt, item))
             if len(pending) == _NUM_AHEAD:

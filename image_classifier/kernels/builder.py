@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("small.c", "large.c")
-HEADERS = ("amx.h", "kernels.h", "pixels.h", "simd.h", "winograd.h")
+SOURCES = ("small.c", "large.c", "elements.c")
+HEADERS = ("amx.h", "kernels.h", "pixels.h", "products.h", "simd.h", "winograd.h")
 LIBRARIES = "libraries.json"
 """Name, size and sha256 of each library, and the digest of what they were built from."""
 
@@ -46,7 +47,11 @@ FLAGS = ("-O3", "-std=c11", "-fno-trapping-math", "-fno-math-errno", "-ffp-contr
 
 
 def get_target() -> str:
-    """Name the platform of this machine."""
+    """Name the platform that is built for: KERNELS_TARGET in the environment, or that of this machine."""
+    if target := os.environ.get("KERNELS_TARGET"):
+        if target not in TARGETS:
+            raise RuntimeError(f"KERNELS_TARGET takes one of {', '.join(TARGETS)}, got: {target}")
+        return target
     system = "macosx" if sys.platform == "darwin" else sys.platform
     return f"{system}-{platform.machine()}"
 
@@ -59,9 +64,9 @@ def get_library_names(target: str) -> dict[str, str]:
     return {level: f"{level}.{ending}" for level in LEVELS[architecture]}
 
 
-def compute_source_digest(target: str) -> str:
-    """Compute the sha256 of all that decides what the kernels of a platform compute."""
-    recipe = json.dumps([version("ziglang"), FLAGS, LEVELS, target])
+def compute_source_digest() -> str:
+    """Compute the sha256 of all that decides what the kernels compute, on whatever platform."""
+    recipe = json.dumps([version("ziglang"), FLAGS, LEVELS])
     files = [(FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS)]
     return hashlib.sha256(b"\0".join([recipe.encode(), *files])).hexdigest()
 
@@ -92,7 +97,7 @@ def build_libraries(folder: Path, target: str) -> list[Path]:
             libraries[level] = {"file": made.name, "sha256": hashlib.sha256(content).hexdigest()}
             paths.append(folder / made.name)
             paths[-1].write_bytes(content)
-    facts = {"target": target, "digest": compute_source_digest(target), "libraries": libraries}
+    facts = {"target": target, "digest": compute_source_digest(), "libraries": libraries}
     paths.append(folder / LIBRARIES)
     paths[-1].write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return paths

@@ -1,8 +1,8 @@
 /* What each kernel takes. This file is the one declaration: C includes it, and library.py reads it.
  *
- * A kernel is a function of one thread that gets a pointer to the struct with its name; those that exist for several
- * types of numbers, such as max_pool_float and max_pool_bf16, share the struct of the name without the type. A kernel
- * NAME that needs memory has a function NAME_scratch (NAME_scratch_float) that says how many bytes.
+ * A kernel is a function of one thread that gets a pointer to the struct with its name. Those that exist for several
+ * types of numbers or layouts, such as max_pool_float and max_pool_bf16, share the struct of the name without the last
+ * word. A kernel NAME that needs memory has a function NAME_scratch (NAME_scratch_float) that says how many bytes.
  *
  * N, C, H, W stand for images, channels, height and width, O for output channels, K for taps, M and L for rows and
  * columns. Sizes and strides count elements. */
@@ -13,7 +13,11 @@
 enum {
     WINOGRAD_TILE = 4,    /* results in each direction that F(4x4, 3x3) computes together */
     WINOGRAD_POINTS = 36, /* products that they take for each pair of channels */
-    AMX_OUTPUTS = 32      /* the number of output channels must be a multiple of it */
+    AMX_OUTPUTS = 32,     /* the number of output channels must be a multiple of it */
+    ADD = 0,              /* operations of combine */
+    SUBTRACT = 1,
+    MULTIPLY = 2,
+    DIVIDE = 3
 };
 
 /* Kernels to run one after the other. */
@@ -24,7 +28,7 @@ struct call {
 
 /* ---- Small batches: floats, images as planes [N, C, H, W]. ---- */
 
-/* Convolution with stride 1. With filters whose inputs and outputs are exchanged, and which run backwards from
+/* Convolution with stride 1; convolve_pixels gives out [N, H', W', O], and takes any number of taps. With filters whose inputs and outputs are exchanged, and which run backwards from
  * first_weight, the gradient of its input. */
 struct convolve {
     float *out; /* [N, O, H + 2 padding - K + 1, W + 2 padding - K + 1] */
@@ -34,12 +38,13 @@ struct convolve {
     int64_t image_strides[4], filter_strides[4];
 };
 
-/* The gradients of a convolution's filters and bias; either may be null. */
+/* The gradients of a convolution's filters and bias, either of which may be null; at most 5 taps, but for
+ * convolve_filter_gradient_pixels, which is for images of many channels. */
 struct convolve_filter_gradient {
     float *of_filters, *of_bias;
     const float *images, *gradient;
     void *scratch;
-    int64_t num_images, channels, height, width, outputs, taps, padding; /* at most 5 taps */
+    int64_t num_images, channels, height, width, outputs, taps, padding;
     int64_t image_strides[4], gradient_strides[4], filter_strides[4];
 };
 
@@ -111,6 +116,13 @@ struct shift_channels {
 };
 
 struct log_softmax {
+    float *out; /* [M, L] */
+    const float *values;
+    int64_t rows, columns;
+};
+
+/* Probabilities from what log_softmax takes. */
+struct softmax {
     float *out; /* [M, L] */
     const float *values;
     int64_t rows, columns;
@@ -236,5 +248,75 @@ struct amx_filter_gradient {
     const void *gradient, *images; /* gradient [N, H, W, O] */
     void *scratch;
     int64_t num_images, height, width, channels, outputs, taps;
+};
+
+/* ---- Any batch, in floats: what has no faster kernel. ---- */
+
+/* alpha times the matrix product of [M, K] and [K, L], plus beta times a matrix, which may be null. */
+struct multiply {
+    float *out; /* [M, L] */
+    const float *left, *right, *base;
+    void *scratch;
+    int64_t rows, depth, columns, left_strides[2], right_strides[2], base_strides[2];
+    double alpha, beta;
+};
+
+/* A matrix whose singular values are brought near 1 by Newton-Schulz iterations (see optimizer.py); rows at most as many
+ * as columns. */
+struct orthogonalize {
+    float *out; /* [M, L] */
+    const float *matrix;
+    void *scratch;
+    int64_t rows, columns, num_iterations, matrix_strides[2];
+    double a, b, c;
+};
+
+/* Each number with one of another tensor or, where `right` is null, with a number. Strides of 0 repeat; the last
+ * dimension is the one that the loop is over. */
+struct combine {
+    float *out;
+    const float *left, *right;
+    int64_t operation; /* ADD, SUBTRACT, MULTIPLY or DIVIDE */
+    int64_t sizes[4], out_strides[4], left_strides[4], right_strides[4];
+    double number, factor; /* factor: of what is added or subtracted */
+};
+
+/* The sum of the numbers in the middle of [M, K, L], or the greatest; not a number if one of them is not. */
+struct reduce {
+    float *out; /* [M, L] */
+    const float *values;
+    int64_t rows, depth, columns, takes_greatest;
+};
+
+/* The square root of the sum of squares. */
+struct norm {
+    float *out; /* [] */
+    const float *values;
+    int64_t count;
+};
+
+/* Images scaled to other sides, bilinear, smoothed where they become smaller. */
+struct resize {
+    float *out; /* [N, H', W', C] */
+    const float *images;
+    void *scratch;
+    int64_t num_images, channels, height, width, out_height, out_width, image_strides[4];
+};
+
+/* Batch norm while it does not train, over all pixels [P, C]. */
+struct batch_norm_inference {
+    float *out;
+    const float *values, *weight, *bias, *mean, *variance;
+    void *scratch;
+    int64_t num_pixels, channels;
+    double epsilon;
+};
+
+/* A step of SGD with momentum (of torch, without dampening), for one parameter; momentum is null where there is none. */
+struct sgd {
+    float *parameter, *momentum;
+    const float *gradient;
+    int64_t count, is_nesterov;
+    double learning_rate, factor, weight_decay; /* factor: of the momentum */
 };
 #endif

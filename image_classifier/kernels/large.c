@@ -136,6 +136,7 @@ INLINE vec add_products_bf16(vec sum, const uint32_t *left, vec right) {
 #include "pixels.h"
 #define DEPTH 1
 #include "winograd.h"
+#include "products.h"
 
 #if defined(__AMX_BF16__)
 #include "amx.h"

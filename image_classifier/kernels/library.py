@@ -1,8 +1,8 @@
 """Loads the kernels: the library for what this processor has, or for less where the instruction set is capped.
 
-What they are for is said in torch's terms in `training/small_steps.py` and `training/large_steps.py`, so that every
-network is served: an operation that is met with arguments that a kernel can take is computed by it, all others stay
-torch's.
+What they are for is said in torch's terms in `training/small_steps.py`, `large_steps.py` and `portable_steps.py`, so
+that every network is served: an operation that is met with arguments that a kernel can take is computed by it, all
+others stay torch's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ LIBRARIES = "libraries.json"
 HEADER = "kernels.h"
 
 _TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
-_KINDS = ("_float", "_bf16")
-"""How the names of kernels for a type of numbers end."""
 
 
 class Arguments(ctypes.Structure):
@@ -40,6 +38,7 @@ class Kernels:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
+        self._brief_library = ctypes.PyDLL(str(path))
         self.constants, self._structs = read_header()
 
     def prepare(self, kernel: str, **values: float | Sequence[int]) -> Arguments:
@@ -48,23 +47,33 @@ class Kernels:
         Raises:
             TypeError: one is missing, or there is no such one.
         """
-        struct = self._structs[_split(kernel)[0]]
+        struct = self._structs[split_name(kernel)[0]]
         names = {field[0] for field in struct._fields_}
         if values.keys() != names:
             raise TypeError(f"{kernel} takes {', '.join(sorted(names))}, got: {', '.join(sorted(values))}")
         return struct(**values)
 
+    def has_scratch(self, kernel: str) -> bool:
+        """Say whether a kernel needs memory."""
+        return hasattr(self._structs[split_name(kernel)[0]], "scratch")
+
     def count_scratch(self, kernel: str, arguments: Arguments) -> int:
         """Count the bytes of memory that a kernel needs."""
-        name, kind = _split(kernel)
+        name, kind = split_name(kernel)
         count = getattr(self._library, f"{name}_scratch{kind}")
         count.restype = ctypes.c_int64
         num_bytes: int = count(ctypes.byref(arguments))
         return num_bytes
 
-    def call(self, kernel: str, arguments: Arguments) -> None:
-        """Call a kernel."""
-        getattr(self._library, kernel)(ctypes.byref(arguments))
+    def call(self, kernel: str, arguments: Arguments, *, is_brief: bool = False) -> None:
+        """Call a kernel.
+
+        Args:
+            is_brief: whether it ends in a few microseconds, so that other threads of Python may wait meanwhile: to let
+                them in, and to wait until they are done, would take longer.
+        """
+        library = self._brief_library if is_brief else self._library
+        getattr(library, kernel)(ctypes.byref(arguments))
 
     def chain(self, calls: Sequence[tuple[str, Arguments]]) -> Chain:
         """Put calls that follow each other into one."""
@@ -116,12 +125,12 @@ def _read_fields(declaration: str) -> list[tuple[str, Any]]:
     return fields
 
 
-def _split(kernel: str) -> tuple[str, str]:
-    """Split a kernel's name into that of its struct and the type of its numbers."""
-    for kind in _KINDS:
-        if kernel.endswith(kind):
-            return kernel.removesuffix(kind), kind
-    return kernel, ""
+def split_name(kernel: str) -> tuple[str, str]:
+    """Split a kernel's name into that of its struct, and the type of numbers or the layout that it is for."""
+    if kernel in read_header()[1]:
+        return kernel, ""
+    name, _, kind = kernel.rpartition("_")
+    return name, f"_{kind}"
 
 
 @cache
@@ -149,13 +158,28 @@ def get_kernels_digest(instruction_set: str) -> str:
     return _find_library(instruction_set)[1]
 
 
-def _find_library(instruction_set: str) -> tuple[Path, str]:
+def get_source_digest() -> str:
+    """Get the sha256 of what the kernels were built from: the same for all processors, which get the same bits.
+
+    Raises:
+        SettingsError: the package has no kernels.
+    """
+    digest: str = _read_facts()["digest"]
+    return digest
+
+
+def _read_facts() -> dict[str, Any]:
     try:
-        facts = json.loads((FOLDER / LIBRARIES).read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads((FOLDER / LIBRARIES).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(
             f"the package was installed without its kernels ({error}); install it again, or choose --engine eager"
         ) from error
+    return facts
+
+
+def _find_library(instruction_set: str) -> tuple[Path, str]:
+    facts = _read_facts()
     library = facts["libraries"].get(instruction_set)
     if library is None:
         known = ", ".join(facts["libraries"])

@@ -415,15 +415,30 @@ static float compute_logarithm(float x) {
     return (float)(2.0 * ratio * sum + (double)exponent * 0.6931471805599453);
 }
 
+static float find_greatest(const float *values, int64_t count) {
+    float most = values[0];
+    for (int64_t n = 1; n < count; n++) most = values[n] > most || values[n] != values[n] ? values[n] : most;
+    return most;
+}
+
 void log_softmax(const struct log_softmax *a) {
     for (int64_t m = 0; m < a->rows; m++) {
         float *out = a->out + m * a->columns, sum = 0.0f;
         const float *values = a->values + m * a->columns;
-        float most = values[0];
-        for (int64_t n = 1; n < a->columns; n++) most = values[n] > most || values[n] != values[n] ? values[n] : most;
+        const float most = find_greatest(values, a->columns);
         for (int64_t n = 0; n < a->columns; n++) sum += compute_exponential(values[n] - most);
         const float log_sum = most + compute_logarithm(sum);
         for (int64_t n = 0; n < a->columns; n++) out[n] = values[n] - log_sum;
+    }
+}
+
+void softmax(const struct softmax *a) {
+    for (int64_t m = 0; m < a->rows; m++) {
+        float *out = a->out + m * a->columns, sum = 0.0f;
+        const float *values = a->values + m * a->columns;
+        const float most = find_greatest(values, a->columns);
+        for (int64_t n = 0; n < a->columns; n++) sum += out[n] = compute_exponential(values[n] - most);
+        for (int64_t n = 0; n < a->columns; n++) out[n] /= sum;
     }
 }
 

@@ -15,6 +15,7 @@ import yaml
 
 from image_classifier.data.content import list_classes
 from image_classifier.serving.published import INT8_MODEL, MODEL, PARITY, SIGNATURE
+from image_classifier.tracking.record import describe_checkers
 
 NUM_WEAKNESSES = 5
 _Z = 1.959964  # of a 95 % interval
@@ -223,7 +224,8 @@ def _describe_proof(facts: CardFacts) -> str:
         f"`{SIGNATURE}`, where it lies beside this card, is a signature over all files by OpenSSF's model-signing. To "
         "check every file, and who signed it:\n\n"
         "```bash\nimage_classifier registry check FOLDER --public_key KEY\n```\n\n"
-        "To train the run again and compare every bit:\n\n```bash\nimage_classifier verify RUN\n```"
+        f"To train the run again and compare every bit, on {describe_checkers(facts.record)}:\n\n"
+        "```bash\nimage_classifier verify RUN\n```"
     )
 
 

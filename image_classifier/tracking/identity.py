@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import image_classifier
 from image_classifier.config import TrainingSettings
-from image_classifier.kernels.library import get_kernels_digest
+from image_classifier.kernels.library import get_kernels_digest, get_source_digest
 from image_classifier.storage import compute_file_digest
 from image_classifier.training.determinism import get_instruction_set, read_processor
 
@@ -92,8 +92,12 @@ def describe_environment() -> dict[str, Any]:
 def describe_machine(settings: TrainingSettings) -> dict[str, Any]:
     """Describe the machine's class: what must be equal for two trainings to give equal bits; settings resolved.
 
-    Under a cap on the instruction set the processor's family is left out: that is what the cap is for.
+    Under a cap on the instruction set the processor's family is left out: that is what the cap is for. A portable run
+    depends on the kernels alone.
     """
+    if settings.instruction_set == "portable":
+        portable = {"instruction_set": "portable", "kernels": get_source_digest()}
+        return {"class": portable, "digest": compute_json_digest(portable)}
     capped = settings.instruction_set != "native"
     machine_class: dict[str, Any] = {
         "architecture": platform.machine(),
@@ -120,10 +124,18 @@ def _describe_processor() -> str:
     """Name vendor, family and model, as the kernel tells them."""
     facts = read_processor()
     if not facts:
-        return platform.processor() or "unknown"
+        return _ask_macos() or platform.processor() or "unknown"
     of_arm = ("CPU implementer", "CPU variant", "CPU part")
     keys = of_arm if of_arm[0] in facts else ("vendor_id", "cpu family", "model")
     return " ".join(facts.get(key, "?") for key in keys)
+
+
+def _ask_macos() -> str:
+    try:
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def compute_json_digest(value: Any) -> str:

@@ -123,6 +123,15 @@ def check_settings(recorded: dict[str, Any], training: TrainingSettings, folder:
         raise RunError(f"{folder} cannot be resumed, its settings changed: {differing}; start another run")
 
 
+BY_ANY_MACHINE = "any x86-64 with AVX2, or any aarch64"
+BY_ITS_CLASS = "a machine of the same class"
+
+
+def describe_checkers(record: dict[str, Any]) -> str:
+    """Describe which machines can train a run again to the bit."""
+    return BY_ANY_MACHINE if record["settings"].get("instruction_set") == "portable" else BY_ITS_CLASS
+
+
 ALLOWING_OPTIONS = {
     "code": "allow_code_change",
     "environment": "allow_environment_change",

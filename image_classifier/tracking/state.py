@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,18 +81,19 @@ class TrainingState:
         Raises:
             RunError: the loss is not a number any more.
         """
-        losses = torch.stack(self._losses).double().cpu()
-        weights = torch.tensor(self._num_images, dtype=torch.float64)
-        num_images = int(weights.sum())
-        loss = float((losses * weights).sum() / num_images)
-        if not math.isfinite(loss):
+        losses: list[float] = torch.stack(self._losses).tolist()
+        num_images = sum(self._num_images)
+        if not all(map(math.isfinite, losses)):
+            loss = sum(losses)
             raise RunError(f"the training diverged in epoch {self.epoch}: the loss is {loss}; lower --learning_rate")
+        parts = np.array_split(losses, min(PARTS_PER_EPOCH, len(losses)))
         line = {
             "epoch": self.epoch,
             "step": self.step,
-            "train_loss": loss,
-            "train_accuracy": int(torch.stack(self._num_correct).sum()) / num_images,
-            "loss_by_part": [float(part.mean()) for part in losses.tensor_split(min(PARTS_PER_EPOCH, len(losses)))],
+            # Sums that are rounded once, so that they are the same on every machine.
+            "train_loss": math.fsum(map(operator.mul, losses, self._num_images)) / num_images,
+            "train_accuracy": sum(torch.stack(self._num_correct).tolist()) / num_images,
+            "loss_by_part": [math.fsum(part) / len(part) for part in parts],
             "learning_rate": self.learning_rate,
             "seconds": round(self._seconds, 3),
             "images_per_second": round(num_images / self._seconds, 1),

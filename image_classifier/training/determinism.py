@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 CAPS: dict[InstructionSet, dict[str, str]] = {
     "native": {},
+    "portable": {},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_CBWR": "COMPATIBLE"},
     "avx512_bf16": {
@@ -56,6 +58,8 @@ def cap_instruction_set(instruction_set: InstructionSet) -> None:
         SettingsError: torch was imported before with another cap, so this one would not hold; or a variable chose code
             when the process started.
     """
+    if instruction_set == "portable":  # nothing of what the variables choose has a part in it
+        return
     for name, part in _READ_AT_START.items():
         if part in os.environ.get(name, "") and os.environ.get(name):
             raise SettingsError(
@@ -143,7 +147,8 @@ def resolve_nearest_settings(settings: TrainingSettings) -> tuple[TrainingSettin
     """
     import torch
 
-    has_gpu, available = torch.cuda.is_available(), get_instruction_set()
+    is_portable = settings.instruction_set == "portable"
+    has_gpu, available = torch.cuda.is_available() and not is_portable, get_instruction_set()
     if settings.device == "auto":
         settings = replace(settings, device="cuda" if has_gpu else "cpu")
     lacks = []
@@ -160,10 +165,13 @@ def resolve_nearest_settings(settings: TrainingSettings) -> tuple[TrainingSettin
             "--engine compiled has kernels for the CPU alone, got: --device cuda; choose --engine eager"
         )
     if settings.precision == "auto":
-        has_bf16 = settings.device == "cuda" or available in ("avx512_bf16", "amx_bf16")
+        has_bf16 = settings.device == "cuda" or (available in ("avx512_bf16", "amx_bf16") and not is_portable)
         settings = replace(settings, precision="bf16" if has_bf16 else "fp32")
     if settings.engine != "eager":
-        obstacle = _find_obstacle_to_kernels() if settings.device == "cpu" else None
+        obstacle = _find_obstacle_to_kernels(settings) if settings.device == "cpu" else None
+        if obstacle and is_portable:
+            lacks.append(Lack("instruction_set", "portable", "native", obstacle, "; or choose native"))
+            return resolve_nearest_settings(replace(settings, instruction_set="native"))[0], lacks
         if obstacle and settings.engine == "compiled":
             lacks.append(Lack("engine", "compiled", "eager", obstacle, "; or choose --engine eager"))
         elif obstacle:
@@ -174,22 +182,22 @@ def resolve_nearest_settings(settings: TrainingSettings) -> tuple[TrainingSettin
 
 def _find_lacking_instruction_set(settings: TrainingSettings, available: str) -> Lack | None:
     asked = settings.instruction_set
-    if asked == "native" or _RANK[available] >= _RANK[asked]:
+    if asked in ("native", "portable") or _RANK[available] >= _RANK[asked]:
         return None
     nearest = available if available in CAPS else "native"
     return Lack("instruction_set", asked, nearest, f"this machine has {available} only", "; choose native")
 
 
-def _find_obstacle_to_kernels() -> str | None:
+def _find_obstacle_to_kernels(settings: TrainingSettings) -> str | None:
     """Say why there are no kernels to compute with; nothing where there are."""
     try:
-        load_kernels(get_instruction_set())
+        load_kernels(choose_kernels(settings.instruction_set))
     except SettingsError as error:
         return str(error)
     return None
 
 
-_RANK = {"default": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "amx_bf16": 4}
+_RANK = {"default": 0, "neon": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3, "amx_bf16": 4}
 _AVX512 = {"avx512f", "avx512dq", "avx512bw", "avx512vl"}
 _FEATURES = {"avx2": {"avx2", "fma"}, "avx512": _AVX512, "avx512_bf16": _AVX512 | {"avx512_bf16"}}
 """What the kernel calls the features that each instruction set needs."""
@@ -204,10 +212,44 @@ def read_processor() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+FORCE_KERNELS = "IMAGE_CLASSIFIER_KERNELS"
+"""Variable that names the kernels of a portable run, where it is to be computed as on a lesser processor; no bit of it
+changes."""
+
+
+def choose_kernels(instruction_set: str) -> str:
+    """Name the instruction set of the kernels that a run with this setting is computed with here.
+
+    Raises:
+        SettingsError: a portable run cannot be computed on this processor, or not by the kernels that are forced.
+    """
+    if instruction_set != "portable":
+        return get_instruction_set()
+    available = list_portable_kernels()
+    forced = os.environ.get(FORCE_KERNELS) or (available or ["none"])[-1]
+    if forced not in available:
+        needs = f"has no kernels for {forced}" if available else "has neither AVX2 with FMA nor is it of aarch64"
+        raise SettingsError(f"this processor {needs}; portable runs need one of avx2, avx512 and neon")
+    return forced
+
+
+def list_portable_kernels() -> list[str]:
+    """List the instruction sets of this processor that portable runs can be computed with, the fastest last."""
+    features = set(read_processor().get("flags", "").split())
+    return ["neon"] if is_arm() else [name for name in ("avx2", "avx512") if features >= _FEATURES[name]]
+
+
+def is_arm() -> bool:
+    """Say whether the processor is of aarch64."""
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
 def get_instruction_set() -> str:
     """Name the highest instruction set that torch's libraries use here, caps included."""
     import torch
 
+    if is_arm():
+        return "neon"
     capability = torch.backends.cpu.get_cpu_capability().lower()
     if capability != "avx512":
         return capability if capability in _RANK else "default"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_classifier.config import SMALL_BATCH, TrainingSettings
-from image_classifier.kernels.library import Kernels, load_kernels
-from image_classifier.training.determinism import get_instruction_set
+from image_classifier.kernels.library import load_kernels
+from image_classifier.training.determinism import choose_kernels
+from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.replay import Program, Recorder, Replay
 from image_classifier.training.shards import Engine, Shard, ShardResult, Shards, share_parameters
@@ -33,14 +35,30 @@ def build_engine(
         threads: that compute the shards; by default as many as this process may use cores.
         ranks: the processes that do so; by default this one alone.
     """
-    threads, ranks = threads or Threads(), ranks or Ranks()
+    threads, ranks = threads or Threads(arithmetic=choose_arithmetic(settings.instruction_set)), ranks or Ranks()
     replicas = [share_parameters(classifier) for _ in range(settings.count_shards())]
     eager = Eager(replicas, settings)
     engine: Engine = eager
     if settings.engine == "compiled":
         compiled = CompiledSmall if settings.batch_size <= SMALL_BATCH else CompiledLarge
-        engine = compiled(eager, replicas, load_kernels(get_instruction_set()))
+        engine = compiled(eager, replicas, settings)
     return Shards(classifier, replicas, engine, settings.batch_size, threads, ranks)
+
+
+def check_operations(classifier: nn.Module, settings: TrainingSettings) -> None:
+    """Check before a portable run that there are kernels for all that its steps take, by a step of two images.
+
+    Raises:
+        SettingsError: there are not.
+    """
+    arithmetic = choose_arithmetic(settings.instruction_set)
+    if arithmetic is nullcontext:
+        return
+    images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    eager = Eager([share_parameters(classifier).train()], settings)
+    for size in sorted(set(settings.image_sizes)):
+        with arithmetic():
+            eager.compute(0, Shard(images, labels, size, 0.5))
 
 
 class Eager:
@@ -85,9 +103,10 @@ class Compiled:
 
     is_small: bool
 
-    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], kernels: Kernels) -> None:
+    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], settings: TrainingSettings) -> None:
         self._eager = eager
-        self._kernels = kernels
+        self._kernels = load_kernels(choose_kernels(settings.instruction_set))
+        self._is_portable = settings.instruction_set == "portable"
         self._parameters = list(replicas[0].parameters())
         self._buffers = [list(replica.buffers()) for replica in replicas]
 
@@ -103,7 +122,8 @@ class Compiled:
     def record(self, replica: int, shard: Shard) -> tuple[ShardResult, Recorder]:
         """Compute a shard with autograd and kernels, and write down how."""
         state = self.get_inputs(replica, shard)[2:]
-        with Recorder(self.get_inputs(replica, shard), state, self._kernels, is_small=self.is_small) as recorder:
+        inputs = self.get_inputs(replica, shard)
+        with Recorder(inputs, state, self._kernels, is_small=self.is_small, is_portable=self._is_portable) as recorder:
             result = self._eager.compute(replica, shard)
         return result, recorder
 
@@ -118,12 +138,16 @@ class Compiled:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
         pairs = zip(*found, strict=True)
-        is_equal = all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs)
+        is_equal = all(torch.equal(_get_bits(one), _get_bits(other)) for one, other in pairs)
         if not is_equal:
             logger.warning(
                 "the network does not do the same at each step: its steps are computed with autograd, slower"
             )
         return is_equal
+
+
+def _get_bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 class CompiledSmall(Compiled):
@@ -132,8 +156,8 @@ class CompiledSmall(Compiled):
 
     is_small = True
 
-    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], kernels: Kernels) -> None:
-        super().__init__(eager, replicas, kernels)
+    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], settings: TrainingSettings) -> None:
+        super().__init__(eager, replicas, settings)
         self.replays: list[dict[Shape, Replay | None]] = [{} for _ in replicas]
         self._trusted: set[tuple[int, Shape]] = set()
 
@@ -171,8 +195,8 @@ class CompiledLarge(Compiled):
 
     is_small = False
 
-    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], kernels: Kernels) -> None:
-        super().__init__(eager, replicas, kernels)
+    def __init__(self, eager: Eager, replicas: Sequence[nn.Module], settings: TrainingSettings) -> None:
+        super().__init__(eager, replicas, settings)
         self.programs: dict[Shape, Program | None] = {}
         self._trusted: set[Shape] = set()
         self._prepared: dict[Shape, list[Tensor]] = {}

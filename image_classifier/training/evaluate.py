@@ -15,7 +15,7 @@ from image_classifier.errors import ModelError
 from image_classifier.metrics import build_evaluation
 from image_classifier.progress import track
 from image_classifier.training.ranks import Ranks
-from image_classifier.training.threads import Threads
+from image_classifier.training.threads import Arithmetic, Threads
 
 BATCH_SIZE = 500
 """Images a forward pass: a constant, so that an evaluation does not depend on the batch size of the training."""
@@ -129,8 +129,11 @@ def _compute_view(
     classifier.eval()
     starts = range(0, max(len(images), 1), batch_size)  # of no images one empty batch, which has a shape
 
+    threads = threads or Threads()
+
     def compute(start: int) -> NDArray[np.float32]:
-        return _compute_batch(classifier, images[start : start + batch_size], mirror, shift, device)
+        chosen = images[start : start + batch_size]
+        return _compute_batch(classifier, chosen, mirror, shift, device, threads.arithmetic)
 
     try:
         with (
@@ -139,7 +142,7 @@ def _compute_view(
         ):
             ranks = ranks or Ranks()
             parts = []
-            for part in (threads or Threads()).map(compute, starts[ranks.rank :: ranks.size]):
+            for part in threads.map(compute, starts[ranks.rank :: ranks.size]):
                 parts.append(part)
                 task.advance(len(part) * ranks.size)
             everybodys = ranks.gather(parts)
@@ -150,17 +153,23 @@ def _compute_view(
 
 
 def _compute_batch(
-    classifier: nn.Module, images: NDArray[np.uint8], mirror: bool, shift: int, device: torch.device
+    classifier: nn.Module,
+    images: NDArray[np.uint8],
+    mirror: bool,
+    shift: int,
+    device: torch.device,
+    arithmetic: Arithmetic,
 ) -> NDArray[np.float32]:
     rows, columns = (np.arange(size) for size in images.shape[2:])
     if shift:  # reflected at the edge, as training images are
         rows, columns = ((len(r) - 1) - np.abs((len(r) - 1) - np.abs(r - shift)) for r in (rows, columns))
     view = images[:, :, rows[:, None], columns[::-1] if mirror else columns]  # a copy, which may be written to
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # which hold for this thread alone
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), arithmetic():  # which hold for this thread alone
         logits: Tensor = classifier(torch.from_numpy(view).to(device))
-        if not torch.isfinite(logits).all():
-            raise ModelError(
-                "the network gives outputs that are not numbers: its training went out of bounds; "
-                "train again with a lower --learning_rate"
-            )
-        return logits.float().softmax(dim=1).cpu().numpy()
+        probabilities = logits.float().softmax(dim=1)
+    if not np.isfinite(logits.cpu().numpy()).all():
+        raise ModelError(
+            "the network gives outputs that are not numbers: its training went out of bounds; "
+            "train again with a lower --learning_rate"
+        )
+    return probabilities.cpu().numpy()

@@ -14,27 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_classifier.kernels.library import Arguments, Kernels
+from image_classifier.kernels.library import Kernels
 from image_classifier.training.determinism import get_instruction_set
+from image_classifier.training.steps import CallKernel, Make, Steps
 
 FEWEST_CHANNELS, FEWEST_TILES = 8, 64
 """From which on the tiles' products take less than finding their factors."""
 
-CallKernel = Callable[[str, Arguments, Mapping[str, Tensor]], None]
-"""Calls a kernel with its arguments, whose addresses are those of tensors, by field: what it writes to comes first."""
 
+class LargeSteps(Steps):
+    """Computes operations on images whose channels stand next to each other."""
 
-class LargeSteps:
-    """Computes operations by kernels.
-
-    Args:
-        call: calls a kernel, and perhaps writes down that it did.
-    """
-
-    def __init__(self, kernels: Kernels, call: CallKernel) -> None:
-        self._kernels = kernels
-        self._call_kernel = call
+    def __init__(self, kernels: Kernels, make: Make, call: CallKernel) -> None:
+        super().__init__(kernels, make, call)
         self._tile, self._points = (kernels.constants[name] for name in ("WINOGRAD_TILE", "WINOGRAD_POINTS"))
+        self._choose_products()
+
+    def _choose_products(self) -> None:
+        """Choose which convolutions are computed by tiles, and whether by AMX."""
         self._has_amx = get_instruction_set() == "amx_bf16" and torch.cpu._init_amx()
         self._tiled = _TILED.get(get_instruction_set(), ())
 
@@ -43,60 +40,44 @@ class LargeSteps:
         compute = COMPUTE.get(called)
         return None if compute is None or options else compute(self, *arguments)
 
-    def _call(self, kernel: str, tensors: Mapping[str, Tensor | None], **sizes: float) -> None:
-        """Call a kernel.
-
-        Args:
-            tensors: by the field that has the address, the output first; None is the address 0.
-        """
-        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        addresses = {name: present[name].data_ptr() if name in present else 0 for name in tensors}
-        self._call_kernel(kernel, self._kernels.prepare(kernel, **addresses, **sizes), present)
-
-    def _make_scratch(self, kernel: str, tensors: Mapping[str, Any], **sizes: float) -> Tensor:
-        """Make the memory that a kernel needs."""
-        arguments = self._kernels.prepare(kernel, **dict.fromkeys(tensors, 0), scratch=0, **sizes)
-        return torch.empty(self._kernels.count_scratch(kernel, arguments), dtype=torch.uint8)
-
-    def _call_with_scratch(self, kernel: str, tensors: Mapping[str, Tensor | None], **sizes: float) -> None:
-        scratch = self._make_scratch(kernel, tensors, **sizes)
-        self._call(kernel, {**tensors, "scratch": scratch}, **sizes)
-
     def _pool(self, images: Tensor, size: Sequence[int], stride: Sequence[int] = (), *others: Any) -> Any:
         if list(size) != [2, 2] or list(stride) not in ([], [2, 2]) or others or not _is_pixels(images):
             return None
         number, channels, height, width = images.shape
-        out = torch.empty(
-            (number, channels, height // 2, width // 2), dtype=images.dtype, memory_format=torch.channels_last
+        out = self.make(
+            torch.empty,
+            (number, channels, height // 2, width // 2),
+            dtype=images.dtype,
+            memory_format=torch.channels_last,
         )
-        indices = torch.empty_like(out, dtype=torch.uint8)
-        tensors = {"out": out, "indices": indices, "images": images}
-        self._call(f"max_pool{_get_kind(images)}", tensors, **_get_sizes(images))
+        indices = self.make(torch.empty_like, out, dtype=torch.uint8)
+        outputs = {"out": out, "indices": indices}
+        self.call(f"max_pool{_get_kind(images)}", outputs, images=images, **_get_sizes(images))
         return out, indices
 
     def _unpool(self, gradient: Tensor, images: Tensor, *others: Any) -> Any:
         indices: Tensor = others[-1]
-        if indices.dtype != torch.uint8:  # then torch pooled
+        if indices.dtype != torch.uint8 or not _is_pixels(images):  # then torch pooled
             return None
-        out = torch.empty_like(images)
+        out = self.make(torch.empty_like, images)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        tensors = {"out": out, "indices": indices, "gradient": gradient}
-        self._call(f"max_pool_gradient{_get_kind(images)}", tensors, **_get_sizes(images))
+        tensors = {"indices": indices, "gradient": gradient}
+        self.call(f"max_pool_gradient{_get_kind(images)}", {"out": out}, **tensors, **_get_sizes(images))
         return out
 
     def _gelu(self, values: Tensor) -> Any:
         if not _is_pixels(values):
             return None
-        out = torch.empty_like(values)
-        self._call(f"gelu{_get_kind(values)}", {"out": out, "values": values}, count=values.numel())
+        out = self.make(torch.empty_like, values)
+        self.call(f"gelu{_get_kind(values)}", {"out": out}, values=values, count=values.numel())
         return out
 
     def _gelu_backward(self, gradient: Tensor, values: Tensor) -> Any:
         if not _is_pixels(values) or not _is_pixels(gradient) or gradient.dtype != values.dtype:
             return None
-        out = torch.empty_like(values)
-        tensors = {"out": out, "gradient": gradient, "values": values}
-        self._call(f"gelu_gradient{_get_kind(values)}", tensors, count=values.numel())
+        out = self.make(torch.empty_like, values)
+        tensors = {"gradient": gradient, "values": values}
+        self.call(f"gelu_gradient{_get_kind(values)}", {"out": out}, **tensors, count=values.numel())
         return out
 
     def _normalize(
@@ -113,11 +94,17 @@ class LargeSteps:
         if not is_training or not _is_pixels(images) or weight is None or bias is None or running_mean is None:
             return None
         channels = images.shape[1]
-        out, mean, scale = torch.empty_like(images), torch.empty(channels), torch.empty(channels)
-        tensors = {"out": out, "mean": mean, "scale": scale, "values": images, "weight": weight, "bias": bias}
-        tensors |= {"running_mean": running_mean, "running_variance": running_variance}
+        out, mean, scale = (
+            self.make(torch.empty_like, images),
+            self.make(torch.empty, channels),
+            self.make(torch.empty, channels),
+        )
+        outputs = {"out": out, "mean": mean, "scale": scale}
+        outputs |= {"running_mean": running_mean, "running_variance": running_variance}
+        tensors = {"values": images, "weight": weight, "bias": bias}
         sizes = {"num_pixels": images.numel() // channels, "channels": channels}
-        self._call_with_scratch(f"batch_norm{_get_kind(images)}", tensors, **sizes, momentum=momentum, epsilon=epsilon)
+        numbers = {"momentum": momentum, "epsilon": epsilon}
+        self.call(f"batch_norm{_get_kind(images)}", outputs, **tensors, **sizes, **numbers)
         return out, mean, scale
 
     def _normalize_backward(
@@ -136,12 +123,12 @@ class LargeSteps:
         if not is_training or not (_is_pixels(images) and _is_pixels(gradient)) or gradient.dtype != images.dtype:
             return None
         channels = images.shape[1]
-        of_images = torch.empty_like(images) if mask[0] else None
-        of_weight, of_bias = torch.empty(channels), torch.empty(channels)
-        tensors = {"of_values": of_images, "of_weight": of_weight, "of_bias": of_bias, "gradient": gradient}
-        tensors |= {"values": images, "weight": weight, "mean": mean, "scale": scale}
+        of_images = self.make(torch.empty_like, images) if mask[0] else None
+        of_weight, of_bias = self.make(torch.empty, channels), self.make(torch.empty, channels)
+        outputs = {"of_values": of_images, "of_weight": of_weight, "of_bias": of_bias}
+        tensors = {"gradient": gradient, "values": images, "weight": weight, "mean": mean, "scale": scale}
         sizes = {"num_pixels": images.numel() // channels, "channels": channels}
-        self._call_with_scratch(f"batch_norm_gradient{_get_kind(images)}", tensors, **sizes)
+        self.call(f"batch_norm_gradient{_get_kind(images)}", outputs, **tensors, **sizes)
         return of_images, of_weight if mask[1] else None, of_bias if mask[2] else None
 
     def _convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Any:
@@ -155,20 +142,22 @@ class LargeSteps:
         kind = _get_kind(images)
         filters = filters.contiguous(memory_format=torch.channels_last)
         sizes = {"channels": channels, "outputs": outputs, "is_for_gradient": int(for_gradient)}
-        at_points = self._make_scratch(f"winograd_filters{kind}", {"filters": filters}, **sizes)
-        self._call(f"winograd_filters{kind}", {"scratch": at_points, "filters": filters}, **sizes)
-        out = torch.empty((number, outputs, height, width), dtype=images.dtype, memory_format=torch.channels_last)
-        tensors = {"out": out, "images": images, "filters": at_points}
-        self._call_with_scratch(f"winograd_convolve{kind}", tensors, **_get_sizes(images), outputs=outputs)
+        at_points = self._make_scratch(f"winograd_filters{kind}", {"filters": 0, **sizes})
+        self.call(f"winograd_filters{kind}", {"scratch": at_points}, filters=filters, **sizes)
+        out = self.make(
+            torch.empty, (number, outputs, height, width), dtype=images.dtype, memory_format=torch.channels_last
+        )
+        tensors = {"images": images, "filters": at_points}
+        self.call(f"winograd_convolve{kind}", {"out": out}, **tensors, **_get_sizes(images), outputs=outputs)
         return out
 
     def _correlate_tiles(self, gradient: Tensor, images: Tensor) -> Tensor:
         """Compute the gradient of filters [O, C, 3, 3]."""
         channels, outputs = images.shape[1], gradient.shape[1]
-        out = torch.empty((outputs, channels, 3, 3), dtype=images.dtype, memory_format=torch.channels_last)
-        tensors = {"out": out, "gradient": gradient, "images": images}
+        out = self.make(torch.empty, (outputs, channels, 3, 3), dtype=images.dtype, memory_format=torch.channels_last)
+        tensors = {"gradient": gradient, "images": images}
         kernel = f"winograd_filter_gradient{_get_kind(images)}"
-        self._call_with_scratch(kernel, tensors, **_get_sizes(images), outputs=outputs)
+        self.call(kernel, {"out": out}, **tensors, **_get_sizes(images), outputs=outputs)
         return out
 
     def _can_tile(self, images: Tensor, weight: Tensor, others: Sequence[Any]) -> bool:
@@ -206,9 +195,10 @@ class LargeSteps:
         rest = gradient, images, weight, bias_sizes, *others[:-1]
         of_images, _, of_bias = convolve_backward(*rest, [mask[0], False, mask[2]])
         outputs, taps = weight.shape[0], weight.shape[2]
-        out = torch.empty(outputs, taps, taps, images.shape[1])
-        tensors = {"out": out, "gradient": gradient, "images": images}
-        self._call_with_scratch("amx_filter_gradient_bf16", tensors, **_get_sizes(images), outputs=outputs, taps=taps)
+        out = self.make(torch.empty, outputs, taps, taps, images.shape[1])
+        tensors = {"gradient": gradient, "images": images}
+        sizes = {**_get_sizes(images), "outputs": outputs, "taps": taps}
+        self.call("amx_filter_gradient_bf16", {"out": out}, **tensors, **sizes)
         return of_images, out.permute(0, 3, 1, 2).to(weight.dtype), of_bias
 
     def _can_correlate(self, gradient: Tensor, images: Tensor, weight: Tensor, others: Sequence[Any]) -> bool:

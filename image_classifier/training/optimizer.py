@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.kernels.library import Arguments, Chain, Kernels, load_kernels
+from image_classifier.training.determinism import choose_kernels
+from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.threads import Threads
 
 # Of airbench94_muon, for the loss summed over the batch; what is no filter gets SGD of these.
@@ -33,8 +38,11 @@ def build_optimizer(
         threads: that share Muon's work; by default as many as this process may use cores.
     """
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    is_portable = settings.instruction_set == "portable"
+    kernels = load_kernels(choose_kernels("portable")) if is_portable else None
     if settings.optimizer == "muon":
-        return _build_muon(parameters, settings, threads or Threads())
+        threads = threads or Threads(arithmetic=choose_arithmetic(settings.instruction_set))
+        return _build_muon(parameters, settings, threads, kernels)
     optimizer = SGD(
         [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -44,13 +52,16 @@ def build_optimizer(
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         fused=True,
+        kernels=kernels,
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
 
 
-def _build_muon(parameters: list[nn.Parameter], settings: TrainingSettings, threads: Threads) -> Muon:
+def _build_muon(
+    parameters: list[nn.Parameter], settings: TrainingSettings, threads: Threads, kernels: Kernels | None
+) -> Muon:
     def build_group(dimensions: int, learning_rate: float) -> dict[str, Any]:
         lr = learning_rate * settings.batch_size  # the loss is a mean, the published rates are for a sum
         return {
@@ -69,7 +80,7 @@ def _build_muon(parameters: list[nn.Parameter], settings: TrainingSettings, thre
         "orthogonalize": True,
     }
     groups = [filters, build_group(2, HEAD_LEARNING_RATE), build_group(1, BIAS_LEARNING_RATE)]
-    return Muon(groups, torch.bfloat16 if settings.precision == "bf16" else torch.float32, threads)
+    return Muon(groups, torch.bfloat16 if settings.precision == "bf16" else torch.float32, threads, kernels)
 
 
 class Light(torch.optim.Optimizer):
@@ -82,17 +93,30 @@ class Light(torch.optim.Optimizer):
 
 
 class SGD(Light, torch.optim.SGD):
-    """Torch's SGD, its fused step called without what torch does around it, which takes as long as a small network."""
+    """Torch's SGD, its fused step called without what torch does around it, which takes as long as a small network.
+
+    Args:
+        kernels: what takes the steps instead.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, kernels: Kernels | None = None, **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._kernels = kernels
+        self._calls: dict[tuple[int, ...], tuple[list[Arguments], Chain]] = {}  # by the parameters' ids
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure
         """Take one step."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            buffers = [self._get_buffer(parameter) for parameter in parameters] if group["momentum"] else []
+            if self._kernels is not None:
+                self._step_by_kernels(self._kernels, group, parameters, buffers)
+                continue
             torch._fused_sgd_(
                 parameters,
                 [parameter.grad for parameter in parameters],
-                [self._get_buffer(parameter) for parameter in parameters] if group["momentum"] else [],
+                buffers,
                 weight_decay=group["weight_decay"],
                 momentum=group["momentum"],
                 lr=group["lr"],
@@ -104,12 +128,38 @@ class SGD(Light, torch.optim.SGD):
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would put its profiler's hook around it
 
+    def _step_by_kernels(
+        self, kernels: Kernels, group: dict[str, Any], parameters: list[Tensor], buffers: list[Tensor]
+    ) -> None:
+        """Take a step of a group's parameters, in one call whose arguments are made once."""
+        key = tuple(map(id, parameters))
+        if key not in self._calls:
+            numbers = {"is_nesterov": group["nesterov"], "factor": group["momentum"], "learning_rate": 0.0}
+            numbers |= {"weight_decay": group["weight_decay"], "parameter": 0, "gradient": 0, "momentum": 0}
+            calls = [kernels.prepare("sgd", **numbers, count=parameter.numel()) for parameter in parameters]
+            self._calls[key] = calls, kernels.chain([("sgd", call) for call in calls])
+        calls, chain = self._calls[key]
+        gradients = [_lay_out_like(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        for call, parameter, gradient in zip(calls, parameters, gradients, strict=True):
+            call.parameter, call.gradient = parameter.data_ptr(), gradient.data_ptr()
+            call.learning_rate = group["lr"]
+        for call, buffer in zip(calls, buffers, strict=False):
+            call.momentum = buffer.data_ptr()
+        chain()
+
     def _get_buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
+
+
+def _lay_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Lay a gradient out in memory as its parameter is."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 class Muon(Light):
@@ -119,9 +169,12 @@ class Muon(Light):
     decay; it has no effect on a network that normalises what a filter gives.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype, threads: Threads) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], dtype: torch.dtype, threads: Threads, kernels: Kernels | None = None
+    ) -> None:
         super().__init__(groups, {"lr": 0.0})
         self.dtype = dtype
+        self._orthogonalize = orthogonalize if kernels is None else partial(orthogonalize_by_kernel, kernels)
         self._threads = threads
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure
@@ -129,9 +182,11 @@ class Muon(Light):
         groups = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         list(self._threads.map(self._update, [each for each in groups if each[0].grad is not None]))
 
-    @torch.no_grad()
     def _update(self, parameter_and_group: tuple[Tensor, dict[str, Any]]) -> None:
-        parameter, group = parameter_and_group
+        with torch.no_grad(), self._threads.arithmetic():
+            self._step_parameter(*parameter_and_group)
+
+    def _step_parameter(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -142,9 +197,10 @@ class Muon(Light):
         torch.add(gradient, momentum, alpha=group["momentum"], out=momentum)
         update = gradient.add(momentum, alpha=group["momentum"])
         if group["orthogonalize"]:
-            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+            norm = parameter.norm()
+            parameter.mul_(torch.full_like(norm, math.sqrt(len(parameter))) / norm)
             filters = update.movedim(1, 3)  # as they stand in memory; the order of the columns is all one
-            update = orthogonalize(filters.flatten(1).to(self.dtype)).view_as(filters).movedim(3, 1)
+            update = self._orthogonalize(filters.flatten(1).to(self.dtype)).view_as(filters).movedim(3, 1)
         parameter.add_(update, alpha=-group["lr"])
 
 
@@ -167,6 +223,20 @@ def orthogonalize(matrix: Tensor) -> Tensor:
             gram = polynomial @ gram @ polynomial
     result: Tensor = factor @ wide
     return result if len(matrix) <= matrix.shape[1] else result.T
+
+
+def orthogonalize_by_kernel(kernels: Kernels, matrix: Tensor) -> Tensor:
+    """Do as `orthogonalize` does in single precision, by a kernel."""
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    out = torch.empty(wide.shape)
+    a, b, c = NEWTON_SCHULZ
+    sizes = {"rows": len(wide), "columns": wide.shape[1], "num_iterations": NUM_ITERATIONS}
+    addresses = {"out": out.data_ptr(), "matrix": wide.data_ptr(), "scratch": 0}
+    arguments = kernels.prepare("orthogonalize", **addresses, **sizes, matrix_strides=wide.stride(), a=a, b=b, c=c)
+    scratch = torch.empty(kernels.count_scratch("orthogonalize", arguments), dtype=torch.uint8)
+    arguments.scratch = scratch.data_ptr()
+    kernels.call("orthogonalize", arguments)
+    return out if len(matrix) <= matrix.shape[1] else out.T
 
 
 def compute_schedule(settings: TrainingSettings, step: int, num_steps: int) -> float:

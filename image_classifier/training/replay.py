@@ -20,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classifier.kernels.library import Arguments, Kernels
 from image_classifier.training.large_steps import LargeSteps
-from image_classifier.training.small_steps import Call, KernelCall, prepare_call
+from image_classifier.training.portable_steps import PortableSteps
+from image_classifier.training.small_steps import SmallSteps
+from image_classifier.training.steps import Steps, is_brief
 
 VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations with these tags give something else each time, or decide what comes next."""
@@ -53,6 +55,21 @@ class _Name:
 
 
 @dataclass(frozen=True)
+class _KernelCall:
+    """A call of a kernel.
+
+    Attributes:
+        names: of its tensors by the field of the arguments that has the address, what it writes to first.
+        is_brief: whether it ends in a few microseconds.
+    """
+
+    kernel: str
+    arguments: Arguments
+    names: Mapping[str, str]
+    is_brief: bool
+
+
+@dataclass(frozen=True)
 class _Line:
     """An operation of the program.
 
@@ -61,9 +78,8 @@ class _Line:
         is_several: whether it gives a sequence.
         used: names of what it takes.
         is_mutating: whether it changes a tensor.
-        function: what computes it, unless kernels do; with `arguments` and `options`, in which names stand for tensors.
-        kernels: calls that compute it, and for each the name that a field of its arguments has the address of.
-        scratch: memory that these need.
+        function: what computes it, unless a kernel does; with `arguments` and `options`, in which names stand for
+            tensors.
     """
 
     targets: tuple[str, ...]
@@ -73,13 +89,12 @@ class _Line:
     function: Callable[..., Any] | None = None
     arguments: tuple[Any, ...] = ()
     options: Mapping[str, Any] | None = None
-    kernels: tuple[tuple[KernelCall, Mapping[str, str]], ...] = ()
-    scratch: tuple[Tensor, ...] = ()
+    call: _KernelCall | None = None
 
     @property
     def output(self) -> str | None:
         """What a kernel without a result of its own writes to first."""
-        return next(iter(self.kernels[0][1].values())) if self.kernels and not self.targets else None
+        return next(iter(self.call.names.values())) if self.call and not self.targets else None
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
@@ -90,10 +105,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         state: those of them whose memory stays where it is.
         kernels: what computes operations in torch's place, if there are any.
         is_small: whether kernels write to memory of their own, which costs no time to get and is never let go of.
+        is_portable: whether all is computed by kernels.
 
     Attributes:
         obstacle: why this cannot be repeated; empty if it can.
-        large_steps: what finds kernels for operations of many images, if there are any.
+        steps: what finds kernels for operations, if there are any.
     """
 
     def __init__(
@@ -103,6 +119,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         kernels: Kernels | None = None,
         *,
         is_small: bool = True,
+        is_portable: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self.obstacle = ""
@@ -115,7 +132,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         self._copies: dict[str, tuple[int, Tensor]] = {}  # by the copy's name: the line that fills it, and the original
         self._inputs = [self._name(tensor) for tensor in inputs]
         self._is_small = is_small
-        self.large_steps = None if kernels is None or is_small else LargeSteps(kernels, self._call_kernel)
+        self._is_making = False
+        self._made: set[str] = set()
+        self.steps: Steps | None = None
+        if kernels is not None and is_portable:
+            self.steps = PortableSteps(kernels, self._make, self._call_kernel, is_small=is_small)
+        elif kernels is not None:
+            self.steps = (SmallSteps if is_small else LargeSteps)(kernels, self._make, self._call_kernel)
         if kernels is not None and is_small:
             self._fixed |= {self._name(tensor): tensor for tensor in state}
 
@@ -127,12 +150,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
         options = options or {}
-        if self._kernels is not None and self._is_small:
-            if (call := prepare_call(self._kernels, called, arguments, options)) is not None:
-                return self._run_kernels(self._kernels, call)
-        elif self.large_steps is not None:
+        if self._is_making:
+            return called(*arguments, **options)
+        if self.steps is not None:
             with self:  # so that what it calls of torch is written down, too
-                computed = self.large_steps.compute(called, arguments, options)
+                computed = self.steps.compute(called, arguments, options)
             if computed is not None:
                 return computed
         result = called(*arguments, **options)
@@ -159,27 +181,35 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         )
         return result
 
-    def _run_kernels(self, kernels: Kernels, call: Call) -> Any:
-        for each in call.kernels:
-            kernels.call(each.kernel, each.arguments)
-        used: set[str] = set()
-        calls = tuple((each, self._name_all(each.inputs, used)) for each in call.kernels)
-        is_several = isinstance(call.result, tuple)
-        results = call.result if is_several else (call.result,)
-        targets = tuple(self._name(each) for each in results)
-        # Without what autograd will hang on to the result.
-        self._fixed |= {name: each.detach() for name, each in zip(targets, results, strict=True) if each is not None}
-        if calls:  # else the result is always the same
-            line = _Line(targets, is_several, frozenset(used), False, kernels=calls, scratch=tuple(call.scratch))
-            self._lines.append(line)
-        return call.result
+    def _make(self, function: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+        """Make what kernels write to: for small steps memory that stays."""
+        self._is_making = True
+        tensor = function(*arguments, **options)
+        self._is_making = False
+        name = self._name(tensor)
+        if self._is_small:
+            self._fixed[name] = tensor.detach()  # without what autograd will hang on to it
+            self._made.add(name)
+        else:
+            how = {"dtype": tensor.dtype}
+            geometry = tuple(tensor.shape), tensor.stride()
+            self._lines.append(_Line((name,), False, frozenset(), False, torch.empty_strided, geometry, how))
+        return tensor
 
-    def _call_kernel(self, kernel: str, arguments: Arguments, tensors: Mapping[str, Tensor]) -> None:
+    def _call_kernel(
+        self, kernel: str, arguments: Arguments, written: Mapping[str, Tensor], read: Mapping[str, Tensor]
+    ) -> None:
         assert self._kernels is not None
         self._kernels.call(kernel, arguments)
         used: set[str] = set()
-        calls = ((KernelCall(kernel, arguments, {}), self._name_all(tensors, used)),)
-        self._lines.append(_Line((), False, frozenset(used), True, kernels=calls))
+        outputs = self._name_all(written, used)
+        is_made = self._is_small and self._made.issuperset(outputs.values())
+        if is_made:
+            used = set()
+        names = {**outputs, **self._name_all(read, used)}
+        call = _KernelCall(kernel, arguments, names, is_brief({**written, **read}))
+        targets = tuple(outputs.values()) if is_made else ()
+        self._lines.append(_Line(targets, False, frozenset(used), not is_made, call=call))
 
     def _name_all(self, tensors: Mapping[str, Tensor], used: set[str]) -> dict[str, str]:
         """Find the names of a kernel's tensors, by field, and add them to the used ones."""
@@ -269,11 +299,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         num_inputs = len([find(name) for name in inputs])
         needed = set(outputs).union(*(line.used for line, _ in lines))
         steps: list[Step] = []
-        for has_kernels, group in groupby(lines, key=lambda each: bool(each[0].kernels)):
+        for has_kernels, group in groupby(lines, key=lambda each: each[0].call is not None):
             several = list(group)
             if has_kernels:
-                calls = [call for line, _ in several for call in line.kernels]
-                steps.append(self._build_kernels(calls, find, [line.scratch for line, _ in several]))
+                steps.append(self._build_kernels([line.call for line, _ in several if line.call], find))
             for line, done in several:
                 if not has_kernels:
                     targets = [find(name) if name in needed else None for name in line.targets]
@@ -291,27 +320,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
 
         return replay
 
-    def _build_kernels(
-        self,
-        calls: Sequence[tuple[KernelCall, Mapping[str, str]]],
-        find: Callable[[str], int],
-        scratch: Sequence[tuple[Tensor, ...]],
-    ) -> Step:
+    def _build_kernels(self, calls: Sequence[_KernelCall], find: Callable[[str], int]) -> Step:
         """Build a step of kernels, which are told where the tensors are that move."""
         assert self._kernels is not None
         kernels = self._kernels
         moving = [
-            [(field, find(name)) for field, name in names.items() if name not in self._fixed] for _, names in calls
+            [(field, find(name)) for field, name in call.names.items() if name not in self._fixed] for call in calls
         ]
         if self._is_small:
-            chain = kernels.chain([(call.kernel, call.arguments) for call, _ in calls])
+            chain = kernels.chain([(call.kernel, call.arguments) for call in calls])
             places = [
                 (call.arguments, field, slot)
-                for (call, _), fields in zip(calls, moving, strict=True)
+                for call, fields in zip(calls, moving, strict=True)
                 for field, slot in fields
             ]
-
-            kept = scratch, self._fixed  # the memory that the arguments point to
+            kept = self._fixed  # the memory that the arguments point to
 
             def run_chain(values: list[Any], kept: object = kept) -> None:
                 for arguments, field, slot in places:
@@ -321,11 +344,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
             return run_chain
 
         def run_each(values: list[Any]) -> None:
-            for (call, _), fields in zip(calls, moving, strict=True):
+            for call, fields in zip(calls, moving, strict=True):
                 arguments = type(call.arguments).from_buffer_copy(call.arguments)  # several threads may be here
                 for field, slot in fields:
                     setattr(arguments, field, values[slot].data_ptr())
-                kernels.call(call.kernel, arguments)
+                kernels.call(call.kernel, arguments, is_brief=call.is_brief)
 
         return run_each
 

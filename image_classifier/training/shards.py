@@ -75,8 +75,8 @@ class Shards:
         ranks: Ranks,
     ) -> None:
         self._parameters = list(classifier.parameters())
-        self._buffers = list_buffers(classifier)
-        self._own_buffers = [list_buffers(replica) for replica in replicas]
+        self._buffers = _sort(list_buffers(classifier))
+        self._own_buffers = [[_flatten(each) for each in _sort(list_buffers(replica))] for replica in replicas]
         self._engine = engine
         self._shard_size = -(-batch_size // len(replicas))
         self._threads = threads
@@ -92,35 +92,41 @@ class Shards:
         ]
         ends = [rank * len(shards) // self._ranks.size for rank in range(self._ranks.size + 1)]
         mine = shards[ends[self._ranks.rank] : ends[self._ranks.rank + 1]]
+        buffers = [torch.cat([each.reshape(-1) for each in several]) for several in self._buffers]
         self._engine.prepare(mine, self._threads)
-        values = list(self._threads.map(lambda number: self._compute(number, mine[number]), range(len(mine))))
-        loss, num_correct, *others = self._add(values, ends)
+        values = list(self._threads.map(lambda number: self._compute(number, mine[number], buffers), range(len(mine))))
+        loss, num_correct, *others = self._add(values, ends, buffers)
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         for parameter in self._parameters:
             parameter.grad = None
         for parameter, gradient in zip(trained, others, strict=False):
             parameter.grad = gradient
-        for buffer, change in zip(self._buffers, others[len(trained) :], strict=True):
-            if buffer.is_floating_point():
-                buffer.add_(change)
-            else:
-                buffer.copy_(change)
+        for several, before, change in zip(self._buffers, buffers, others[len(trained) :], strict=True):
+            with self._threads.arithmetic():
+                after = before + change if before.is_floating_point() else change
+            for buffer, part in zip(several, torch.split(after, [each.numel() for each in several]), strict=True):
+                buffer.copy_(part.view_as(buffer))
         return loss, num_correct
 
-    def _compute(self, number: int, shard: Shard) -> list[Tensor]:
+    def _compute(self, number: int, shard: Shard, buffers: Sequence[Tensor]) -> list[Tensor]:
         """Compute what is added up over shards: loss, hits, gradients, and how the buffers change."""
-        buffers = self._own_buffers[number]
-        for buffer, own in zip(self._buffers, buffers, strict=True):
+        mine = self._own_buffers[number]
+        for buffer, own in zip(buffers, mine, strict=True):
             own.copy_(buffer)
         loss, num_correct, gradients = self._engine.compute(number, shard)
-        changes = [
-            (own - buffer) * shard.part if own.is_floating_point() else own.clone()
-            for buffer, own in zip(self._buffers, buffers, strict=True)
-        ]
-        loss = loss * shard.part if shard.part < 1 else loss
+        changes = []
+        if mine or shard.part < 1:
+            with self._threads.arithmetic():
+                changes = [
+                    (own - buffer) * shard.part if own.is_floating_point() else own.clone()
+                    for buffer, own in zip(buffers, mine, strict=True)
+                ]
+                loss = loss * shard.part if shard.part < 1 else loss
         return [loss, num_correct, *(each for each in gradients if each is not None), *changes]
 
-    def _add(self, values: Sequence[Sequence[Tensor]], ends: Sequence[int]) -> Sequence[Tensor]:
+    def _add(
+        self, values: Sequence[Sequence[Tensor]], ends: Sequence[int], buffers: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
         """Add each number over all shards of all ranks.
 
         Args:
@@ -133,14 +139,13 @@ class Shards:
         nodes = [find_nodes(begin, end, num_shards) for begin, end in pairwise(ends)]
         like = [torch.empty(()), torch.empty((), dtype=torch.int64)]
         like += [parameter.detach() for parameter in self._parameters if parameter.requires_grad]
-        adds = [torch.add] * len(like) + [
-            torch.add if buffer.is_floating_point() else take_first for buffer in self._buffers
-        ]
-        like += self._buffers
+        adds = [torch.add] * len(like) + [torch.add if buffer.is_floating_point() else take_first for buffer in buffers]
+        like += buffers
 
         def add_mine(position: int) -> list[Tensor]:
             known = {(0, ends[rank] + number): each[position] for number, each in enumerate(values)}
-            return [compute_node(node, known, num_shards, adds[position]) for node in nodes[rank]]
+            with self._threads.arithmetic():
+                return [compute_node(node, known, num_shards, adds[position]) for node in nodes[rank]]
 
         sums = list(self._threads.map(add_mine, range(len(like))))
         mine = {node: [each[number] for each in sums] for number, node in enumerate(nodes[rank])}
@@ -148,7 +153,8 @@ class Shards:
 
         def add_all(position: int) -> Tensor:
             known = {node: each[position] for node, each in everybodys.items()}
-            return compute_node(find_root(num_shards), known, num_shards, adds[position])
+            with self._threads.arithmetic():
+                return compute_node(find_root(num_shards), known, num_shards, adds[position])
 
         return list(self._threads.map(add_all, range(len(like))))
 
@@ -161,6 +167,20 @@ def take_first(one: Tensor, other: Tensor) -> Tensor:
 def list_buffers(classifier: nn.Module) -> list[Tensor]:
     """List the buffers that may change: all but the classifier's own, which are constants."""
     return [buffer for child in classifier.children() for buffer in child.buffers()]
+
+
+def _sort(buffers: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Sort buffers by type."""
+    types = dict.fromkeys(buffer.dtype for buffer in buffers)
+    return [[buffer for buffer in buffers if buffer.dtype == dtype] for dtype in types]
+
+
+def _flatten(buffers: Sequence[Tensor]) -> Tensor:
+    """Lay buffers out one after the other in one tensor, which is returned, so that one operation is for all."""
+    flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+    for buffer, part in zip(buffers, torch.split(flat, [each.numel() for each in buffers]), strict=True):
+        buffer.data = part.view_as(buffer)
+    return flat
 
 
 def share_parameters(classifier: nn.Module) -> nn.Module:

@@ -7,94 +7,32 @@ with its addresses, and repeated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from image_classifier.kernels.library import Arguments, Kernels
+from image_classifier.training.steps import Steps, takes
 
 MOST_PRODUCTS = 8_000_000
 """Of one convolution or product of matrices that the kernels take: with more, torch's libraries, which look longer for
 the best way, are faster."""
 
 
-@dataclass(frozen=True)
-class KernelCall:
-    """A call of a kernel.
+class SmallSteps(Steps):
+    """Computes operations on images as planes."""
 
-    Attributes:
-        inputs: what is read, by the field of the arguments that has its address.
-    """
-
-    kernel: str
-    arguments: Arguments
-    inputs: dict[str, Tensor]
+    def compute(self, called: Any, arguments: Any, options: Mapping[str, Any]) -> Any:
+        return compute_small(self, called, arguments, options)
 
 
-@dataclass(frozen=True)
-class Call:
-    """Calls of kernels that take the place of one operation of torch.
-
-    Attributes:
-        result: what torch's operation would give; its memory is written to by every repetition.
-        scratch: memory that the calls need.
-    """
-
-    kernels: list[KernelCall]
-    result: Any
-    scratch: list[Tensor]
-
-
-class _Writer:
-    """Writes down calls of kernels."""
-
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
-        self._calls: list[KernelCall] = []
-        self._scratch: list[Tensor] = []
-
-    def add(self, kernel: str, outputs: Mapping[str, Tensor | None], /, **values: Any) -> None:
-        """Add a kernel's call; an output's address does not change, an input's may, and None is 0.
-
-        Args:
-            values: tensors that are read, numbers, and sequences of numbers, by field; not `scratch`.
-        """
-        inputs = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        needs_scratch = {"scratch": 0} if kernel in WITH_SCRATCH else {}
-        arguments = self._kernels.prepare(
-            kernel, **needs_scratch, **{name: _get_number(value) for name, value in {**outputs, **values}.items()}
-        )
-        if needs_scratch:
-            self._scratch.append(torch.empty(self._kernels.count_scratch(kernel, arguments), dtype=torch.uint8))
-            arguments.scratch = self._scratch[-1].data_ptr()
-        self._calls.append(KernelCall(kernel, arguments, inputs))
-
-    def finish(self, result: Any) -> Call:
-        return Call(self._calls, result, self._scratch)
-
-
-WITH_SCRATCH = ("convolve", "convolve_filter_gradient")
-
-
-def _get_number(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    return tuple(value) if isinstance(value, (tuple, list)) else value or 0
-
-
-def prepare_call(kernels: Kernels, called: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Call | None:
-    """Find kernels for an operation with these arguments; None if it stays torch's.
-
-    Args:
-        called: an operation of ATen.
-    """
-    prepare, dtypes = PREPARE.get(called, (None, ()))
+def compute_small(steps: Steps, called: Any, arguments: Any, options: Mapping[str, Any]) -> Any:
+    """Compute an operation of ATen on images as planes; None if these kernels do not take it."""
+    compute, dtypes = COMPUTE.get(called, (None, ()))
     tensors = [each for each in arguments if isinstance(each, Tensor)]
-    if prepare is None or any(each.device.type != "cpu" or each.dtype not in dtypes for each in tensors):
+    if compute is None or any(each.device.type != "cpu" or each.dtype not in dtypes for each in tensors):
         return None
-    return prepare(_Writer(kernels), *arguments, **options)
+    return compute(steps, *arguments, **options) if takes(compute, (steps, *arguments), options) else None
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -117,8 +55,8 @@ def _count_products(images: Tensor, weight: Tensor) -> int:
     return len(images) * images.shape[2] * images.shape[3] * weight.numel()
 
 
-def _prepare_convolution(
-    writer: _Writer,
+def _compute_convolution(
+    steps: Steps,
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -128,17 +66,17 @@ def _prepare_convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
-) -> Call | None:
+) -> Any:
     if not _is_plain(stride, padding, dilation, transposed) or groups != 1 or _get_taps(weight) is None:
         return None
     if _count_products(images, weight) > MOST_PRODUCTS:
         return None
-    out = _add_convolution(writer, images, weight, bias, padding[0], weight.stride(), 0)
-    return writer.finish(out)
+    out = _add_convolution(steps, images, weight, bias, padding[0], weight.stride(), 0)
+    return out
 
 
 def _add_convolution(
-    writer: _Writer,
+    steps: Steps,
     images: Tensor,
     filters: Tensor,
     bias: Tensor | None,
@@ -150,8 +88,8 @@ def _add_convolution(
     num_images, channels, height, width = images.shape
     taps = filters.shape[2]
     outputs = filters.numel() // (channels * taps**2)
-    out = torch.empty(num_images, outputs, height + 2 * padding - taps + 1, width + 2 * padding - taps + 1)
-    writer.add(
+    out = steps.make(torch.empty, num_images, outputs, height + 2 * padding - taps + 1, width + 2 * padding - taps + 1)
+    steps.call(
         "convolve",
         {"out": out},
         **{"images": images, "filters": filters, "bias": bias},
@@ -162,8 +100,8 @@ def _add_convolution(
     return out
 
 
-def _prepare_convolution_backward(
-    writer: _Writer,
+def _compute_convolution_backward(
+    steps: Steps,
     gradient: Tensor,
     images: Tensor,
     weight: Tensor,
@@ -175,7 +113,7 @@ def _prepare_convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     mask: Sequence[bool],
-) -> Call | None:
+) -> Any:
     taps = _get_taps(weight)
     if not _is_plain(stride, padding, dilation, transposed) or groups != 1 or taps is None or padding[0] >= taps:
         return None
@@ -185,13 +123,13 @@ def _prepare_convolution_backward(
     if mask[0]:  # the same with inputs and outputs exchanged, and the filters mirrored
         o, c, y, x = weight.stride()
         offset = (taps - 1) * (y + x)
-        of_images = _add_convolution(writer, gradient, weight, None, taps - 1 - padding[0], [c, o, -y, -x], offset)
+        of_images = _add_convolution(steps, gradient, weight, None, taps - 1 - padding[0], [c, o, -y, -x], offset)
     if mask[1] or mask[2]:
         num_images, channels, height, width = images.shape
         outputs = weight.shape[0]
-        of_weight = torch.empty_like(weight) if mask[1] else None
-        of_bias = torch.empty(outputs) if mask[2] else None
-        writer.add(
+        of_weight = steps.make(torch.empty_like, weight) if mask[1] else None
+        of_bias = steps.make(torch.empty, outputs) if mask[2] else None
+        steps.call(
             "convolve_filter_gradient",
             {"of_filters": of_weight, "of_bias": of_bias},
             **{"images": images, "gradient": gradient},
@@ -199,143 +137,143 @@ def _prepare_convolution_backward(
             **{"taps": taps, "padding": padding[0], "image_strides": images.stride()},
             **{"gradient_strides": gradient.stride(), "filter_strides": weight.stride()},
         )
-    return writer.finish((of_images, of_weight, of_bias))
+    return of_images, of_weight, of_bias
 
 
-def _prepare_pool(
-    writer: _Writer, images: Tensor, size: Sequence[int], stride: Sequence[int] = (), *others: Any
-) -> Call | None:
+def _compute_pool(steps: Steps, images: Tensor, size: Sequence[int], stride: Sequence[int] = (), *others: Any) -> Any:
     if list(size) != [2, 2] or list(stride) not in ([], [2, 2]) or others or not images.is_contiguous():
         return None
     number, channels, height, width = images.shape
-    out, indices = (torch.empty(number, channels, height // 2, width // 2, dtype=t) for t in (None, torch.uint8))
+    out, indices = (
+        steps.make(torch.empty, number, channels, height // 2, width // 2, dtype=t) for t in (None, torch.uint8)
+    )
     outputs = {"out": out, "indices": indices}
-    writer.add("pool_planes", outputs, images=images, num_planes=number * channels, height=height, width=width)
-    return writer.finish((out, indices))
+    steps.call("pool_planes", outputs, images=images, num_planes=number * channels, height=height, width=width)
+    return out, indices
 
 
-def _prepare_unpool(writer: _Writer, gradient: Tensor, images: Tensor, *others: Any) -> Call | None:
+def _compute_unpool(steps: Steps, gradient: Tensor, images: Tensor, *others: Any) -> Any:
     indices: Tensor = others[-1]
-    if indices.dtype != torch.uint8:  # then torch pooled
+    if indices.dtype != torch.uint8 or not (images.is_contiguous() and indices.is_contiguous()):  # another pooled
         return None
-    out = torch.empty_like(images)
+    out = steps.make(torch.empty_like, images)
     number, channels, height, width = images.shape
     sizes = {"num_images": number, "channels": channels, "height": height, "width": width}
     strides = gradient.stride()
-    writer.add(
+    steps.call(
         "pool_planes_gradient",
         {"out": out},
         **{"indices": indices, "gradient": gradient, **sizes, "gradient_strides": strides},
     )
-    return writer.finish(out)
+    return out
 
 
-def _prepare_relu(writer: _Writer, values: Tensor) -> Call | None:
+def _compute_relu(steps: Steps, values: Tensor) -> Any:
     if not _is_dense(values):
         return None
-    out = torch.empty_like(values)
-    writer.add("relu", {"out": out}, values=values, count=values.numel())
-    return writer.finish(out)
+    out = steps.make(torch.empty_like, values)
+    steps.call("relu", {"out": out}, values=values, count=values.numel())
+    return out
 
 
-def _prepare_threshold_backward(writer: _Writer, gradient: Tensor, values: Tensor, threshold: float) -> Call | None:
+def _compute_threshold_backward(steps: Steps, gradient: Tensor, values: Tensor, threshold: float) -> Any:
     if threshold != 0 or not _is_dense(values) or gradient.stride() != values.stride():
         return None
-    out = torch.empty_like(values)
-    writer.add("relu_gradient", {"out": out}, gradient=gradient, values=values, count=values.numel())
-    return writer.finish(out)
+    out = steps.make(torch.empty_like, values)
+    steps.call("relu_gradient", {"out": out}, gradient=gradient, values=values, count=values.numel())
+    return out
 
 
-def _prepare_mm(writer: _Writer, left: Tensor, right: Tensor) -> Call | None:
-    return _prepare_product(writer, None, left, right)
+def _compute_mm(steps: Steps, left: Tensor, right: Tensor) -> Any:
+    return _compute_product(steps, None, left, right)
 
 
-def _prepare_addmm(writer: _Writer, bias: Tensor, left: Tensor, right: Tensor) -> Call | None:
+def _compute_addmm(steps: Steps, bias: Tensor, left: Tensor, right: Tensor) -> Any:
     return (
-        _prepare_product(writer, bias, left, right) if bias.shape == right.shape[1:] and bias.is_contiguous() else None
+        _compute_product(steps, bias, left, right) if bias.shape == right.shape[1:] and bias.is_contiguous() else None
     )
 
 
-def _prepare_product(writer: _Writer, bias: Tensor | None, left: Tensor, right: Tensor) -> Call | None:
+def _compute_product(steps: Steps, bias: Tensor | None, left: Tensor, right: Tensor) -> Any:
     (rows, depth), columns = left.shape, right.shape[1]
     if rows * depth * columns > MOST_PRODUCTS:
         return None
-    out = torch.empty(rows, columns)
+    out = steps.make(torch.empty, rows, columns)
     sides = {"left": left, "right": right, "bias": bias}
     sizes = {"rows": rows, "depth": depth, "columns": columns}
     if right.stride(1) == 1:
         left_row, left_column = left.stride()
         strides = {"left_row": left_row, "left_column": left_column, "right_row": right.stride(0)}
-        writer.add("matmul", {"out": out}, **sides, **sizes, **strides)
+        steps.call("matmul", {"out": out}, **sides, **sizes, **strides)
     elif right.stride(0) == 1 and left.stride(1) == 1:
         strides = {"left_row": left.stride(0), "right_column": right.stride(1)}
-        writer.add("matmul_transposed", {"out": out}, **sides, **sizes, **strides)
+        steps.call("matmul_transposed", {"out": out}, **sides, **sizes, **strides)
     else:
         return None
-    return writer.finish(out)
+    return out
 
 
-def _prepare_sum(writer: _Writer, values: Tensor, dimensions: Sequence[int], keep: bool = False) -> Call | None:
+def _compute_sum(steps: Steps, values: Tensor, dimensions: Sequence[int], keep: bool = False) -> Any:
     if list(dimensions) != [0] or values.ndim != 2 or not values.is_contiguous() or not keep:
         return None
-    out = torch.empty(1, values.shape[1])
-    writer.add("sum_rows", {"out": out}, values=values, rows=len(values), columns=values.shape[1])
-    return writer.finish(out)
+    out = steps.make(torch.empty, 1, values.shape[1])
+    steps.call("sum_rows", {"out": out}, values=values, rows=len(values), columns=values.shape[1])
+    return out
 
 
-def _prepare_clone(writer: _Writer, values: Tensor, memory_format: Any = None) -> Call | None:
+def _compute_clone(steps: Steps, values: Tensor, memory_format: Any = None) -> Any:
     if not values.is_contiguous():  # which a view of the result may need
         return None
-    out = torch.empty_like(values)  # channels next to each other are a wish that the other kernels do not have
-    writer.add("copy", {"out": out}, values=values, num_bytes=values.numel() * values.element_size())
-    return writer.finish(out)
+    out = steps.make(
+        torch.empty_like, values
+    )  # channels next to each other are a wish that the other kernels do not have
+    steps.call("copy", {"out": out}, values=values, num_bytes=values.numel() * values.element_size())
+    return out
 
 
-def _prepare_to_copy(writer: _Writer, values: Tensor, **options: Any) -> Call | None:
+def _compute_to_copy(steps: Steps, values: Tensor, **options: Any) -> Any:
     if options != {"dtype": torch.float32} or values.dtype != torch.uint8 or not _is_dense(values):
         return None
-    out = torch.empty_like(values, dtype=torch.float32)
-    writer.add("convert_bytes", {"out": out}, values=values, count=values.numel())
-    return writer.finish(out)
+    out = steps.make(torch.empty_like, values, dtype=torch.float32)
+    steps.call("convert_bytes", {"out": out}, values=values, count=values.numel())
+    return out
 
 
-def _prepare_sub(writer: _Writer, values: Tensor, numbers: Tensor) -> Call | None:
-    return _prepare_shift(writer, values, numbers, False)
+def _compute_sub(steps: Steps, values: Tensor, numbers: Tensor) -> Any:
+    return _compute_shift(steps, values, numbers, False)
 
 
-def _prepare_div(writer: _Writer, values: Tensor, numbers: Tensor) -> Call | None:
-    return _prepare_shift(writer, values, numbers, True)
+def _compute_div(steps: Steps, values: Tensor, numbers: Tensor) -> Any:
+    return _compute_shift(steps, values, numbers, True)
 
 
-def _prepare_shift(writer: _Writer, values: Tensor, numbers: Any, divide: bool) -> Call | None:
+def _compute_shift(steps: Steps, values: Tensor, numbers: Any, divide: bool) -> Any:
     if values.ndim != 4 or not isinstance(numbers, Tensor) or numbers.shape != (1, values.shape[1], 1, 1):
         return None
     if not values.is_contiguous() or numbers.stride(1) != 1:
         return None
     number, channels, height, width = values.shape
-    out = torch.empty_like(values)
+    out = steps.make(torch.empty_like, values)
     sizes = {"num_images": number, "channels": channels, "num_pixels": height * width}
-    writer.add("shift_channels", {"out": out}, values=values, numbers=numbers, **sizes, divides=divide)
-    return writer.finish(out)
+    steps.call("shift_channels", {"out": out}, values=values, numbers=numbers, **sizes, divides=divide)
+    return out
 
 
-def _prepare_log_softmax(writer: _Writer, values: Tensor, dimension: int, to_float: bool) -> Call | None:
+def _compute_log_softmax(steps: Steps, values: Tensor, dimension: int, to_float: bool) -> Any:
     if values.ndim != 2 or dimension != 1 or to_float or not values.is_contiguous():
         return None
-    out = torch.empty_like(values)
-    writer.add("log_softmax", {"out": out}, values=values, rows=len(values), columns=values.shape[1])
-    return writer.finish(out)
+    out = steps.make(torch.empty_like, values)
+    steps.call("log_softmax", {"out": out}, values=values, rows=len(values), columns=values.shape[1])
+    return out
 
 
-def _prepare_log_softmax_backward(
-    writer: _Writer, gradient: Tensor, values: Tensor, dimension: int, dtype: Any
-) -> Call | None:
+def _compute_log_softmax_backward(steps: Steps, gradient: Tensor, values: Tensor, dimension: int, dtype: Any) -> Any:
     if values.ndim != 2 or dimension != 1 or not gradient.is_contiguous() or not values.is_contiguous():
         return None
-    out = torch.empty_like(values)
+    out = steps.make(torch.empty_like, values)
     sizes = {"rows": len(values), "columns": values.shape[1]}
-    writer.add("log_softmax_gradient", {"out": out}, gradient=gradient, values=values, **sizes)
-    return writer.finish(out)
+    steps.call("log_softmax_gradient", {"out": out}, gradient=gradient, values=values, **sizes)
+    return out
 
 
 MEAN, IGNORED = 1, -100
@@ -347,19 +285,17 @@ def _is_loss(values: Tensor, labels: Tensor, weight: Any, reduction: int, ignore
     return is_plain and reduction == MEAN and ignored == IGNORED
 
 
-def _prepare_nll_loss(
-    writer: _Writer, values: Tensor, labels: Tensor, weight: Any, reduction: int, ignored: int
-) -> Call | None:
+def _compute_nll_loss(steps: Steps, values: Tensor, labels: Tensor, weight: Any, reduction: int, ignored: int) -> Any:
     if not _is_loss(values, labels, weight, reduction, ignored):
         return None
-    loss, total = torch.empty(()), torch.empty(())
+    loss, total = steps.make(torch.empty, ()), steps.make(torch.empty, ())
     sizes = {"rows": len(values), "columns": values.shape[1]}
-    writer.add("nll_loss", {"loss": loss, "total": total}, values=values, labels=labels, **sizes)
-    return writer.finish((loss, total))
+    steps.call("nll_loss", {"loss": loss, "total": total}, values=values, labels=labels, **sizes)
+    return loss, total
 
 
-def _prepare_nll_loss_backward(
-    writer: _Writer,
+def _compute_nll_loss_backward(
+    steps: Steps,
     gradient: Tensor,
     values: Tensor,
     labels: Tensor,
@@ -367,66 +303,66 @@ def _prepare_nll_loss_backward(
     reduction: int,
     ignored: int,
     total: Tensor,
-) -> Call | None:
+) -> Any:
     if not _is_loss(values, labels, weight, reduction, ignored):
         return None
-    out = torch.empty_like(values)
+    out = steps.make(torch.empty_like, values)
     sizes = {"rows": len(values), "columns": values.shape[1]}
-    writer.add("nll_loss_gradient", {"out": out}, gradient=gradient, labels=labels, **sizes)
-    return writer.finish(out)
+    steps.call("nll_loss_gradient", {"out": out}, gradient=gradient, labels=labels, **sizes)
+    return out
 
 
-def _prepare_argmax(writer: _Writer, values: Tensor, dimension: int | None = None, keep: bool = False) -> Call | None:
+def _compute_argmax(steps: Steps, values: Tensor, dimension: int | None = None, keep: bool = False) -> Any:
     if values.ndim != 2 or dimension != 1 or keep or not values.is_contiguous():
         return None
-    out = torch.empty(len(values), dtype=torch.int64)
-    writer.add("argmax", {"out": out}, values=values, rows=len(values), columns=values.shape[1])
-    return writer.finish(out)
+    out = steps.make(torch.empty, len(values), dtype=torch.int64)
+    steps.call("argmax", {"out": out}, values=values, rows=len(values), columns=values.shape[1])
+    return out
 
 
-def _prepare_eq(writer: _Writer, left: Tensor, right: Any) -> Call | None:
+def _compute_eq(steps: Steps, left: Tensor, right: Any) -> Any:
     if not isinstance(right, Tensor) or left.shape != right.shape or not left.is_contiguous() & right.is_contiguous():
         return None
-    out = torch.empty_like(left, dtype=torch.bool)
-    writer.add("equal", {"out": out}, left=left, right=right, count=left.numel())
-    return writer.finish(out)
+    out = steps.make(torch.empty_like, left, dtype=torch.bool)
+    steps.call("equal", {"out": out}, left=left, right=right, count=left.numel())
+    return out
 
 
-def _prepare_count(writer: _Writer, values: Tensor) -> Call | None:
+def _compute_count(steps: Steps, values: Tensor) -> Any:
     if not values.is_contiguous():
         return None
-    out = torch.empty((), dtype=torch.int64)
-    writer.add("count_true", {"out": out}, values=values, count=values.numel())
-    return writer.finish(out)
+    out = steps.make(torch.empty, (), dtype=torch.int64)
+    steps.call("count_true", {"out": out}, values=values, count=values.numel())
+    return out
 
 
-def _prepare_ones_like(writer: _Writer, values: Tensor, **options: Any) -> Call | None:
-    return Call([], torch.ones_like(values, **options), []) if values.ndim == 0 else None
+def _compute_ones_like(steps: Steps, values: Tensor, **options: Any) -> Any:
+    return steps.make(torch.ones_like, values, **options) if values.ndim == 0 else None
 
 
 _aten = torch.ops.aten
 _FLOATS = (torch.float32,)
-PREPARE: dict[Any, tuple[Callable[..., Call | None], tuple[torch.dtype, ...]]] = {
-    _aten.convolution.default: (_prepare_convolution, _FLOATS),
-    _aten.convolution_backward.default: (_prepare_convolution_backward, _FLOATS),
-    _aten.max_pool2d_with_indices.default: (_prepare_pool, _FLOATS),
-    _aten.max_pool2d_with_indices_backward.default: (_prepare_unpool, (torch.float32, torch.uint8)),
-    _aten.relu.default: (_prepare_relu, _FLOATS),
-    _aten.threshold_backward.default: (_prepare_threshold_backward, _FLOATS),
-    _aten.mm.default: (_prepare_mm, _FLOATS),
-    _aten.addmm.default: (_prepare_addmm, _FLOATS),
-    _aten.sum.dim_IntList: (_prepare_sum, _FLOATS),
-    _aten.clone.default: (_prepare_clone, (torch.float32, torch.uint8)),
-    _aten._to_copy.default: (_prepare_to_copy, (torch.uint8,)),
-    _aten.sub.Tensor: (_prepare_sub, _FLOATS),
-    _aten.div.Tensor: (_prepare_div, _FLOATS),
-    _aten._log_softmax.default: (_prepare_log_softmax, _FLOATS),
-    _aten._log_softmax_backward_data.default: (_prepare_log_softmax_backward, _FLOATS),
-    _aten.nll_loss_forward.default: (_prepare_nll_loss, (torch.float32, torch.int64)),
-    _aten.nll_loss_backward.default: (_prepare_nll_loss_backward, (torch.float32, torch.int64)),
-    _aten.argmax.default: (_prepare_argmax, _FLOATS),
-    _aten.eq.Tensor: (_prepare_eq, (torch.int64,)),
-    _aten.ones_like.default: (_prepare_ones_like, _FLOATS),
-    _aten.sum.default: (_prepare_count, (torch.bool,)),
+COMPUTE: dict[Any, tuple[Callable[..., Any], tuple[torch.dtype, ...]]] = {
+    _aten.convolution.default: (_compute_convolution, _FLOATS),
+    _aten.convolution_backward.default: (_compute_convolution_backward, _FLOATS),
+    _aten.max_pool2d_with_indices.default: (_compute_pool, _FLOATS),
+    _aten.max_pool2d_with_indices_backward.default: (_compute_unpool, (torch.float32, torch.uint8)),
+    _aten.relu.default: (_compute_relu, _FLOATS),
+    _aten.threshold_backward.default: (_compute_threshold_backward, _FLOATS),
+    _aten.mm.default: (_compute_mm, _FLOATS),
+    _aten.addmm.default: (_compute_addmm, _FLOATS),
+    _aten.sum.dim_IntList: (_compute_sum, _FLOATS),
+    _aten.clone.default: (_compute_clone, (torch.float32, torch.uint8)),
+    _aten._to_copy.default: (_compute_to_copy, (torch.uint8,)),
+    _aten.sub.Tensor: (_compute_sub, _FLOATS),
+    _aten.div.Tensor: (_compute_div, _FLOATS),
+    _aten._log_softmax.default: (_compute_log_softmax, _FLOATS),
+    _aten._log_softmax_backward_data.default: (_compute_log_softmax_backward, _FLOATS),
+    _aten.nll_loss_forward.default: (_compute_nll_loss, (torch.float32, torch.int64)),
+    _aten.nll_loss_backward.default: (_compute_nll_loss_backward, (torch.float32, torch.int64)),
+    _aten.argmax.default: (_compute_argmax, _FLOATS),
+    _aten.eq.Tensor: (_compute_eq, (torch.int64,)),
+    _aten.ones_like.default: (_compute_ones_like, _FLOATS),
+    _aten.sum.default: (_compute_count, (torch.bool,)),
 }
-"""What prepares the kernels for an operation of torch, as long as its tensors are of these types."""
+"""What computes an operation of torch, as long as its tensors are of these types."""

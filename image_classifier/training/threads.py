@@ -10,12 +10,15 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from image_classifier.errors import SettingsError
+
+Arithmetic = Callable[[], AbstractContextManager[object]]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,12 +31,14 @@ class Threads:
 
     Args:
         num_threads: 0 for as many as this process may use cores.
+        arithmetic: makes what is entered, by each thread, around what is to be computed as the settings say.
 
     Raises:
         SettingsError: this process may not start so many.
     """
 
-    def __init__(self, num_threads: int = 0) -> None:
+    def __init__(self, num_threads: int = 0, arithmetic: Arithmetic = nullcontext) -> None:
+        self.arithmetic = arithmetic
         self.num_threads = num_threads or count_cores()
         if (num_startable := _count_startable(self.num_threads)) < self.num_threads:
             raise SettingsError(

@@ -19,6 +19,7 @@ from PIL import Image
 from image_classifier.config import describe_views
 from image_classifier.data.content import list_classes
 from image_classifier.progress import track
+from image_classifier.tracking.record import describe_checkers
 from image_classifier.visualization.figures import (
     DARK,
     LIGHT,
@@ -219,6 +220,7 @@ def _build_identity(record: dict[str, Any]) -> str:
         "code": (f"version {code['version']}, commit {code.get('commit') or 'unknown'}{changes}", code["digest"]),
         "environment": (f"Python {environment['python']}", environment["digest"]),
         "machine class": (_list_values(machine["class"]), machine["digest"]),
+        "can be checked by": (f"{describe_checkers(record)}: image_classifier verify RUN", ""),
         "starts from": (
             (_describe_pretrained(record), record["pretrained"]["digest"])
             if record["pretrained"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -38,6 +40,25 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: dict[str, P
     assert names - about == list_package(project_copy) | {f"image_classifier/kernels/{name}" for name in libraries}
     assert distributions["wheel"].stat().st_size < 3e6
     assert {name.partition("/")[2] for name in about} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_wheels_for_other_platforms_are_built_here(project_copy: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "project"
+    run_program("git", "clone", "--quiet", project_copy, clone, cwd=tmp_path)
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run_program(clone / ".github" / "scripts" / "build.sh", cwd=clone, PATH=programs)
+    wheels = {path.name.split("-")[-1]: path for path in (clone / "dist").glob("*.whl")}
+    names = {"manylinux_2_17_x86_64.whl": "avx2.so", "manylinux_2_17_aarch64.whl": "neon.so"}
+    names["macosx_12_0_arm64.whl"] = "neon.dylib"
+    assert wheels.keys() == names.keys()
+    digests = set()
+    for platform, library in names.items():
+        with zipfile.ZipFile(wheels[platform]) as wheel:
+            libraries = [name for name in wheel.namelist() if name.endswith((".so", ".dylib"))]
+            assert f"image_classifier/kernels/{library}" in libraries
+            assert len({Path(name).suffix for name in libraries}) == 1, "kernels of another platform are left over"
+            digests.add(json.loads(wheel.read(f"image_classifier/kernels/{LIBRARIES}"))["digest"])
+    assert len(digests) == 1, "portable runs would be of several classes"
 
 
 def test_the_sdist_holds_what_builds_the_wheel(distributions: dict[str, Path], project_copy: Path) -> None:

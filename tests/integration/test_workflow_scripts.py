@@ -224,7 +224,7 @@ def test_what_a_container_prints_is_no_command_of_the_workflow(
     shutil.copytree(trained_run, tmp_path / "experiments" / "experiment" / "run")
     inputs = {"EXPERIMENT_NAME": "experiment", "RUN_NAME": "run", "DATASET": "sample", "RECIPE": "notebook"}
     inputs |= {
-        "INSTRUCTION_SET": "avx2",
+        "INSTRUCTION_SET": "portable",
         "VERIFY": "false",
         "PUBLISH": "false",
         "CONTINUATION": "",

@@ -104,7 +104,7 @@ def make_run(folder: Path, commit: str, **changes: Any) -> Path:
         "experiment_name": "trust",
         "run_name": "long",
         "recipe": "notebook",
-        "settings": {"instruction_set": "avx2"},
+        "settings": {"instruction_set": "portable"},
         "execution": {"dataset_folder": "/data/sample_dataset", "pretrained_model": None},
         "code": {"commit": commit, "uncommitted_changes": False},
     }

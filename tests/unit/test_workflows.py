@@ -146,7 +146,7 @@ def test_the_choices_are_those_of_the_trainer() -> None:
     inputs = TRAINING[True]["workflow_dispatch"]["inputs"]
     assert inputs["recipe"]["options"] == [DEFAULT_RECIPE, *RECIPES]
     assert set(inputs["instruction_set"]["options"]) == set(get_args(InstructionSet))
-    assert inputs["instruction_set"]["default"] == "avx2"
+    assert inputs["instruction_set"]["default"] == "portable"
 
 
 def test_every_input_is_handed_over_checked_and_documented() -> None:

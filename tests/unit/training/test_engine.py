@@ -89,9 +89,9 @@ def test_each_recipe_computes_with_the_kernels_that_were_made_for_it(
     taken: Counter[str] = Counter()
     call = Kernels.call
 
-    def count(kernels: Kernels, kernel: str, arguments: Arguments) -> None:
+    def count(kernels: Kernels, kernel: str, arguments: Arguments, *, is_brief: bool = False) -> None:
         taken[kernel] += 1
-        call(kernels, kernel, arguments)
+        call(kernels, kernel, arguments, is_brief=is_brief)
 
     monkeypatch.setattr(Kernels, "call", count)
     classifier = build_classifier(settings.model, 10, input_mean=(0.5,) * 3, input_std=(0.5,) * 3, seed=0)

@@ -33,8 +33,8 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def steps(recorder: Recorder) -> LargeSteps:
-    assert recorder.large_steps is not None
-    return recorder.large_steps
+    assert isinstance(recorder.steps, LargeSteps)
+    return recorder.steps
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

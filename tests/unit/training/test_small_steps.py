@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_classifier.kernels.library import load_kernels
+from image_classifier.kernels.library import Arguments, load_kernels
 from image_classifier.training.determinism import get_instruction_set
-from image_classifier.training.small_steps import prepare_call
+from image_classifier.training.small_steps import SmallSteps
 
 aten = torch.ops.aten
 KERNELS = load_kernels(get_instruction_set())
@@ -23,17 +24,30 @@ def make(*shape: int, channels_last: bool = False) -> Tensor:
     return values.to(memory_format=torch.channels_last) if channels_last else values
 
 
+def build_steps(made: list[Tensor], calls: list[tuple[str, Arguments]]) -> SmallSteps:
+    """Build steps that note what they make and call."""
+
+    def make(function: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+        made.append(function(*arguments, **options))
+        return made[-1]
+
+    def call(kernel: str, arguments: Arguments, *tensors: Mapping[str, Tensor]) -> None:
+        calls.append((kernel, arguments))
+
+    return SmallSteps(KERNELS, make, call)
+
+
 def compute(called: Any, *arguments: Any, **options: Any) -> Any:
     """Compute an operation by the kernels, which must take it, twice over memory that held something else."""
-    call = prepare_call(KERNELS, called, arguments, options)
-    assert call is not None, f"{called} stayed torch's"
-    results = call.result if isinstance(call.result, tuple) else (call.result,)
-    for each in results if call.kernels else ():
-        if each is not None:
-            each.copy_(torch.full_like(each, 7))
-    for each in call.kernels:
-        KERNELS.call(each.kernel, each.arguments)
-    return call.result
+    made: list[Tensor] = []
+    calls: list[tuple[str, Arguments]] = []
+    result = build_steps(made, calls).compute(called, arguments, options)
+    assert result is not None, f"{called} stayed torch's"
+    for each in made if calls else ():
+        each.copy_(torch.full_like(each, 7))
+    for kernel, prepared in calls:
+        KERNELS.call(kernel, prepared)
+    return result
 
 
 def compare(called: Any, *arguments: Any, exact: bool = False, **options: Any) -> None:
@@ -110,7 +124,7 @@ def test_products_of_matrices(rows: int, depth: int, columns: int) -> None:
     compare(aten.addmm.default, bias, left, transposed)
     compare(aten.addmm.default, bias, left, right)
     assert (
-        prepare_call(KERNELS, aten.mm.default, (left.T.contiguous().T, transposed), {}) is None
+        build_steps([], []).compute(aten.mm.default, (left.T.contiguous().T, transposed), {}) is None
         or rows == 1
         or depth == 1
     )
@@ -180,7 +194,8 @@ def test_images_are_scaled_as_torch_scales_them() -> None:
         (aten.sub.Tensor, (make(2, 3, 4, 4), make(2, 3, 4, 4)), {}),
         (aten._to_copy.default, (torch.zeros(4, dtype=torch.uint8),), {"dtype": torch.float64}),
         (aten.gelu.default, (make(4),), {}),
+        (aten.addmm.default, (make(4), make(3, 4), make(4, 4)), {"beta": 0.5}),
     ],
 )
 def test_what_no_kernel_is_for_stays_torchs(called: Any, arguments: Any, options: Any) -> None:
-    assert prepare_call(KERNELS, called, arguments, options) is None
+    assert build_steps([], []).compute(called, arguments, options) is None

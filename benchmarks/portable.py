@@ -1,0 +1,109 @@
+"""What the same bits on every processor cost: recipes as portable runs, beside the capped and the native ones.
+
+    python -m benchmarks.portable --dataset_folder DATA [--recipe fast quick notebook] [--runs 5]
+
+DATA holds real CIFAR-10. A run that is capped at AVX2 computes with the same kernels and torch's libraries. The
+portable one beside it computes with the kernels for AVX2 alone. On a processor with AVX-512 a portable run takes the
+kernels for that. This is measured, too, and has to give the same weights. All sides of a seed follow each other. The
+seconds are those of the epochs alone. Accuracies are compared seed by seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.measure import PROJECT, build_parser, load_result, measure_recipe, save_result, summarize, write_table
+from image_classifier.training.determinism import FORCE_KERNELS, list_portable_kernels
+
+DOCUMENT = PROJECT / "docs" / "portable.md"
+FP32 = ["--precision", "fp32"]
+SIDES: dict[str, tuple[str, dict[str, str]]] = {
+    "capped": ("avx2", {}),
+    "portable": ("portable", {FORCE_KERNELS: "avx2"}),
+    "portable_avx512": ("portable", {FORCE_KERNELS: "avx512"}),
+    "native": ("native", {}),
+}
+"""The instruction set of each side, and variables."""
+
+
+def measure_sides(recipe: str, seed: int, dataset_folder: Any) -> dict[str, dict[str, Any]]:
+    """Train a recipe once by each side that this processor has."""
+    found = {}
+    for side, (instruction_set, variables) in SIDES.items():
+        if variables.get(FORCE_KERNELS, "avx2") not in list_portable_kernels():
+            continue
+        options = [] if side == "native" else FP32
+        found[side] = measure_recipe(recipe, seed, dataset_folder, instruction_set, options, **variables)
+        print(f"{recipe} {side} seed {seed}: {found[side]['training_seconds']} s, {found[side]['accuracy']:.2%}")
+    portable = {run["weights_digest"] for side, run in found.items() if side.startswith("portable")}
+    assert len(portable) == 1, f"the bits of {recipe}, seed {seed}, are not the same: {portable}"
+    return found
+
+
+def summarize_runs(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Summarize runs by seed and side: seconds and accuracies, and the portable side over the others."""
+    sides = {side for of_seed in runs.values() for side in of_seed}
+
+    def collect(side: str, name: str) -> list[float]:
+        return [of_seed[side][name] for of_seed in runs.values() if side in of_seed]
+
+    def divide(side: str, other: str) -> list[float]:
+        return [
+            of_seed[side]["training_seconds"] / of_seed[other]["training_seconds"]
+            for of_seed in runs.values()
+            if side in of_seed and other in of_seed
+        ]
+
+    figures = {
+        side: {name: summarize(collect(side, name)) for name in ("training_seconds", "accuracy")} for side in sides
+    }
+    ratios = {"over_capped": divide("portable", "capped"), "over_native": divide("portable_avx512", "native")}
+    differences = [of_seed["portable"]["accuracy"] - of_seed["capped"]["accuracy"] for of_seed in runs.values()]
+    return {
+        **figures,
+        **{name: summarize(values) for name, values in ratios.items() if values},
+        "accuracy_less_capped": summarize(differences),
+    }
+
+
+def build_table(result: dict[str, Any]) -> str:
+    """Build the table of docs/portable.md."""
+    lines = [
+        "| recipe | portable, over the run that is capped at AVX2 | portable with AVX-512, over the native run "
+        "| accuracy | less that of the capped run | runs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for recipe, of_recipe in result["recipes"].items():
+        figures = of_recipe["figures"]
+        cells = [
+            f"{ratio['mean']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})" if ratio else ""
+            for ratio in (figures.get("over_capped"), figures.get("over_native"))
+        ]
+        accuracy, less = figures["portable"]["accuracy"], figures["accuracy_less_capped"]
+        difference = f"{100 * less['mean']:+.2f} ± {100 * less['standard_deviation']:.2f} points"
+        cells += [f"{accuracy['mean']:.1%}", difference]
+        lines.append(f"| `{recipe}` | {' | '.join([*cells, str(accuracy['runs'])])} |".replace("%", " %"))
+    machine = f"{result['cores']} cores of an {result['processor']}"
+    return "\n".join(lines) + f"\n\nThe seconds of the epochs, on {machine}, all sides of a seed in turn.\n"
+
+
+def main() -> None:
+    """Measure, save and write the table."""
+    parser = build_parser(__doc__)
+    parser.add_argument("--recipe", nargs="+", default=["notebook", "quick", "fast"])
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    recipes: dict[str, Any] = load_result("portable").get("recipes", {})
+    for seed in range(arguments.runs):
+        for recipe in arguments.recipe:
+            runs = recipes.setdefault(recipe, {"runs": {}})["runs"]
+            if str(seed) in runs:
+                continue
+            runs[str(seed)] = measure_sides(recipe, seed, arguments.dataset_folder)
+            recipes[recipe]["figures"] = summarize_runs(runs)
+            save_result("portable", {"recipes": recipes})
+    write_table(DOCUMENT, "portable", build_table(load_result("portable")))
+
+
+if __name__ == "__main__":
+    main()
