@@ -281,6 +281,7 @@ class TrainingSettings:
                         f"--instruction_set portable computes in single precision by kernels for the CPU, got: "
                         f"--{name} {getattr(self, name)}; choose --{name} auto, or --instruction_set native"
                     )
+            object.__setattr__(self, "device", "cpu")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
         if self.optimizer == "muon" and not self.nesterov:

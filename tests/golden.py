@@ -92,8 +92,7 @@ class _Listing(PortableMode):  # type: ignore[no-untyped-call]  # torch ships it
     """Notes which kernels compute which operations, and which are torch's."""
 
     def __init__(self, *, is_small: bool) -> None:
-        super().__init__(load_kernels(choose_kernels("portable")))
-        self.steps._is_small = is_small
+        super().__init__(load_kernels(choose_kernels("portable")), is_small=is_small)
         self.found: dict[str, set[str]] = {}
         self._called = ""
 

@@ -48,8 +48,7 @@ class RecordingMode(PortableMode):  # type: ignore[no-untyped-call]  # torch shi
     """Computes as a portable run does, and writes down each call of a kernel."""
 
     def __init__(self, kernels: Kernels, recording: Recording, *, is_small: bool) -> None:
-        super().__init__(kernels)
-        self.steps._is_small = is_small
+        super().__init__(kernels, is_small=is_small)
         self._recording = recording
 
     def call(

@@ -148,7 +148,7 @@ def resolve_nearest_settings(settings: TrainingSettings) -> tuple[TrainingSettin
     import torch
 
     is_portable = settings.instruction_set == "portable"
-    has_gpu, available = torch.cuda.is_available() and not is_portable, get_instruction_set()
+    has_gpu, available = torch.cuda.is_available(), get_instruction_set()
     if settings.device == "auto":
         settings = replace(settings, device="cuda" if has_gpu else "cpu")
     lacks = []

@@ -40,6 +40,9 @@ EXACT = frozenset("""
     """.split())
 """Operations of torch that move, compare, select or round numbers, each by itself."""
 
+COUNTING = frozenset("add add_ all any argmax argmin max min mul remainder sort sub sum".split())
+"""Operations of torch that are exact where all that they are given is whole numbers, and what they give, too."""
+
 
 class PortableSteps(LargeSteps):
     """Computes operations on images in either layout.
@@ -64,7 +67,7 @@ class PortableSteps(LargeSteps):
         is_fast = called in SMALL or called in LARGE
         if is_fast and (computed := self._compute_fast(called, arguments, options)) is not None:
             return computed
-        if is_exact(called, arguments):
+        if is_exact(called, arguments, options):
             return None
         if is_fast and (computed := self._compute_fast(called, _arrange(arguments), options)) is not None:
             return computed
@@ -301,10 +304,10 @@ def _make(function: Callable[..., Tensor], *arguments: Any, **options: Any) -> T
 class PortableMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
     """Computes all that is computed while it is active, by this thread, as `PortableSteps` do."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels, *, is_small: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self._kernels = kernels
-        self.steps = PortableSteps(kernels, _make, self.call)
+        self._steps = PortableSteps(kernels, _make, self.call, is_small=is_small)
 
     def call(
         self, kernel: str, arguments: Arguments, written: Mapping[str, Tensor], read: Mapping[str, Tensor]
@@ -319,7 +322,7 @@ class PortableMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     def __torch_dispatch__(
         self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
     ) -> Any:
-        computed = self.steps.compute(called, arguments, options or {})
+        computed = self._steps.compute(called, arguments, options or {})
         return called(*arguments, **(options or {})) if computed is None else computed
 
 
@@ -335,11 +338,17 @@ def choose_arithmetic(instruction_set: str) -> Arithmetic:
     return lambda: PortableMode(kernels)
 
 
-def is_exact(called: Any, arguments: Sequence[Any]) -> bool:
+def is_exact(called: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> bool:
     """Say whether an operation of torch has one possible result."""
-    tensors = [each for each in arguments if isinstance(each, Tensor)]
-    return called.overloadpacket.__name__ in EXACT or (
-        bool(tensors) and not any(each.is_floating_point() for each in tensors)
+    name = called.overloadpacket.__name__
+    if name in EXACT or name not in COUNTING:
+        return name in EXACT
+    given = [*arguments, *options.values()]
+    return not any(
+        isinstance(each, float)
+        or (isinstance(each, Tensor) and each.is_floating_point())
+        or (isinstance(each, torch.dtype) and each.is_floating_point)
+        for each in given
     )
 
 

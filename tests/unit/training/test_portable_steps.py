@@ -29,7 +29,7 @@ class Refuse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships
     """Lets torch compute nothing that could come out in several ways."""
 
     def __torch_dispatch__(self, called: Any, types: object, arguments: Any = (), options: Any = None) -> Any:
-        assert is_exact(called, arguments), f"torch computed {called}"
+        assert is_exact(called, arguments, options or {}), f"torch computed {called}"
         return called(*arguments, **(options or {}))
 
 
@@ -117,6 +117,7 @@ def test_kernels_give_what_torch_gives(operation: str) -> None:
         (lambda x, w: F.conv2d(x, w, stride=2), (make(1, 2, 5, 5), make(1, 2, 3, 3)), "aten.convolution.default"),
         (lambda x: F.max_pool2d(x, 3), (make(1, 2, 6, 6),), "aten.max_pool2d_with_indices.default"),
         (lambda x: x.sum(0, dtype=torch.float64), (make(3),), "aten.sum.dim_IntList"),
+        (lambda x: x.sum(0, dtype=torch.float32), (torch.arange(3),), "aten.sum.dim_IntList of int64 [3]"),
         (lambda x: x.norm(1), (make(3),), "aten.linalg_vector_norm.default"),
         (lambda x: change(x, lambda y: y.exp_()), (make(3),), "aten.exp_.default"),
     ],
