@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import sys
 import tarfile
@@ -103,7 +102,9 @@ def test_a_release_has_the_distributions_the_notes_and_the_signed_model(scene: S
     log = "\n".join(job.log for job in jobs.values())
     assert set(get_results(jobs).values()) == {"success"}, log
     assert set(scene.github.index) == {
-        f"image_classifier-{scene.tag}-py3-none-manylinux_2_17_{platform.machine()}.whl",
+        f"image_classifier-{scene.tag}-py3-none-macosx_12_0_arm64.whl",
+        f"image_classifier-{scene.tag}-py3-none-manylinux_2_17_aarch64.whl",
+        f"image_classifier-{scene.tag}-py3-none-manylinux_2_17_x86_64.whl",
         f"image_classifier-{scene.tag}.tar.gz",
     }
     release = scene.github.folder / "releases" / scene.tag
