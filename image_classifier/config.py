@@ -211,7 +211,7 @@ class TrainingSettings:
         engine: Eager, all by torch, or compiled, with the package's kernels where they pay; auto is that on a CPU;
             changes weights by rounding alone.
         instruction_set: Native for what the processor has; portable for the package's kernels alone, which give the
-            same bits on every processor; or the highest that is used. Changes weights by rounding alone.
+            same bits on every processor; or the highest that is used; changes weights by rounding alone.
         digest_every: Steps between two digests of the whole state; changes no weights.
     """
 
