@@ -88,7 +88,7 @@ def compute_digests(case: str, dataset: Path, folder: Path, num_threads: int = 1
     return read_digests(run(settings).folder)
 
 
-class _Listing(PortableMode):  # type: ignore[no-untyped-call]  # torch ships it without types
+class _Listing(PortableMode):  # type: ignore[no-untyped-call]  # torch ships its base without types
     """Notes which kernels compute which operations, and which are torch's."""
 
     def __init__(self, *, is_small: bool) -> None:

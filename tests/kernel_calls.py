@@ -44,7 +44,7 @@ class Recording:
     laid_out: dict[int, int] = field(default_factory=dict)  # memory whose layout is the library's own, by address
 
 
-class RecordingMode(PortableMode):  # type: ignore[no-untyped-call]  # torch ships it without types
+class RecordingMode(PortableMode):  # type: ignore[no-untyped-call]  # torch ships its base without types
     """Computes as a portable run does, and writes down each call of a kernel."""
 
     def __init__(self, kernels: Kernels, recording: Recording, *, is_small: bool) -> None:

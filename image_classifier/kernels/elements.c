@@ -136,7 +136,8 @@ void resize(const struct resize *a) {
                 for (int64_t c = 0; c < channels; c++) {
                     float sum = 0.0f;
                     for (int64_t k = 0; k < columns[x].count; k++)
-                        sum = __builtin_fmaf(of_columns[x * across + k], line[(columns[x].first + k) * channels + c], sum);
+                        sum = __builtin_fmaf(of_columns[x * across + k], line[(columns[x].first + k) * channels + c],
+                                             sum);
                     out[c] = sum;
                 }
         }

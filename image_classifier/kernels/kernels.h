@@ -28,8 +28,8 @@ struct call {
 
 /* ---- Small batches: floats, images as planes [N, C, H, W]. ---- */
 
-/* Convolution with stride 1; convolve_pixels gives out [N, H', W', O], and takes any number of taps. With filters whose inputs and outputs are exchanged, and which run backwards from
- * first_weight, the gradient of its input. */
+/* Convolution with stride 1. convolve_pixels gives out [N, H', W', O], and takes any number of taps. With filters whose
+ * inputs and outputs are exchanged, and which run backwards from first_weight, the gradient of its input. */
 struct convolve {
     float *out; /* [N, O, H + 2 padding - K + 1, W + 2 padding - K + 1] */
     const float *images, *filters, *bias; /* bias [O] or null */
@@ -261,8 +261,8 @@ struct multiply {
     double alpha, beta;
 };
 
-/* A matrix whose singular values are brought near 1 by Newton-Schulz iterations (see optimizer.py); rows at most as many
- * as columns. */
+/* A matrix whose singular values are brought near 1 by Newton-Schulz iterations (see optimizer.py). It has no more rows
+ * than columns. */
 struct orthogonalize {
     float *out; /* [M, L] */
     const float *matrix;
@@ -312,7 +312,7 @@ struct batch_norm_inference {
     double epsilon;
 };
 
-/* A step of SGD with momentum (of torch, without dampening), for one parameter; momentum is null where there is none. */
+/* A step of torch's SGD without dampening, for one parameter; momentum is null where there is none. */
 struct sgd {
     float *parameter, *momentum;
     const float *gradient;

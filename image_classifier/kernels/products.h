@@ -69,7 +69,8 @@ static void pack_filters(float *to, const struct convolve *a) {
         for (int64_t ky = 0; ky < a->taps; ky++)
             for (int64_t kx = 0; kx < a->taps; kx++)
                 for (int64_t c = 0; c < a->channels; c++, to += PANEL) {
-                    const float *from = a->filters + a->first_weight + c * strides[1] + ky * strides[2] + kx * strides[3];
+                    const float *from =
+                        a->filters + a->first_weight + c * strides[1] + ky * strides[2] + kx * strides[3];
                     for (int64_t i = 0; i < PANEL; i++) to[i] = i < some ? from[(o + i) * strides[0]] : 0.0f;
                 }
     }
@@ -78,8 +79,9 @@ static void pack_filters(float *to, const struct convolve *a) {
 void convolve_pixels(const struct convolve *a) {
     const int64_t channels = a->channels, outputs = a->outputs, line = a->taps * channels;
     const pixel_sizes sizes = plan_pixels(channels, a->height, a->width, a->taps, a->padding);
-    float *filters = a->scratch, *panel = filters, *block, *image;
-    block = filters + (outputs + PANEL - 1) / PANEL * PANEL * (line * a->taps + 1), image = block + ROWS_AT_ONCE * PANEL;
+    float *filters = a->scratch, *panel = filters;
+    float *block = filters + (outputs + PANEL - 1) / PANEL * PANEL * (line * a->taps + 1);
+    float *image = block + ROWS_AT_ONCE * PANEL;
     pack_filters(filters, a);
     for (int64_t n = 0; n < a->num_images; n++) {
         pack_image(image, a->images + n * a->image_strides[0], a->image_strides, channels, a->height, a->width,
@@ -163,7 +165,7 @@ void multiply(const struct multiply *a) {
     memset(left, 0, (size_t)(rows * DEPTH_AT_ONCE) * 4);
     for (int64_t k = 0; k < a->depth; k += DEPTH_AT_ONCE) {
         const int64_t depth = a->depth - k < DEPTH_AT_ONCE ? a->depth - k : DEPTH_AT_ONCE;
-        for (int64_t m = 0; m < a->rows; m++) { /* rows of a micro-kernel together, one step of the depth after the other */
+        for (int64_t m = 0; m < a->rows; m++) { /* the rows of a micro-kernel stand together */
             const float *from = a->left + m * a->left_strides[0] + k * a->left_strides[1];
             float *to = left + m / ROWS_AT_ONCE * ROWS_AT_ONCE * DEPTH_AT_ONCE + m % ROWS_AT_ONCE;
             for (int64_t i = 0; i < depth; i++) to[i * ROWS_AT_ONCE] = from[i * a->left_strides[1]];

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import Arguments, Kernels, load_kernels
@@ -24,7 +23,7 @@ from image_classifier.training.large_steps import COMPUTE as LARGE
 from image_classifier.training.large_steps import LargeSteps
 from image_classifier.training.small_steps import COMPUTE as SMALL
 from image_classifier.training.small_steps import compute_small
-from image_classifier.training.steps import CallKernel, Make, is_brief, takes
+from image_classifier.training.steps import CallKernel, DispatchMode, Make, is_brief, takes
 from image_classifier.training.threads import Arithmetic
 
 MOST_DIMENSIONS = 4
@@ -95,6 +94,8 @@ class PortableSteps(LargeSteps):
     def _compute_any(self, called: Any, arguments: Any, options: Mapping[str, Any]) -> Any:
         """Compute an operation by the kernels for all layouts."""
         if called not in PORTABLE or not takes(PORTABLE[called], (self, *arguments), options):
+            return None
+        if not all(map(_is_single, [*arguments, *options.values()])):
             return None
         return PORTABLE[called](self, *arguments, **options)
 
@@ -301,11 +302,11 @@ def _make(function: Callable[..., Tensor], *arguments: Any, **options: Any) -> T
     return function(*arguments, **options)
 
 
-class PortableMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
+class PortableMode(DispatchMode):  # type: ignore[no-untyped-call]  # torch ships its base without types
     """Computes all that is computed while it is active, by this thread, as `PortableSteps` do."""
 
     def __init__(self, kernels: Kernels, *, is_small: bool = False) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # likewise
+        super().__init__()
         self._kernels = kernels
         self._steps = PortableSteps(kernels, _make, self.call, is_small=is_small)
 
@@ -314,10 +315,6 @@ class PortableMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     ) -> None:
         """Call a kernel."""
         self._kernels.call(kernel, arguments, is_brief=is_brief({**written, **read}))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch would import its compiler to leave this class out, which takes a second
 
     def __torch_dispatch__(
         self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
@@ -363,6 +360,13 @@ def _arrange(arguments: Sequence[Any]) -> tuple[Any, ...]:
         )
         for each in arguments
     )
+
+
+def _is_single(value: Any) -> bool:
+    """Say whether a value is no tensor, or one on the CPU that the kernels read: of whole numbers or floats."""
+    if not isinstance(value, Tensor):
+        return True
+    return value.device.type == "cpu" and (value.dtype == torch.float32 or not value.is_floating_point())
 
 
 def _is_arranged(images: Tensor) -> bool:

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classifier.kernels.library import Arguments, Kernels
 from image_classifier.training.large_steps import LargeSteps
 from image_classifier.training.portable_steps import PortableSteps
 from image_classifier.training.small_steps import SmallSteps
-from image_classifier.training.steps import Steps, is_brief
+from image_classifier.training.steps import DispatchMode, Steps, is_brief
 
 VARYING = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Operations with these tags give something else each time, or decide what comes next."""
@@ -97,7 +96,7 @@ class _Line:
         return next(iter(self.call.names.values())) if self.call and not self.targets else None
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
+class Recorder(DispatchMode):  # type: ignore[no-untyped-call]  # torch ships its base without types
     """Writes down every operation that is computed while it is active, as a line of a program.
 
     Args:
@@ -121,7 +120,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
         is_small: bool = True,
         is_portable: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # likewise
+        super().__init__()
         self.obstacle = ""
         self._kernels = kernels
         self._fixed: dict[str, Tensor] = {}  # whose memory every repetition finds at the same place
@@ -141,10 +140,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch shi
             self.steps = (SmallSteps if is_small else LargeSteps)(kernels, self._make, self._call_kernel)
         if kernels is not None and is_small:
             self._fixed |= {self._name(tensor): tensor for tensor in state}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch would import its compiler to leave this class out, which takes a second
 
     def __torch_dispatch__(
         self, called: Any, types: object, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None

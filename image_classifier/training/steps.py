@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import signature
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classifier.kernels.library import Arguments, Kernels
 
@@ -24,7 +26,18 @@ CallKernel = Callable[[str, Arguments, Mapping[str, Tensor], Mapping[str, Tensor
 reads, by field."""
 
 
-class Steps:
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ships it without types
+    """Is given every operation that is computed while it is active, by its own thread."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch would import its compiler to leave this class out, which takes a second
+
+
+class Steps(ABC):
     """Computes operations of torch by kernels.
 
     Args:
@@ -37,9 +50,9 @@ class Steps:
         self.make = make
         self._call_kernel = call
 
+    @abstractmethod
     def compute(self, called: Any, arguments: Any, options: Mapping[str, Any]) -> Any:
         """Compute an operation of ATen; None if it stays torch's."""
-        raise NotImplementedError
 
     def call(self, kernel: str, outputs: Mapping[str, Tensor | None], /, **values: Any) -> None:
         """Call a kernel; memory that it needs is made.

@@ -114,6 +114,11 @@ def test_kernels_give_what_torch_gives(operation: str) -> None:
     [
         (torch.sin, (make(3),), "aten.sin.default of float32 [3]"),
         (torch.add, (make(3).double(), make(3).double()), "aten.add.Tensor of float64 [3], float64 [3]"),
+        (torch.mm, (make(3, 3).double(), make(3, 3).double()), "aten.mm.default of float64 [3, 3]"),
+        (torch.mul, (make(3), make(1).double()), "aten.mul.Tensor of float32 [3], float64 [1]"),
+        (F.conv2d, (make(1, 2, 5, 5).double(), make(1, 2, 3, 3).double()), "aten.convolution.default of float64"),
+        (lambda x: x.norm(), (make(3).double(),), "aten.linalg_vector_norm.default of float64 [3]"),
+        (lambda x: x.softmax(1), (make(3, 3).double(),), "aten._softmax.default of float64 [3, 3]"),
         (lambda x, w: F.conv2d(x, w, stride=2), (make(1, 2, 5, 5), make(1, 2, 3, 3)), "aten.convolution.default"),
         (lambda x: F.max_pool2d(x, 3), (make(1, 2, 6, 6),), "aten.max_pool2d_with_indices.default"),
         (lambda x: x.sum(0, dtype=torch.float64), (make(3),), "aten.sum.dim_IntList"),
