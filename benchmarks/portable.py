@@ -1,12 +1,12 @@
 """What the same bits on every processor cost: recipes as portable runs, beside the capped and the native ones.
 
-    python -m benchmarks.portable --dataset_folder DATA [--recipe fast quick notebook] [--runs 5]
+    python -m benchmarks.portable --dataset_folder DATA [--recipe fast quick notebook] [--runs 5] [--accuracy_only]
 
 DATA holds real CIFAR-10. A run that is capped at AVX2 computes with the same kernels and torch's libraries. The
 portable one beside it computes with the kernels for AVX2 alone. On a processor with AVX-512 a portable run takes the
 kernels for that. This is measured, too, and has to give the same weights. All sides of a seed follow each other. The
 seconds are those of the epochs alone. Accuracies are compared seed by seed. Recipe `fast` trains on the first 4,000
-images, on which a step takes as long as on all.
+images, on which a step takes as long as on all; `--accuracy_only` trains it on all of them and compares accuracies.
 """
 
 from __future__ import annotations
@@ -51,6 +51,25 @@ def measure_sides(recipe: str, seed: int, dataset_folder: Path) -> dict[str, dic
     return found
 
 
+def measure_accuracy(recipe: str, seed: int, dataset_folder: Path) -> dict[str, dict[str, Any]]:
+    """Train a recipe on all images, capped and portably, and return accuracies and digests."""
+    names = ("seed", "accuracy", "instruction_set", "data_digest", "weights_digest")
+    found = {
+        side: measure_recipe(recipe, seed, dataset_folder, instruction_set, FP32)
+        for side, instruction_set in (("capped", "avx2"), ("portable", "portable"))
+    }
+    for side, run in found.items():
+        print(f"{recipe} {side} seed {seed}: {run['accuracy']:.2%}", flush=True)
+    return {side: {name: run[name] for name in names} for side, run in found.items()}
+
+
+def compare_accuracies(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Compare the accuracies of runs by seed and side."""
+    portable = [of_seed["portable"]["accuracy"] for of_seed in runs.values()]
+    less = [of_seed["portable"]["accuracy"] - of_seed["capped"]["accuracy"] for of_seed in runs.values()]
+    return {"accuracy": summarize(portable), "accuracy_less_capped": summarize(less)}
+
+
 def summarize_runs(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     """Summarize runs by seed and side: seconds and accuracies, and the portable side over the others."""
     sides = {side for of_seed in runs.values() for side in of_seed}
@@ -65,15 +84,12 @@ def summarize_runs(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]
             if side in of_seed and other in of_seed
         ]
 
-    figures = {
-        side: {name: summarize(collect(side, name)) for name in ("training_seconds", "accuracy")} for side in sides
-    }
+    figures = {side: {"training_seconds": summarize(collect(side, "training_seconds"))} for side in sides}
     ratios = {"over_capped": divide("portable", "capped"), "over_native": divide("portable_avx512", "native")}
-    differences = [of_seed["portable"]["accuracy"] - of_seed["capped"]["accuracy"] for of_seed in runs.values()]
     return {
         **figures,
         **{name: summarize(values) for name, values in ratios.items() if values},
-        "accuracy_less_capped": summarize(differences),
+        **compare_accuracies(runs),
     }
 
 
@@ -102,14 +118,21 @@ def build_table(result: dict[str, Any]) -> str:
             f"{ratio['mean']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})" if ratio else ""
             for ratio in (figures.get("over_capped"), figures.get("over_native"))
         ]
-        accuracy, less = figures["portable"]["accuracy"], figures["accuracy_less_capped"]
-        difference = f"{100 * less['mean']:+.2f} ± {100 * less['standard_deviation']:.2f} points"
-        cells += [f"{accuracy['mean']:.1%}", difference]
-        if recipe in NUM_IMAGES:  # an accuracy after a part of the images says nothing
-            cells[2:] = [f"epochs on {NUM_IMAGES[recipe]:,} images", ""]
-        lines.append(f"| `{recipe}` | {' | '.join([*cells, str(accuracy['runs'])])} |".replace("%", " %"))
+        # An accuracy after a part of the images says nothing.
+        accuracies = figures if recipe not in NUM_IMAGES else of_recipe.get("whole", {}).get("figures")
+        if accuracies:
+            accuracy, less = accuracies["accuracy"], accuracies["accuracy_less_capped"]
+            difference = f"{100 * less['mean']:+.2f} ± {100 * less['standard_deviation']:.2f} points"
+            cells += [f"{accuracy['mean']:.1%}", difference]
+        else:
+            cells += ["", ""]
+        seconds, whole = figures["over_capped"]["runs"], accuracies and accuracies["accuracy"]["runs"]
+        cells.append(f"{seconds}" if whole in (seconds, None) else f"{seconds} (accuracy: {whole})")
+        lines.append(f"| `{recipe}` | {' | '.join(cells)} |".replace("%", " %"))
     machine = f"{result['cores']} cores of an {result['processor']}"
-    return "\n".join(lines) + f"\n\nThe seconds of the epochs, on {machine}, all sides of a seed in turn.\n"
+    parts = [f"`{recipe}` on {number:,} images" for recipe, number in NUM_IMAGES.items() if recipe in result["recipes"]]
+    seconds = f"The seconds of the epochs ({', '.join(parts)}), on {machine}, all sides of a seed in turn."
+    return "\n".join([*lines, "", seconds, ""])
 
 
 def main() -> None:
@@ -117,16 +140,23 @@ def main() -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--recipe", nargs="+", default=["notebook", "quick", "fast"])
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--accuracy_only", action="store_true", help="train on all images, and take no time")
     arguments = parser.parse_args()
     recipes: dict[str, Any] = load_result("portable").get("recipes", {})
     for seed in range(arguments.runs):
         for recipe in arguments.recipe:
-            runs = recipes.setdefault(recipe, {"runs": {}})["runs"]
+            of_recipe = recipes.setdefault(recipe, {"runs": {}})
+            of_recipe = of_recipe.setdefault("whole", {"runs": {}}) if arguments.accuracy_only else of_recipe
+            runs = of_recipe["runs"]
             if str(seed) in runs:
                 continue
-            with take_images(recipe, arguments.dataset_folder) as folder:
-                runs[str(seed)] = measure_sides(recipe, seed, folder)
-            recipes[recipe]["figures"] = summarize_runs(runs)
+            if arguments.accuracy_only:
+                runs[str(seed)] = measure_accuracy(recipe, seed, arguments.dataset_folder)
+                of_recipe["figures"] = compare_accuracies(runs)
+            else:
+                with take_images(recipe, arguments.dataset_folder) as folder:
+                    runs[str(seed)] = measure_sides(recipe, seed, folder)
+                of_recipe["figures"] = summarize_runs(runs)
             save_result("portable", {"recipes": recipes})
     write_table(DOCUMENT, "portable", build_table(load_result("portable")))
 
