@@ -42,8 +42,8 @@ import numpy as np
 from benchmarks.measure import PROJECT, load_result, save_result
 from image_classifier.config import ServingPrecision
 from image_classifier.imaging import decode_image
-from image_classifier.serving.predictor import Predictor, load_predictor
-from image_classifier.serving.published import INT8_MODEL, MODEL
+from image_classifier.published.folder import INT8_MODEL, MODEL
+from image_classifier.published.predictor import Predictor, load_predictor
 
 CONNECTIONS = (1, 8, 32, 128)
 NUM_CHECKED = 1000

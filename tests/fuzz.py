@@ -32,7 +32,7 @@ from typing import Any
 from image_classifier import confinement
 from image_classifier.data import parquet
 from image_classifier.errors import ImageClassifierError
-from image_classifier.serving import predictor
+from image_classifier.published import predictor
 from image_classifier.serving.problems import Problem
 from tests.mutate import Mutator
 

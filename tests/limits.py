@@ -9,7 +9,8 @@ from types import ModuleType
 from image_classifier import confinement, files, imaging
 from image_classifier.cli import database
 from image_classifier.data import card, cifar, content, download, parquet_process, pickles
-from image_classifier.serving import auth, published
+from image_classifier.published import folder as published
+from image_classifier.serving import auth
 from image_classifier.tracking import run, tensor_file
 from tests.conftest import PROJECT
 

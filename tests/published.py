@@ -16,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.metrics import compute_metrics
+from image_classifier.published.folder import INT8_MODEL, MANIFEST, MODEL, describe_content, serialize_manifest
+from image_classifier.published.predictor import METADATA_PREFIX
 from image_classifier.publishing.evidence import METRICS
-from image_classifier.serving.predictor import METADATA_PREFIX
-from image_classifier.serving.published import INT8_MODEL, MANIFEST, MODEL, describe_content, serialize_manifest
 
 
 def build_model(snapshot: Snapshot, num_right: int, metadata: dict[str, Any]) -> bytes:

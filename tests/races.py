@@ -231,7 +231,7 @@ def expect(answers: Sequence[Answer], words: str = "", *, num_winners: int | Non
 
 def race_publish(home: Home) -> None:
     """Two publish one run: one does, the other is told."""
-    from image_classifier.serving.published import check_published
+    from image_classifier.published.folder import check_published
 
     shutil.rmtree(home.run / "published", ignore_errors=True)
     words = ("publish", home.run, "--dataset_folder", home.dataset)
@@ -241,7 +241,7 @@ def race_publish(home: Home) -> None:
 
 def race_publish_with_readers(home: Home) -> None:
     """A run is published anew while others read it: they get the old or the new one."""
-    from image_classifier.serving.published import check_published
+    from image_classifier.published.folder import check_published
 
     shutil.rmtree(home.run / "published", ignore_errors=True)
     shutil.copytree(home.published, home.run / "published")
@@ -267,7 +267,7 @@ def race_report(home: Home) -> None:
 
 def race_resolve(home: Home) -> None:
     """Eight fetch one version into an empty cache: all get it."""
-    from image_classifier.serving.published import check_published
+    from image_classifier.published.folder import check_published
 
     shutil.rmtree(home.folder / "cache", ignore_errors=True)
     store = ("--experiments_folder", home.folder / "store")

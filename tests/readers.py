@@ -35,14 +35,15 @@ from image_classifier.data.snapshot import compute_fingerprint, load_snapshot
 from image_classifier.data.source import find_source
 from image_classifier.errors import ImageClassifierError
 from image_classifier.imaging import decode_image
+from image_classifier.published import folder as published
+from image_classifier.published.predictor import build_predictor, load_predictor
 from image_classifier.publishing.evidence import read_claims
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.quantize import quantize
 from image_classifier.publishing.signing import build_signer
-from image_classifier.serving import oip, published
+from image_classifier.serving import oip
 from image_classifier.serving.app import describe_model
 from image_classifier.serving.auth import TokenGate, load_keys
-from image_classifier.serving.predictor import build_predictor, load_predictor
 from image_classifier.serving.requests import PredictRequest, parse_body
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import load_model

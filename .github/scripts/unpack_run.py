@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from image_classifier.errors import ImageClassifierError, RunError
-from image_classifier.serving import published
+from image_classifier.published import folder as published
 from image_classifier.storage import storage_error
 from image_classifier.tracking import run
 

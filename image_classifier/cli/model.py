@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from image_classifier.config import Device, Fit, ServingPrecision
 from image_classifier.errors import SettingsError
 from image_classifier.progress import track
-from image_classifier.serving.published import is_published
+from image_classifier.published.folder import is_published
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ def _load_published(path: Path, arguments: Namespace) -> LoadedModel:
     import numpy as np
 
     from image_classifier.metrics import build_evaluation
-    from image_classifier.serving.predictor import load_predictor
+    from image_classifier.published.predictor import load_predictor
 
     if arguments.device == "cuda":
         raise SettingsError("--device cuda: a published model is computed on the processor; choose cpu, or auto")

@@ -137,7 +137,7 @@ def _add(argv: Sequence[str] | None) -> int:
     """register a published run as the next version of a model"""
     arguments = parse_arguments(build_add_parser(), argv)
 
-    from image_classifier.serving.published import find_published, read_manifest
+    from image_classifier.published.folder import find_published, read_manifest
 
     folder = find_published(arguments.run)
     name = arguments.name or read_manifest(folder)["experiment_name"]
@@ -209,7 +209,7 @@ def _check(argv: Sequence[str] | None) -> int:
     """check a published model's files against its manifest and its signature"""
     arguments = parse_arguments(build_check_parser(), argv)
 
-    from image_classifier.serving.published import (
+    from image_classifier.published.folder import (
         SIGNATURE,
         check_identity_signature,
         find_published,

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from image_classifier.data.content import list_classes
-from image_classifier.serving.published import INT8_MODEL, MODEL, PARITY, SIGNATURE
+from image_classifier.published.folder import INT8_MODEL, MODEL, PARITY, SIGNATURE
 from image_classifier.tracking.record import describe_checkers
 
 NUM_WEAKNESSES = 5

@@ -14,8 +14,8 @@ from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ModelError
 from image_classifier.metrics import compute_metrics
 from image_classifier.progress import track
-from image_classifier.serving.predictor import build_predictor
-from image_classifier.serving.published import MODEL, Published, one_line
+from image_classifier.published.folder import MODEL, Published, one_line
+from image_classifier.published.predictor import build_predictor
 
 METRICS = ("accuracy", "top5_accuracy", "loss")
 

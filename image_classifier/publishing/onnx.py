@@ -20,8 +20,8 @@ from image_classifier.imaging import SIDE
 from image_classifier.model.airbench import ConvGroup
 from image_classifier.model.classifier import Classifier
 from image_classifier.progress import track
-from image_classifier.serving.predictor import INPUT, METADATA_PREFIX, OUTPUT
-from image_classifier.serving.published import FORMAT_VERSION, one_line
+from image_classifier.published.folder import FORMAT_VERSION, one_line
+from image_classifier.published.predictor import INPUT, METADATA_PREFIX, OUTPUT
 from image_classifier.tracking.checkpoint import Model
 from image_classifier.training.evaluate import SURE, VIEWS
 

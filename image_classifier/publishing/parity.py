@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from image_classifier.config import Views
 from image_classifier.errors import ModelError
 from image_classifier.progress import track
-from image_classifier.serving.predictor import Predictor
+from image_classifier.published.predictor import Predictor
 from image_classifier.training.evaluate import SURE
 
 BATCH_SIZES = (1, 7, 64)

@@ -16,14 +16,7 @@ from image_classifier.config import describe_views
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import DataError, RunError
 from image_classifier.metrics import compute_metrics
-from image_classifier.publishing.card import CardFacts, build_card
-from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
-from image_classifier.publishing.parity import BATCH_SIZES, TOLERANCE, check_parity, compute_parity
-from image_classifier.publishing.quantize import NUM_CALIBRATION_IMAGES, compare_precisions, quantize
-from image_classifier.publishing.sbom import build_sbom
-from image_classifier.publishing.signing import build_signer
-from image_classifier.serving.predictor import load_predictor
-from image_classifier.serving.published import (
+from image_classifier.published.folder import (
     CARD,
     FORMAT_VERSION,
     INT8_MODEL,
@@ -35,6 +28,13 @@ from image_classifier.serving.published import (
     describe_content,
     serialize_manifest,
 )
+from image_classifier.published.predictor import load_predictor
+from image_classifier.publishing.card import CardFacts, build_card
+from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
+from image_classifier.publishing.parity import BATCH_SIZES, TOLERANCE, check_parity, compute_parity
+from image_classifier.publishing.quantize import NUM_CALIBRATION_IMAGES, compare_precisions, quantize
+from image_classifier.publishing.sbom import build_sbom
+from image_classifier.publishing.signing import build_signer
 from image_classifier.storage import DISK, Disk, locked_folder, storage_error, written_beside
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import load_model

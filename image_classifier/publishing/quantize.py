@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from image_classifier.errors import ImageClassifierError, ModelError
 from image_classifier.extras import load_extra
 from image_classifier.progress import track
-from image_classifier.serving.predictor import INPUT, Predictor
-from image_classifier.serving.published import one_line
+from image_classifier.published.folder import one_line
+from image_classifier.published.predictor import INPUT, Predictor
 from image_classifier.storage import scratch_folder
 
 NUM_CALIBRATION_IMAGES = 512

@@ -13,8 +13,8 @@ from typing import Any
 from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
+from image_classifier.published.folder import Published, read_published, written_out
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
-from image_classifier.serving.published import Published, read_published, written_out
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
 from image_classifier.tracking.store import Store

@@ -1,4 +1,4 @@
-"""Sign a published folder with OpenSSF's model-signing; `serving/published.py` verifies."""
+"""Sign a published folder with OpenSSF's model-signing; `published/folder.py` verifies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.extras import load_extra
-from image_classifier.serving.published import SIGNATURE, one_line
+from image_classifier.published.folder import SIGNATURE, one_line
 
 KEYLESS = "keyless"
 """Instead of a key: the identity that the environment vouches for, such as a workflow of GitHub's."""

@@ -29,6 +29,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from image_classifier.errors import ImageError
 from image_classifier.files import read_file
+from image_classifier.published.folder import CARD, MANIFEST, one_line
+from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving import oip, site
 from image_classifier.serving.auth import Gate
 from image_classifier.serving.batching import (
@@ -40,9 +42,7 @@ from image_classifier.serving.batching import (
     Ticket,
 )
 from image_classifier.serving.openapi import API_VERSION, build_openapi
-from image_classifier.serving.predictor import PublishedModel
 from image_classifier.serving.problems import CONTENT_TYPE, Problem
-from image_classifier.serving.published import CARD, MANIFEST, one_line
 from image_classifier.serving.requests import DEFAULT_TOP_K, PIXELS, PredictRequest, parse_body, parse_query
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics, RequestLog

@@ -32,7 +32,7 @@ from image_classifier.errors import ImageError, ImageSizeError
 from image_classifier.imaging import SIDE, decode_image
 
 if TYPE_CHECKING:
-    from image_classifier.serving.predictor import PublishedModel
+    from image_classifier.published.predictor import PublishedModel
 
 NUM_BYTES = SIDE * SIDE * 3
 SMALL_FILE_BYTES = 4 * 2**10

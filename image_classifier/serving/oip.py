@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from image_classifier import __version__
 from image_classifier.imaging import SIDE
+from image_classifier.published.predictor import INPUT, OUTPUT
 from image_classifier.serving.batching import NUM_BYTES, Ticket
-from image_classifier.serving.predictor import INPUT, OUTPUT
 from image_classifier.serving.problems import Problem
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ import uvicorn
 from PIL import Image
 
 from image_classifier.errors import ImageClassifierError, SettingsError
+from image_classifier.published.folder import MANIFEST
+from image_classifier.published.predictor import Predictor, load_predictor
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import Gate, build_gate
 from image_classifier.serving.batching import Batcher
-from image_classifier.serving.predictor import Predictor, load_predictor
 from image_classifier.serving.protocol import GuardedProtocol
-from image_classifier.serving.published import MANIFEST
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics, configure_logging
 

@@ -22,8 +22,8 @@ from prometheus_client import (
 )
 
 from image_classifier.config import set_log_level
+from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving.batching import Observer, Ticket
-from image_classifier.serving.predictor import PublishedModel
 from image_classifier.serving.settings import LogFormat
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"

@@ -22,7 +22,7 @@ from image_classifier.config import DatabaseAccess, Reading, get_reference, reso
 from image_classifier.errors import DataError, ModelError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
 from image_classifier.progress import track
-from image_classifier.serving.published import PUBLISHED, check_published, one_line
+from image_classifier.published.folder import PUBLISHED, check_published, one_line
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from image_classifier.imaging import decode_image
-from image_classifier.serving.predictor import load_predictor
+from image_classifier.published.predictor import load_predictor
 from tests.conftest import require_program
 from tests.serving import CLASSES, Running, draw_images, encode, serving, write_model
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from image_classifier.data.snapshot import load_snapshot
-from image_classifier.serving.predictor import load_predictor
+from image_classifier.published.predictor import load_predictor
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities
 from tests.conftest import run_program

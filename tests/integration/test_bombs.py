@@ -174,7 +174,7 @@ def write_external(path: Path) -> None:
 DATASET, RUN = "tests.confined:read_dataset", "image_classifier.tracking.run"
 METADATA, CONFIG = "image_classifier.data.content:load_metadata", "tests.confined:read_config"
 PREDICTIONS, MODEL = f"{RUN}:read_predictions", "image_classifier.tracking.checkpoint:load_model"
-PUBLISHED = "image_classifier.serving.predictor:load_predictor"
+PUBLISHED = "image_classifier.published.predictor:load_predictor"
 LABELS = build_npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}") + bytes(8)
 
 BOMBS: dict[str, dict[str, Bomb]] = {

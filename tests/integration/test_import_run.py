@@ -16,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from image_classifier.serving.published import serialize_manifest
+from image_classifier.published.folder import serialize_manifest
 from image_classifier.tracking.run import CHECKPOINTS, RunFolder, describe_others, read_manifest, verify_files
 from tests.conftest import PROJECT, report_lack, require_program, run_program
 

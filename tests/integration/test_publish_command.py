@@ -15,10 +15,10 @@ import pytest
 
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import StorageError
+from image_classifier.published.folder import check_published
+from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing import publish as publishing
 from image_classifier.publishing import quantize as quantization
-from image_classifier.serving.predictor import load_predictor
-from image_classifier.serving.published import check_published
 from image_classifier.storage import FaultyDisk
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.run import find_changed_files

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import DataError, ModelError, RegistryError, SettingsError
+from image_classifier.published.folder import MANIFEST, read_published, serialize_manifest
 from image_classifier.publishing.registry import Proof, Registry, Version
 from image_classifier.publishing.signing import build_signer
-from image_classifier.serving.published import MANIFEST, read_published, serialize_manifest
 from tests.conftest import PROJECT, run_program
 from tests.published import claim, write_keys, write_published
 from tests.tiny import write_tiny_dataset

@@ -27,7 +27,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from image_classifier.serving.predictor import load_predictor
+from image_classifier.published.predictor import load_predictor
 from tests.conftest import PROJECT, run_program
 from tests.serving import (
     CLASSES,

@@ -16,7 +16,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from image_classifier.serving.predictor import load_predictor
+from image_classifier.published.predictor import load_predictor
 from tests.conftest import PROJECT, require_program, require_real_data, run_program
 from tests.serving import CLASSES, PIXELS, Running, draw_images, encode, serving, write_model
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from image_classifier.config import Fit, Views
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
+from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
 from image_classifier.publishing.quantize import quantize
-from image_classifier.serving.predictor import load_predictor
 from image_classifier.tracking.checkpoint import Model
 from image_classifier.training.evaluate import SURE, compute_probabilities
 

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from image_classifier.errors import ModelError
+from image_classifier.published.predictor import Predictor, PublishedModel
 from image_classifier.publishing.parity import BATCH_SIZES, TIE, check_parity, compute_parity
-from image_classifier.serving.predictor import Predictor, PublishedModel
 from tests.runs import draw_predictions
 
 MODEL = PublishedModel(Path("model.onnx"), ("a", "b", "c"), "1", "experiment", "run", "0" * 64, "one", 1)

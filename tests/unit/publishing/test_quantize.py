@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from image_classifier.published.predictor import Predictor
 from image_classifier.publishing.quantize import compare_precisions
-from image_classifier.serving.predictor import Predictor
 from tests.unit.publishing.test_parity import MODEL
 
 IMAGES = np.zeros((200, 3, 32, 32), np.uint8)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.published.folder import CARD
+from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving.app import MAX_SHOWN_BYTES, describe_model
-from image_classifier.serving.predictor import PublishedModel
-from image_classifier.serving.published import CARD
 
 
 def describe_card(folder: Path) -> object:

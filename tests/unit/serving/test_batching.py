@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from image_classifier.errors import ImageError
 from image_classifier.imaging import decode_image
+from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving import batching
 from image_classifier.serving.batching import (
     Batcher,
@@ -26,7 +27,6 @@ from image_classifier.serving.batching import (
     QueueFullError,
     Ticket,
 )
-from image_classifier.serving.predictor import PublishedModel
 from tests.serving import draw_images, encode
 
 MODEL = PublishedModel(

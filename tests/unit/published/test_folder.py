@@ -15,10 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.errors import ModelError, SettingsError
-from image_classifier.publishing.signing import build_signer
-from image_classifier.serving import published
-from image_classifier.serving.predictor import load_predictor
-from image_classifier.serving.published import (
+from image_classifier.published import folder as published
+from image_classifier.published.folder import (
     MANIFEST,
     SIGNATURE,
     check_identity_signature,
@@ -29,6 +27,8 @@ from image_classifier.serving.published import (
     read_published,
     serialize_manifest,
 )
+from image_classifier.published.predictor import load_predictor
+from image_classifier.publishing.signing import build_signer
 from image_classifier.storage import write_folder_atomically
 from tests.published import write_keys
 from tests.sigstore import GITHUB_ISSUER, Sigstore

@@ -1,6 +1,6 @@
 """Load an ONNX file in a process of its own, which `predictor` starts: a small one may ask for any amount of memory.
 
-     python -m image_classifier.serving.model_process < FILE
+     python -m image_classifier.published.model_process < FILE
 
 ends well if the file can be loaded, and answers for an image, within the limits.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from image_classifier.confinement import MEMORY_BYTES, Confinement
 from image_classifier.errors import ModelError
 from image_classifier.imaging import SIDE
-from image_classifier.serving.published import one_line
+from image_classifier.published.folder import one_line
 
 
 def main() -> None:

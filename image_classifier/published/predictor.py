@@ -19,8 +19,8 @@ from image_classifier.confinement import ConfinedError, read_confined
 from image_classifier.errors import DataError, ModelError
 from image_classifier.extras import load_extra
 from image_classifier.imaging import SIDE
-from image_classifier.serving import model_process
-from image_classifier.serving.published import (
+from image_classifier.published import model_process
+from image_classifier.published.folder import (
     FORMAT_VERSION,
     INT8_MODEL,
     MANIFEST,

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from image_classifier.errors import DataError, ModelError
-from image_classifier.serving.predictor import METADATA_PREFIX, load_predictor
-from image_classifier.serving.published import MANIFEST, MODEL, serialize_manifest
+from image_classifier.published.folder import MANIFEST, MODEL, serialize_manifest
+from image_classifier.published.predictor import METADATA_PREFIX, load_predictor
 from tests.bombs import build_onnx_of_zeros
 from tests.conftest import PROJECT, run_program
 
@@ -66,7 +66,7 @@ def test_images_of_another_type_or_shape_are_refused(published_run: Path, images
 def test_it_never_imports_torch(published_run: Path) -> None:
     program = (
         "import sys; from pathlib import Path; import numpy as np;"
-        "from image_classifier.serving.predictor import load_predictor;"
+        "from image_classifier.published.predictor import load_predictor;"
         f"predictor = load_predictor(Path({str(published_run)!r}));"
         "print(predictor.predict(np.zeros((1, 32, 32, 3), np.uint8)).shape, 'torch' in sys.modules)"
     )

@@ -1,0 +1,1 @@
+"""A published model: its folder, the proof that it is what was published, and what computes with it."""
