@@ -44,7 +44,7 @@ from image_classifier.publishing.signing import build_signer
 from image_classifier.serving import oip
 from image_classifier.serving.app import describe_model
 from image_classifier.serving.auth import TokenGate, load_keys
-from image_classifier.serving.requests import PredictRequest, parse_body
+from image_classifier.serving.requests import parse_body
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.compare import compare_runs
@@ -648,10 +648,10 @@ def _build_requests() -> list[Reader]:
 
     def parse(name: str, content: bytes, folder: Path) -> None:
         kind = {"json": b"application/json", "multipart": b"multipart/form-data; boundary=b"}[name]
-        parse_body(kind, {}, content, PredictRequest(), max_images=64)
+        parse_body(content, kind, {}, 64)
 
     def infer(name: str, content: bytes, folder: Path) -> None:
-        head = str(content.find(b"\n}") + 2) if name == "binary" else None
+        head = content.find(b"\n}") + 2 if name == "binary" else None
         oip.parse_infer(content, head, 64)
 
     return [

@@ -15,6 +15,7 @@ from image_classifier.confinement import MEMORY_BYTES, Confinement
 from image_classifier.errors import ModelError
 from image_classifier.imaging import SIDE
 from image_classifier.published.folder import one_line
+from image_classifier.published.session import build_options
 
 
 def main() -> None:
@@ -22,10 +23,8 @@ def main() -> None:
     import onnxruntime
 
     content = sys.stdin.buffer.read()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options = build_options(onnxruntime, 1)
     options.enable_cpu_mem_arena = False  # which takes more than it needs
-    options.log_severity_level = 4
     with Confinement(MEMORY_BYTES + 4 * len(content)):
         try:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -21,16 +21,16 @@ from image_classifier.extras import load_extra
 from image_classifier.imaging import SIDE
 from image_classifier.published import model_process
 from image_classifier.published.folder import (
+    CARD,
     FORMAT_VERSION,
     INT8_MODEL,
     MANIFEST,
     MAX_BYTES,
     MODEL,
     one_line,
-    read_file,
-    read_manifest,
     read_published,
 )
+from image_classifier.published.session import build_options
 
 INPUT, OUTPUT = "images", "probabilities"
 WORTH_ALL_CORES = 0.8
@@ -50,6 +50,8 @@ class PublishedModel:
         views: views of an image that are averaged inside.
         data_digest: of the snapshot that it was trained on.
         fit: how image files of another size are fitted, as those were that it was trained on.
+        card: MODEL_CARD.md, as it was read with the model; None where there is none.
+        manifest: manifest.json likewise.
     """
 
     path: Path
@@ -61,6 +63,8 @@ class PublishedModel:
     views: str
     format_version: int
     fit: Fit = "squeeze"
+    card: bytes | None = None
+    manifest: bytes | None = None
 
 
 class Predictor:
@@ -142,8 +146,8 @@ def load_predictor(
         ModelError: it is missing, changed, not signed by the key, of a later format, or cannot be computed here.
         SettingsError: the key is of another kind, or ONNX Runtime is not installed.
     """
-    content = _read_model(path, public_key, precision)
-    return build_predictor(
+    content, beside = _read_model(path, public_key, precision)
+    predictor = build_predictor(
         content,
         path,
         num_threads=num_threads,
@@ -151,6 +155,8 @@ def load_predictor(
         version=version,
         is_signed=public_key is not None,
     )
+    predictor.model = replace(predictor.model, card=beside.get(CARD), manifest=beside.get(MANIFEST))
+    return predictor
 
 
 def build_predictor(
@@ -168,7 +174,7 @@ def build_predictor(
     The other arguments are those of `load_predictor`.
 
     Raises:
-        ModelError: it is of a later format, or cannot be computed here.
+        ModelError: it is of a later format, has weights in other files, or cannot be computed here.
         SettingsError: ONNX Runtime is not installed.
     """
     runtime = load_extra("onnxruntime", "serve")
@@ -189,29 +195,26 @@ def build_predictor(
 
 
 def _build_session(runtime: Any, content: bytes, num_threads: int) -> Any:
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    options = build_options(runtime, num_threads)
     # A thread that spins between two batches takes the processor from the ones that decode and answer.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision) -> bytes:
+def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision) -> tuple[bytes, dict[str, bytes]]:
+    """Read the content of a model once, and what is shown of its folder: the bytes that were checked."""
     if not path.exists():
         raise ModelError(f"there is no published model {path}; publish a run first")
     folder, name = (path, INT8_MODEL if precision == "int8" else MODEL) if path.is_dir() else (path.parent, path.name)
-    if path.is_dir() or public_key is not None or (folder / MANIFEST).is_file():
-        whole = read_published(folder, public_key) if path.is_dir() or public_key else None
-        manifest = whole.manifest if whole else read_manifest(folder)
-        if name not in manifest["files"]:
-            raise ModelError(f"{folder} was published without {name}; choose --precision fp32")
-        return whole.files[name] if whole else read_file(folder, name, manifest)
-    try:
-        return files.read_file(path, MAX_BYTES)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {one_line(error)}; choose another file") from error
+    if not path.is_dir() and public_key is None and not (folder / MANIFEST).is_file():
+        try:
+            return files.read_file(path, MAX_BYTES), {}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {one_line(error)}; choose another file") from error
+    published = read_published(folder, public_key)
+    if name not in published.manifest["files"]:
+        raise ModelError(f"{folder} was published without {name}; choose --precision fp32")
+    return published.files[name], published.files
 
 
 def _describe(path: Path, session: Any, version: str) -> PublishedModel:

@@ -70,6 +70,18 @@ class Classifier(Protocol):
         """Predict uint8 [N, 32, 32, 3] images: float32 [N, C] probabilities."""
 
 
+class Answer(Protocol):
+    """What waits for an image: an asyncio future, or what does the same in less time."""
+
+    def done(self) -> bool: ...
+
+    def cancelled(self) -> bool: ...
+
+    def set_result(self, result: Ticket, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
 class QueueFullError(Exception):
     """As many images wait as may wait."""
 
@@ -116,7 +128,7 @@ class Ticket:
         self.row: list[float] = []
         self.order: list[int] = []
         self.classifier: Classifier
-        self.future: asyncio.Future[Ticket]
+        self.future: Answer
         self.deadline: float
         self.submitted_at: float
         self.taken_at: float
@@ -238,23 +250,24 @@ class Batcher:
         if len(self._pending) + num_images > self.max_queue:
             raise QueueFullError
 
-    def submit(self, ticket: Ticket, future: asyncio.Future[Ticket] | None = None) -> asyncio.Future[Ticket]:
-        """Accept an image, for which `check_room` has found room, and return the future of its answer.
+    def submit(self, ticket: Ticket) -> asyncio.Future[Ticket]:
+        """Accept an image, for which `check_room` has found room, and return the future of its answer."""
+        future: asyncio.Future[Ticket] = self._loop.create_future()
+        self.submit_to(ticket, future)
+        return future
 
-        Args:
-            future: to be used instead of a new one.
-        """
+    def submit_to(self, ticket: Ticket, future: Answer) -> None:
+        """Accept an image as `submit` does, for a future that is there."""
         now = time.perf_counter()
         ticket.submitted_at = now
         ticket.deadline = now + self.timeout_s
         ticket.classifier = self.classifier
-        ticket.future = future = future or self._loop.create_future()
+        ticket.future = future
         self._pending[ticket] = None
         if ticket.content is None or is_small(ticket.content):
             self._arrive([ticket])
         else:
             self._encoded.put(ticket)
-        return future
 
     def _arrive(self, tickets: Iterable[Ticket]) -> None:
         if not self._arrived:

@@ -13,6 +13,7 @@ CONTENT_TYPE = b"application/problem+json"
 KINDS: Mapping[str, tuple[HTTPStatus, str]] = {
     "bad-request": (HTTPStatus.BAD_REQUEST, "The request is not as it should be"),
     "no-image": (HTTPStatus.BAD_REQUEST, "The request holds no image"),
+    "unknown-host": (HTTPStatus.MISDIRECTED_REQUEST, "The server does not answer for this name"),
     "unauthorized": (HTTPStatus.UNAUTHORIZED, "A valid key or token is needed"),
     "not-found": (HTTPStatus.NOT_FOUND, "There is nothing at this path"),
     "method-not-allowed": (HTTPStatus.METHOD_NOT_ALLOWED, "The path does not take this method"),
@@ -27,10 +28,19 @@ KINDS: Mapping[str, tuple[HTTPStatus, str]] = {
     "deadline": (HTTPStatus.SERVICE_UNAVAILABLE, "The answer would have come too late"),
     "too-many-connections": (HTTPStatus.SERVICE_UNAVAILABLE, "As many connections are open as may be"),
     "not-ready": (HTTPStatus.SERVICE_UNAVAILABLE, "The server is not ready"),
+    "out-of-memory": (HTTPStatus.SERVICE_UNAVAILABLE, "The request needs more memory than there is"),
+    "rate-limited": (HTTPStatus.TOO_MANY_REQUESTS, "The caller has asked too often"),
 }
 """Each kind of problem with its status and title; the type is `urn:image-classifier:problem:<kind>`."""
 
-RETRY_AFTER_S = {"queue-full": 1, "deadline": 1, "too-many-connections": 1, "not-ready": 5}
+RETRY_AFTER_S = {
+    "queue-full": 1,
+    "deadline": 1,
+    "too-many-connections": 1,
+    "not-ready": 5,
+    "out-of-memory": 5,
+    "rate-limited": 1,
+}
 
 
 @dataclass
@@ -46,6 +56,12 @@ class Problem(Exception):
         """The HTTP status."""
         return int(KINDS[self.kind][0])
 
+    @property
+    def printable(self) -> str:
+        """The detail without control characters and half characters, which a library may quote."""
+        text = self.detail.encode("utf-8", "replace").decode()
+        return "".join(character if character.isprintable() else "?" for character in text)
+
     def build_headers(self) -> list[tuple[bytes, bytes]]:
         """Build the headers of the answer, without its type and length."""
         seconds = RETRY_AFTER_S.get(self.kind)
@@ -59,7 +75,7 @@ class Problem(Exception):
         """Describe the problem as RFC 9457 has it."""
         title = KINDS[self.kind][1]
         details = {"type": f"urn:image-classifier:problem:{self.kind}", "title": title, "status": self.status}
-        details["detail"] = self.detail.encode("utf-8", "replace").decode()  # a library may quote half a character
+        details["detail"] = self.printable
         return details if request_id is None else {**details, "request_id": request_id}
 
 
@@ -69,9 +85,3 @@ def build_raw_head(problem: Problem) -> bytes:
     lines = [f"HTTP/1.1 {problem.status} {phrase}".encode(), b"content-type: " + CONTENT_TYPE]
     lines += [name + b": " + value for name, value in problem.build_headers()]
     return b"\r\n".join([*lines, b""])
-
-
-def build_raw_answer(problem: Problem) -> bytes:
-    """Build a whole HTTP answer that closes the connection, for where no request could be made out."""
-    body = problem.build_body()
-    return build_raw_head(problem) + b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body

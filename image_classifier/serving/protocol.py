@@ -1,290 +1,744 @@
-"""uvicorn's HTTP protocol with what it leaves open: slow and large heads, slow bodies, clients that leave.
+"""HTTP/1.1 on one connection, for uvicorn: httptools parses, every moment has a deadline, nothing grows without limit.
 
-Each connection always has a deadline: for the head, then for the body, then for the answer; between two requests
-uvicorn's own timer for idle connections runs. `sweep` ends those that are past it.
+uvicorn is given `Connection` as its protocol (`uvicorn.Config(http=...)`). uvicorn's own protocol leaves open what an
+attacker needs: slow and large heads, trailers without end, slow bodies, timers that a client can switch off, answers
+that get lost. A request with one small image is answered here, without a task (`SmallImage`): a small network's
+throughput is decided by how little happens for it. Each other one is handed to the ASGI application (`Call`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, MutableMapping, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from image_classifier.serving.app import App
 from image_classifier.serving.batching import NUM_BYTES, SMALL_FILE_BYTES, InferenceError, QueueFullError, Ticket
-from image_classifier.serving.problems import Problem, build_raw_answer, build_raw_head
-from image_classifier.serving.requests import IMAGE_TYPES, PIXELS, PredictRequest
+from image_classifier.serving.problems import Problem, build_raw_head
+from image_classifier.serving.requests import IMAGE_TYPES, PIXELS
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
 
 MAX_HEAD_BYTES = 32 * 2**10
 MAX_PIPELINED = 32
+BUFFER_BYTES = 64 * 2**10
+"""Of a body that nobody reads yet; then its client waits."""
+
+LINGER_S = 10.0
+LINGER_BYTES = 128 * 2**20
+"""How long, and how many bytes, a client may go on sending a request that was refused, so that it reads why."""
+
+FRESH_S = 1.0
+"""How long the first request of a connection that was just made is waited for at the end."""
+
 NUM_PIXEL_BYTES = str(NUM_BYTES).encode()
-NEVER = float("inf")
-CLOSE_S = 5.0
-"""After so long a connection that is to be closed, but whose client takes nothing, is cut."""
+HEAD_200 = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 logger = logging.getLogger(__name__)
 
 
-class ShortCycle:
-    """One small image, answered without a task: what uvicorn's RequestResponseCycle does for the others.
+class Future(Protocol):
+    """What waits for an image, and can be told that nobody does any more."""
 
-    To the batcher it is the future of the image, whose result it writes at once. A small network's throughput is
-    decided by how little happens here.
+    def cancel(self) -> object: ...
+
+
+class Head:
+    """The head of a request.
 
     Attributes:
-        more_body, response_started, response_complete, keep_alive, disconnected, body, message_event: what the protocol
-            asks of a cycle.
+        headers: names in lower case, and values, as they came.
+        fields: the same by name; of a name that comes several times the last.
     """
 
-    __slots__ = (
-        "_began",
-        "_caller",
-        "_headers",
-        "_is_cancelled",
-        "_protocol",
-        "body",
-        "disconnected",
-        "keep_alive",
-        "message_event",
-        "more_body",
-        "response_complete",
-        "response_started",
-    )
+    __slots__ = ("began", "fields", "headers", "keeps_alive", "method", "target", "version")
 
-    def __init__(self, protocol: GuardedProtocol, headers: dict[bytes, bytes]) -> None:
-        self.body = bytearray()
-        self.more_body = self.keep_alive = True
-        self.response_started = self.response_complete = self.disconnected = self._is_cancelled = False
-        self.message_event = NO_EVENT
-        self._protocol = protocol
-        self._headers = headers
+    def __init__(self, parser: Any, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.began = time.perf_counter()
+        self.method: bytes = parser.get_method()
+        self.version: str = parser.get_http_version()
+        self.keeps_alive: bool = parser.should_keep_alive() and not parser.should_upgrade()
+        self.target = target
+        self.headers = headers
+        self.fields = dict(headers)
+
+    def check(self, allowed_hosts: frozenset[str] | None) -> None:
+        """Refuse what servers in a row could read in different ways.
+
+        Raises:
+            Problem: `bad-request` or `unknown-host`.
+        """
+        fields = self.fields
+        if self.version not in ("1.1", "1.0"):
+            raise Problem("bad-request", "the server speaks HTTP/1.1")
+        if len(fields) < len(self.headers):
+            names = [name for name, _ in self.headers]
+            if any(names.count(name) > 1 for name in (b"host", b"content-length", b"transfer-encoding")):
+                raise Problem("bad-request", "Host, Content-Length and Transfer-Encoding may come once")
+        if _CONTROL.search(b"".join(fields.values())):
+            raise Problem("bad-request", "a header has a control character")
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None:
+            if coding.lower() != b"chunked" or self.version == "1.0" or b"content-length" in fields:
+                raise Problem("bad-request", "Transfer-Encoding takes chunked, in HTTP/1.1, without Content-Length")
+        self._check_host(allowed_hosts)
+
+    def _check_host(self, allowed_hosts: frozenset[str] | None) -> None:
+        host = self.fields.get(b"host")
+        if host is None:
+            if self.version == "1.1":
+                raise Problem("bad-request", "a request has a header Host")
+            return
+        if not self.target.startswith(b"/") and self.target != b"*":
+            authority = self.target.partition(b"://")[2].partition(b"/")[0]
+            if authority.lower() != host.lower():
+                raise Problem("bad-request", "the target names another host than the header Host")
+        if allowed_hosts is not None:
+            name = host.decode("latin-1").lower()
+            name = name.rpartition(":")[0] if re.search(r":\d*$", name) else name
+            if name not in allowed_hosts:
+                raise Problem("unknown-host", "this name is none of --allowed_hosts")
+
+
+class Exchange:
+    """A request and its answer.
+
+    Attributes:
+        is_whole: the request has arrived.
+        has_answer: the answer has begun.
+        is_answered: all of it was handed to the transport.
+        keeps_alive: the connection stays open after it.
+        answer_by: when the answer must have gone, on the event loop's clock; set when the request is whole.
+    """
+
+    __slots__ = ("answer_by", "connection", "has_answer", "has_begun", "head", "is_answered", "is_whole", "keeps_alive")
+
+    def __init__(self, connection: Connection, head: Head | None) -> None:
+        self.connection = connection
+        self.head = head
+        self.is_whole = self.has_begun = self.has_answer = self.is_answered = False
+        self.keeps_alive = head is not None and head.keeps_alive
+        self.answer_by = float("inf")
+
+    def start(self) -> None:
+        """Begin to answer: the ones before are answered, and the client reads."""
+
+    def take(self, data: bytes) -> None:
+        """Take a part of the body."""
+
+    def complete(self) -> None:
+        """Note that the request is whole."""
+        self.is_whole = True
+
+    def leave(self) -> None:
+        """Note that the client has left."""
+
+    def resume(self) -> None:
+        """Go on writing."""
+
+    @property
+    def num_unread(self) -> int:
+        """Bytes of the body that nobody has read yet."""
+        return 0
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the client may still be sending when the answer has gone."""
+        return not self.is_whole
+
+    def write(self, head: bytes, body: bytes) -> None:
+        """Write a whole answer.
+
+        Args:
+            head: of the answer, up to what each answer has.
+        """
+        connection = self.connection
+        parts = [head, *self.build_common(), b"content-length: %d\r\n\r\n" % len(body)]
+        if self.head is None or self.head.method != b"HEAD":
+            parts.append(body)
+        connection.transport.write(b"".join(parts))
+        self.finish()
+
+    def build_common(self) -> list[bytes]:
+        """Build the headers that each answer has, and decide with them whether the connection stays open."""
+        self.has_answer = True
+        self.keeps_alive = self.keeps_alive and self.is_whole and not self.connection.is_last_of_all(self)
+        parts = [part for header in self.connection.date for part in (header[0], b": ", header[1], b"\r\n")]
+        if not self.keeps_alive:
+            parts.append(b"connection: close\r\n")
+        elif self.head is not None and self.head.version == "1.0":
+            parts.append(b"connection: keep-alive\r\n")
+        return parts
+
+    def finish(self) -> None:
+        """Note that the answer was handed to the transport."""
+        self.is_answered = True
+        self.connection.go_on()
+
+
+class Refusal(Exchange):
+    """What cannot be parsed, or is not taken: the answer is known, and the last of its connection."""
+
+    __slots__ = ("_is_noted", "_problem")
+
+    def __init__(self, connection: Connection, refused: Exchange | None, problem: Problem) -> None:
+        super().__init__(connection, refused.head if refused else None)
+        self.keeps_alive = False
+        self._problem = problem
+        self._is_noted = refused is not None and refused.has_begun
+
+    @property
+    def lingers(self) -> bool:
+        return self._problem.kind != "too-many-connections"
+
+    def start(self) -> None:
+        app, head = self.connection.app, self.head
+        app.metrics.count_refusal(self._problem.kind)
+        request_id = app.find_id(head.fields) if head else None
+        self.write(build_raw_head(self._problem), self._problem.build_body(request_id))
+        if not self._is_noted:
+            method, path = (head.method.decode("latin-1"), head.target.decode("latin-1")) if head else ("-", "-")
+            began, fields = (head.began, head.fields) if head else (time.perf_counter(), {})
+            app.note(method, path, "other", self._problem.status, began, fields, self.connection.client, "", request_id)
+
+
+class SmallImage(Exchange):
+    """One small image, answered without a task. To the batcher it is the future of its ticket."""
+
+    __slots__ = ("_body", "_caller", "_is_cancelled")
+
+    head: Head
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        super().__init__(connection, head)
+        self._body = b""
         self._caller = ""
-        self._began = time.perf_counter()
+        self._is_cancelled = False
 
-    def begin(self) -> None:
-        """Ask for the answer, now that the body is whole."""
-        app = self._protocol.app
+    def take(self, data: bytes) -> None:
+        self._body = self._body + data if self._body else data
+
+    def complete(self) -> None:
+        self.is_whole = True
+        if self.has_begun:
+            self._submit()
+
+    def start(self) -> None:
+        if self.is_whole:
+            self._submit()
+
+    def _submit(self) -> None:
+        """Ask for the answer, now that the body is whole and it is this request's turn."""
+        app, fields = self.connection.app, self.head.fields
         try:
-            self._caller = app.gate.recognise(self._headers)
-            app.batcher.check_room(1)
-        except Problem as problem:
-            self._refuse(problem)
-        except (InferenceError, QueueFullError) as error:
+            self._caller = app.admit(fields, self.connection.client)
+            app.service.batcher.check_room(1)
+        except (Problem, InferenceError, QueueFullError) as error:
             self.set_exception(error)
         except Exception:
             self._fail()
         else:
-            formats = IMAGE_TYPES.get(self._headers[b"content-type"])
-            body = bytes(self.body)
-            ticket = Ticket(None, body, formats) if formats else Ticket(body)
-            app.batcher.submit(ticket, self)  # type: ignore[arg-type]  # as far as is used
+            formats = IMAGE_TYPES.get(fields[b"content-type"])
+            ticket = Ticket(None, self._body, formats) if formats else Ticket(self._body)
+            app.service.batcher.submit_to(ticket, self)
 
     def done(self) -> bool:
         """Say whether nobody waits any more."""
-        return self.response_complete or self._is_cancelled
+        return self.is_answered or self._is_cancelled
 
     def cancelled(self) -> bool:
         """Say whether the client has left."""
         return self._is_cancelled
 
-    def cancel(self) -> None:
-        """Note that the client has left."""
-        if not self.response_complete:
-            self._is_cancelled = True
-            self._note(499, None)
-
     def set_result(self, ticket: Ticket) -> None:
         """Answer with a computed image."""
-        request = PredictRequest()
+        app = self.connection.app
+        request_id = app.find_id(self.head.fields)
         try:
-            body = self._protocol.app.build_answer((ticket,), request, self._headers)
+            body = app.service.build_answer((ticket,), request_id)
         except Exception:  # which is this request's, and none of the batch's
             self._fail()
             return
-        self._write(HEAD_200, body)
-        self._note(200, request.request_id)
+        self.write(HEAD_200, body)
+        self._note(200, request_id)
 
     def set_exception(self, error: Exception) -> None:
         """Answer with what went wrong."""
-        self._refuse(self._protocol.app.explain(error))
-
-    def _fail(self) -> None:
-        """Answer where something happened that should not, and log what."""
-        logger.exception("unexpected error in POST /predict")
-        self._refuse(Problem("internal", "the server's log has the reason"))
-
-    def _refuse(self, problem: Problem) -> None:
-        app = self._protocol.app
+        app = self.connection.app
+        problem = error if isinstance(error, Problem) else app.service.explain(error)
+        request_id = app.find_id(self.head.fields)
         app.metrics.count_refusal(problem.kind)
-        request_id = app.find_id(self._headers)
-        self._write(build_raw_head(problem), problem.build_body(request_id))
+        self.write(build_raw_head(problem), problem.build_body(request_id))
         self._note(problem.status, request_id)
 
-    def _write(self, head: bytes, body: bytes) -> None:
-        protocol = self._protocol
-        parts = [head]
-        for name, value in protocol.server_state.default_headers:  # the date
-            parts += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        parts += (b"content-length: %d\r\n\r\n" % len(body), body)
-        self.response_started = self.response_complete = True
-        protocol.transport.write(b"".join(parts))
-        if not self.keep_alive:
-            protocol.transport.close()
-        protocol.on_response_complete()
+    def _fail(self) -> None:
+        logger.exception("unexpected error in POST /predict")
+        self.set_exception(Problem("internal", "the server's log has the reason"))
+
+    def leave(self) -> None:
+        if not self.is_answered and not self._is_cancelled:
+            self._is_cancelled = True
+            if self.has_begun:
+                self._note(499, None)
 
     def _note(self, status: int, request_id: str | None) -> None:
-        protocol = self._protocol
-        protocol.app.note(
+        app = self.connection.app
+        app.note(
             "POST",
-            protocol.app.predict_path,
+            app.predict_path,
             "/predict",
             status,
-            self._began,
-            self._headers,
-            protocol.client,
+            self.head.began,
+            self.head.fields,
+            self.connection.client,
             self._caller,
             request_id,
         )
 
 
-class _NoEvent:
-    def set(self) -> None:
-        """Wake nobody: nobody waits."""
-
-
-NO_EVENT = _NoEvent()
-HEAD_200 = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-
-
-class GuardedProtocol(HttpToolsProtocol):
-    """One connection, of which nothing is taken for granted.
+class Call(Exchange):
+    """A request that the ASGI application answers, in a task.
 
     Attributes:
-        waiting: futures of the images that this connection's client waits for.
-        deadline: on the event loop's clock.
-        has_begun: whether a request ever began to arrive.
+        waiting: what the application waits for on behalf of the client, and gives up when it leaves.
     """
 
-    app: App
+    __slots__ = ("_body", "_change", "_has_left", "_is_chunked", "_is_continued", "_is_read", "_scope", "waiting")
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.waiting: Iterable[asyncio.Future[Any] | ShortCycle] = ()
-        self.deadline = NEVER
-        self.has_begun = False
-        self._in_head = False
-        self._head_bytes = 0
+    head: Head
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        super().connection_made(transport)
-        self.deadline = self.loop.time() + self.app.settings.header_timeout_s
-        self.app.metrics.connections.set(len(self.connections))
-        if len(self.connections) > self.app.settings.max_connections:
-            self.app.metrics.rejected.labels("too-many-connections").inc()
-            self._end(Problem("too-many-connections", "try again"))
+    def __init__(self, connection: Connection, head: Head) -> None:
+        super().__init__(connection, head)
+        self.waiting: Iterable[Future] = ()
+        self._body = bytearray()
+        self._change = asyncio.Event()
+        self._has_left = self._is_chunked = self._is_read = False
+        self._is_continued = head.fields.get(b"expect", b"").lower() != b"100-continue"
+        self._scope = self._build_scope(head)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.app.metrics.connections.set(len(self.connections))
-        self.deadline = NEVER
+    def _build_scope(self, head: Head) -> dict[str, Any]:
+        connection = self.connection
+        try:
+            url = httptools.parse_url(head.target)
+        except httptools.HttpParserInvalidURLError:
+            raise Problem("bad-request", "the target is no path") from None
+        raw_path: bytes = url.path or b"/"
+        root_path = connection.app.settings.root_path
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": connection.server,
+            "client": connection.client,
+            "scheme": "http",
+            "method": head.method.decode("ascii"),
+            "root_path": root_path,
+            "path": root_path + unquote(raw_path.decode("ascii", "replace")),
+            "raw_path": root_path.encode() + raw_path,
+            "query_string": url.query or b"",
+            "headers": head.headers,
+            "call": self,
+        }
+
+    def start(self) -> None:
+        connection = self.connection
+        task = connection.loop.create_task(self._run())
+        connection.tasks.add(task)
+        task.add_done_callback(connection.tasks.discard)
+
+    async def _run(self) -> None:
+        try:
+            await self.connection.app(self._scope, self._receive, self._send)
+        except Exception:
+            logger.exception("unexpected error in %s", self._scope["path"])
+        if not self.is_answered and not self._has_left:
+            self.connection.abort()  # half an answer, or none, of which nobody should think that it is whole
+
+    def take(self, data: bytes) -> None:
+        if self.is_answered:
+            return
+        self._body += data
+        self._change.set()
+
+    def complete(self) -> None:
+        self.is_whole = True
+        self._change.set()
+
+    def leave(self) -> None:
+        self._has_left = True
+        self._change.set()
         for future in self.waiting:
             future.cancel()
 
-    def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():  # what a client sends after we have answered for the last time
-            return
-        if self._in_head:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._in_head and self._head_bytes + (0 if self._head_bytes else len(data)) > MAX_HEAD_BYTES:
-            self._end(Problem("head-too-large", f"a head may have {MAX_HEAD_BYTES:,} bytes"))
+    def resume(self) -> None:
+        self._change.set()
 
-    def send_400_response(self, msg: str) -> None:
-        self._end(Problem("bad-request", "this is no HTTP request"))
+    @property
+    def num_unread(self) -> int:
+        return len(self._body)
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._is_continued and not self.is_whole and not self._has_left:
+            self._is_continued = True
+            self.connection.transport.write(CONTINUE)
+        while not (self._has_left or self.is_answered or (not self._is_read and (self._body or self.is_whole))):
+            await self._wait()
+        if self._has_left or self.is_answered:
+            return {"type": "http.disconnect"}
+        body, self._body = bytes(self._body), bytearray()
+        self._is_read = self.is_whole
+        self.connection.balance_reading()
+        return {"type": "http.request", "body": body, "more_body": not self.is_whole}
+
+    async def _wait(self) -> None:
+        self._change.clear()
+        await self._change.wait()
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        connection = self.connection
+        while connection.is_writing_paused and not self._has_left:
+            await self._wait()
+        if self._has_left or self.is_answered:
+            return
+        if message["type"] == "http.response.start":
+            self._write_head(message["status"], message.get("headers", ()))
+            return
+        body, is_last = message.get("body", b""), not message.get("more_body", False)
+        if self.head.method != b"HEAD":
+            if self._is_chunked:
+                body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+                body += b"0\r\n\r\n" if is_last else b""
+            connection.transport.write(body)
+        if is_last:
+            self.finish()
+
+    def _write_head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        parts = [_STATUS_LINES[status]]
+        has_length = False
+        for name, value in headers:
+            has_length = has_length or name.lower() == b"content-length"
+            parts += (name, b": ", value, b"\r\n")
+        if not has_length and status >= 200 and status not in (204, 304):
+            if self.head.version == "1.1":
+                self._is_chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keeps_alive = False
+        self.connection.transport.write(b"".join([*parts, *self.build_common(), b"\r\n"]))
+
+
+def build_too_large() -> Problem:
+    """Build the problem of a head, or of trailers, above the limit."""
+    return Problem("head-too-large", f"a head may have {MAX_HEAD_BYTES:,} bytes")
+
+
+def is_small_image(app: App, head: Head) -> bool:
+    """Say whether a request is one small image, and nothing about it is special."""
+    fields = head.fields
+    if head.target != b"/predict" or head.method != b"POST" or head.version != "1.1" or not app.has_short_way:
+        return False
+    kind, length = fields.get(b"content-type"), fields.get(b"content-length", b"0")
+    if kind == PIXELS:
+        if length != NUM_PIXEL_BYTES:
+            return False
+    elif kind not in IMAGE_TYPES or len(length) > 4 or not 0 < int(length) <= SMALL_FILE_BYTES:
+        return False
+    is_plain = b"content-encoding" not in fields and b"expect" not in fields
+    return is_plain and int(length) <= app.settings.max_body_bytes
+
+
+class Connection(asyncio.Protocol):
+    """One connection, of which nothing is taken for granted.
+
+    Its requests stand in `_exchanges` until they are answered, in their order. The last one may still be arriving. A
+    second one that has arrived stops the reading.
+
+    Args:
+        app: the application.
+        server_state: uvicorn's, of which `connections`, `tasks` and `default_headers` are used.
+    """
+
+    def __init__(
+        self, app: App, config: object, server_state: ServerState, app_state: object, _loop: object = None
+    ) -> None:
+        self.app = app
+        self.loop = asyncio.get_running_loop()
+        self.tasks = server_state.tasks
+        self.transport: asyncio.Transport
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int] | None = None
+        self.is_writing_paused = False
+        self._state = server_state
+        self._parser = httptools.HttpRequestParser(self)
+        self._exchanges: deque[Exchange] = deque()
+        self._arriving: Exchange | None = None
+        self._has_begun = self._is_in_head = self._takes_no_more = self._is_reading_paused = self._is_busy = False
+        self._is_further = False
+        self._num_head_bytes = self._num_idle_bytes = self._num_discarded = 0
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._made_at = self.loop.time()
+        self._idle_by = self._read_by = self._made_at + app.settings.header_timeout_s
+        self._close_by: float | None = None
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self.client, self.server = (tuple(each[:2]) if each else None for each in (peer, own))
+        connections = self._state.connections
+        connections.add(self)  # type: ignore[arg-type]  # does what uvicorn asks of a connection
+        self.app.metrics.connections.set(len(connections))
+        if len(connections) > self.app.settings.max_connections:
+            self.app.metrics.rejected.labels("too-many-connections").inc()
+            self._refuse(Problem("too-many-connections", "try again"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        connections = self._state.connections
+        connections.discard(self)
+        self.app.metrics.connections.set(len(connections))
+        self._drop()
+
+    def data_received(self, data: bytes) -> None:
+        if self._takes_no_more:
+            self._num_discarded += len(data)
+            if self._num_discarded > LINGER_BYTES:
+                self.abort()
+            return
+        self._is_busy = True
+        self._is_further = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:  # answered as if it had not been asked for, and the last
+            self._takes_no_more = True
+        except httptools.HttpParserError as error:
+            self._refuse(self._explain(error))
+        self._num_idle_bytes = 0 if self._is_further else self._num_idle_bytes + len(data)
+        if self._num_idle_bytes > MAX_HEAD_BYTES:  # of a header, a trailer or a chunk's extension that has no end
+            self._refuse(build_too_large())
+        self._is_busy = False
+        self.go_on()
+
+    @staticmethod
+    def _explain(error: httptools.HttpParserError) -> Problem:
+        if isinstance(error.__context__, Problem):
+            return error.__context__
+        if error.__context__ is not None:
+            logger.error("unexpected error while a request was parsed", exc_info=error.__context__)
+            return Problem("internal", "the server's log has the reason")
+        return Problem("bad-request", "this is no HTTP request")
+
+    def pause_writing(self) -> None:
+        self.is_writing_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_writing_paused = False
+        if self._exchanges:
+            self._exchanges[0].resume()
+        self.go_on()
+
+    # What the parser calls
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.has_begun = self._in_head = True
-        self._head_bytes = 0
-        self.deadline = self.loop.time() + self.app.settings.header_timeout_s
+        if len(self._exchanges) >= MAX_PIPELINED:
+            raise Problem("bad-request", "too many requests at once")
+        self._has_begun = self._is_in_head = self._is_further = True
+        self._num_head_bytes = 0
+        self._target, self._headers = b"", []
+        self._read_by = self.loop.time() + self.app.settings.header_timeout_s
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        if self._is_in_head:  # else it is a trailer, which nobody wants
+            self._headers.append((name.lower(), value))
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            raise build_too_large()
 
     def on_headers_complete(self) -> None:
-        settings = self.app.settings
-        self._in_head = False
-        self.deadline = self.loop.time() + settings.body_timeout_s
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise httptools.HttpParserError("too many requests at once")
-        if self.url == b"/predict" and self._take_short_way():
-            return
-        self.scope["connection"] = self  # type: ignore[typeddict-unknown-key]  # ours, for the application
-        super().on_headers_complete()
-        if self.app.is_draining:
-            self.cycle.keep_alive = False
+        app = self.app
+        self._is_in_head, self._is_further = False, True
+        self._num_head_bytes = 0
+        self._read_by = self.loop.time() + app.settings.body_timeout_s
+        head = Head(self._parser, self._target, self._headers)
+        self._arriving = exchange = SmallImage(self, head) if is_small_image(app, head) else Call(self, head)
+        self._exchanges.append(exchange)
+        head.check(app.allowed_hosts)
 
-    def _take_short_way(self) -> bool:
-        """Let a ShortCycle answer where the request is one small image, and nothing about it is special."""
-        if not (self.cycle is None or self.cycle.response_complete) or not self.app.has_short_way:
-            return False
-        if self.flow.write_paused:  # a client that does not read; the other way waits for it
-            return False
-        headers = dict(self.headers)
-        kind, length = headers.get(b"content-type"), headers.get(b"content-length", b"0")
-        if kind == PIXELS:
-            if length != NUM_PIXEL_BYTES:
-                return False
-        elif kind not in IMAGE_TYPES or len(length) > 4 or not 0 < int(length) <= SMALL_FILE_BYTES:
-            return False
-        if int(length) > self.app.settings.max_body_bytes:
-            return False
-        if self.expect_100_continue or self.parser.get_method() != b"POST" or self.parser.should_upgrade():
-            return False
-        if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive():
-            return False
-        if b"content-encoding" in headers:
-            return False
-        cycle = ShortCycle(self, headers)
-        self.cycle = cycle  # type: ignore[assignment]  # does what the protocol asks of a cycle
-        self.waiting = (cycle,)
-        return True
+    def on_body(self, body: bytes) -> None:
+        self._is_further = True
+        if self._arriving is not None:
+            self._arriving.take(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        settings = self.app.settings
-        self.deadline = self.loop.time() + settings.timeout_s + settings.body_timeout_s
-        cycle: object = self.cycle
-        if isinstance(cycle, ShortCycle) and not cycle.response_complete:
-            cycle.begin()
+        self._is_further = True
+        exchange, self._arriving = self._arriving, None
+        if exchange is None:
+            return
+        exchange.answer_by = self._find_answer_time()
+        exchange.complete()
+        if not exchange.keeps_alive:
+            self._takes_no_more = True
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.cycle.response_complete and not self.cycle.more_body and not self._in_head:
-            if not self.transport.is_closing():  # else it has a deadline for that
-                self.deadline = NEVER
+    # From request to answer
+
+    def go_on(self) -> None:
+        """Answer what is next, and end the connection after its last answer."""
+        if self._is_busy:
+            return
+        self._is_busy = True
+        while self._exchanges and not self.is_writing_paused:
+            exchange = self._exchanges[0]
+            if not exchange.has_begun:
+                exchange.has_begun = True
+                if exchange.is_whole:
+                    exchange.answer_by = self._find_answer_time()
+                exchange.start()
+            if not exchange.is_answered:
+                break
+            self._exchanges.popleft()
+            self._idle_by = self.loop.time() + self.app.settings.keep_alive_s
+            if not exchange.keeps_alive:
+                self._end(lingers=exchange.lingers)
+                return  # and stay busy: nothing more is answered
+        self._is_busy = False
+        self.balance_reading()
+
+    def balance_reading(self) -> None:
+        """Read on, unless a second request has arrived, or more of a body than the application takes."""
+        first = self._exchanges[0] if self._exchanges else None
+        is_full = first is not None and (len(self._exchanges) > 1 or first.num_unread > BUFFER_BYTES)
+        if is_full == self._is_reading_paused or self.transport.is_closing():
+            return
+        self._is_reading_paused = is_full
+        if is_full:
+            self.transport.pause_reading()
+        else:
+            self._read_by = self.loop.time() + self.app.settings.body_timeout_s
+            self.transport.resume_reading()
+
+    @property
+    def date(self) -> list[tuple[bytes, bytes]]:
+        """The header with the date."""
+        return self._state.default_headers
+
+    def is_last_of_all(self, exchange: Exchange) -> bool:
+        """Say whether the server ends, and nothing follows an exchange on this connection."""
+        return self.app.is_draining and self._exchanges[-1] is exchange and not self._is_in_head
+
+    def _find_answer_time(self) -> float:
+        return self.loop.time() + self.app.settings.timeout_s + self.app.settings.body_timeout_s
+
+    def _refuse(self, problem: Problem) -> None:
+        """Take no more requests; answer the one that is arriving, or what should be one, with a problem in its turn."""
+        self._takes_no_more = True
+        self._is_in_head = False
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None:
+            if arriving.is_answered:
+                return
+            self._exchanges.pop()
+            arriving.leave()
+        elif self._exchanges and not self._exchanges[-1].keeps_alive:  # what follows the last request is no request
+            return
+        refusal = Refusal(self, arriving, problem)
+        refusal.answer_by = self._find_answer_time()
+        self._exchanges.append(refusal)
+        self.go_on()
+
+    def _end(self, *, lingers: bool) -> None:
+        """Close after what was written.
+
+        Args:
+            lingers: read on for a while, for a client that is still sending would see a reset instead of its answer.
+        """
+        self._drop()
+        if self.transport.is_closing():
+            return
+        if self._is_reading_paused:
+            self._is_reading_paused = False
+            self.transport.resume_reading()
+        if lingers:
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+        self._close_by = self.loop.time() + LINGER_S
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._drop()
+        self.transport.abort()
+        self._close_by = self.loop.time() + LINGER_S
+
+    def _drop(self) -> None:
+        """Let go of all requests, and take no more."""
+        self._takes_no_more = self._is_busy = True
+        self._is_in_head, self._arriving = False, None
+        for exchange in self._exchanges:
+            exchange.leave()
+        self._exchanges.clear()
+
+    # Deadlines
+
+    @property
+    def deadline(self) -> float:
+        """When this connection is ended unless something happens, on the event loop's clock; never infinite."""
+        if self._close_by is not None:
+            return self._close_by
+        times = []
+        first = self._exchanges[0] if self._exchanges else None
+        if first is not None:
+            times.append(first.answer_by)
+        if self._is_reading():
+            times.append(self._read_by)
+        return min(times, default=self._idle_by)
+
+    def _is_reading(self) -> bool:
+        """Say whether the client owes us the rest of a request."""
+        is_owed = self._is_in_head or self._arriving is not None
+        return is_owed and not (self._is_reading_paused and len(self._exchanges) > 1)
 
     def sweep(self, now: float) -> None:
         """End a connection that is past its deadline."""
         if now < self.deadline:
             return
-        if self.transport.is_closing():
-            self.transport.abort()
-        elif not self.has_begun or (self.cycle is not None and self.cycle.response_started):
-            self.transport.close()
-            self.deadline = now + CLOSE_S
+        if self._close_by is not None:
+            self.abort()
+        elif self._is_reading() and now >= self._read_by:
+            if self._arriving is not None and self._arriving.has_answer:
+                self.abort()
+            else:
+                self.app.metrics.rejected.labels("request-timeout").inc()
+                self._refuse(Problem("request-timeout", "send the whole request in less time"))
+        elif self._exchanges:
+            self.abort()  # its client does not read, or nothing has answered
         else:
-            self._end(Problem("request-timeout", "send the whole request in less time"))
-            self.app.metrics.rejected.labels("request-timeout").inc()
+            self._end(lingers=False)
 
-    def _end(self, problem: Problem) -> None:
-        """Answer outside of any request, and close."""
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            self.transport.write(build_raw_answer(problem))
-        self.transport.close()
-        self._in_head = False
-        self.deadline = self.loop.time() + CLOSE_S
+    def shutdown(self) -> None:
+        """End after what has arrived is answered; uvicorn calls this when the server stops."""
+        if self._exchanges or self._is_in_head or self._close_by is not None:
+            return
+        if self._has_begun:
+            self._end(lingers=False)
+        else:
+            self._idle_by = self._made_at + FRESH_S

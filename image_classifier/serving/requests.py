@@ -2,102 +2,72 @@
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
 
-import orjson
+from pydantic import ValidationError
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from image_classifier.imaging import FORMATS
 from image_classifier.serving.batching import NUM_BYTES, Ticket
 from image_classifier.serving.problems import Problem
+from image_classifier.serving.schemas import PredictDocument, PredictOptions, explain_invalid
 
 PIXELS = b"application/octet-stream"
+JSON = b"application/json"
+FORM = b"multipart/form-data"
 IMAGE_TYPES = {b"image/png": ("PNG",), b"image/jpeg": ("JPEG",), b"image/webp": ("WEBP",), b"image/bmp": ("BMP",)}
-TYPES = (*IMAGE_TYPES, PIXELS, b"application/json", b"multipart/form-data")
-DEFAULT_TOP_K = 5
-MAX_REQUEST_ID = 128
+TYPES = (*IMAGE_TYPES, PIXELS, JSON, FORM)
+MAX_JSON_PARTS = 1000
+"""Commas and brackets of a document beside those of its images; it is refused before it is parsed."""
+
+Parsed = tuple[list[Ticket], PredictOptions]
 
 
-@dataclass
-class PredictRequest:
-    """What a client asks for."""
-
-    tickets: list[Ticket] = field(default_factory=list)
-    top_k: int | None = None
-    request_id: str | None = None
-    show_input: bool = False
-
-    def set_option(self, name: str, value: object) -> None:
-        """Set `top_k`, `request_id` or `show_input` to what came as text or JSON.
-
-        Raises:
-            Problem: there is no such option, or it does not take the value.
-        """
-        if name == "top_k":
-            if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 6:
-                value = int(value)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise Problem("bad-request", "top_k takes a whole number of 1 or more")
-            self.top_k = value
-        elif name == "request_id":
-            is_text = isinstance(value, str) and value.isascii() and value.isprintable()
-            if not isinstance(value, str) or not is_text or not 0 < len(value) <= MAX_REQUEST_ID:
-                raise Problem("bad-request", f"request_id takes 1 to {MAX_REQUEST_ID} printable ASCII characters")
-            self.request_id = value
-        elif name == "show_input":
-            if value not in ("true", "false", True, False) or isinstance(value, (int, float)) > isinstance(value, bool):
-                raise Problem("bad-request", "show_input takes true or false")
-            self.show_input = value in ("true", True)
-        else:
-            raise Problem("bad-request", "there is no such option; the options are top_k, request_id and show_input")
-
-
-def parse_query(query: bytes, request: PredictRequest) -> None:
-    """Read the options in a query string.
-
-    Raises:
-        Problem: an option is unknown, has a wrong value, or comes twice.
-    """
-    try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=True, max_num_fields=10)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise Problem("bad-request", "the query string cannot be read") from error
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise Problem("bad-request", "an option comes twice in the query string")
-    for name, value in pairs:
-        request.set_option(name, value)
-
-
-def parse_body(
-    content_type: bytes, headers: Mapping[bytes, bytes], body: bytes, request: PredictRequest, *, max_images: int
-) -> None:
+def parse_body(body: bytes, content_type: bytes, headers: Mapping[str, str], max_images: int) -> Parsed:
     """Read the images in a body, and the options that multipart and JSON may hold.
 
     Raises:
         Problem: another type than is taken, or not what the type says, or too many images.
     """
-    kind, _, _ = content_type.partition(b";")
-    kind = kind.strip().lower()
-    if headers.get(b"content-encoding", b"identity") != b"identity":
+    kind = content_type.partition(b";")[0].strip().lower()
+    if headers.get("content-encoding", "identity") != "identity":
         raise Problem("unsupported-media-type", "bodies are taken as they are, without Content-Encoding")
     if kind == PIXELS:
-        _parse_pixels(body, request, max_images)
-    elif kind in IMAGE_TYPES:
+        return _parse_pixels(body, max_images), PredictOptions()
+    if kind in IMAGE_TYPES:
         if not body:
             raise Problem("no-image", "the body is empty; send the bytes of an image file")
-        request.tickets.append(Ticket(None, body, IMAGE_TYPES[kind]))
-    elif kind == b"application/json":
-        _parse_json(body, request, max_images)
-    elif kind == b"multipart/form-data":
-        _parse_multipart(content_type, body, request, max_images)
-    else:
-        types = ", ".join(name.decode() for name in TYPES)
-        raise Problem("unsupported-media-type", f"Content-Type is none of {types}")
+        return [Ticket(None, body, IMAGE_TYPES[kind])], PredictOptions()
+    if kind == JSON:
+        return _parse_json(body, max_images)
+    if kind == FORM:
+        return _parse_multipart(content_type, body, max_images)
+    types = ", ".join(name.decode() for name in TYPES)
+    raise Problem("unsupported-media-type", f"Content-Type is none of {types}")
+
+
+def describe_bodies() -> dict[str, Any]:
+    """Describe the bodies that `parse_body` takes, as OpenAPI does."""
+    image = {"type": "string", "format": "binary", "description": "An image file; it becomes 32 by 32 pixels"}
+    document = PredictDocument.model_json_schema()
+    options = {name: document["properties"][name] for name in PredictOptions.model_fields}
+    pixels = {
+        "type": "string",
+        "format": "binary",
+        "minLength": NUM_BYTES,
+        "description": f"{NUM_BYTES:,} bytes an image: 32 rows of 32 pixels, each red, green, blue",
+    }
+    form = {
+        "type": "object",
+        "description": "Image files, one a part",
+        "required": ["image"],
+        "properties": {"image": {"type": "array", "items": image, "minItems": 1}, **options},
+    }
+    schemas: dict[bytes, Any] = {PIXELS: pixels, **dict.fromkeys(IMAGE_TYPES, image), FORM: form, JSON: document}
+    content = {kind.decode(): {"schema": schemas[kind]} for kind in TYPES}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _check_number(number: int, max_images: int) -> None:
@@ -107,7 +77,19 @@ def _check_number(number: int, max_images: int) -> None:
         raise Problem("no-image", "the request holds no image")
 
 
-def _parse_pixels(body: bytes, request: PredictRequest, max_images: int) -> None:
+def check_parts(body: bytes, max_parts: int) -> None:
+    """Refuse JSON of more values than any good request has, which would take many times its size when parsed.
+
+    Raises:
+        Problem: `too-many-images` or, where they are nested, `bad-request`.
+    """
+    if body.count(b"[") + body.count(b"{") > max_parts:
+        raise Problem("bad-request", "the JSON has more lists and objects than any request")
+    if body.count(b",") > max_parts:
+        raise Problem("too-many-images", "the JSON has more values than a request of as many images as may be")
+
+
+def _parse_pixels(body: bytes, max_images: int) -> list[Ticket]:
     number, rest = divmod(len(body), NUM_BYTES)
     if rest or not number:
         raise Problem(
@@ -116,30 +98,19 @@ def _parse_pixels(body: bytes, request: PredictRequest, max_images: int) -> None
             f"got {len(body):,}. Declare the type of an image file, such as image/png",
         )
     _check_number(number, max_images)
-    request.tickets += [Ticket(body[start : start + NUM_BYTES]) for start in range(0, len(body), NUM_BYTES)]
+    return [Ticket(body[start : start + NUM_BYTES]) for start in range(0, len(body), NUM_BYTES)]
 
 
-def _parse_json(body: bytes, request: PredictRequest, max_images: int) -> None:
+def _parse_json(body: bytes, max_images: int) -> Parsed:
+    check_parts(body, max_images + MAX_JSON_PARTS)
     try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Problem("bad-request", f"the body is no JSON: {str(error)[:100]}") from error
-    if not isinstance(document, dict):
-        raise Problem("bad-request", 'the body takes an object such as {"images": ["<base64>"]}')
-    images = document.pop("images", None)
-    if not isinstance(images, list):
-        raise Problem("bad-request", "images takes a list of texts, each an image file in base64")
-    for name, value in document.items():
-        request.set_option(name, value)
-    _check_number(len(images), max_images)
-    for number, text in enumerate(images):
-        try:
-            content = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
-        except (AttributeError, UnicodeEncodeError, binascii.Error) as error:
-            raise Problem("bad-request", f"images[{number}] is no base64") from error
-        if not content:
-            raise Problem("no-image", f"images[{number}] is empty")
-        request.tickets.append(Ticket(None, content, FORMATS))
+        document = PredictDocument.model_validate_json(body)
+    except ValidationError as error:
+        raise Problem("bad-request", explain_invalid(error)) from None
+    _check_number(len(document.images), max_images)
+    if not all(document.images):
+        raise Problem("no-image", f"images.{document.images.index(b'')}: is empty")
+    return [Ticket(None, content, FORMATS) for content in document.images], document
 
 
 class _Parser(MultiPartParser):
@@ -156,7 +127,7 @@ def _run(parsing: Coroutine[Any, Any, FormData]) -> FormData:
     raise RuntimeError("the parser waits for something although all of the body is there")
 
 
-def _parse_multipart(content_type: bytes, body: bytes, request: PredictRequest, max_images: int) -> None:
+def _parse_multipart(content_type: bytes, body: bytes, max_images: int) -> Parsed:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
@@ -174,13 +145,24 @@ def _parse_multipart(content_type: bytes, body: bytes, request: PredictRequest, 
             with value.file:
                 declared = (value.content_type or "").partition(";")[0].strip().lower()
                 files.append((declared.encode("latin-1", "replace"), value.file.read()))
-    options = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-    if len({name for name, _ in options}) < len(options):
-        raise Problem("bad-request", "multipart: an option comes twice")
-    for name, text in options:
-        request.set_option(name, text)
-    for kind, content in files:
-        if not content:
-            raise Problem("no-image", "multipart: a file is empty")
-        request.tickets.append(Ticket(None, content, IMAGE_TYPES.get(kind, FORMATS)))
-    _check_number(len(request.tickets), max_images)
+    given = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+    options = parse_options(given, "multipart: ")
+    if not all(content for _, content in files):
+        raise Problem("no-image", "multipart: a file is empty")
+    _check_number(len(files), max_images)
+    return [Ticket(None, content, IMAGE_TYPES.get(kind, FORMATS)) for kind, content in files], options
+
+
+def parse_options(pairs: list[tuple[str, str]], where: str) -> PredictOptions:
+    """Read options that came as text.
+
+    Raises:
+        Problem: one is unknown, does not take the value, or comes twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise Problem("bad-request", f"{where}an option comes twice")
+    try:
+        return PredictOptions.model_validate(values)
+    except ValidationError as error:
+        raise Problem("bad-request", where + explain_invalid(error)) from None

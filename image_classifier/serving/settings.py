@@ -12,6 +12,7 @@ from image_classifier.errors import SettingsError
 
 LogFormat = Literal["plain", "ecs"]
 Precision = Literal["fp32", "int8"]
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,7 @@ class ServerSettings:
         precision: fp32, or the int8 network where one was published.
         host: Address to listen on; any but a loopback address needs api_keys_file, jwt_issuer or no_auth.
         port: Port to listen on; 0 takes a free one.
-        workers: Processes that listen on the port together.
-        num_threads: Threads that compute, each a batch of its own; 0 for one a core, divided among the workers.
+        num_threads: Threads that compute, each a batch of its own; 0 for one a core.
         max_batch: Images that are computed at once, at most.
         max_queue: Images that may wait; one more is refused with 429.
         timeout_s: Seconds from a request's acceptance to its answer; later it is given up with 503.
@@ -50,6 +50,8 @@ class ServerSettings:
         jwt_audience: Audience (aud) that such a token must name.
         jwt_jwks: File or https address of the issuer's public keys (JWKS).
         no_auth: Answer everybody, on any address.
+        allowed_hosts: Names, with commas, that the Host header of a request may have; * for any. By default the names
+            of this machine itself where it listens on a loopback address without keys, else any.
         root_path: Path under which a proxy in front shows the server.
         trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are believed.
         log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
@@ -65,7 +67,6 @@ class ServerSettings:
     precision: Precision = "fp32"
     host: str = "127.0.0.1"
     port: int = 8000
-    workers: int = 1
     num_threads: int = 0
     max_batch: int = 32
     max_queue: int = 1024
@@ -86,6 +87,7 @@ class ServerSettings:
     jwt_audience: str = ""
     jwt_jwks: str = ""
     no_auth: bool = False
+    allowed_hosts: str = ""
     root_path: str = ""
     trusted_proxies: str = ""
     log_format: LogFormat = "plain"
@@ -97,7 +99,7 @@ class ServerSettings:
         for name, kind in (("precision", Precision), ("log_format", LogFormat)):
             self._check(name, getattr(self, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
         self._check("port", 0 <= self.port <= 65535, "a whole number from 0 to 65535")
-        for name in ("workers", "max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_images"):
+        for name in ("max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_images"):
             self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
         for name in ("max_connections", "keep_alive_s"):
             self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
@@ -141,5 +143,15 @@ class ServerSettings:
             return False
 
     def count_threads(self) -> int:
-        """Count the threads that compute in each worker."""
-        return self.num_threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
+        """Count the threads that compute."""
+        return self.num_threads or len(os.sched_getaffinity(0))
+
+    def find_allowed_hosts(self) -> frozenset[str] | None:
+        """Find the names that a request's Host header may have, in lower case; None for any.
+
+        Where nobody has to show a key, a web page could give its own name this server's address, and then ask it.
+        """
+        if self.allowed_hosts == "*" or (not self.allowed_hosts and (self.has_auth or not self.is_local)):
+            return None
+        names = self.allowed_hosts.split(",") if self.allowed_hosts else [*LOCAL_NAMES, self.host]
+        return frozenset(name.strip().lower() for name in names)

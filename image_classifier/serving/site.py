@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from fastapi import FastAPI, Response
 
-from image_classifier.serving.openapi import build_openapi
+from image_classifier.serving.routes import add_route
 
 FILES = {
     "/": ("index.html", "text/html"),
@@ -19,9 +17,6 @@ FILES = {
     "/page/style.css": ("style.css", "text/css"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-PATHS = frozenset((*FILES, "/docs", "/openapi.json"))
-"""What anybody may see: it says nothing that the package does not."""
-
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -34,20 +29,29 @@ HEADERS = {
 }
 
 
-def build_routes() -> list[Route]:
-    """Build the routes of the page and the documents."""
-    folder = resources.files("image_classifier") / "serving" / "page"
-    contents = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
+def add_routes(api: FastAPI, describe: Callable[[], dict[str, Any]]) -> None:
+    """Add the routes of the page and the documents.
 
-    async def show_file(request: Request) -> Response:
-        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-        content, kind = contents[path]
+    Args:
+        describe: describes all routes in OpenAPI.
+    """
+    folder = resources.files("image_classifier") / "serving" / "page"
+    for path, (name, kind) in FILES.items():
+        show = _build_show((folder / name).read_bytes(), kind)
+        show.__name__ = f"page_{name.partition('.')[0]}"
+        add_route(api, path, show, f"The page to try the model: {name}", kind, is_open=True)
+
+    async def docs() -> Response:
+        return Response(build_documents(describe()), headers=HEADERS, media_type="text/html")
+
+    add_route(api, "/docs", docs, "This description to read", "text/html", is_open=True)
+
+
+def _build_show(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def show() -> Response:
         return Response(content, headers=HEADERS, media_type=kind)
 
-    async def show_documents(request: Request) -> Response:
-        return Response(build_documents(build_openapi()), headers=HEADERS, media_type="text/html")
-
-    return [*(Route(path, show_file) for path in FILES), Route("/docs", show_documents)]
+    return show
 
 
 def build_documents(openapi: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +17,12 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     generate_latest,
-    multiprocess,
 )
 
 from image_classifier.config import set_log_level
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving.batching import Observer, Ticket
 from image_classifier.serving.settings import LogFormat
-
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-"""Where the workers of one server keep their counts together; set before prometheus_client is imported."""
 
 HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """OpenTelemetry's for `http.server.request.duration`."""
@@ -69,11 +64,8 @@ class Metrics(Observer):
             f"{prefix}_pending_images",
             "Images that wait or are being computed",
             registry=registry,
-            multiprocess_mode="livesum",
         )
-        self.connections = Gauge(
-            f"{prefix}_open_connections", "Open connections", registry=registry, multiprocess_mode="livesum"
-        )
+        self.connections = Gauge(f"{prefix}_open_connections", "Open connections", registry=registry)
         self.rejected = Counter(
             f"{prefix}_rejected",
             "Requests and images that got no prediction, by reason",
@@ -94,7 +86,6 @@ class Metrics(Observer):
             "The model that is served, as labels",
             ("name", "version", "experiment_name", "run_name", "data_digest"),
             registry=registry,
-            multiprocess_mode="livemax",
         )
         for reason in ("queue-full", "deadline", "client_left"):
             self.rejected.labels(reason)
@@ -102,9 +93,8 @@ class Metrics(Observer):
             self.cache.labels(result)
         for result in ("done", "failed"):
             self.reloads.labels(result)
-        if not os.environ.get(MULTIPROCESS):  # of one process among several they would say nothing
-            ProcessCollector(registry=registry)
-            PlatformCollector(registry=registry)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
         self.observe_request = cache(self._get_observer)
 
     def _get_observer(self, method: str, route: str, status: int) -> Callable[[float], None]:
@@ -144,12 +134,8 @@ class Metrics(Observer):
         self.rejected.labels(reason).inc()
 
     def render(self) -> bytes:
-        """Render all metrics, of all workers, in Prometheus's text format."""
-        if not os.environ.get(MULTIPROCESS):
-            return generate_latest(self.registry)
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # of a library without types
-        return generate_latest(registry)
+        """Render all metrics in Prometheus's text format."""
+        return generate_latest(self.registry)
 
 
 class RequestLog:

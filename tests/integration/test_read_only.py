@@ -120,7 +120,7 @@ def test_what_only_reads_works_without_a_word_about_folders(system: System) -> N
 
 def test_what_writes_is_refused_in_one_line_with_the_remedy(system: System) -> None:
     other = Path(shutil.copytree(system.dataset, system.folder / "other", ignore=shutil.ignore_patterns(".snapshots")))
-    new, published = system.folder / "new", system.run / "published"
+    new = system.folder / "new"
     written, temporary, cache = "choose a folder that can be written", "in TMPDIR", "in IMAGE_CLASSIFIER_CACHE"
     refusals: list[tuple[list[str | Path], str]] = [
         (system.train("new"), written),
@@ -139,7 +139,6 @@ def test_what_writes_is_refused_in_one_line_with_the_remedy(system: System) -> N
         (["data", "ingest", other, "--dataset", "d", "--dataset_folder", new], "choose another folder"),
         (["registry", "list", "--experiments_folder", system.experiments], written),
         (["registry", "add", system.run, "--name", "m", "--experiments_folder", system.experiments], temporary),
-        (["serve", published, "--port", "0", "--workers", "2"], temporary),
     ]
     for words, remedy in refusals:
         status, _, errors = system.call(*words)

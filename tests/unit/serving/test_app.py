@@ -1,33 +1,96 @@
+"""What the application says of the model, and that its description is the one in the documents."""
+
 from __future__ import annotations
 
-import logging
-import os
-from pathlib import Path
+import json
+import re
+from typing import Any
 
+import orjson
 import pytest
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
 
-from image_classifier.published.folder import CARD
 from image_classifier.published.predictor import PublishedModel
-from image_classifier.serving.app import MAX_SHOWN_BYTES, describe_model
+from image_classifier.serving import schemas
+from image_classifier.serving.app import App, describe_model
+from image_classifier.serving.problems import KINDS, RETRY_AFTER_S, Problem
+from image_classifier.serving.routes import is_open_route
+from image_classifier.serving.site import build_documents
+from tests.conftest import PROJECT
+from tests.unit.serving.test_protocol import build_app
+
+OPEN = {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 
 
-def describe_card(folder: Path) -> object:
-    """Describe a model in a folder, and return its card."""
-    return describe_model("model", PublishedModel(folder, ("a", "b"), "1", "e", "r", "0" * 64, "one", 1))["card"]
+@pytest.fixture(name="app", scope="module")
+def build() -> App:
+    return build_app()
 
 
-def test_the_card_beside_a_model_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert describe_card(tmp_path) is None and not caplog.records
-    (tmp_path / CARD).write_bytes(b"# A model\xff")
-    assert describe_card(tmp_path) == "# A model\ufffd"
+def describe_card(card: bytes | None) -> object:
+    """Describe a model with a card, and return what is shown of that."""
+    model = PublishedModel(PROJECT, ("a", "b"), "1", "e", "r", "0" * 64, "one", 1, card=card, manifest=b'{"a": 1}')
+    described = describe_model("model", model)
+    TypeAdapter(schemas.ModelDescription).validate_json(orjson.dumps(described))
+    assert described["manifest"] == {"a": 1}
+    return described["card"]
 
 
-def test_a_card_that_is_too_large_or_a_pipe_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / CARD).touch()
-    os.truncate(tmp_path / CARD, MAX_SHOWN_BYTES + 1)
-    with caplog.at_level(logging.WARNING):
-        assert describe_card(tmp_path) is None
-    assert f"it has more than the {MAX_SHOWN_BYTES:,} bytes that are read" in caplog.text
-    (tmp_path / CARD).unlink()
-    os.mkfifo(tmp_path / CARD)
-    assert describe_card(tmp_path) is None
+def test_the_card_that_was_read_with_the_model_is_shown() -> None:
+    assert describe_card(None) is None
+    assert describe_card(b"# A model\xff") == "# A model\ufffd"
+
+
+def test_the_committed_description_is_the_servers(app: App) -> None:
+    committed = json.loads((PROJECT / "docs" / "openapi.json").read_text(encoding="utf-8"))
+    assert committed == json.loads(json.dumps(app.describe())), "python -m tests.openapi"
+
+
+def test_anybody_may_see_the_pages_and_the_health_and_nothing_else(app: App) -> None:
+    routes = [route for route in app.api.routes if isinstance(route, APIRoute)]
+    found = {route.path for route in routes if is_open_route(route) and not route.path.startswith("/page/")}
+    assert found == OPEN
+    described: Any = app.describe()["paths"]
+    assert all(
+        ("security" in each) == (path in OPEN)
+        for path, methods in described.items()
+        for each in methods.values()
+        if not path.startswith("/page/")
+    )
+
+
+def test_every_problem_of_a_route_is_described_with_its_status(app: App) -> None:
+    statuses = {
+        int(status)
+        for path in app.describe()["paths"].values()
+        for each in path.values()
+        for status in each["responses"]
+    }
+    assert {int(status) for status, _ in KINDS.values()} - {405} <= statuses
+    assert RETRY_AFTER_S.keys() <= KINDS.keys()
+
+
+def test_the_documents_show_each_operation_and_escape_what_they_show(app: App) -> None:
+    openapi = json.loads(json.dumps(app.describe()))
+    openapi["info"]["title"] = "<script>"
+    text = build_documents(openapi)
+    assert "<script" not in text and "&lt;script&gt;" in text
+    num_operations = sum(len(path.keys()) for path in openapi["paths"].values())
+    assert len(re.findall("<section>", text)) == num_operations
+
+
+def test_what_cannot_be_printed_in_a_problem_is_replaced() -> None:
+    assert b'"detail":"extension ? and ?"' in Problem("unauthorized", "extension \ud800 and \x1b").build_body()
+
+
+def test_a_problem_says_what_rfc_9457_asks_for() -> None:
+    document = json.loads(Problem("queue-full", "try again").build_body("id"))
+    assert document == {
+        "type": "urn:image-classifier:problem:queue-full",
+        "title": "As many images wait as may wait",
+        "status": 429,
+        "detail": "try again",
+        "request_id": "id",
+    }
+    TypeAdapter(schemas.ProblemDetails).validate_python(document)

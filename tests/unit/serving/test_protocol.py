@@ -1,26 +1,30 @@
-"""The protocol's short way: when it is taken, and that a fault in one answer is that request's alone."""
+"""Connections that are no sockets: which way a request takes, that answers come in order, and that each has an end."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from uvicorn.server import ServerState
 
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import Gate
 from image_classifier.serving.batching import Batcher
-from image_classifier.serving.protocol import GuardedProtocol, ShortCycle
+from image_classifier.serving.protocol import MAX_HEAD_BYTES, Connection, SmallImage
+from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics
 from tests.serving import build_request, encode
 from tests.unit.serving.test_batching import Gated, run, wait_until
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+GOOD = build_request(NOISE.tobytes())
+HEALTH = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 class Wire(asyncio.Transport):
@@ -29,44 +33,70 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written = b""
+        self.reads = True
+        self.has_ended = False
 
     def write(self, data: Any) -> None:
+        assert not self.has_ended, "written after the end"
         self.written += bytes(data)
 
     def is_closing(self) -> bool:
         return False
 
     def pause_reading(self) -> None:
-        """Be asked to wait."""
+        assert self.reads
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        assert not self.reads
+        self.reads = True
 
     def close(self) -> None:
-        """Be told that nothing more comes."""
+        self.has_ended = True
+
+    def write_eof(self) -> None:
+        self.has_ended = True
+
+    def abort(self) -> None:
+        self.has_ended = True
+
+
+def build_app(gate: Gate | None = None, **settings: Any) -> App:
+    """Build an application whose batcher has not been started."""
+    metrics = Metrics()
+    batcher = Batcher(Gated(seconds_per_image=1e-6), max_batch=8, max_queue=64, timeout_s=5, observer=metrics)
+    chosen = ServerSettings(model="model", **settings)
+    return App(chosen, Service(chosen, batcher, metrics, "model"), gate or Gate(), metrics)
 
 
 class Connections:
     """An application, and connections to it that are no sockets."""
 
-    def __init__(self, gate: Gate | None = None) -> None:
-        settings = ServerSettings(model="model")
-        metrics = Metrics()
-        self.batcher = Batcher(Gated(seconds_per_image=1e-6), max_batch=8, max_queue=8, timeout_s=5, observer=metrics)
-        self.app = App(settings, self.batcher, gate or Gate(), metrics, "model")
-        self._config = uvicorn.Config(self.app, interface="asgi3", lifespan="off", log_config=None, proxy_headers=False)
-        self._config.load()
-        self._state = ServerState()
+    def __init__(self, gate: Gate | None = None, **settings: Any) -> None:
+        self.app = build_app(gate, **settings)
+        self.batcher = self.app.service.batcher
+        self.state = ServerState()
         self.batcher.start()
 
-    def connect(self) -> tuple[GuardedProtocol, Wire]:
+    def connect(self) -> tuple[Connection, Wire]:
         """Connect a client."""
-        protocol, wire = GuardedProtocol(self._config, self._state, {}), Wire()
-        protocol.connection_made(wire)
-        return protocol, wire
+        connection, wire = Connection(self.app, None, self.state, {}), Wire()
+        connection.connection_made(wire)
+        return connection, wire
 
 
-def takes_short_way(protocol: GuardedProtocol) -> bool:
-    """Say whether the last request did."""
-    cycle: object = protocol.cycle
-    return isinstance(cycle, ShortCycle)
+def find_statuses(wire: Wire) -> list[int]:
+    """Find the statuses of the answers, each of which is whole."""
+    statuses, rest = [], wire.written
+    while rest:
+        head, separator, rest = rest.partition(b"\r\n\r\n")
+        assert separator and head.startswith(b"HTTP/1.1 "), head
+        length = re.search(rb"\r\ncontent-length: (\d+)", head)
+        assert length is not None
+        assert len(rest) >= int(length[1])
+        rest = rest[int(length[1]) :]
+        statuses.append(int(head[9:12]))
+    return statuses
 
 
 @pytest.mark.parametrize(
@@ -82,11 +112,11 @@ def takes_short_way(protocol: GuardedProtocol) -> bool:
 def test_one_small_image_takes_the_short_way(content: bytes, content_type: str, is_short: bool) -> None:
     async def work() -> None:
         connections = Connections()
-        protocol, wire = connections.connect()
-        protocol.data_received(build_request(content, content_type))
-        assert takes_short_way(protocol) == is_short
+        connection, wire = connections.connect()
+        connection.data_received(build_request(content, content_type))
+        assert isinstance(connection._exchanges[0], SmallImage) == is_short
         await wait_until(lambda: bool(wire.written))
-        assert wire.written[9:12] == (b"415" if content_type == "image/tiff" else b"200")
+        assert find_statuses(wire) == [415 if content_type == "image/tiff" else 200]
         connections.batcher.stop()
 
     run(work)
@@ -95,12 +125,14 @@ def test_one_small_image_takes_the_short_way(content: bytes, content_type: str, 
 def test_a_client_that_does_not_read_is_not_answered_without_end() -> None:
     async def work() -> None:
         connections = Connections()
-        protocol, wire = connections.connect()
-        protocol.pause_writing()
-        protocol.data_received(build_request(NOISE.tobytes()))
-        assert not takes_short_way(protocol)  # the other way waits until it reads
-        protocol.resume_writing()
-        await wait_until(lambda: bool(wire.written))
+        connection, wire = connections.connect()
+        connection.pause_writing()
+        connection.data_received(GOOD * 3)
+        await asyncio.sleep(0.1)
+        assert wire.written == b"" and not wire.reads
+        connection.resume_writing()
+        await wait_until(lambda: find_statuses(wire) == [200] * 3)
+        assert wire.reads
         connections.batcher.stop()
 
     run(work)
@@ -109,12 +141,11 @@ def test_a_client_that_does_not_read_is_not_answered_without_end() -> None:
 def test_a_client_that_leaves_during_its_body_is_counted() -> None:
     async def work() -> None:
         connections = Connections()
-        protocol, wire = connections.connect()
-        protocol.data_received(build_request(NOISE.tobytes())[:-1])
-        assert takes_short_way(protocol)
-        protocol.connection_lost(None)
+        connection, wire = connections.connect()
+        connection.data_received(GOOD[:-1])
+        connection.connection_lost(None)
         assert b'http_response_status_code="499",http_route="/predict"} 1.0' in connections.app.metrics.render()
-        assert wire.written == b""
+        assert wire.written == b"" and connections.state.connections == set()
         connections.batcher.stop()
 
     run(work)
@@ -125,18 +156,19 @@ def test_a_fault_in_one_answer_is_that_requests_alone(
 ) -> None:
     async def work() -> None:
         connections = Connections()
-        build_answer = connections.app.build_answer
+        service = connections.app.service
+        build_answer = service.build_answer
 
         def fail_once(*arguments: Any) -> bytes:
-            monkeypatch.setattr(connections.app, "build_answer", build_answer)
+            monkeypatch.setattr(service, "build_answer", build_answer)
             raise RuntimeError("out of order")
 
-        monkeypatch.setattr(connections.app, "build_answer", fail_once)
+        monkeypatch.setattr(service, "build_answer", fail_once)
         clients = [connections.connect() for _ in range(3)]
-        for protocol, _ in clients:
-            protocol.data_received(build_request(NOISE.tobytes()))
+        for connection, _ in clients:
+            connection.data_received(GOOD)
         await wait_until(lambda: all(wire.written for _, wire in clients))
-        assert [wire.written[9:12] for _, wire in clients] == [b"500", b"200", b"200"]
+        assert [find_statuses(wire) for _, wire in clients] == [[500], [200], [200]]
         connections.batcher.stop()
 
     run(work)
@@ -150,10 +182,162 @@ def test_a_fault_of_the_gate_is_an_internal_error(caplog: pytest.LogCaptureFixtu
 
     async def work() -> None:
         connections = Connections(Closed())
-        protocol, wire = connections.connect()
-        protocol.data_received(build_request(NOISE.tobytes()))
-        assert wire.written[9:12] == b"500"
+        connection, wire = connections.connect()
+        connection.data_received(GOOD)
+        assert find_statuses(wire) == [500]
         connections.batcher.stop()
 
     run(work)
     assert "no key fits" in caplog.text
+
+
+LONG = b"x-long: " + b"a" * MAX_HEAD_BYTES + b"\r\n"
+HEADS = {
+    "too large in one read": (b"GET / HTTP/1.1\r\nhost: localhost\r\n" + LONG + b"\r\n", [431]),
+    "too large, and behind another": (GOOD + b"GET / HTTP/1.1\r\nhost: localhost\r\n" + LONG + b"\r\n", [200, 431]),
+    "target too large": (b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", [431]),
+    "trailers without end": (
+        b"POST /predict HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 10_000,
+        [431],
+    ),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", [400]),
+    "two hosts": (b"GET / HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n\r\n", [400]),
+    "another host": (b"GET / HTTP/1.1\r\nhost: evil.example\r\n\r\n", [421]),
+    "a host with a port": (b"GET /health/live HTTP/1.1\r\nhost: localhost:8000\r\n\r\n", [200]),
+    "a target with another host": (b"GET http://a/ HTTP/1.1\r\nhost: localhost\r\n\r\n", [400]),
+    "no path": (b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\n\r\n", [404]),
+    "a tunnel": (b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost:80\r\n\r\n", [400]),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
+    "another coding": (
+        b"GET / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        [400],
+    ),
+    "length twice": (b"GET / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n", [400]),
+    "a control character": (b"GET / HTTP/1.1\r\nhost: localhost\r\na: \x01\r\n\r\n", [400]),
+    "an upgrade": (
+        b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+        [200],
+    ),
+    "after the last": (
+        b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" + HEALTH,
+        [200],
+    ),
+    "HTTP/1.0": (b"GET /health/live HTTP/1.0\r\n\r\n", [200]),
+    "line feeds between requests": (HEALTH + b"\r\n\r\n" + HEALTH, [200, 200]),
+}
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["in one read", "byte by byte"])
+@pytest.mark.parametrize(("content", "statuses"), HEADS.values(), ids=HEADS.keys())
+def test_heads_that_servers_in_a_row_could_read_differently(
+    content: bytes, statuses: list[int], is_whole: bool
+) -> None:
+    async def work() -> None:
+        connections = Connections()
+        connection, wire = connections.connect()
+        for part in [content] if is_whole else [content[at : at + 1] for at in range(len(content))]:
+            connection.data_received(part)
+        await wait_until(lambda: find_statuses(wire) == statuses)
+        await asyncio.sleep(0.01)
+        assert find_statuses(wire) == statuses
+        connections.batcher.stop()
+
+    run(work)
+
+
+def test_line_feeds_do_not_keep_a_connection_open() -> None:
+    async def work() -> None:
+        connections = Connections()
+        connection, wire = connections.connect()
+        connection.data_received(HEALTH)
+        await wait_until(lambda: find_statuses(wire) == [200])
+        idle_by = connection.deadline
+        connection.data_received(b"\r\n")
+        assert connection.deadline == idle_by
+        connection.sweep(idle_by)
+        assert wire.has_ended
+        connections.batcher.stop()
+
+    run(work)
+
+
+PIECES = (
+    *(GOOD, HEALTH, b"\r\n", b"\n", b"\x00", b"GET ", b"POST /predict HTTP/1.1\r\n", b"host: localhost\r\n"),
+    *(
+        b"content-length: 3072\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\n",
+        b"5\r\nabcde\r\n",
+        b"0\r\n\r\n",
+        b"0\r\n",
+    ),
+    *(
+        b"expect: 100-continue\r\n",
+        b"connection: close\r\n",
+        b"a: b\r\n",
+        NOISE.tobytes()[:100],
+        b"PUT /x HTTP/1.0\r\n\r\n",
+    ),
+    build_request(b"{}", "application/json"),
+    build_request(NOISE.tobytes() * 2),
+)
+
+
+async def play(connections: Connections, numbers: random.Random) -> None:
+    """Be one client that does what comes to its mind, and check the connection after each step."""
+    connection, wire = connections.connect()
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    is_writing_paused = False
+    for _ in range(numbers.randrange(1, 40)):
+        content = numbers.choice(PIECES)
+        action = numbers.random()
+        if action < 0.7 and wire.reads and not (wire.has_ended and numbers.random() < 0.5):
+            for part in [content] if numbers.random() < 0.5 else [content[:7], content[7:]]:
+                if part:
+                    connection.data_received(part)
+        elif action < 0.8:
+            await asyncio.sleep(0)
+        elif action < 0.85:
+            is_writing_paused = not is_writing_paused
+            (connection.pause_writing if is_writing_paused else connection.resume_writing)()
+        elif action < 0.95:
+            now += numbers.choice([0.1, 5.0, 20.0])
+            connection.sweep(now)
+        else:
+            connection.shutdown()
+        deadline = connection.deadline
+        assert deadline < loop.time() + 200
+    for _ in range(4):  # however it stands: after its deadline, and that of its end, it is over
+        await asyncio.sleep(0)
+        connection.sweep(connection.deadline)
+    assert wire.has_ended
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_a_client_does_its_connection_has_a_deadline(seed: int) -> None:
+    async def work() -> None:
+        connections = Connections()
+        numbers = random.Random(seed)
+        for _ in range(250):
+            await play(connections, numbers)
+        await wait_until(lambda: not connections.state.tasks)
+        assert connections.state.connections == set()
+        await wait_until(lambda: connections.batcher.num_pending == 0)
+        connections.batcher.stop()
+
+    run(work)
+
+
+def test_uvicorn_has_what_a_connection_needs_of_it() -> None:
+    """`Connection` stands on these names of uvicorn; where one has moved, the requirement on it must not be raised."""
+    state = ServerState()
+    assert (state.connections, state.tasks, state.default_headers) == (set(), set(), [])
+    import inspect
+
+    from uvicorn import Config, Server
+
+    assert "http" in inspect.signature(Config).parameters
+    source = inspect.getsource(Server.startup)
+    assert "http_protocol_class" in source and "app_state=self.lifespan.state" in source
+    assert "connection.shutdown()" in inspect.getsource(Server.shutdown)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from image_classifier.serving.oip import PARTS_PER_IMAGE, parse_infer
 from image_classifier.serving.problems import Problem
-from image_classifier.serving.requests import PredictRequest, parse_body, parse_query
+from image_classifier.serving.requests import Parsed, parse_body, parse_options
 from tests.serving import draw_images, encode
 
 VALUES: Any = st.recursive(
@@ -20,20 +21,18 @@ VALUES: Any = st.recursive(
 )
 
 
-def parse(content_type: bytes, body: bytes) -> PredictRequest:
-    request = PredictRequest()
-    parse_body(content_type, {}, body, request, max_images=4)
-    return request
+def parse(content_type: bytes, body: bytes) -> Parsed:
+    return parse_body(body, content_type, {}, 4)
 
 
 @given(st.sampled_from(["images", "top_k", "request_id", "show_input", "other"]), VALUES)
 def test_any_json_is_taken_or_refused_with_a_reason(name: str, value: Any) -> None:
     try:
-        request = parse(b"application/json", orjson.dumps({"images": ["aGk="], name: value}))
+        tickets, _ = parse(b"application/json", orjson.dumps({"images": ["aGk="], name: value}))
     except Problem as problem:
-        assert problem.status in (400, 413) and problem.detail.isprintable()
+        assert problem.status in (400, 413) and problem.printable.isprintable()
     else:
-        assert 1 <= len(request.tickets) <= 4
+        assert 1 <= len(tickets) <= 4
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"multipart/form-data; boundary=x", b"application/json", b"a/b", b""]))
@@ -44,29 +43,31 @@ def test_any_bytes_are_taken_or_refused_with_a_reason(body: bytes, content_type:
 
 
 @pytest.mark.parametrize(
-    ("query", "expected"),
+    ("pairs", "expected"),
     [
-        (b"top_k=3", (3, None, False)),
-        (b"request_id=a%20b&show_input=true", (None, "a b", True)),
-        (b"show_input=false", (None, None, False)),
+        ([("top_k", "3")], (3, "", False)),
+        ([("request_id", "a b"), ("show_input", "true")], (5, "a b", True)),
+        ([("show_input", "false")], (5, "", False)),
     ],
 )
-def test_options_are_read_from_the_query(query: bytes, expected: tuple[Any, ...]) -> None:
-    request = PredictRequest()
-    parse_query(query, request)
-    assert (request.top_k, request.request_id, request.show_input) == expected
+def test_options_are_read_from_text(pairs: list[tuple[str, str]], expected: tuple[Any, ...]) -> None:
+    options = parse_options(pairs, "")
+    assert (options.top_k, options.request_id, options.show_input) == expected
 
 
 @pytest.mark.parametrize(
-    "query",
+    "pairs",
     [
-        *(b"top_k=", b"top_k=0", b"top_k=1.0", b"top_k=%D9%A1", b"top_k=1&top_k=1", b"request_id=%0a", b"show_input=1"),
-        *(b"=", b"a", b"\xff", b"&".join([b"a=b"] * 20)),
+        *([("top_k", value)] for value in ("", "0", "1.0", "\u0661", "+1", " 1", "1_0", "100000")),
+        *([("show_input", value)] for value in ("1", "yes", "")),
+        *([("request_id", value)] for value in ("", "a\n", "\u00e9", "a" * 129)),
+        [("top_k", "1"), ("top_k", "1")],
+        [("a", "")],
     ],
 )
-def test_other_options_are_refused(query: bytes) -> None:
+def test_other_options_are_refused(pairs: list[tuple[str, str]]) -> None:
     with pytest.raises(Problem) as caught:
-        parse_query(query, PredictRequest())
+        parse_options(pairs, "")
     assert caught.value.status == 400
 
 
@@ -74,15 +75,51 @@ def test_a_form_holds_images_and_options() -> None:
     image = encode(draw_images(1)[0])
     part = b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\ncontent-type: image/png\r\n\r\n'
     option = b'--x\r\ncontent-disposition: form-data; name="top_k"\r\n\r\n2\r\n'
-    request = parse(
+    tickets, options = parse(
         b"multipart/form-data; boundary=x", part + image + b"\r\n" + option + part + image + b"\r\n--x--\r\n"
     )
-    assert request.top_k == 2
-    assert [ticket.content for ticket in request.tickets] == [image, image]
-    assert request.tickets[0].formats == ("PNG",)
+    assert options.top_k == 2
+    assert [ticket.content for ticket in tickets] == [image, image]
+    assert tickets[0].formats == ("PNG",)
 
 
 def test_compressed_bodies_are_refused() -> None:
     with pytest.raises(Problem) as caught:
-        parse_body(b"image/png", {b"content-encoding": b"gzip"}, b"x", PredictRequest(), max_images=1)
+        parse_body(b"x", b"image/png", {"content-encoding": "gzip"}, 1)
     assert caught.value.status == 415
+
+
+def build_infer(data: object, number: int = 1) -> bytes:
+    """Build the JSON of an inference request."""
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [number, 32, 32, 3], "data": data}
+    return orjson.dumps({"inputs": [tensor]})
+
+
+def test_an_inference_request_is_flat_or_nested() -> None:
+    images = draw_images(64)
+    for data in (images.tolist(), images.ravel().tolist()):
+        assert parse_infer(build_infer(data, 64), None, 64)[1] == images.tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["a" * 30_000, *[""] * 10_000],
+        [[]] * 3072,
+        [None] * 3072,
+        [1.0] * 3072,
+        [True] * 3072,
+        [256] * 3072,
+        [[1] * 3072],
+    ],
+    ids=["ragged texts", "empty lists", "nulls", "fractions", "truths", "too large", "half nested"],
+)
+def test_what_is_no_image_is_refused_in_one_line(data: object) -> None:
+    with pytest.raises(Problem) as caught:
+        parse_infer(build_infer(data), None, 64)
+    assert caught.value.status in (400, 413) and len(caught.value.detail) <= 200
+
+
+def test_json_of_more_parts_than_any_request_is_not_parsed() -> None:
+    with pytest.raises(Problem, match="more lists and objects"):
+        parse_infer(b"[" * (64 * PARTS_PER_IMAGE + 2000), None, 64)

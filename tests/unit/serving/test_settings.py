@@ -45,6 +45,16 @@ def test_what_is_out_of_range_is_named(settings: dict[str, Any], message: str) -
         ServerSettings(**{"model": "m", **settings})
 
 
-def test_workers_share_the_cores() -> None:
-    assert ServerSettings(model="m", workers=64).count_threads() == 1
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {"localhost", "127.0.0.1", "[::1]", "::1"}),
+        ({"allowed_hosts": "one.example, Two.example"}, {"one.example", "two.example"}),
+        ({"allowed_hosts": "*"}, None),
+        ({"host": "0.0.0.0", "no_auth": True}, None),
+        ({"api_keys_file": Path("keys")}, None),
+    ],
+)
+def test_local_names_are_allowed_where_nobody_shows_a_key(options: dict[str, Any], names: set[str] | None) -> None:
+    assert ServerSettings(model="m", **options).find_allowed_hosts() == names
     assert ServerSettings(model="m", num_threads=3).count_threads() == 3

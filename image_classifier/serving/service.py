@@ -1,0 +1,189 @@
+"""What every route stands on: bodies within limits, images computed, answers built, and what went wrong explained."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from image_classifier.errors import ImageError
+from image_classifier.serving.batching import Batcher, DeadlineError, InferenceError, QueueFullError, Ticket
+from image_classifier.serving.problems import Problem
+from image_classifier.serving.schemas import API_VERSION, DEFAULT_TOP_K, Prediction, Predictions
+from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.telemetry import Metrics
+
+LARGE_BYTES = 64 * 2**10
+"""Bodies from here on are parsed off the event loop, one at a time."""
+
+MAX_BODIES_BYTES = 64 * 2**20
+"""Bytes of all bodies that are held at once, at most; however many clients send large ones."""
+
+T = TypeVar("T")
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Service:
+    """What the application does for a request, whatever its route.
+
+    Args:
+        name: the model's, in the Open Inference Protocol.
+    """
+
+    def __init__(self, settings: ServerSettings, batcher: Batcher, metrics: Metrics, name: str) -> None:
+        self.settings = settings
+        self.batcher = batcher
+        self.metrics = metrics
+        self.name = name
+        self.is_draining = False
+        self._bodies_bytes = 0
+        self._cache: OrderedDict[bytes, Ticket] = OrderedDict()
+        self._parser = ThreadPoolExecutor(1, "parser")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a balancer should send requests here."""
+        return not self.is_draining and self.batcher.is_beating()
+
+    # Bodies
+
+    @asynccontextmanager
+    async def hold_body(self, request: Request) -> AsyncIterator[bytes]:
+        """Read the body of a request, and count it until the block ends.
+
+        Raises:
+            Problem: the body is too large, or too many are held.
+            ClientLeft: the client did not send all of it.
+        """
+        limit = self.settings.max_body_bytes
+        too_large = Problem("body-too-large", f"a body may have {limit:,} bytes")
+        declared = request.headers.get("content-length", "0")
+        if len(declared) > 15 or int(declared) > limit:
+            raise too_large
+        chunks: list[bytes] = []
+        length = 0
+        try:
+            async for chunk in request.stream():
+                if length + len(chunk) > limit:
+                    raise too_large
+                if self._bodies_bytes + len(chunk) > MAX_BODIES_BYTES:
+                    raise Problem("queue-full", "too many large bodies at once; try again")
+                length += len(chunk)
+                self._bodies_bytes += len(chunk)
+                chunks.append(chunk)
+            body = b"".join(chunks)
+            chunks.clear()
+            yield body
+        except ClientDisconnect:
+            raise ClientLeft from None
+        finally:
+            self._bodies_bytes -= length
+
+    async def parse(self, body: bytes, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what parses a body, off the event loop if that may take long."""
+        if len(body) < LARGE_BYTES:
+            return function(body, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._parser, function, body, *arguments)
+
+    # Images
+
+    async def compute(self, tickets: Sequence[Ticket], request: Request) -> list[Ticket]:
+        """Compute images of one request, all with the same model.
+
+        Raises:
+            Problem: no room, too late, or an image that cannot be read.
+            ClientLeft: nobody waits any more.
+        """
+        call = request.scope.get("call")  # `protocol.Call`, which cancels what it waits for when the client leaves
+        try:
+            self.batcher.check_room(len(tickets))
+            submit = self.batcher.submit if self.settings.cache_size == 0 else self._submit_or_find
+            futures = [submit(ticket) for ticket in tickets]
+            if call is not None:
+                call.waiting = futures
+            try:
+                return [await future for future in futures]
+            finally:
+                if call is not None:
+                    call.waiting = ()
+                if len(futures) > 1:
+                    for future in futures:
+                        future.cancel()
+                        if future.done() and not future.cancelled():
+                            future.exception()  # seen: the first one is what the client hears of
+        except (QueueFullError, DeadlineError, InferenceError, ImageError) as error:
+            raise self.explain(error) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ClientLeft from error
+
+    def explain(self, error: Exception) -> Problem:
+        """Turn what the batcher says into what the client hears."""
+        if isinstance(error, QueueFullError):
+            return Problem("queue-full", f"{self.batcher.max_queue} images wait already; try again")
+        if isinstance(error, DeadlineError):
+            return Problem("deadline", f"no answer within {self.batcher.timeout_s:g} s; try again")
+        if isinstance(error, ImageError):
+            return Problem("unreadable-image", str(error))
+        return Problem("not-ready", "the server is about to end")
+
+    def _submit_or_find(self, ticket: Ticket) -> asyncio.Future[Ticket]:
+        """Submit an image unless its answer by the same model is kept; keep the answer when it comes."""
+        kind = b"pixels" if ticket.pixels else " ".join(ticket.formats).encode()
+        key = hashlib.sha256(kind + b"\0" + (ticket.pixels or ticket.content or b"")).digest()
+        kept = self._cache.get(key)
+        if kept is not None and kept.classifier is self.batcher.classifier:
+            self._cache.move_to_end(key)
+            self.metrics.cache.labels("hit").inc()
+            self.metrics.count_predictions([kept])
+            future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+            future.set_result(kept)
+            return future
+        self.metrics.cache.labels("miss").inc()
+        future = self.batcher.submit(ticket)
+        future.add_done_callback(lambda done: self._keep(key, done))
+        return future
+
+    def _keep(self, key: bytes, future: asyncio.Future[Ticket]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._cache[key] = future.result()
+            if len(self._cache) > self.settings.cache_size:
+                self._cache.popitem(last=False)
+
+    # Answers
+
+    def build_answer(
+        self, tickets: Sequence[Ticket], request_id: str, top_k: int = DEFAULT_TOP_K, *, shows_input: bool = False
+    ) -> bytes:
+        """Build the answer of `/predict` as JSON."""
+        model = tickets[0].classifier.model
+        names = model.classes
+        predictions: list[Prediction] = []
+        for ticket in tickets:
+            row = ticket.row
+            best = [{"class": names[index], "probability": round(row[index], 6)} for index in ticket.order[:top_k]]
+            prediction: Prediction = {**best[0], "top_k": best}  # type: ignore[typeddict-item]  # `class` is a keyword
+            if shows_input:
+                assert ticket.pixels is not None
+                prediction["input"] = base64.b64encode(ticket.pixels).decode()
+            predictions.append(prediction)
+        answer: Predictions = {
+            "predictions": predictions,
+            "request_id": request_id,
+            "model_version": model.version,
+            "api_version": API_VERSION,
+        }
+        return orjson.dumps(answer)
