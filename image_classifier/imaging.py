@@ -7,17 +7,22 @@ bits a channel become 8 (the upper ones), and colour profiles are left aside. An
 antialiasing: as a whole, whatever the ratio of its sides; cut to the square in its middle; or with a black border. A
 plain RGB image of 32 x 32 comes out bit for bit.
 
-Decoding takes up to 600 MB, for all threads together: those with large images wait for each other.
+A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still larger than needed. Whatever the format, nothing
+but the decoder's own image is ever held whole: it is converted, turned and narrowed strip by strip.
+
+All threads together take up to 160 MB to decode what the server admits by default, and 450 MB for what a data set may
+hold: large images wait for each other, and always leave room for small ones.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +39,7 @@ MAX_BYTES = 2**25
 MAX_PIXELS = 50_000_000
 """What a large camera takes; decoded, this is 200 MB."""
 MAX_WEBP_PIXELS = 25_000_000
-"""Of WebP, whose decoder keeps three copies of an image."""
+"""Of WebP, whose decoder keeps three copies of an image beside the result."""
 MAX_RUN_LENGTH_PIXELS = 2**20
 """Of BMP with run lengths, which Pillow decodes in Python."""
 MAX_SIDE = 65_535
@@ -62,13 +67,20 @@ UPRIGHT = {
 SIDEWAYS = (5, 6, 7, 8)
 """The orientations of images that lie on their side."""
 
-_FITS: dict[Fit, Callable[[Image.Image, tuple[int, int], Image.Resampling], Image.Image]] = {
-    "squeeze": Image.Image.resize,
-    "crop": ImageOps.fit,
-    "pad": ImageOps.pad,
-}
-_SMALL_PIXELS = 2**20
-"""Images up to this size are decoded without waiting for others."""
+_STRIP_PIXELS = 2**18
+"""Pixels that are converted, turned and narrowed at a time."""
+_SMALL_BYTES = 4 * 2**20
+"""Images that take up to so much memory are decoded without waiting for others."""
+_LIGHT_BYTES = 32 * 2**20
+"""What heavier images leave free for those that take up to so much: Full HD as WebP, 4K as PNG."""
+_BUDGET_BYTES = 160 * 2**20
+"""Memory that images take which are decoded at the same time; a heavier one is decoded alone among the heavy ones."""
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+"""Memory of a pixel by mode; other modes take 4 bytes."""
+_WEBP_PIXEL_BYTES = 16
+_COEFFICIENT_BYTES = 2
+_M_MMAP_THRESHOLD = -3
+"""Of glibc's `mallopt`: from so many bytes on, an allocation is the system's own."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Of a JPEG, apart from those that stand within a scan's data."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
@@ -110,6 +122,9 @@ def decode_image(
     """Decode the bytes of an image file: uint8 [32, 32, 3] RGB.
 
     Args:
+        max_pixels: pixels that are decoded. Those of a JPEG count at the scale at which it is decoded, 1/8 for most
+            photos, unless its decoder keeps it whole, as it does with progressive ones; those of a WebP count one and
+            a half times. A JPEG may have `MAX_PIXELS` before it is scaled, too.
         fit: what becomes of an image of another size.
         note_size: told width and height of one that was fitted.
 
@@ -123,20 +138,29 @@ def decode_image(
     if len(content) > max_bytes:
         raise ImageError(f"more than {max_bytes:,} bytes; scale it down")
     try:
-        _check_parts(content)
+        num_components = _check_parts(content)
         with Image.open(io.BytesIO(content), formats=formats) as image:
-            _check_size(image, max_pixels, len(content))
+            size = image.size
+            image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours
+            is_whole = image.format == "JPEG" and _is_kept_whole(image, num_components)
+            _check_size(image, size, max_pixels, len(content), is_whole)
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
                 raise ImageError("the image is animated; choose one of its frames")
-            if fit == "refuse" and image.size != (SIDE, SIDE):
-                raise ImageError(f"{image.width} x {image.height} pixels instead of {SIDE} x {SIDE}")
+            if fit == "refuse" and size != (SIDE, SIDE):
+                raise ImageError(f"{size[0]} x {size[1]} pixels instead of {SIDE} x {SIDE}")
             if image.format != "PNG":
-                return _load_fitted(image, fit, note_size)
+                with _BUDGET.take(_count_bytes(image, size, is_whole)):
+                    return _load_fitted(image, size, fit, note_size)
             image.verify()  # the checksums, which decoding does not look at
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:  # verified, the one before is unusable
-            return _load_fitted(image, fit, note_size)
+        with (
+            Image.open(io.BytesIO(content), formats=("PNG",)) as image,  # verified, the one before is unusable
+            _BUDGET.take(_count_bytes(image, size, is_whole)),
+        ):
+            return _load_fitted(image, size, fit, note_size)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError("the image needs more memory than there is") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"no image in one of the formats {', '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -145,38 +169,85 @@ def decode_image(
         raise ImageError(f"the image is damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-class _Budget:
-    """Pixels of large images that may be decoded at the same time; a thread waits until there are enough."""
+def give_memory_back() -> None:
+    """Have what images took given back to the system when they are decoded, in all of this process; for servers.
 
-    def __init__(self, num_pixels: int) -> None:
-        self._left = self._all = num_pixels
+    Otherwise glibc keeps tens of MB for each thread that decodes. Trainings had better keep what they use again.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library, which has its own ways
+        return
+    mallopt(_M_MMAP_THRESHOLD, _SMALL_BYTES)
+
+
+class _Budget:
+    """Memory of images that are decoded at the same time; a thread waits until there is enough.
+
+    Heavy images take turns, so that none waits for ever, and leave `_LIGHT_BYTES` to the others.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = self._all = num_bytes
         self._change = threading.Condition()
+        self._turn = threading.Lock()
 
     @contextmanager
-    def take(self, num_pixels: int) -> Iterator[None]:
-        num_pixels = 0 if num_pixels <= _SMALL_PIXELS else min(num_pixels, self._all)
-        with self._change:
-            self._change.wait_for(lambda: self._left >= num_pixels)
-            self._left -= num_pixels
+    def take(self, num_bytes: int) -> Iterator[None]:
+        """Wait for so many bytes, and hold them until the block ends."""
+        is_heavy = num_bytes > _LIGHT_BYTES
+        spared = _LIGHT_BYTES if is_heavy else 0
+        num_bytes = 0 if num_bytes <= _SMALL_BYTES else min(num_bytes, self._all - spared)
+        with self._turn if is_heavy else nullcontext(), self._change:
+            self._change.wait_for(lambda: self._left >= num_bytes + spared)
+            self._left -= num_bytes
         try:
             yield
         finally:
             with self._change:
-                self._left += num_pixels
+                self._left += num_bytes
                 self._change.notify_all()
 
 
-_BUDGET = _Budget(MAX_PIXELS)
+_BUDGET = _Budget(_BUDGET_BYTES)
 
 
-def _check_size(image: Image.Image, max_pixels: int, num_bytes: int) -> None:
-    num_pixels, size = image.width * image.height, f"{image.width} x {image.height}"
-    if image.format == "WEBP":
-        max_pixels = min(max_pixels, MAX_WEBP_PIXELS)
+def _get_layers(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Get number, horizontal and vertical sampling, and table of each component of a JPEG."""
+    layers: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
+    return layers
+
+
+def _is_kept_whole(image: Image.Image, num_components: int) -> bool:
+    """Say whether a JPEG's coefficients are held for all of it, because several scans tell of the same pixels."""
+    return "progressive" in image.info or num_components < len(_get_layers(image))
+
+
+def _count_bytes(image: Image.Image, size: tuple[int, int], is_whole: bool) -> int:
+    """Count the memory that decoding takes: of the decoder's image, and of what the decoder keeps beside it."""
+    pixel_bytes = _WEBP_PIXEL_BYTES if image.format == "WEBP" else _PIXEL_BYTES.get(image.mode, 4)
+    num_bytes = image.width * image.height * pixel_bytes
+    if is_whole:
+        layers = _get_layers(image)
+        most = max((across for _, across, _, _ in layers), default=1) * max(
+            (down for _, _, down, _ in layers), default=1
+        )
+        samples = sum(across * down for _, across, down, _ in layers)
+        num_bytes += size[0] * size[1] * samples * _COEFFICIENT_BYTES // max(1, most)
+    return num_bytes
+
+
+def _check_size(image: Image.Image, size: tuple[int, int], max_pixels: int, num_bytes: int, is_whole: bool) -> None:
+    num_pixels, shown = size[0] * size[1], f"{size[0]} x {size[1]}"
+    num_decoded = image.width * image.height
+    if image.format == "JPEG" and not is_whole and num_decoded <= max_pixels:
+        max_pixels = max(max_pixels, MAX_PIXELS)
+    elif image.format == "WEBP":
+        max_pixels = min(max_pixels * 2 // 3, MAX_WEBP_PIXELS)
     if num_pixels > max_pixels:
-        raise ImageSizeError(f"{size} pixels, but at most {max_pixels:,} are decoded; scale it down")
-    if max(image.size) > MAX_SIDE:
-        raise ImageSizeError(f"{size} pixels, but a side may have {MAX_SIDE:,} at most; scale it down")
+        raise ImageSizeError(f"{shown} pixels, but at most {max_pixels:,} are decoded; scale it down")
+    if max(size) > MAX_SIDE:
+        raise ImageSizeError(f"{shown} pixels, but a side may have {MAX_SIDE:,} at most; scale it down")
     has_run_lengths = image.format == "BMP" and image.info.get("compression") in (1, 2)
     if has_run_lengths and max(num_pixels, num_bytes // 4) > MAX_RUN_LENGTH_PIXELS:
         raise ImageSizeError(
@@ -184,16 +255,21 @@ def _check_size(image: Image.Image, max_pixels: int, num_bytes: int) -> None:
         )
 
 
-def _check_parts(content: bytes) -> None:
-    """Check that there are no more parts in the file than a decoder gets through in a moment."""
+def _check_parts(content: bytes) -> int:
+    """Check that there are no more parts in the file than a decoder gets through in a moment.
+
+    Returns:
+        The number of components in the first scan of a JPEG; 0 for other files.
+    """
     if content.startswith(b"\xff\xd8"):
-        _check_segments(content)
-    elif content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _check_segments(content)
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
         _check_chunks(content)
+    return 0
 
 
-def _check_segments(content: bytes) -> None:
-    position, num_segments, num_scans, num_skipped = 2, 0, 0, 0
+def _check_segments(content: bytes) -> int:
+    position, num_segments, num_scans, num_skipped, num_components = 2, 0, 0, 0, 0
     while match := _MARKER.search(content, position):
         marker = match[0][1]
         if num_scans == 0:  # Pillow reads up to here, what is no segment byte by byte
@@ -209,8 +285,11 @@ def _check_segments(content: bytes) -> None:
         if num_segments > MAX_SEGMENTS:
             raise ImageError(f"a JPEG of more than {MAX_SEGMENTS:,} segments; save it again")
         position = match.end()
+        if num_scans == 1 and marker == _START_OF_SCAN:
+            num_components = int.from_bytes(content[position + 2 : position + 3], "big")
         if marker not in _BARE_MARKERS:
             position += max(2, int.from_bytes(content[position : position + 2], "big"))
+    return num_components
 
 
 def _check_chunks(content: bytes) -> None:
@@ -223,38 +302,77 @@ def _check_chunks(content: bytes) -> None:
         position += 12 + int.from_bytes(content[position : position + 4], "big")
 
 
-def _load_fitted(image: Image.Image, fit: Fit, note_size: Callable[[int, int], None] | None) -> NDArray[np.uint8]:
-    size, num_pixels = image.size, image.width * image.height
-    image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours
-    if "progressive" not in image.info:  # a progressive one is in memory whole all the same
-        num_pixels = image.width * image.height
-    with _BUDGET.take(num_pixels):
-        image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        rgb = _convert_to_rgb(image)
-        if rgb is not image:
-            image.close()  # gives its pixels up
+def _load_fitted(
+    image: Image.Image, size: tuple[int, int], fit: Fit, note_size: Callable[[int, int], None] | None
+) -> NDArray[np.uint8]:
+    image.load()
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    is_sideways = orientation in SIDEWAYS
+    if note_size is not None and size != (SIDE, SIDE):
+        note_size(*(size[::-1] if is_sideways else size))
+    width, height = image.size[::-1] if is_sideways else image.size
+    left = top = 0.0
+    target = (SIDE, SIDE)
+    if fit == "crop":
+        left, top = max(0.0, (width - height) / 2), max(0.0, (height - width) / 2)
+    elif fit == "pad" and width > height:
+        target = (SIDE, round(height / width * SIDE))
+    elif fit == "pad":
+        target = (round(width / height * SIDE), SIDE)
+    if min(target) == 0:
+        resized = Image.new("RGB", target)
+    else:
+        resized = _resize_upright(image, orientation, target, (left, top, width - left, height - top))
+    if fit == "pad":
+        resized = ImageOps.pad(resized, (SIDE, SIDE))
+    return np.frombuffer(bytearray(resized.tobytes()), np.uint8).reshape(SIDE, SIDE, 3)
+
+
+def _resize_upright(
+    image: Image.Image, orientation: int | None, target: tuple[int, int], box: tuple[float, float, float, float]
+) -> Image.Image:
+    """Convert a loaded image to RGB, turn it upright, and resize a box of it.
+
+    The bits are those of doing each of this with the whole image, which would take four times the memory. Pillow
+    resizes in two passes, mostly the rows first; of this pass, each row comes out for itself, and so does each strip.
+
+    Args:
+        target: width and height to resize to, in pixels.
+        box: left, top, right, bottom of what is resized, in pixels of the upright image.
+    """
+    width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
+    has_columns_first = height - target[1] > max(0, 2 * (width - target[0]))  # as Pillow has it
+    length, breadth = (width, height) if has_columns_first else (height, width)
+    half = Image.new("RGB", (width, target[1]) if has_columns_first else (target[0], height))
+    step = max(1, _STRIP_PIXELS // breadth)
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        part = (start, 0, end, height) if has_columns_first else (0, start, width, end)
+        strip = _convert_strip(image.crop(_find_source(part, orientation, image.size)))
         if orientation in UPRIGHT:
-            rgb = rgb.transpose(UPRIGHT[orientation])
-        if rgb.size != (SIDE, SIDE):
-            if note_size is not None:
-                note_size(*(size[::-1] if orientation in SIDEWAYS else size))
-            rgb = _FITS[fit](rgb, (SIDE, SIDE), Image.Resampling.BICUBIC)
-        return np.frombuffer(bytearray(rgb.tobytes()), np.uint8).reshape(SIDE, SIDE, 3)
+            strip = strip.transpose(UPRIGHT[orientation])
+        if has_columns_first:
+            strip = strip.resize((end - start, target[1]), Image.Resampling.BICUBIC, (0, box[1], end - start, box[3]))
+            half.paste(strip, (start, 0))
+        else:
+            strip = strip.resize((target[0], end - start), Image.Resampling.BICUBIC, (box[0], 0, box[2], end - start))
+            half.paste(strip, (0, start))
+    rest = (box[0], 0, box[2], target[1]) if has_columns_first else (0, box[1], target[0], box[3])
+    return half.resize(target, Image.Resampling.BICUBIC, rest)
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert strip by strip, because some modes take several copies on the way."""
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    num_rows = max(1, _SMALL_PIXELS // image.width)
-    if image.height <= num_rows:
-        return _convert_strip(image)
-    rgb = Image.new("RGB", image.size)
-    for top in range(0, image.height, num_rows):
-        strip = image.crop((0, top, image.width, min(top + num_rows, image.height)))
-        rgb.paste(_convert_strip(strip), (0, top))
-    return rgb
+def _find_source(
+    box: tuple[int, int, int, int], orientation: int | None, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Find where a box of the upright image lies in the file's image, of that width and height."""
+    left, top, right, bottom = box
+    if orientation in SIDEWAYS:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in (2, 3, 7, 8):
+        left, right = size[0] - right, size[0] - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = size[1] - bottom, size[1] - top
+    return left, top, right, bottom
 
 
 def _convert_strip(image: Image.Image) -> Image.Image:

@@ -14,6 +14,8 @@ from PIL import Image
 
 SIDE_OF_MOST = 7071
 """Of a square with as many pixels as are decoded."""
+SERVED_SIDE = 3535
+"""Of a square with as many pixels as the server decodes by default."""
 
 
 def save(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
@@ -58,14 +60,12 @@ def build_run_lengths(side: int, content: bytes) -> bytes:
     return b"BM" + struct.pack("<LLL", start + len(content), 0, start) + head + bytes(1024) + content
 
 
-def build_even_png(depth: int, colour: int, chunks: bytes = b"") -> bytes:
-    """Build a PNG of as many pixels as are decoded, all of them 0, that lies on its side."""
+def build_even_png(depth: int, colour: int, chunks: bytes = b"", side: int = SIDE_OF_MOST) -> bytes:
+    """Build a square PNG, by default of as many pixels as are decoded, all of them 0, that lies on its side."""
     num_channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    row = bytes(1 + (SIDE_OF_MOST * depth * num_channels + 7) // 8)
+    row = bytes(1 + (side * depth * num_channels + 7) // 8)
     turned = build_chunk(b"eXIf", build_exif(6).tobytes()[6:])
-    return build_png(
-        *(SIDE_OF_MOST,) * 2, depth=depth, colour=colour, chunks=chunks + turned, content=row * SIDE_OF_MOST
-    )
+    return build_png(side, side, depth=depth, colour=colour, chunks=chunks + turned, content=row * side)
 
 
 def build_laughs() -> str:

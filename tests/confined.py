@@ -47,6 +47,12 @@ def limit_memory(num_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (present + num_bytes,) * 2)
 
 
+def read_peak_kb() -> int:
+    """Read how much memory this process had, at most, in KB; `ru_maxrss` begins with that of the parent."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
 def read_dataset(path: Path) -> None:
     """Read the data set at a path whole."""
     from image_classifier.data.content import load_metadata
@@ -56,6 +62,20 @@ def read_dataset(path: Path) -> None:
     for batches in content.parts.values():
         for _ in batches:
             pass
+
+
+def decode_as_server(*paths: Path) -> None:
+    """Decode image files within the server's limits, four at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from image_classifier.imaging import decode_image, give_memory_back
+    from image_classifier.serving.settings import ServerSettings
+
+    give_memory_back()
+    limit = ServerSettings(model="m").max_pixels
+    contents = [path.read_bytes() for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda content: decode_image(content, max_pixels=limit), contents))
 
 
 def read_config(path: Path) -> None:
@@ -86,7 +106,7 @@ def main() -> None:
     module, _, name = function.partition(":")
     call = getattr(import_module(module), name)
     limit_memory(int(memory_mb) * 2**20)
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    before, peak_kb = resource.getrusage(resource.RUSAGE_SELF), read_peak_kb()
     resource.setrlimit(resource.RLIMIT_CPU, (int(before.ru_utime + before.ru_stime) + int(cpu_s),) * 2)
     error = None
     try:
@@ -97,7 +117,7 @@ def main() -> None:
     except ImageClassifierError as caught:
         error = str(caught)
     after, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    memory_kb = max(after.ru_maxrss - before.ru_maxrss, others.ru_maxrss)
+    memory_kb = max(read_peak_kb() - peak_kb, others.ru_maxrss)
     seconds = sum(usage.ru_utime + usage.ru_stime for usage in (after, others)) - before.ru_utime - before.ru_stime
     print(json.dumps(vars(Outcome(error, memory_kb / 1024, seconds))))
 

@@ -44,7 +44,7 @@ ROWS: dict[str, tuple[str, str]] = {
         f"lengths {imaging.MAX_RUN_LENGTH_PIXELS:,}), {imaging.MAX_SIDE:,} a side; of a JPEG {imaging.MAX_SCANS} scans "
         f"and {imaging.MAX_SEGMENTS:,} segments, of a PNG {imaging.MAX_CHUNKS:,} chunks, {imaging.MAX_TEXTS} of text; "
         "one that is animated",
-        "the caller's; 600 MB for all threads",
+        "the caller's; 450 MB for all threads",
     ),
     "archive of CIFAR": (
         f"{_size(cifar.MAX_ARCHIVE_BYTES)} unpacked, {cifar.MAX_MEMBERS:,} members, names of "

@@ -113,8 +113,15 @@ class Running:
 
     def measure_memory(self) -> float:
         """Measure the resident memory, in MB."""
+        return self._read_memory("VmRSS")
+
+    def measure_peak(self) -> float:
+        """Measure the resident memory at its most, in MB."""
+        return self._read_memory("VmHWM")
+
+    def _read_memory(self, name: str) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+        return int(re.findall(rf"{name}:\s+(\d+)", status)[0]) / 1024
 
     def stop(self, timeout_s: float = 60) -> int:
         """Send SIGTERM and return the exit status."""

@@ -4,11 +4,15 @@ A batch is whatever waits when a thread is free, up to a size: waiting a fixed t
 half of its throughput. There is an inference thread a core, each computing a batch of its own: two threads that share
 one batch wait for each other at the end of every layer.
 
-    submit ──> [decoding threads] ──> event loop ──> queue ──> inference threads ──> event loop: the ticket's future
+    submit ──> [queue by caller ──> decoding threads] ──> event loop
+           ──> queue ──> inference threads ──> event loop: the ticket's future
 
 Handing an image from one thread to another takes longer than much of what the other thread would do. So the event loop
 decodes image files that are about as small as the network's input itself, and computes what takes less than `AT_ONCE_S`
 where nothing else is being computed.
+
+Files that are not small wait by caller. Some decoding threads take those that are cheap to decode and no others, so
+that large images, whoever sends them, hold up nothing but large images.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.errors import ImageError, ImageSizeError
-from image_classifier.imaging import SIDE, decode_image
+from image_classifier.imaging import SIDE, decode_image, give_memory_back
+from image_classifier.serving.fairness import FairQueue
 
 if TYPE_CHECKING:
     from image_classifier.published.predictor import PublishedModel
@@ -38,6 +43,13 @@ NUM_BYTES = SIDE * SIDE * 3
 SMALL_FILE_BYTES = 4 * 2**10
 SMALL_FILE_PIXELS = 64 * 64
 """Image files up to both are decoded by the event loop; larger ones would hold the others up."""
+
+CHEAP_FILE_BYTES = 4 * 2**20
+CHEAP_FILE_PIXELS = 3 * 2**20
+"""Image files up to both are cheap to decode, a tenth of a second or so: photos as JPEG, screenshots in Full HD."""
+
+MAX_COSTLY_DECODERS = 2
+"""Threads that decode what is not cheap, at most: each may hold the memory of a large image."""
 
 METADATA_MARKS = (b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"EXIF", b"Exif\0\0")
 """Of the parts of an image file that take longer to read than its pixels."""
@@ -98,6 +110,7 @@ class Ticket:
     """One image on its way: first as it came, then as pixels, then with its probabilities.
 
     Attributes:
+        caller: name or address of who sent it, and pays with his share of the decoding time.
         content: bytes of an image file, or None where the pixels came themselves.
         pixels: 3,072 bytes, RGB, row by row; None until decoded.
         classifier: the model that was current when the image was accepted, and computes it.
@@ -107,6 +120,7 @@ class Ticket:
     """
 
     __slots__ = (
+        "caller",
         "classifier",
         "content",
         "deadline",
@@ -124,6 +138,7 @@ class Ticket:
         self.pixels = pixels
         self.content = content
         self.formats = formats
+        self.caller = ""
         self.error: Exception | None = None
         self.row: list[float] = []
         self.order: list[int] = []
@@ -174,8 +189,9 @@ class Batcher:
         max_batch: images that are computed at once, at most.
         max_queue: images that may wait or be computed, at most.
         timeout_s: seconds from acceptance after which an image is given up.
-        num_threads: inference threads, and as many that decode image files which are not small.
-        max_pixels: of an image file.
+        num_threads: inference threads, and as many, but at least 2, that decode image files which are not small. Of
+            these, `MAX_COSTLY_DECODERS` at most take what is not cheap to decode; the others, at least 1, do not.
+        max_pixels: of an image file, as `decode_image` counts them.
         on_death: called on the event loop's thread when an inference thread has died.
     """
 
@@ -187,7 +203,7 @@ class Batcher:
         max_queue: int,
         timeout_s: float,
         num_threads: int = 1,
-        max_pixels: int = 25_000_000,
+        max_pixels: int = 12_500_000,
         observer: Observer | None = None,
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
@@ -200,17 +216,24 @@ class Batcher:
         self._observer = observer or Observer()
         self._on_death = on_death
         self._pending: dict[Ticket, None] = {}  # in the order of their deadlines
-        self._encoded: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._encoded: FairQueue[Ticket] = FairQueue()
         self._decoded: SimpleQueue[Ticket | None] = SimpleQueue()
         self._arrived: deque[Ticket] = deque()  # as pixels or small files
         self._busy_since: dict[int, float] = {}  # by thread
-        self._inference_threads, self._decoders = (
-            [threading.Thread(target=work, name=f"{name}-{number}", daemon=True) for number in range(num_threads)]
-            for name, work in (("inference", self._compute), ("decoder", self._decode))
-        )
+        self._inference_threads = [
+            threading.Thread(target=self._compute, name=f"inference-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
+        num_decoders = max(2, num_threads)
+        num_costly = min(MAX_COSTLY_DECODERS, num_decoders - 1)
+        self._decoders = [
+            threading.Thread(target=self._decode, args=(number >= num_costly,), name=f"decoder-{number}", daemon=True)
+            for number in range(num_decoders)
+        ]
 
     def start(self) -> None:
         """Start the threads; from now on the running event loop is the one that gets the answers."""
+        give_memory_back()
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         for thread in (*self._inference_threads, *self._decoders):
@@ -219,8 +242,8 @@ class Batcher:
     def stop(self) -> None:
         """Let the threads end after what they have."""
         self._sweeper.cancel()
-        for _ in self._decoders:
-            self._encoded.put(None)
+        self._encoded.close()
+        for _ in self._inference_threads:
             self._decoded.put(None)
 
     @property
@@ -229,10 +252,11 @@ class Batcher:
         return len(self._pending)
 
     def is_beating(self, within_s: float = 10.0) -> bool:
-        """Say whether the inference threads live and none has been at one batch for longer than that."""
+        """Say whether all threads live and none has been at one batch, or one image file, for longer than that."""
         now = time.perf_counter()
-        is_late = any(now - since > within_s for since in list(self._busy_since.values()))
-        return self.death is None and all(thread.is_alive() for thread in self._inference_threads) and not is_late
+        began = [*self._busy_since.values(), *self._encoded.list_began()]
+        are_alive = all(thread.is_alive() for thread in (*self._inference_threads, *self._decoders))
+        return self.death is None and are_alive and all(now - since <= within_s for since in began)
 
     def replace_classifier(self, classifier: Classifier) -> None:
         """Compute what is accepted from now on with another model; what was accepted keeps its own."""
@@ -267,7 +291,7 @@ class Batcher:
         if ticket.content is None or is_small(ticket.content):
             self._arrive([ticket])
         else:
-            self._encoded.put(ticket)
+            self._encoded.put(ticket, ticket.caller, is_cheap=len(ticket.content) <= CHEAP_FILE_BYTES)
 
     def _arrive(self, tickets: Iterable[Ticket]) -> None:
         if not self._arrived:
@@ -305,14 +329,19 @@ class Batcher:
                 batch.append(ticket)
             elif isinstance(ticket.error, ImageSizeError):  # few bytes that say that they are many pixels
                 ticket.error = None
-                self._encoded.put(ticket)
+                self._encoded.put(ticket, ticket.caller, is_cheap=True)
             else:
                 self._drop([ticket])
 
-    def _decode(self) -> None:
-        while (ticket := self._encoded.get()) is not None:
-            is_read = self._is_wanted(ticket) and self._read(ticket, self.max_pixels)
-            self._call(self._arrive if is_read else self._drop, [ticket])
+    def _decode(self, only_cheap: bool) -> None:
+        max_pixels = min(self.max_pixels, CHEAP_FILE_PIXELS) if only_cheap else self.max_pixels
+        while (ticket := self._encoded.take(only_cheap=only_cheap)) is not None:
+            is_read = self._is_wanted(ticket) and self._read(ticket, max_pixels)
+            if only_cheap and isinstance(ticket.error, ImageSizeError):  # not cheap, after all
+                ticket.error = None
+                self._encoded.put(ticket, ticket.caller, is_cheap=False)
+            else:
+                self._call(self._arrive if is_read else self._drop, [ticket])
 
     def _read(self, ticket: Ticket, max_pixels: int) -> bool:
         """Decode an image file, and say whether that went well; the ticket has the pixels or the error."""
@@ -326,6 +355,9 @@ class Batcher:
             ticket.error = error
         except MemoryError:
             ticket.error = ImageError("the image needs more memory than there is")
+        except Exception:  # which is this image's, and no other's
+            logger.exception("unexpected error in decoding an image")
+            ticket.error = ImageError("the image cannot be decoded; the server's log has the reason")
         return ticket.error is None
 
     def _compute(self) -> None:

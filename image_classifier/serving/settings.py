@@ -35,7 +35,8 @@ class ServerSettings:
         max_queue: Images that may wait; one more is refused with 429.
         timeout_s: Seconds from a request's acceptance to its answer; later it is given up with 503.
         max_body_bytes: Bytes of a request's body.
-        max_pixels: Pixels of an image file, width times height.
+        max_pixels: Pixels of an image file that are decoded. Those of a JPEG count at the scale at which it is decoded,
+            1/8 for most photos, unless it is progressive; those of a WebP count one and a half times.
         max_images: Images in one request.
         max_connections: Open connections of one process; one more is refused with 503.
         header_timeout_s: Seconds that a client may take to send the head of a request.
@@ -72,7 +73,7 @@ class ServerSettings:
     max_queue: int = 1024
     timeout_s: float = 5.0
     max_body_bytes: int = 16 * 2**20
-    max_pixels: int = 25_000_000
+    max_pixels: int = 12_500_000
     max_images: int = 64
     max_connections: int = 960
     header_timeout_s: float = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from image_classifier.published.predictor import load_predictor
+from tests.bombs import build_even_png, save
 from tests.conftest import PROJECT, run_program
 from tests.serving import (
     CLASSES,
@@ -370,6 +372,53 @@ def test_memory_comes_back_after_hostile_images(server: Running) -> None:
     before = send_round()
     after = [send_round() for _ in range(3)]
     assert after[-1] < before + 30, (before, after)
+
+
+def send_photos(server: Running, headers: dict[str, str], end: threading.Event) -> list[int]:
+    """Send ordinary photos, one after the other, until the end; return the statuses of the answers."""
+    photo, screenshot = Image.new("RGB", (4000, 3000), "teal"), Image.new("RGB", (1920, 1080), "teal")
+    bodies = [(save(photo, "JPEG"), "image/jpeg"), (save(screenshot), "image/png"), (encode(NOISE), "image/png")]
+    statuses: list[int] = []
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+        while not end.is_set() or not statuses:
+            for body, kind in bodies:
+                statuses.append(client.post("/predict", content=body, headers={"content-type": kind}).status_code)
+    return statuses
+
+
+@pytest.mark.parametrize("max_pixels", [None, 25_000_000])
+def test_large_images_of_one_caller_hold_up_no_ordinary_photos(
+    max_pixels: int | None, model: Path, tmp_path: Path
+) -> None:
+    """Neither another caller's nor his own, and memory stays within what decoding may take."""
+    side = 3535 if max_pixels is None else 5000
+    hostile = [build_even_png(16, colour, side=side) for colour in (0, 6)]
+    keys = {name: f"{name}'s key" for name in ("mallory", "alice")}
+    lines = [f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in keys.items()]
+    (tmp_path / "keys").write_text("\n".join(lines))
+    mallory, alice = ({"authorization": f"Bearer {key}"} for key in keys.values())
+    options = ["--api_keys_file", tmp_path / "keys", *([] if max_pixels is None else ["--max_pixels", max_pixels])]
+    with serving(model, tmp_path / "log", *map(str, options)) as server:
+
+        def send(number: int) -> int:
+            kind = {"content-type": "image/png"}
+            answer = httpx.post(
+                f"{server.url}/predict", content=hostile[number % 2], headers=mallory | kind, timeout=60
+            )
+            return answer.status_code
+
+        over = build_even_png(16, 0, side=5100)
+        refused = httpx.post(f"{server.url}/predict", content=over, headers=mallory | {"content-type": "image/png"})
+        assert refused.status_code == 422 and "5100 x 5100 pixels, but at most" in refused.json()["detail"]
+        before, end = server.measure_peak(), threading.Event()
+        with ThreadPoolExecutor(10) as pool:
+            photos = [pool.submit(send_photos, server, headers, end) for headers in (mallory, alice)]
+            statuses = list(pool.map(send, range(24 if max_pixels is None else 8)))
+            end.set()
+            assert all({*future.result()} == {200} for future in photos)
+        assert 200 in statuses and {*statuses} <= {200, 503}
+        assert httpx.get(f"{server.url}/health/ready").status_code == 200
+        assert server.measure_peak() < before + 200
 
 
 def test_health_model_and_metrics(server: Running) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from image_classifier import imaging
 from image_classifier.config import Fit
-from image_classifier.errors import ImageError
+from image_classifier.errors import ImageError, ImageSizeError
 from image_classifier.imaging import (
     FORMATS,
     MAX_BYTES,
@@ -303,38 +305,136 @@ def test_what_takes_long_beside_the_pixels_of_a_png_is_refused(chunks: bytes) ->
         decode_image(build_png(32, 32, content=bytes(33 * 32), chunks=chunks))
 
 
-def test_large_images_are_decoded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight threads that decode what takes all of the budget are never two at once; a small image does not wait."""
-    at_once: list[int] = []
-    inside = threading.Semaphore(0)
-    convert = imaging._convert_to_rgb
+def test_heavy_images_take_turns_and_leave_room_for_light_ones() -> None:
+    budget = imaging._Budget(100 * 2**20)
+    inside, done = threading.Semaphore(0), threading.Event()
+    held: list[int] = []
 
-    def note(image: Image.Image) -> Image.Image:
-        if image.width > 1000:
-            at_once.append(imaging._BUDGET._left)
+    def hold() -> None:
+        with budget.take(40 * 2**20):
+            held.append(budget._left)
             inside.release()
-            assert decode_image(save(Image.fromarray(NOISE))).shape == (32, 32, 3)
-        return convert(image)
+            assert done.wait(20)
 
-    monkeypatch.setattr(imaging, "_convert_to_rgb", note)
-    monkeypatch.setattr(imaging, "_BUDGET", imaging._Budget(1_500_000))
-    content = save(Image.new("L", (1200, 1200)))
-    threads = [threading.Thread(target=decode_image, args=(content,)) for _ in range(8)]
+    threads = [threading.Thread(target=hold) for _ in range(4)]
     for thread in threads:
         thread.start()
+    assert inside.acquire(timeout=20)
+    assert not inside.acquire(timeout=0.2)  # a second one would take what is left for light ones
+    for light in (imaging._LIGHT_BYTES, imaging._SMALL_BYTES, 1):
+        with budget.take(light):
+            assert budget._left >= 28 * 2**20
+    done.set()
     for thread in threads:
-        thread.join()
-    assert at_once == [60_000] * 8 and imaging._BUDGET._left == 1_500_000
+        thread.join(20)
+    assert held == [60 * 2**20] * 4 and budget._left == 100 * 2**20
+    with budget.take(10**12):
+        assert budget._left == imaging._LIGHT_BYTES
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
-def test_strips_come_out_as_the_whole_does(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (90, 70, 4), dtype=np.uint8)
-    image = Image.fromarray(noise.view(np.uint16)[..., 0]) if mode == "I;16" else Image.fromarray(noise).convert(mode)
-    content = save(image, "JPEG" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
-    whole = decode_image(content)
-    monkeypatch.setattr(imaging, "_SMALL_PIXELS", 1000)
-    np.testing.assert_array_equal(decode_image(content), whole)
+@pytest.mark.parametrize("mode", ["RGB", "I;16", "CMYK"])
+def test_an_image_waits_for_as_much_memory_as_it_takes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    class Noted(imaging._Budget):
+        def take(self, num_bytes: int) -> Any:
+            taken.append(num_bytes)
+            return super().take(num_bytes)
+
+    monkeypatch.setattr(imaging, "_BUDGET", Noted(imaging._BUDGET_BYTES))
+    if mode == "CMYK":
+        decode_image(save(Image.new(mode, (800, 800)), "JPEG", progressive=True))
+        assert taken == [400 * 400 * 4 + 800 * 800 * 4 * 2]
+    else:
+        decode_image(save(Image.new(mode, (300, 300))))
+        assert taken == [300 * 300 * (2 if mode == "I;16" else 4)]
+
+
+def decode_whole(content: bytes, fit: Fit) -> NDArray[np.uint8]:
+    """Decode an image as a whole: convert it, turn it, and only then resize it."""
+    image: Image.Image = Image.open(io.BytesIO(content))
+    image.draft(None, (256, 256))
+    image.load()
+    orientation = image.getexif().get(0x0112, 1)
+    if image.mode == "I;16":
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if orientation in imaging.UPRIGHT:
+        image = image.transpose(imaging.UPRIGHT[orientation])
+    fits: dict[Fit, Callable[..., Image.Image]] = {
+        "squeeze": Image.Image.resize,
+        "crop": ImageOps.fit,
+        "pad": ImageOps.pad,
+    }
+    return np.array(fits[fit](image, (32, 32), Image.Resampling.BICUBIC))
+
+
+def build_noise(mode: str, width: int, height: int, orientation: int) -> bytes:
+    """Build a file of a mode, in which all pixels differ, that is turned."""
+    noise = np.random.default_rng(width).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    exif = build_exif(orientation)
+    if mode == "16 bits":
+        rows = b"".join(b"\0" + noise[row].repeat(2, axis=1).tobytes() for row in range(height))
+        turned = build_chunk(b"eXIf", exif.tobytes()[6:])
+        return build_png(width, height, content=rows, depth=16, colour=6, chunks=turned)
+    if mode == "I;16":
+        return save(Image.fromarray(noise.view(np.uint16)[..., 0].copy()), exif=exif)
+    if mode == "CMYK":
+        return save(Image.fromarray(noise[..., :3]).convert("CMYK"), "JPEG", progressive=True, exif=exif)
+    image_format = mode if mode in ("JPEG", "WEBP") else "PNG"
+    image = Image.fromarray(noise).convert({"JPEG": "RGB", "WEBP": "RGBA"}.get(mode, mode))
+    return save(image, image_format, exif=exif, **({"transparency": 3} if mode == "P" else {}))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "16 bits", "CMYK", "JPEG", "WEBP"])
+@pytest.mark.parametrize("size", [(90, 70), (1030, 520), (60, 190), (32, 500), (500, 32), (3, 400), (32, 32)])
+def test_strips_come_out_as_the_whole_does(mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[Fit] = ["squeeze", "crop", "pad"]
+    for orientation in range(1, 9):
+        content = build_noise(mode, *size, orientation)
+        for fit in fits:
+            whole = decode_whole(content, fit)
+            for num_pixels in (1000, 2**18):
+                monkeypatch.setattr(imaging, "_STRIP_PIXELS", num_pixels)
+                np.testing.assert_array_equal(decode_image(content, fit=fit), whole, f"{orientation} {fit}")
+
+
+@pytest.mark.parametrize(
+    "size, image_format, options, is_decoded",
+    [
+        ((6000, 4000), "JPEG", {}, True),  # at an eighth
+        ((6000, 4000), "JPEG", {"progressive": True}, False),
+        ((4000, 3000), "JPEG", {"progressive": True}, True),
+        ((8000, 6260), "JPEG", {}, False),  # more than may be decoded at any scale
+        ((60_000, 500), "JPEG", {}, False),  # too narrow for another scale
+        ((4000, 3000), "PNG", {}, True),
+        ((5000, 5000), "PNG", {}, False),
+        ((3840, 2160), "WEBP", {"lossless": True}, True),
+        ((4000, 3000), "WEBP", {"lossless": True}, False),
+    ],
+)
+def test_pixels_count_as_they_are_decoded(
+    size: tuple[int, int], image_format: str, options: dict[str, Any], is_decoded: bool
+) -> None:
+    content = save(Image.new("RGB", size), image_format, **options)
+    if is_decoded:
+        assert (decode_image(content, max_pixels=12_500_000) == 0).all()
+    else:
+        with pytest.raises(ImageSizeError, match=f"^{size[0]} x {size[1]} pixels, but at most .* are decoded"):
+            decode_image(content, max_pixels=12_500_000)
+
+
+def test_a_jpeg_whose_colours_come_one_after_the_other_counts_whole() -> None:
+    """Its decoder keeps it whole, progressive or not."""
+    content = save(Image.new("RGB", (5000, 5000)), "JPEG")
+    assert decode_image(content, max_pixels=12_500_000).shape == (32, 32, 3)
+    head, _, rest = content.partition(b"\xff\xda\0\x0c\3")
+    single = head + b"\xff\xda\0\x08\1" + rest[:2] + rest[6:]
+    with pytest.raises(ImageSizeError, match="^5000 x 5000 pixels, but at most 12,500,000 are decoded"):
+        decode_image(single, max_pixels=12_500_000)
 
 
 @settings(max_examples=200, deadline=None)

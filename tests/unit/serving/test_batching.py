@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from image_classifier.errors import ImageError
+from image_classifier.errors import ImageError, ImageSizeError
 from image_classifier.imaging import decode_image
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving import batching
@@ -27,6 +27,8 @@ from image_classifier.serving.batching import (
     QueueFullError,
     Ticket,
 )
+from tests.bombs import build_png
+from tests.confined import call_confined
 from tests.serving import draw_images, encode
 
 MODEL = PublishedModel(
@@ -254,8 +256,8 @@ def test_an_image_that_cannot_be_read_fails_alone() -> None:
     ("side", "is_flat", "threads"),
     [
         (32, False, ["MainThread"]),
-        (300, True, ["MainThread", "decoder-0"]),  # few bytes; the event loop looks, and hands it on
-        (300, False, ["decoder-0"]),
+        (300, True, ["MainThread", "decoder"]),  # few bytes; the event loop looks, and hands it on
+        (300, False, ["decoder"]),
     ],
 )
 def test_only_a_small_file_is_decoded_by_the_event_loop(
@@ -264,7 +266,7 @@ def test_only_a_small_file_is_decoded_by_the_event_loop(
     seen = []
 
     def note(*arguments: Any, **options: Any) -> NDArray[np.uint8]:
-        seen.append(threading.current_thread().name)
+        seen.append(threading.current_thread().name.partition("-")[0])
         return decode_image(*arguments, **options)
 
     monkeypatch.setattr(batching, "decode_image", note)
@@ -370,5 +372,163 @@ def test_a_batch_that_takes_too_long_is_no_heartbeat() -> None:
         await future
         assert batcher.is_beating(within_s=0.01)
         batcher.stop()
+
+    run(work)
+
+
+class Held(Gated):
+    """Lets no decoder past, of those whose name begins so, that asks how images are fitted; or ends it."""
+
+    def __init__(self, end: BaseException | None = None, name: str = "decoder") -> None:
+        self.name = name
+        self.passed = threading.Event()
+        self.asked: list[str] = []
+        self.end = end
+        super().__init__()
+
+    @property
+    def model(self) -> PublishedModel:
+        if threading.current_thread().name.startswith(self.name):
+            self.asked.append(threading.current_thread().name)
+            if self.end is not None:
+                raise self.end
+            assert self.passed.wait(20)
+        return MODEL
+
+    @model.setter
+    def model(self, model: PublishedModel) -> None:
+        assert model is MODEL
+
+
+def build_file(side: int, caller: str = "") -> Ticket:
+    """Build the ticket of an even PNG, which is decoded by a decoding thread."""
+    ticket = Ticket(None, build_png(side, side, content=bytes((side + 1) * side)), ("PNG",))
+    ticket.caller = caller
+    return ticket
+
+
+COSTLY_SIDE = 2000
+"""Of a square that is not cheap to decode."""
+
+
+def test_a_costly_image_waits_for_costly_ones_and_a_cheap_one_does_not() -> None:
+    """Of one caller, and with one inference thread."""
+
+    async def work() -> None:
+        held = Held(name="decoder-0")
+        batcher = build(held)
+        costly = [batcher.submit(build_file(COSTLY_SIDE)) for _ in range(3)]
+        await wait_until(lambda: bool(held.asked))
+        batcher.replace_classifier(Gated())
+        await asyncio.gather(*(batcher.submit(build_file(300)) for _ in range(8)))
+        assert not any(future.done() for future in costly)
+        held.passed.set()
+        await asyncio.gather(*costly)
+        batcher.stop()
+
+    run(work)
+
+
+@pytest.mark.parametrize("num_threads, num_decoders", [(1, 2), (2, 2), (3, 3), (8, 8)])
+def test_some_threads_decode_what_is_cheap_alone(num_threads: int, num_decoders: int) -> None:
+    batcher = Batcher(Gated(), max_batch=1, max_queue=1, timeout_s=1, num_threads=num_threads)
+    only_cheap = [thread._args[0] for thread in batcher._decoders]  # type: ignore[attr-defined]
+    assert len(only_cheap) == num_decoders and 1 <= only_cheap.count(False) <= 2 and only_cheap.count(True) >= 1
+
+
+def test_an_image_over_the_limit_is_refused_by_whoever_takes_it() -> None:
+    async def work() -> None:
+        batcher = build(Gated(), max_pixels=1_000_000)
+        small = Ticket(None, build_png(1001, 1000), ("PNG",))
+        with pytest.raises(ImageSizeError, match="^1001 x 1000 pixels, but at most 1,000,000 are decoded"):
+            await batcher.submit(small)
+        with pytest.raises(ImageSizeError, match="^2000 x 2000 pixels, but at most 1,000,000 are decoded"):
+            await batcher.submit(build_file(COSTLY_SIDE))
+        assert (await batcher.submit(build_file(999))).pixels == bytes(3072)
+        batcher.stop()
+
+    run(work)
+
+
+def test_an_unexpected_error_in_decoding_is_that_of_one_image(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        batcher = build(Held(RuntimeError("out of order")))
+        failed = [batcher.submit(build_file(300)) for _ in range(4)]
+        for future in failed:
+            with pytest.raises(ImageError, match="^the image cannot be decoded"):
+                await future
+        batcher.replace_classifier(Gated())
+        assert (await batcher.submit(build_file(300))).pixels == bytes(3072)
+        assert batcher.is_beating() and batcher.num_pending == 0
+        batcher.stop()
+
+    run(work)
+    assert caplog.text.count("RuntimeError: out of order") == 4
+
+
+def decode_beyond_memory(path: Path) -> None:
+    """Decode in a batcher a file that takes more memory than this process may have, then a small one."""
+
+    async def work() -> None:
+        batcher = build(Gated(), max_pixels=50_000_000)
+        with pytest.raises(ImageError, match="^the image needs more memory than there is$"):
+            await batcher.submit(Ticket(None, path.read_bytes(), ("PNG",)))
+        assert (await batcher.submit(build_file(300))).pixels == bytes(3072)
+        assert batcher.is_beating()
+        batcher.stop()
+
+    run(work)
+
+
+def test_too_little_memory_for_an_image_is_that_images_failure(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(build_png(7000, 7000, colour=2, content=bytes(1 + 7000 * 3) * 7000))
+    outcome = call_confined("tests.unit.serving.test_batching:decode_beyond_memory", path, memory_mb=180)
+    assert outcome.error is None
+
+
+def test_a_decoder_that_is_stuck_is_no_heartbeat() -> None:
+    async def work() -> None:
+        held = Held()
+        batcher = build(held)
+        future = batcher.submit(build_file(300))
+        await wait_until(lambda: bool(held.asked))
+        assert batcher.is_beating(within_s=10)
+        await asyncio.sleep(0.05)
+        assert not batcher.is_beating(within_s=0.01)
+        held.passed.set()
+        await future
+        await wait_until(lambda: not batcher._encoded.list_began())
+        assert batcher.is_beating(within_s=0.01)
+        batcher.stop()
+
+    run(work)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_decoder_that_has_died_is_no_heartbeat() -> None:
+    async def work() -> None:
+        batcher = build(Held(SystemExit()), timeout_s=0.2)
+        assert batcher.is_beating()
+        with pytest.raises(DeadlineError):
+            await batcher.submit(build_file(300))
+        assert not batcher.is_beating()
+        batcher.stop()
+
+    run(work)
+
+
+def test_what_waits_to_be_decoded_is_decoded_after_the_stop() -> None:
+    async def work() -> None:
+        held = Held()
+        batcher = build(held)
+        tickets = [build_file(side) for side in (COSTLY_SIDE, 300, COSTLY_SIDE, 300)]
+        for ticket in tickets:
+            batcher.submit(ticket)
+        await wait_until(lambda: bool(held.asked))
+        batcher.stop()
+        held.passed.set()
+        await wait_until(lambda: not any(thread.is_alive() for thread in batcher._decoders))
+        assert [ticket.pixels for ticket in tickets] == [bytes(3072)] * 4
 
     run(work)
