@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 NUM_BYTES = SIDE * SIDE * 3
 SMALL_FILE_BYTES = 4 * 2**10
-SMALL_FILE_PIXELS = 64 * 64
-"""Image files up to both are decoded by the event loop; larger ones would hold the others up."""
+SMALL_FILE_PIXELS = 64 * 64 * 3 // 2
+"""Image files up to both (a WebP of 64 x 64) are decoded by the event loop; larger ones would hold the others up."""
 
 CHEAP_FILE_BYTES = 4 * 2**20
 CHEAP_FILE_PIXELS = 3 * 2**20

@@ -390,7 +390,7 @@ def build_noise(mode: str, width: int, height: int, orientation: int) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "16 bits", "CMYK", "JPEG", "WEBP"])
-@pytest.mark.parametrize("size", [(90, 70), (1030, 520), (60, 190), (32, 500), (500, 32), (3, 400), (32, 32)])
+@pytest.mark.parametrize("size", [(90, 70), (530, 520), (60, 190), (32, 500), (500, 32), (3, 400), (32, 32)])
 def test_strips_come_out_as_the_whole_does(mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[Fit] = ["squeeze", "crop", "pad"]
     for orientation in range(1, 9):
