@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from image_classifier.tracking.run import is_finished, read_record, verify_files
-from tests.compose import build_run_words, read_duration, render
+from tests.compose import build_run_words, find_compose, read_duration, render
 from tests.conftest import run_program, wait_until
 from tests.e2e.conftest import IMAGE_NAME, make_open_folder
 from tests.postgres import PASSWORD, Cluster
@@ -74,6 +74,22 @@ def test_the_environment_chooses_user_limits_and_ports(folder: Path) -> None:
     assert (trainer["user"], trainer["cpus"], trainer["mem_limit"]) == ("7:8", 1.5, str(2 << 30))
     assert trainer["image"] == "image-classifier:x"
     assert server["ports"][0]["published"] == "81" and server["environment"]["IMAGE_CLASSIFIER_NO_AUTH"] == "false"
+
+
+def test_the_server_is_open_to_others_only_where_somebody_said_who_may_ask(folder: Path) -> None:
+    def read(**variables: str) -> tuple[str, str]:
+        server = render(folder, **variables)["services"]["ml-api-service"]
+        return server["ports"][0]["host_ip"], server["environment"]["IMAGE_CLASSIFIER_NO_AUTH"]
+
+    assert read() == read(IMAGE_CLASSIFIER_BIND="") == ("127.0.0.1", "true")
+    for said in ("false", "true"):
+        variables = {"IMAGE_CLASSIFIER_BIND": "0.0.0.0", "IMAGE_CLASSIFIER_NO_AUTH": said}
+        assert read(**variables) == ("0.0.0.0", said)
+    (folder / ".env").write_text("IMAGE_CLASSIFIER_BIND=0.0.0.0\n")
+    words = ("env", "-i", f"HOME={folder}", f"PATH={os.environ['PATH']}", str(find_compose()), "config")
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert result.returncode != 0 and result.stdout == "" and len(result.stderr.strip().splitlines()) == 1
+    assert "IMAGE_CLASSIFIER_NO_AUTH must say true or false because the port is published at 0.0.0.0" in result.stderr
 
 
 def test_the_trainer_trains_with_its_kernels(docker: str, training_image: str, folder: Path) -> None:
