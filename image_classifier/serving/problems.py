@@ -23,13 +23,13 @@ KINDS: Mapping[str, tuple[HTTPStatus, str]] = {
     "unsupported-media-type": (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is of a type that is not taken"),
     "unreadable-image": (HTTPStatus.UNPROCESSABLE_ENTITY, "The image cannot be read"),
     "queue-full": (HTTPStatus.TOO_MANY_REQUESTS, "As many images wait as may wait"),
+    "rate-limited": (HTTPStatus.TOO_MANY_REQUESTS, "The caller asks for more than one caller may"),
     "head-too-large": (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The head of the request is larger than is taken"),
     "internal": (HTTPStatus.INTERNAL_SERVER_ERROR, "An unexpected error"),
     "deadline": (HTTPStatus.SERVICE_UNAVAILABLE, "The answer would have come too late"),
     "too-many-connections": (HTTPStatus.SERVICE_UNAVAILABLE, "As many connections are open as may be"),
     "not-ready": (HTTPStatus.SERVICE_UNAVAILABLE, "The server is not ready"),
     "out-of-memory": (HTTPStatus.SERVICE_UNAVAILABLE, "The request needs more memory than there is"),
-    "rate-limited": (HTTPStatus.TOO_MANY_REQUESTS, "The caller has asked too often"),
 }
 """Each kind of problem with its status and title; the type is `urn:image-classifier:problem:<kind>`."""
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from image_classifier.errors import SettingsError
 
@@ -45,7 +46,10 @@ class ServerSettings:
         drain_s: Seconds after SIGTERM in which the server says not ready and still takes requests.
         grace_s: Seconds after that in which accepted requests are finished.
         cache_size: Answers that are kept for images that come again; 0 for none.
-        reload_every_s: Seconds between two looks at whether the alias moved; 0 for never. SIGHUP looks at once.
+        rate_limit: Requests a second of one caller, to each worker; one more is refused with 429. 0 for no limit.
+        pixel_rate_limit: Pixels a second that one caller may have decoded, by each worker; 0 for no limit.
+        reload_every_s: Seconds between two looks at whether the alias moved or the keys changed; 0 for never. SIGHUP
+            looks at once.
         api_keys_file: File with a line NAME:SHA256 for each key that is accepted.
         jwt_issuer: Issuer (iss) of the JSON web tokens that are accepted.
         jwt_audience: Audience (aud) that such a token must name.
@@ -56,7 +60,7 @@ class ServerSettings:
         root_path: Path under which a proxy in front shows the server.
         trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are believed.
         log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
-        log_lines_per_s: Lines about requests in a second, at most; the next line says how many were left out.
+        log_lines_per_s: Lines in a second, at most, and as many of errors; the next line says how many were left out.
         traces: Send OpenTelemetry traces to where the OTEL_EXPORTER_OTLP_ variables say.
     """
 
@@ -82,6 +86,8 @@ class ServerSettings:
     drain_s: float = 1.0
     grace_s: float = 30.0
     cache_size: int = 0
+    rate_limit: float = 0.0
+    pixel_rate_limit: float = 0.0
     reload_every_s: float = 30.0
     api_keys_file: Path | None = None
     jwt_issuer: str = ""
@@ -108,7 +114,7 @@ class ServerSettings:
             self._check(name, getattr(self, name) >= 0, "a whole number of 0 or more")
         for name in ("timeout_s", "header_timeout_s", "body_timeout_s"):
             self._check(name, 0 < getattr(self, name) < float("inf"), "a number above 0")
-        for name in ("drain_s", "grace_s", "reload_every_s"):
+        for name in ("drain_s", "grace_s", "rate_limit", "pixel_rate_limit", "reload_every_s"):
             self._check(name, 0 <= getattr(self, name) < float("inf"), "a number of 0 or more")
         self._check("max_images", self.max_images <= self.max_queue, "no more than --max_queue")
         is_path = self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/"))
@@ -116,6 +122,8 @@ class ServerSettings:
         jwt = (self.jwt_issuer, self.jwt_audience, self.jwt_jwks)
         if any(jwt) and not all(jwt):
             raise SettingsError("--jwt_issuer, --jwt_audience and --jwt_jwks are needed together; give all three")
+        is_source = is_file_or_https(self.jwt_jwks)
+        self._check("jwt_jwks", is_source, "a file, or an https address without a name and password in it")
         if self.no_auth and (self.api_keys_file or any(jwt)):
             raise SettingsError("--no_auth contradicts --api_keys_file and --jwt_issuer; leave one of them out")
         if not (self.no_auth or self.has_auth or self.is_local):
@@ -156,3 +164,14 @@ class ServerSettings:
             return None
         names = self.allowed_hosts.split(",") if self.allowed_hosts else [*LOCAL_NAMES, self.host]
         return frozenset(name.strip().lower() for name in names)
+
+
+def is_file_or_https(source: str) -> bool:
+    """Say whether a text is a file's path, or an https address that names a host and no user."""
+    try:
+        address = urlsplit(source)
+    except ValueError:
+        return False
+    if address.scheme == "https":
+        return bool(address.hostname) and address.username is None
+    return "://" not in source

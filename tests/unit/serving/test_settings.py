@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from image_classifier.errors import SettingsError
 from image_classifier.serving.settings import ServerSettings
+
+TOKENS = {"jwt_issuer": "i", "jwt_audience": "a"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
@@ -37,6 +40,14 @@ def test_any_other_address_needs_a_word_about_who_may_ask(host: str) -> None:
         ({"root_path": "classifier"}, "--root_path takes"),
         ({"precision": "fp16"}, "--precision takes one of fp32, int8"),
         ({"jwt_issuer": "i"}, "needed together"),
+        ({**TOKENS, "jwt_jwks": "http://issuer.example/keys"}, "--jwt_jwks takes a file, or an https address"),
+        ({**TOKENS, "jwt_jwks": "HTTP://issuer.example/keys"}, "--jwt_jwks takes"),
+        ({**TOKENS, "jwt_jwks": "file:///keys"}, "--jwt_jwks takes"),
+        ({**TOKENS, "jwt_jwks": "https:///keys"}, "--jwt_jwks takes"),
+        ({**TOKENS, "jwt_jwks": "https://me:secret@issuer.example/keys"}, "--jwt_jwks takes"),
+        ({**TOKENS, "jwt_jwks": "https://[issuer/keys"}, "--jwt_jwks takes"),
+        ({"rate_limit": -1}, "--rate_limit takes"),
+        ({"pixel_rate_limit": float("inf")}, "--pixel_rate_limit takes"),
         ({"no_auth": True, "api_keys_file": Path("keys")}, "contradicts"),
     ],
 )
@@ -57,4 +68,13 @@ def test_what_is_out_of_range_is_named(settings: dict[str, Any], message: str) -
 )
 def test_local_names_are_allowed_where_nobody_shows_a_key(options: dict[str, Any], names: set[str] | None) -> None:
     assert ServerSettings(model="m", **options).find_allowed_hosts() == names
+
+
+@pytest.mark.parametrize("source", ["jwks.json", "/etc/keys", "https://issuer.example:8443/keys", "HTTPS://[::1]/keys"])
+def test_an_issuers_keys_come_from_a_file_or_by_https(source: str) -> None:
+    assert ServerSettings(model="m", jwt_issuer="i", jwt_audience="a", jwt_jwks=source).has_auth
+
+
+def test_threads_are_counted() -> None:
+    assert ServerSettings(model="m").count_threads() == len(os.sched_getaffinity(0))
     assert ServerSettings(model="m", num_threads=3).count_threads() == 3
