@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import http.client
+import logging
 import re
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt
 
 from image_classifier.errors import SettingsError
 from image_classifier.files import parse_json, read_file
+from image_classifier.published.folder import one_line
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.settings import ServerSettings
 
@@ -26,8 +32,24 @@ ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 MAX_KEYS_BYTES = 2**20
 MAX_TOKENS = 1024
 REFRESH_S = 300.0
+"""After so long a request makes the server fetch the issuer's keys, where nothing else did."""
+
 REFRESH_AT_MOST_EVERY_S = 10.0
 """How often a token that names an unknown key may make the server fetch the keys."""
+
+KEYS_LIVE_S = 3600.0
+"""After so long without a successful fetch the issuer's keys are no longer trusted."""
+
+WAIT_S = 5.0
+"""For the issuer's connection, and for each part of its answer."""
+
+FETCH_S = 10.0
+"""For the issuer's whole answer."""
+
+Count = Callable[[str, bool], None]
+"""Told after each attempt to read keys again: which option names them, and whether it worked."""
+
+logger = logging.getLogger(__name__)
 
 _CHALLENGE = [(b"www-authenticate", b"Bearer")]
 _LINE = re.compile(r"([\w.@-]{1,64}):([0-9a-f]{64})")
@@ -35,6 +57,13 @@ _LINE = re.compile(r"([\w.@-]{1,64}):([0-9a-f]{64})")
 
 class Gate:
     """Lets everybody through; the others let through whom they know."""
+
+    def __init__(self) -> None:
+        self._count: Count = lambda option, is_done: None
+
+    def report_to(self, count: Count) -> None:
+        """Have each attempt to read keys again counted."""
+        self._count = count
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
         """Return the caller's name, by the headers of a request.
@@ -44,16 +73,22 @@ class Gate:
         """
         return ""
 
+    def refresh(self) -> None:
+        """Read again what says who may ask; the network is asked in the background.
+
+        What cannot be read is logged and counted, and what was known before stays.
+        """
+
 
 def build_gate(settings: ServerSettings) -> Gate:
     """Build what the settings ask for.
 
     Raises:
-        SettingsError: the file with keys is missing, or holds something else.
+        SettingsError: the file with keys is missing, or holds something else; or the issuer's keys cannot be had.
     """
     gates: list[Gate] = []
     if settings.api_keys_file is not None:
-        gates.append(KeyGate(load_keys(settings.api_keys_file)))
+        gates.append(KeyGate(settings.api_keys_file))
     if settings.jwt_issuer:
         gates.append(TokenGate(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks))
     if len(gates) == 2:
@@ -100,10 +135,28 @@ def _refuse(detail: str) -> Problem:
 
 
 class KeyGate(Gate):
-    """Knows callers by keys, of which it has the digests."""
+    """Knows callers by the keys of a file, of which it has the digests.
 
-    def __init__(self, keys: Mapping[str, bytes]) -> None:
-        self._keys = dict(keys)
+    Raises:
+        SettingsError: as `load_keys`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._keys = load_keys(path)
+
+    def refresh(self) -> None:
+        try:
+            keys = load_keys(self._path)
+        except SettingsError as error:
+            logger.error("the API keys were not read again, those of before are still accepted: %s", error)
+            self._count("api_keys_file", False)
+            return
+        if keys != self._keys:
+            logger.info("%s changed: %d API keys are accepted from now on", self._path, len(keys))
+        self._keys = keys
+        self._count("api_keys_file", True)
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
         credential = _find_credential(headers)
@@ -119,91 +172,192 @@ class KeyGate(Gate):
         return found
 
 
+@dataclass(frozen=True)
+class _IssuerKeys:
+    """The issuer's keys of one fetch, and the callers whose tokens they have verified.
+
+    A withdrawn key takes its callers along: other keys are another object, also for a request that has begun.
+    """
+
+    content: bytes
+    by_id: Mapping[str, jwt.PyJWK]
+    callers: OrderedDict[bytes, tuple[str, float]] = field(default_factory=OrderedDict)  # by digest; until when
+
+    def remember(self, digest: bytes, caller: str, end: float) -> None:
+        self.callers[digest] = (caller, end)
+        if len(self.callers) > MAX_TOKENS:
+            self.callers.popitem(last=False)
+
+
 class TokenGate(Gate):
     """Knows callers by the tokens that one issuer signed for one audience.
 
     Args:
-        jwks: file, or http(s) address; fetched again every five minutes, and when a token names an unknown key.
+        jwks: file or https address of the issuer's keys. They are read again by `refresh`, after five minutes, and
+            when a token names an unknown key, at most once in ten seconds. After an hour without success none counts.
+        clock: gives seconds, from any beginning.
+
+    Raises:
+        SettingsError: the keys cannot be had.
     """
 
-    def __init__(self, issuer: str, audience: str, jwks: str) -> None:
+    def __init__(self, issuer: str, audience: str, jwks: str, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
         self._issuer = issuer
         self._audience = audience
         self._source = jwks
-        self._known: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # digest of a token -> caller, end
+        self._clock = clock
         self._lock = threading.Lock()
-        self._keys: dict[str, jwt.PyJWK] = {}
-        self._load(is_first=True)
-
-    def _load(self, *, is_first: bool = False) -> None:
+        self._is_wanted = self._is_refreshing = False
+        self._tried_at = self._loaded_at = clock()
         try:
-            if self._source.startswith(("http://", "https://")):
-                with urllib.request.urlopen(self._source, timeout=5) as answer:
-                    content = answer.read(MAX_KEYS_BYTES)
-            else:
-                content = read_file(Path(self._source), MAX_KEYS_BYTES)
-            keys = jwt.PyJWKSet.from_dict(parse_json(content)).keys
-            self._keys = {key.key_id or "": key for key in keys}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, jwt.PyJWTError) as error:
-            if is_first:
-                raise SettingsError(f"--jwt_jwks: cannot get keys from {self._source}: {error}") from error
-        self._loaded_at = time.monotonic()
+            self._keys = _load_issuer_keys(jwks)
+        except ValueError as error:
+            raise SettingsError(f"--jwt_jwks: cannot get keys from {jwks}: {error}") from error
 
-    def _refresh(self) -> None:
-        """Fetch the keys on a thread, unless that is going on already: the event loop waits for nobody."""
-        self._loaded_at = time.monotonic()
+    def refresh(self) -> None:
+        self._tried_at = self._clock()
+        with self._lock:
+            self._is_wanted = True
+            if self._is_refreshing:  # which loads them once more when it is done
+                return
+            self._is_refreshing = True
+        threading.Thread(target=self._load_while_wanted, name="jwks", daemon=True).start()
 
-        def load() -> None:
-            if self._lock.acquire(blocking=False):
-                try:
-                    self._load()
-                finally:
-                    self._lock.release()
+    def _load_while_wanted(self) -> None:
+        while True:
+            with self._lock:
+                self._is_refreshing, self._is_wanted = self._is_wanted, False
+                if not self._is_refreshing:
+                    return
+            self._load()
 
-        threading.Thread(target=load, name="jwks", daemon=True).start()
+    def _load(self) -> None:
+        began = self._clock()
+        try:
+            keys = _load_issuer_keys(self._source)
+        except ValueError as error:
+            text = "the keys at %s were not read again, those of before count for %.0f s more: %s"
+            logger.error(text, self._source, max(0.0, self._loaded_at + KEYS_LIVE_S - began), error)
+            self._count("jwt_jwks", False)
+            return
+        if keys.content != self._keys.content:
+            logger.info("the keys at %s changed: %d are accepted from now on", self._source, len(keys.by_id))
+            self._keys = keys
+        self._loaded_at = began
+        self._count("jwt_jwks", True)
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
         token = _find_credential(headers)
         if not token:
             raise _refuse("send `Authorization: Bearer TOKEN`")
+        now, keys = self._clock(), self._keys
+        is_too_old = now - self._loaded_at > KEYS_LIVE_S
+        if now - self._tried_at > (REFRESH_AT_MOST_EVERY_S if is_too_old else REFRESH_S):
+            self.refresh()
+        if is_too_old:
+            raise _refuse("the issuer's keys have not been available for too long; try again later")
         digest = hashlib.sha256(token).digest()
-        age = time.monotonic() - self._loaded_at
-        if age > REFRESH_S:
-            self._refresh()
-            self._known.clear()  # what a key that was withdrawn has signed must not live on
-        known = self._known.get(digest)
+        known = keys.callers.get(digest)
         if known is not None and time.time() < known[1]:
             return known[0]
         try:
             key_id = str(jwt.get_unverified_header(token).get("kid", ""))
-            key = self._keys.get(key_id)
+            key = keys.by_id.get(key_id)
             if key is None:
-                if age > REFRESH_AT_MOST_EVERY_S:
-                    self._refresh()
+                if now - self._tried_at > REFRESH_AT_MOST_EVERY_S:
+                    self.refresh()
                 raise _refuse("the token is signed with a key that is not known here")
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                key,
-                algorithms=ALGORITHMS,
-                issuer=self._issuer,
-                audience=self._audience,
-                options={"require": ["exp", "iss", "aud"]},
-                leeway=5,
-            )
+            claims = self._verify(token, key)
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise _refuse(f"the token is refused: {error}") from error
         caller = str(claims.get("sub", ""))[:64] or "token"
-        self._known[digest] = (caller, float(claims["exp"]))
-        if len(self._known) > MAX_TOKENS:
-            self._known.popitem(last=False)
+        keys.remember(digest, caller, float(claims["exp"]))
         return caller
+
+    def _verify(self, token: bytes, key: jwt.PyJWK) -> dict[str, Any]:
+        return jwt.decode(
+            token,
+            key,
+            algorithms=ALGORITHMS,
+            issuer=self._issuer,
+            audience=self._audience,
+            options={"require": ["exp", "iss", "aud"]},
+            leeway=5,
+        )
+
+
+_NO_KEYS = (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException, jwt.PyJWTError)
+"""What reading a JSON web key set may raise."""
+
+
+def _load_issuer_keys(source: str) -> _IssuerKeys:
+    """Load the public keys to verify signatures with, from a file or an https address.
+
+    Raises:
+        ValueError: they cannot be had, or there is none.
+    """
+    try:
+        is_address = urlsplit(source).scheme == "https"
+        content = _fetch(source) if is_address else read_file(Path(source), MAX_KEYS_BYTES)
+        found = jwt.PyJWKSet.from_dict(parse_json(content)).keys
+    except _NO_KEYS as error:
+        raise ValueError(one_line(error)) from error
+    usable = [key for key in found if key.public_key_use in (None, "sig") and key.algorithm_name in ALGORITHMS]
+    if not usable:
+        raise ValueError("it holds no public key to verify signatures with")
+    return _IssuerKeys(content, {str(key.key_id or ""): key for key in usable})
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """An issuer's keys come from the address that was given, or not at all."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+def _fetch(address: str) -> bytes:
+    """Fetch an https address, up to MAX_KEYS_BYTES.
+
+    `jwt.PyJWKClient` reads answers of any size for any time, and asks on the thread of whoever has a token.
+
+    Raises:
+        OSError: no answer in time, none with status 200, or a redirect; or the certificate is not trusted.
+        ValueError: the answer is too large.
+    """
+    end = time.monotonic() + FETCH_S
+    content = b""
+    opener = urllib.request.build_opener(_NoRedirects)
+    request = urllib.request.Request(address, headers={"Accept": "application/json"})
+    try:
+        with opener.open(request, timeout=WAIT_S) as answer:
+            while part := answer.read1(2**16):
+                content += part
+                if len(content) > MAX_KEYS_BYTES:
+                    raise ValueError(f"it has more than the {MAX_KEYS_BYTES:,} bytes that are read")
+                if time.monotonic() > end:
+                    raise TimeoutError(f"the answer takes longer than {FETCH_S:g} s")
+    except urllib.error.HTTPError as error:
+        error.close()
+        what = "is a redirect, which is not followed" if 300 <= error.code < 400 else "is no success"
+        raise OSError(f"the answer's status {error.code} {what}") from error
+    return content
 
 
 class EitherGate(Gate):
     """Lets through whom one of several gates knows."""
 
     def __init__(self, gates: list[Gate]) -> None:
+        super().__init__()
         self._gates = gates
+
+    def report_to(self, count: Count) -> None:
+        for gate in self._gates:
+            gate.report_to(count)
+
+    def refresh(self) -> None:
+        for gate in self._gates:
+            gate.refresh()
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
         for gate in self._gates[:-1]:

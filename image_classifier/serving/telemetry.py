@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -29,6 +30,10 @@ HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5
 
 FINE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+REQUEST_LOGGER = "image_classifier.serving.request"
+LIFE_LOGGERS = frozenset(("uvicorn.error", "image_classifier.serving.server", "image_classifier.serving.workers"))
+"""What these say at level INFO is about the server's start, its end, or another version of its model."""
+
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 
 
@@ -81,18 +86,26 @@ class Metrics(Observer):
             registry=registry,
         )
         self.reloads = Counter(f"{prefix}_reloads", "Attempts to load another version", ("result",), registry=registry)
+        self.key_reloads = Counter(
+            f"{prefix}_key_reloads",
+            "Attempts to read again who may ask, by the option that names it",
+            ("option", "result"),
+            registry=registry,
+        )
         self.model = Gauge(
             f"{prefix}_model_info",
             "The model that is served, as labels",
             ("name", "version", "experiment_name", "run_name", "data_digest"),
             registry=registry,
         )
-        for reason in ("queue-full", "deadline", "client_left"):
+        for reason in ("queue-full", "rate-limited", "deadline", "client_left"):
             self.rejected.labels(reason)
         for result in ("hit", "miss"):
             self.cache.labels(result)
         for result in ("done", "failed"):
             self.reloads.labels(result)
+            for option in ("api_keys_file", "jwt_jwks"):
+                self.key_reloads.labels(option, result)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.observe_request = cache(self._get_observer)
@@ -126,9 +139,13 @@ class Metrics(Observer):
             self.predicted.labels(classes[index]).inc(count)
 
     def count_refusal(self, kind: str) -> None:
-        """Count a request that was refused for want of room or time; a deadline is counted with its image."""
-        if kind == "queue-full":
+        """Count a request that was refused for want of room, or of its caller's share; a deadline with its image."""
+        if kind in ("queue-full", "rate-limited"):
             self.rejected.labels(kind).inc()
+
+    def count_key_reload(self, option: str, is_done: bool) -> None:
+        """Count an attempt to read API keys or an issuer's keys again."""
+        self.key_reloads.labels(option, "done" if is_done else "failed").inc()
 
     def on_drop(self, ticket: Ticket, reason: str) -> None:
         self.rejected.labels(reason).inc()
@@ -138,29 +155,62 @@ class Metrics(Observer):
         return generate_latest(self.registry)
 
 
-class RequestLog:
-    """Writes a line a request, up to so many in a second; the next line says how many were left out.
+class LineLimit(logging.Filter):
+    """Lets so many lines a second through; the next line says how many were left out.
 
-    Errors of this package are always written. Nothing of a request's body ever is.
+    Errors have as many lines for themselves, one at least: what clients send cannot crowd them out, and they cannot
+    fill the disk. What is critical, and what tells of the server's start and end, is always written.
+
+    Args:
+        clock: gives seconds, from any beginning.
     """
 
-    def __init__(self, lines_per_s: int) -> None:
-        self._lines_per_s = lines_per_s
+    def __init__(self, lines_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._room = (lines_per_s, max(1, lines_per_s))  # for lines, and for errors
+        self._written = [0, 0]
         self._second = 0
-        self._written = 0
         self._left_out = 0
-        self._logger = logging.getLogger("image_classifier.serving.request")
+        self._lock = threading.Lock()  # many threads write
 
-    def has_room(self) -> bool:
+    def has_room(self, *, is_error: bool = False) -> bool:
         """Say whether a line may be written now, and count it."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._written = second, 0
-        if self._written < self._lines_per_s:
-            self._written += 1
-            return True
-        self._left_out += 1
-        return False
+        second = int(self._clock())
+        with self._lock:
+            if second != self._second:
+                self._second, self._written = second, [0, 0]
+            if self._written[is_error] < self._room[is_error]:
+                self._written[is_error] += 1
+                return True
+            self._left_out += 1
+            return False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record through if there is room for it, with the number of lines that were left out before."""
+        is_life = record.levelno >= logging.CRITICAL or (record.levelno == logging.INFO and record.name in LIFE_LOGGERS)
+        is_counted = record.name == REQUEST_LOGGER and record.levelno < logging.ERROR
+        if not (is_life or is_counted or self.has_room(is_error=record.levelno >= logging.ERROR)):
+            return False
+        with self._lock:
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} ({left_out} lines left out before)", ()
+            setattr(record, "labels.lines_left_out", left_out)
+        return True
+
+
+class RequestLog:
+    """Writes a line a request, where `limit` has room for it. Nothing of a request's body is ever written.
+
+    Attributes:
+        limit: of all lines, for the handler that writes them.
+    """
+
+    def __init__(self, lines_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = LineLimit(lines_per_s, clock)
+        self.has_room = self.limit.has_room
+        self._logger = logging.getLogger(REQUEST_LOGGER)
 
     def write(self, method: str, path: str, status: int, seconds: float, **fields: Any) -> None:
         """Write the line of a request, for which `has_room` has said yes."""
@@ -171,13 +221,8 @@ class RequestLog:
             "event.duration": round(seconds * 1e9),
             **{name.replace("__", "."): value for name, value in fields.items() if value},
         }
-        left_out = ""
-        if self._left_out:
-            extra["labels.lines_left_out"] = self._left_out
-            left_out = f" ({self._left_out} lines left out before)"
-            self._left_out = 0
         printable = path[:256].encode("unicode_escape").decode()
-        self._logger.info("%s %s %d %.1f ms%s", method, printable, status, seconds * 1e3, left_out, extra=extra)
+        self._logger.info("%s %s %d %.1f ms", method, printable, status, seconds * 1e3, extra=extra)
 
 
 def configure_logging(log_format: LogFormat) -> None:
@@ -193,3 +238,9 @@ def configure_logging(log_format: LogFormat) -> None:
     handler.setFormatter(formatter)
     logging.getLogger().handlers[:] = [handler]
     set_log_level("INFO")
+
+
+def limit_lines(limit: LineLimit) -> None:
+    """Hold whatever `configure_logging` has sent to stderr to a limit."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(limit)

@@ -22,6 +22,7 @@ FUNCTIONS = {
     "increase",
     "histogram_quantile",
     "absent",
+    "option",
     "reason",
     "result",
     "version",

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.errors import SettingsError
-from image_classifier.serving.auth import Gate, TokenGate, build_gate, load_keys
+from image_classifier.serving import auth
+from image_classifier.serving.auth import KEYS_LIVE_S, MAX_KEYS_BYTES, Gate, TokenGate, build_gate, load_keys
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.settings import ServerSettings
-
-ISSUER, AUDIENCE = "https://issuer.example", "classifier"
+from tests.issuer import AUDIENCE, ISSUER, Issuer, KeyServer, publishing, wait_for, write_certificate
 
 
 def write_keys(path: Path, **keys: str) -> Path:
@@ -36,30 +38,57 @@ def keys(tmp_path: Path) -> Gate:
     return build_gate(ServerSettings(model="m", api_keys_file=path))
 
 
-class Issuer:
-    """Signs tokens, and publishes the public half of its key."""
+class Clock:
+    """Stands still until it is moved."""
 
-    def __init__(self, path: Path, key_id: str = "1") -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.key_id = key_id
-        self.path = path
-        document = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(self.key.public_key()))
-        path.write_text(json.dumps({"keys": [document | {"kid": key_id, "alg": "ES256"}]}))
+    def __init__(self) -> None:
+        self.now = 1000.0
 
-    def sign(self, **changes: Any) -> str:
-        claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "carol", "exp": time.time() + 60} | changes
-        present = {name: value for name, value in claims.items() if value is not None}
-        return jwt.encode(present, self.key, algorithm="ES256", headers={"kid": self.key_id})
+    def __call__(self) -> float:
+        return self.now
+
+
+class Counts(dict[tuple[str, bool], int]):
+    """How often keys were read again, and with which result."""
+
+    def __call__(self, option: str, is_done: bool) -> None:
+        self[option, is_done] = self.get((option, is_done), 0) + 1
+
+
+def knows(gate: Gate, credential: str) -> bool:
+    """Say whether a gate lets somebody through."""
+    try:
+        return bool(gate.recognise(build_headers(credential)))
+    except Problem:
+        return False
 
 
 @pytest.fixture
-def issuer(tmp_path: Path) -> Issuer:
-    return Issuer(tmp_path / "jwks.json")
+def jwks(tmp_path: Path) -> Path:
+    return tmp_path / "jwks.json"
 
 
 @pytest.fixture
-def tokens(issuer: Issuer) -> TokenGate:
-    return TokenGate(ISSUER, AUDIENCE, str(issuer.path))
+def issuer(jwks: Path) -> Issuer:
+    return Issuer(jwks)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def tokens(issuer: Issuer, jwks: Path, clock: Clock) -> TokenGate:
+    return TokenGate(ISSUER, AUDIENCE, str(jwks), clock)
+
+
+@pytest.fixture
+def key_server(issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyServer]:
+    certificate = write_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with publishing(certificate, issuer.document) as server:
+        yield server
 
 
 def test_without_settings_everybody_is_let_in() -> None:
@@ -141,7 +170,7 @@ def test_a_token_that_ends_is_not_remembered_beyond(tokens: TokenGate, issuer: I
 
 def test_forged_tokens_are_refused(tokens: TokenGate, issuer: Issuer, tmp_path: Path) -> None:
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "mallory", "exp": time.time() + 60}
-    public = issuer.path.read_text()
+    public = issuer.document
     forged = [
         Issuer(tmp_path / "other.json").sign(),  # another key under the same name
         jwt.encode(claims, None, algorithm="none", headers={"kid": "1"}),  # type: ignore[arg-type]  # no key
@@ -154,19 +183,22 @@ def test_forged_tokens_are_refused(tokens: TokenGate, issuer: Issuer, tmp_path: 
             tokens.recognise(build_headers(token))
 
 
-def test_a_new_key_of_the_issuer_is_fetched(tokens: TokenGate, issuer: Issuer) -> None:
-    renewed = Issuer(issuer.path, "2")
-    tokens._loaded_at -= 60
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            assert tokens.recognise(build_headers(renewed.sign())) == "carol"
-            break
-        except Problem:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    with pytest.raises(Problem):
-        tokens.recognise(build_headers(issuer.sign()))
+def test_a_new_key_of_the_issuer_is_fetched(tokens: TokenGate, issuer: Issuer, jwks: Path, clock: Clock) -> None:
+    renewed = Issuer(jwks, "2")
+    assert not knows(tokens, renewed.sign())
+    clock.now += 11
+    wait_for(lambda: knows(tokens, renewed.sign()))
+    assert not knows(tokens, issuer.sign())
+
+
+def test_a_request_has_old_keys_fetched(tokens: TokenGate, issuer: Issuer, jwks: Path, clock: Clock) -> None:
+    token = issuer.sign()
+    assert knows(tokens, token)
+    Issuer(jwks, "2")
+    clock.now += 299
+    assert knows(tokens, token)
+    clock.now += 2
+    wait_for(lambda: not knows(tokens, token))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"keys": [{"kty": "EC"}]}'])
@@ -176,14 +208,176 @@ def test_a_file_without_public_keys_is_refused(tmp_path: Path, content: str) -> 
         TokenGate(ISSUER, AUDIENCE, str(tmp_path / "jwks.json"))
 
 
-def test_keys_and_tokens_go_together(tmp_path: Path, issuer: Issuer) -> None:
+@pytest.mark.parametrize("changes", [{"use": "enc"}, {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}])
+def test_keys_for_something_else_verify_nothing(tmp_path: Path, issuer: Issuer, changes: dict[str, str]) -> None:
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [issuer.jwk | changes]}))
+    with pytest.raises(SettingsError, match="no public key to verify signatures with"):
+        TokenGate(ISSUER, AUDIENCE, str(tmp_path / "jwks.json"))
+
+
+def test_keys_and_tokens_go_together(tmp_path: Path, issuer: Issuer, jwks: Path) -> None:
     path = write_keys(tmp_path / "keys", alice="first")
     gate = build_gate(
-        ServerSettings(
-            model="m", api_keys_file=path, jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_jwks=str(issuer.path)
-        )
+        ServerSettings(model="m", api_keys_file=path, jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_jwks=str(jwks))
     )
     assert gate.recognise(build_headers("first")) == "alice"
     assert gate.recognise(build_headers(issuer.sign())) == "carol"
     with pytest.raises(Problem):
         gate.recognise(build_headers("neither"))
+
+
+def test_both_are_read_again(tmp_path: Path, issuer: Issuer, jwks: Path) -> None:
+    path = write_keys(tmp_path / "keys", alice="first")
+    settings = ServerSettings(
+        model="m", api_keys_file=path, jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_jwks=str(jwks)
+    )
+    gate, counts = build_gate(settings), Counts()
+    gate.report_to(counts)
+    write_keys(path, alice="third")
+    renewed = Issuer(jwks, "2")
+    gate.refresh()
+    assert knows(gate, "third") and not knows(gate, "first")
+    wait_for(lambda: knows(gate, renewed.sign()))
+    wait_for(lambda: counts == {("api_keys_file", True): 1, ("jwt_jwks", True): 1})
+
+
+def test_keys_that_were_added_or_removed_are_known_when_they_are_read_again(keys: Gate, tmp_path: Path) -> None:
+    write_keys(tmp_path / "keys", bob="second", dora="fourth")
+    assert knows(keys, "first") and not knows(keys, "fourth")
+    keys.refresh()
+    assert not knows(keys, "first") and knows(keys, "second") and knows(keys, "fourth")
+
+
+@pytest.mark.parametrize("content", ["", "# nobody\n", "alice:abc\n", "bob:" + 63 * "0", "\x00", None])
+def test_a_file_that_is_half_written_locks_nobody_out(
+    keys: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None
+) -> None:
+    path, counts = tmp_path / "keys", Counts()
+    keys.report_to(counts)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    keys.refresh()
+    assert knows(keys, "first") and knows(keys, "second")
+    assert counts == {("api_keys_file", False): 1}
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR and "still accepted" in record.getMessage()
+    write_keys(path, bob="second")
+    keys.refresh()
+    assert not knows(keys, "first") and counts[("api_keys_file", True)] == 1
+
+
+def test_keys_come_from_an_https_address(key_server: KeyServer, issuer: Issuer) -> None:
+    gate = TokenGate(ISSUER, AUDIENCE, key_server.url)
+    assert gate.recognise(build_headers(issuer.sign())) == "carol"
+    assert key_server.asked == ["/jwks.json"]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    key_server: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(SettingsError, match="--jwt_jwks: .*certificate"):
+        TokenGate(ISSUER, AUDIENCE, key_server.url)
+    assert key_server.asked == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("scheme", ["http", "https", "file"])
+def test_a_redirect_is_not_followed(key_server: KeyServer, jwks: Path, status: int, scheme: str) -> None:
+    key_server.status = status
+    key_server.location = f"file://{jwks}" if scheme == "file" else key_server.url.replace("https", scheme) + "2"
+    with pytest.raises(SettingsError, match=f"status {status} is a redirect, which is not followed"):
+        TokenGate(ISSUER, AUDIENCE, key_server.url)
+    assert key_server.asked == ["/jwks.json"]
+
+
+def test_an_answer_is_read_up_to_a_limit_and_for_a_time(
+    key_server: KeyServer, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_server.content = issuer.document + MAX_KEYS_BYTES * " "
+    with pytest.raises(SettingsError, match="more than the 1,048,576 bytes"):
+        TokenGate(ISSUER, AUDIENCE, key_server.url)
+    key_server.content = issuer.document
+    key_server.part_s = 0.02
+    monkeypatch.setattr(auth, "FETCH_S", 0.1)
+    with pytest.raises(SettingsError, match="takes longer than 0.1 s"):
+        TokenGate(ISSUER, AUDIENCE, key_server.url)
+
+
+def test_a_flood_of_unknown_keys_makes_one_request(key_server: KeyServer, issuer: Issuer, clock: Clock) -> None:
+    gate = TokenGate(ISSUER, AUDIENCE, key_server.url, clock)
+    strangers = [issuer.sign({"kid": f"{number}"}) for number in range(2, 100)]
+    for number in (1, 2, 3):
+        assert not any(knows(gate, token) for token in strangers)
+        assert len(key_server.asked) == number
+        clock.now += 10.1
+        assert not any(knows(gate, token) for token in strangers)
+        wait_for(lambda wanted=number + 1: len(key_server.asked) == wanted)  # type: ignore[misc]
+        wait_for(lambda: not gate._is_refreshing)
+
+
+def test_nobody_waits_for_the_network(key_server: KeyServer, issuer: Issuer, clock: Clock) -> None:
+    gate = TokenGate(ISSUER, AUDIENCE, key_server.url, clock)
+    key_server.is_open.clear()
+    clock.now += 301
+    assert knows(gate, issuer.sign())  # while the keys are being fetched
+    assert not knows(gate, issuer.sign({"kid": "2"}))
+    gate.refresh()
+    wait_for(lambda: len(key_server.asked) == 2)
+    assert knows(gate, issuer.sign(sub="dora"))
+    key_server.is_open.set()
+    wait_for(lambda: len(key_server.asked) == 3)  # once more for what was asked meanwhile, and not twice
+    wait_for(lambda: not gate._is_refreshing)
+    assert len(key_server.asked) == 3
+
+
+def test_a_withdrawn_key_takes_its_tokens_along(key_server: KeyServer, issuer: Issuer) -> None:
+    gate = TokenGate(ISSUER, AUDIENCE, key_server.url)
+    before, during = issuer.sign(sub="before"), issuer.sign(sub="during")
+    assert knows(gate, before)
+    key_server.is_open.clear()
+    key_server.content = Issuer(key_id="2").document
+    gate.refresh()
+    wait_for(lambda: len(key_server.asked) == 2)
+    assert knows(gate, during)
+    key_server.is_open.set()
+    wait_for(lambda: not knows(gate, before))
+    assert not knows(gate, during) and not knows(gate, issuer.sign(sub="after"))
+
+
+def test_the_keys_live_for_an_hour_without_their_issuer(
+    key_server: KeyServer, issuer: Issuer, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, counts = TokenGate(ISSUER, AUDIENCE, key_server.url, clock), Counts()
+    gate.report_to(counts)
+    token = issuer.sign()
+    key_server.status = 500
+    clock.now += KEYS_LIVE_S - 100
+    gate.refresh()
+    wait_for(lambda: counts == {("jwt_jwks", False): 1})
+    assert "count for 100 s more: the answer's status 500 is no success" in caplog.text
+    assert knows(gate, token)
+    clock.now += 101
+    assert not knows(gate, token)
+    wait_for(lambda: not gate._is_refreshing)
+    key_server.status = 200
+    assert not knows(gate, token)  # nor is the issuer asked at each request
+    clock.now += 11
+    wait_for(lambda: knows(gate, token))
+    wait_for(lambda: counts == {("jwt_jwks", False): 2, ("jwt_jwks", True): 1})
+
+
+def test_no_address_that_a_token_names_is_asked(key_server: KeyServer, issuer: Issuer, clock: Clock) -> None:
+    gate = TokenGate(ISSUER, AUDIENCE, key_server.url, clock)
+    clock.now += 60
+    other = key_server.url.replace("jwks.json", "other")
+    for name in ("kid", "jku", "x5u"):
+        forger = Issuer()
+        header = {name: other} | ({"jwk": forger.jwk} if name == "jku" else {})
+        assert not knows(gate, forger.sign(header))
+        assert knows(gate, issuer.sign({name: other})) == (name != "kid")
+    wait_for(lambda: not gate._is_refreshing)
+    assert set(key_server.asked) == {"/jwks.json"}
+    assert os.environ["SSL_CERT_FILE"]  # so that it would have been reached
