@@ -32,10 +32,10 @@ ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 MAX_KEYS_BYTES = 2**20
 MAX_TOKENS = 1024
 REFRESH_S = 300.0
-"""After so long a request makes the server fetch the issuer's keys, where nothing else did."""
+"""The issuer's keys are fetched at least this often, however rarely other things are read again."""
 
 REFRESH_AT_MOST_EVERY_S = 10.0
-"""How often a token that names an unknown key may make the server fetch the keys."""
+"""How often requests may make the server fetch the keys: for an unknown one, and where all are too old."""
 
 KEYS_LIVE_S = 3600.0
 """After so long without a successful fetch the issuer's keys are no longer trusted."""
@@ -56,7 +56,13 @@ _LINE = re.compile(r"([\w.@-]{1,64}):([0-9a-f]{64})")
 
 
 class Gate:
-    """Lets everybody through; the others let through whom they know."""
+    """Lets everybody through; the others let through whom they know.
+
+    Attributes:
+        refresh_s: seconds after which `refresh` is due at the latest; infinite where nothing gets old.
+    """
+
+    refresh_s = float("inf")
 
     def __init__(self) -> None:
         self._count: Count = lambda option, is_done: None
@@ -193,13 +199,15 @@ class TokenGate(Gate):
     """Knows callers by the tokens that one issuer signed for one audience.
 
     Args:
-        jwks: file or https address of the issuer's keys. They are read again by `refresh`, after five minutes, and
-            when a token names an unknown key, at most once in ten seconds. After an hour without success none counts.
+        jwks: file or https address of the issuer's keys. They are read again by `refresh`, and when a token names an
+            unknown key, at most once in ten seconds. After an hour without success none counts.
         clock: gives seconds, from any beginning.
 
     Raises:
         SettingsError: the keys cannot be had.
     """
+
+    refresh_s = REFRESH_S
 
     def __init__(self, issuer: str, audience: str, jwks: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -251,11 +259,9 @@ class TokenGate(Gate):
         token = _find_credential(headers)
         if not token:
             raise _refuse("send `Authorization: Bearer TOKEN`")
-        now, keys = self._clock(), self._keys
-        is_too_old = now - self._loaded_at > KEYS_LIVE_S
-        if now - self._tried_at > (REFRESH_AT_MOST_EVERY_S if is_too_old else REFRESH_S):
-            self.refresh()
-        if is_too_old:
+        keys = self._keys
+        if self._clock() - self._loaded_at > KEYS_LIVE_S:
+            self._ask_again()
             raise _refuse("the issuer's keys have not been available for too long; try again later")
         digest = hashlib.sha256(token).digest()
         known = keys.callers.get(digest)
@@ -265,8 +271,7 @@ class TokenGate(Gate):
             key_id = str(jwt.get_unverified_header(token).get("kid", ""))
             key = keys.by_id.get(key_id)
             if key is None:
-                if now - self._tried_at > REFRESH_AT_MOST_EVERY_S:
-                    self.refresh()
+                self._ask_again()
                 raise _refuse("the token is signed with a key that is not known here")
             claims = self._verify(token, key)
         except (jwt.PyJWTError, ValueError, TypeError) as error:
@@ -274,6 +279,10 @@ class TokenGate(Gate):
         caller = str(claims.get("sub", ""))[:64] or "token"
         keys.remember(digest, caller, float(claims["exp"]))
         return caller
+
+    def _ask_again(self) -> None:
+        if self._clock() - self._tried_at > REFRESH_AT_MOST_EVERY_S:
+            self.refresh()
 
     def _verify(self, token: bytes, key: jwt.PyJWK) -> dict[str, Any]:
         return jwt.decode(
@@ -350,6 +359,7 @@ class EitherGate(Gate):
     def __init__(self, gates: list[Gate]) -> None:
         super().__init__()
         self._gates = gates
+        self.refresh_s = min(gate.refresh_s for gate in gates)
 
     def report_to(self, count: Count) -> None:
         for gate in self._gates:
