@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ from image_classifier import __version__, files
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving import schemas, site
 from image_classifier.serving.auth import Gate
+from image_classifier.serving.limits import find_caller
 from image_classifier.serving.oip import InferenceProtocol
 from image_classifier.serving.problems import CONTENT_TYPE, Problem
+from image_classifier.serving.proxies import TrustedProxies
 from image_classifier.serving.requests import describe_bodies, parse_body
 from image_classifier.serving.routes import add_route, answer_json, complete_openapi, is_open_route
-from image_classifier.serving.service import ClientLeft, Service
+from image_classifier.serving.service import Caller, ClientLeft, Service
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics, RequestLog
 
@@ -53,8 +56,9 @@ class App:
         self.gate = gate
         self.metrics = metrics
         self.allowed_hosts = settings.find_allowed_hosts()
+        self.proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self.predict_path = f"{settings.root_path}/predict"
-        self._log = RequestLog(settings.log_lines_per_s)
+        self.log = RequestLog(settings.log_lines_per_s)
         prefix = secrets.token_hex(6)
         self._ids = (f"{prefix}-{number:x}" for number in itertools.count())
         self.api = self._build_api(lifespan)
@@ -95,7 +99,7 @@ class App:
             await send(message)
 
         path, is_open = self._find_route(scope["path"].removeprefix(self.settings.root_path))
-        scope["caller"], scope["request_id"] = "", None
+        scope["caller"], scope["request_id"] = Caller("", ""), None
         try:
             if not is_open:
                 scope["caller"] = self.admit(headers, scope.get("client"))
@@ -109,15 +113,21 @@ class App:
             except Exception:  # which the API has answered with 500
                 logger.exception("unexpected error in %s %s", method, path)
         client, caller = scope.get("client"), scope["caller"]
-        self.note(method, scope["path"], path, status, began, headers, client, caller, scope["request_id"])
+        self.note(method, scope["path"], path, status, began, headers, client, caller.name, scope["request_id"])
 
-    def admit(self, headers: Mapping[bytes, bytes], client: Sequence[Any] | None) -> str:
-        """Return the name of who asks.
+    def admit(self, headers: Mapping[bytes, bytes], client: Sequence[Any] | None) -> Caller:
+        """Let a request in, and return who asks.
 
         Raises:
-            Problem: `unauthorized`.
+            Problem: `unauthorized` or `rate-limited`.
         """
-        return self.gate.recognise(headers)
+        name = self.gate.recognise(headers)
+        caller = Caller(name, find_caller(name, client[0] if client else None))
+        wait_s = self.service.limits.admit(caller.payer)
+        if wait_s:
+            after = [(b"retry-after", b"%d" % math.ceil(wait_s))]
+            raise Problem("rate-limited", f"this caller may come again in {wait_s:.1f} s", after)
+        return caller
 
     def note(
         self,
@@ -134,9 +144,9 @@ class App:
         """Count an answered request, and write its line."""
         seconds = time.perf_counter() - began
         self.metrics.observe_request(method, route, status)(seconds)
-        if (status >= 400 or route not in QUIET_PATHS) and self._log.has_room():
+        if (status >= 400 or route not in QUIET_PATHS) and self.log.has_room():
             trace = headers.get(b"traceparent", b"").split(b"-")
-            self._log.write(
+            self.log.write(
                 method,
                 path,
                 status,

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from PIL import Image
 
@@ -19,6 +20,7 @@ _ROUNDING = 1e-6
 """Part of a request or a pixel that may be missing, so that a wait of as long as was said is enough."""
 
 
+@lru_cache(maxsize=1024)
 def find_caller(name: str, address: str | None) -> str:
     """Find whom a request counts for: the authenticated name, or else the client's address.
 

@@ -24,6 +24,7 @@ from image_classifier.serving.app import App
 from image_classifier.serving.batching import NUM_BYTES, SMALL_FILE_BYTES, InferenceError, QueueFullError, Ticket
 from image_classifier.serving.problems import Problem, build_raw_head
 from image_classifier.serving.requests import IMAGE_TYPES, PIXELS
+from image_classifier.serving.service import Caller, count_all_pixels
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -42,6 +43,7 @@ FRESH_S = 1.0
 
 NUM_PIXEL_BYTES = str(NUM_BYTES).encode()
 HEAD_200 = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+NOBODY = Caller("", "")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -123,7 +125,17 @@ class Exchange:
         answer_by: when the answer must have gone, on the event loop's clock; set when the request is whole.
     """
 
-    __slots__ = ("answer_by", "connection", "has_answer", "has_begun", "head", "is_answered", "is_whole", "keeps_alive")
+    __slots__ = (
+        "answer_by",
+        "client",
+        "connection",
+        "has_answer",
+        "has_begun",
+        "head",
+        "is_answered",
+        "is_whole",
+        "keeps_alive",
+    )
 
     def __init__(self, connection: Connection, head: Head | None) -> None:
         self.connection = connection
@@ -131,6 +143,7 @@ class Exchange:
         self.is_whole = self.has_begun = self.has_answer = self.is_answered = False
         self.keeps_alive = head is not None and head.keeps_alive
         self.answer_by = float("inf")
+        self.client = connection.find_client(head)
 
     def start(self) -> None:
         """Begin to answer: the ones before are answered, and the client reads."""
@@ -211,7 +224,7 @@ class Refusal(Exchange):
         if not self._is_noted:
             method, path = (head.method.decode("latin-1"), head.target.decode("latin-1")) if head else ("-", "-")
             began, fields = (head.began, head.fields) if head else (time.perf_counter(), {})
-            app.note(method, path, "other", self._problem.status, began, fields, self.connection.client, "", request_id)
+            app.note(method, path, "other", self._problem.status, began, fields, self.client, "", request_id)
 
 
 class SmallImage(Exchange):
@@ -224,7 +237,7 @@ class SmallImage(Exchange):
     def __init__(self, connection: Connection, head: Head) -> None:
         super().__init__(connection, head)
         self._body = b""
-        self._caller = ""
+        self._caller = NOBODY
         self._is_cancelled = False
 
     def take(self, data: bytes) -> None:
@@ -243,7 +256,7 @@ class SmallImage(Exchange):
         """Ask for the answer, now that the body is whole and it is this request's turn."""
         app, fields = self.connection.app, self.head.fields
         try:
-            self._caller = app.admit(fields, self.connection.client)
+            self._caller = app.admit(fields, self.client)
             app.service.batcher.check_room(1)
         except (Problem, InferenceError, QueueFullError) as error:
             self.set_exception(error)
@@ -252,6 +265,9 @@ class SmallImage(Exchange):
         else:
             formats = IMAGE_TYPES.get(fields[b"content-type"])
             ticket = Ticket(None, self._body, formats) if formats else Ticket(self._body)
+            ticket.caller = self._caller.payer
+            if app.service.limits.counts_pixels:
+                app.service.limits.charge(ticket.caller, count_all_pixels((ticket,)))
             app.service.batcher.submit_to(ticket, self)
 
     def done(self) -> bool:
@@ -302,8 +318,8 @@ class SmallImage(Exchange):
             status,
             self.head.began,
             self.head.fields,
-            self.connection.client,
-            self._caller,
+            self.client,
+            self._caller.name,
             request_id,
         )
 
@@ -341,8 +357,8 @@ class Call(Exchange):
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": head.version,
             "server": connection.server,
-            "client": connection.client,
-            "scheme": "http",
+            "client": self.client,
+            "scheme": "https" if self._came_by_https(head) else "http",
             "method": head.method.decode("ascii"),
             "root_path": root_path,
             "path": root_path + unquote(raw_path.decode("ascii", "replace")),
@@ -351,6 +367,11 @@ class Call(Exchange):
             "headers": head.headers,
             "call": self,
         }
+
+    def _came_by_https(self, head: Head) -> bool:
+        proxies, peer = self.connection.app.proxies, self.connection.peer
+        is_trusted = proxies is not None and peer is not None and proxies.trusts(peer[0])
+        return is_trusted and head.fields.get(b"x-forwarded-proto") == b"https"
 
     def start(self) -> None:
         connection = self.connection
@@ -477,7 +498,7 @@ class Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.tasks = server_state.tasks
         self.transport: asyncio.Transport
-        self.client: tuple[str, int] | None = None
+        self.peer: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
         self.is_writing_paused = False
         self._state = server_state
@@ -498,7 +519,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self.client, self.server = (tuple(each[:2]) if each else None for each in (peer, own))
+        self.peer, self.server = (tuple(each[:2]) if each else None for each in (peer, own))
         connections = self._state.connections
         connections.add(self)  # type: ignore[arg-type]  # does what uvicorn asks of a connection
         self.app.metrics.connections.set(len(connections))
@@ -640,6 +661,14 @@ class Connection(asyncio.Protocol):
     def date(self) -> list[tuple[bytes, bytes]]:
         """The header with the date."""
         return self._state.default_headers
+
+    def find_client(self, head: Head | None) -> tuple[str, int] | None:
+        """Find the client's address and port: the peer's, or what a trusted proxy says."""
+        proxies, peer = self.app.proxies, self.peer
+        if proxies is None or head is None or peer is None:
+            return peer
+        address = proxies.find_client(peer[0], head.fields.get(b"x-forwarded-for"))
+        return peer if address == peer[0] else (address, 0)
 
     def is_last_of_all(self, exchange: Exchange) -> bool:
         """Say whether the server ends, and nothing follows an exchange on this connection."""

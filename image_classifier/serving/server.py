@@ -29,7 +29,7 @@ from image_classifier.serving.batching import Batcher
 from image_classifier.serving.protocol import Connection
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
-from image_classifier.serving.telemetry import Metrics, configure_logging
+from image_classifier.serving.telemetry import Metrics, configure_logging, limit_lines
 
 DEFAULT_NAME = "image_classifier"
 SWEEP_S = 0.5
@@ -130,9 +130,11 @@ class Server:
         self._settings = settings
         self._source = source
         self._listener = listener
-        self._reload = asyncio.Event()
+        self._reload, self._reload_keys = asyncio.Event(), asyncio.Event()
         self._service = Service(settings, batcher, metrics, source.name)
-        self._app = App(settings, self._service, build_gate(settings), metrics, self._live)
+        gate = build_gate(settings)
+        gate.report_to(metrics.count_key_reload)
+        self._app = App(settings, self._service, gate, metrics, self._live)
         protocol: Any = partial(Connection, self._app)
         config = uvicorn.Config(
             self._app,
@@ -151,6 +153,8 @@ class Server:
 
     def run(self) -> int:
         """Serve until a signal comes, and return the exit status."""
+        configure_logging(self._settings.log_format)
+        limit_lines(self._app.log.limit)
         self._uvicorn.run(sockets=[self._listener])
         return self.exit_status
 
@@ -161,9 +165,9 @@ class Server:
         with suppress(ValueError):  # signals come to the main thread alone
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop, number)
-            loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+            loop.add_signal_handler(signal.SIGHUP, self._look_again)
         self._service.batcher.start()
-        tasks = [loop.create_task(work()) for work in (self._announce, self._sweep, self._follow)]
+        tasks = [loop.create_task(work()) for work in (self._announce, self._sweep, self._follow, self._follow_keys)]
         try:
             yield
         finally:
@@ -205,6 +209,20 @@ class Server:
             now = loop.time()
             for connection in list(connections):
                 connection.sweep(now)
+
+    def _look_again(self) -> None:
+        self._reload.set()
+        self._reload_keys.set()
+
+    async def _follow_keys(self) -> None:
+        """Have the keys read again; apart from the model, whose loading may take longer than they may be old."""
+        gate = self._app.gate
+        every_s = min(self._settings.reload_every_s or math.inf, gate.refresh_s)
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._reload_keys.wait(), None if every_s == math.inf else every_s)
+            self._reload_keys.clear()
+            await asyncio.to_thread(gate.refresh)
 
     async def _follow(self) -> None:
         """Load another version when the alias has moved; the one before serves on until then, or if that fails."""
@@ -277,6 +295,5 @@ def serve(settings: ServerSettings, resolve: Resolve | None = None) -> int:
     source = ModelSource(settings, resolve)
     with bind(settings) as listener:
         server = Server(settings, source, listener)
-        configure_logging(settings.log_format)
         Image.preinit()  # the decoders, which would be imported while the first client waits
         return server.run()

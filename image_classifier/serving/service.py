@@ -9,13 +9,14 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from image_classifier.errors import ImageError
-from image_classifier.serving.batching import Batcher, DeadlineError, InferenceError, QueueFullError, Ticket
+from image_classifier.serving.batching import NUM_BYTES, Batcher, DeadlineError, InferenceError, QueueFullError, Ticket
+from image_classifier.serving.limits import CallerLimits, count_pixels
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.schemas import API_VERSION, DEFAULT_TOP_K, Prediction, Predictions
 from image_classifier.serving.settings import ServerSettings
@@ -28,6 +29,18 @@ MAX_BODIES_BYTES = 64 * 2**20
 """Bytes of all bodies that are held at once, at most; however many clients send large ones."""
 
 T = TypeVar("T")
+
+
+class Caller(NamedTuple):
+    """Who asks.
+
+    Attributes:
+        name: of the key or token; empty where nobody has to show one.
+        payer: for whom requests, pixels and decoding time count.
+    """
+
+    name: str
+    payer: str
 
 
 class ClientLeft(Exception):
@@ -46,6 +59,7 @@ class Service:
         self.batcher = batcher
         self.metrics = metrics
         self.name = name
+        self.limits = CallerLimits(settings.rate_limit, settings.pixel_rate_limit)
         self.is_draining = False
         self._bodies_bytes = 0
         self._cache: OrderedDict[bytes, Ticket] = OrderedDict()
@@ -106,6 +120,11 @@ class Service:
             ClientLeft: nobody waits any more.
         """
         call = request.scope.get("call")  # `protocol.Call`, which cancels what it waits for when the client leaves
+        payer = request.scope["caller"].payer
+        for ticket in tickets:
+            ticket.caller = payer
+        if self.limits.counts_pixels:
+            self.limits.charge(payer, await asyncio.to_thread(count_all_pixels, tickets))
         try:
             self.batcher.check_room(len(tickets))
             submit = self.batcher.submit if self.settings.cache_size == 0 else self._submit_or_find
@@ -187,3 +206,8 @@ class Service:
             "api_version": API_VERSION,
         }
         return orjson.dumps(answer)
+
+
+def count_all_pixels(tickets: Sequence[Ticket]) -> int:
+    """Count the pixels of images before they are decoded."""
+    return sum(count_pixels(each.content, each.formats) if each.content else NUM_BYTES // 3 for each in tickets)

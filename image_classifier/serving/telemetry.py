@@ -31,7 +31,7 @@ HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5
 FINE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 REQUEST_LOGGER = "image_classifier.serving.request"
-LIFE_LOGGERS = frozenset(("uvicorn.error", "image_classifier.serving.server", "image_classifier.serving.workers"))
+LIFE_LOGGERS = frozenset(("uvicorn.error", "image_classifier.serving.server"))
 """What these say at level INFO is about the server's start, its end, or another version of its model."""
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
