@@ -13,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
+from tests.bombs import save
 from tests.conftest import report_lack
 from tests.hostile import MAX_BODY_BYTES, PIXELS, Exchange, Grammar, build_chunks
 from tests.hostile_bodies import INFER
@@ -83,15 +85,22 @@ def test_what_was_found_is_answered_or_closed(server: Running, exchange: Exchang
     assert judge(exchange, outcome) == "", outcome
 
 
-def test_strings_in_the_place_of_numbers_take_no_memory(server: Running) -> None:
+@pytest.mark.parametrize("name", ["strings in the place of numbers", "a WebP of a kilobyte and 25 million pixels"])
+def test_a_small_body_takes_little_memory(server: Running, name: str) -> None:
     httpx.post(f"{server.url}/predict", content=encode(draw_images(1)[0]), headers={"content-type": "image/png"})
+    if name.startswith("strings"):
+        content = build_request(json.dumps({"inputs": [STRINGS]}).encode(), "application/json", INFER)
+        exchange = Exchange(0, "large", (content,), expected=(400,))
+    else:
+        image = save(Image.new("RGBA", (5000, 5000), (1, 2, 3, 4)), "WEBP", lossless=True)
+        exchange = Exchange(0, "bomb", (build_request(image, "image/webp"),), expected=(200,))
+    process = Path(f"/proc/{server.process.pid}")
+    (process / "clear_refs").write_text("5")  # its peak counts from now on
     before = server.measure_memory()
-    body = json.dumps({"inputs": [STRINGS]}).encode()
-    exchange = Exchange(0, "large", (build_request(body, "application/json", INFER),), expected=(400,))
     outcome = asyncio.run(play(server.port, exchange, WAIT_S))
     assert judge(exchange, outcome) == "", outcome
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    peak = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    lines = (process / "status").read_text().splitlines()
+    peak = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
     assert peak - before < MAX_MEMORY_MB
 
 
