@@ -467,73 +467,74 @@ _TARGETS = (
 
 def change_fields(chance: Random, draft: Draft) -> None:
     """Add fields that are odd."""
-    field = chance.choice(
-        (
-            *(
-                b"a",
-                b":",
-                b": b",
-                b"a:",
-                b" a: b",
-                b"a : b",
-                b"a\t: b",
-                b"a: b\r\n c",
-                b"a: b\r\n\tc",
-                b"a:\r\n b",
-                b"\ta: b",
-            ),
-            *(
-                b"a\0: b",
-                b"a: b\0c",
-                b"\xff: b",
-                b"a: \xff\xfe",
-                b"a: b\rc",
-                b"a: b\nc: d",
-                b"a: b\r",
-                b"(a): b",
-                b"a b: c",
-            ),
-            *(
-                b'"a": b',
-                b"a: " + b"b" * 10_000,
-                b"a" * 10_000 + b": b",
-                b"a: \x01\x02\x1b[31m",
-                b"a: \x7f",
-                b"\x80: \x80",
-            ),
-            *(
-                b"Host : a",
-                b"X-Request-ID: " + b"a" * 129,
-                b"X-Request-ID: \xff",
-                b"X-Request-ID: a\tb",
-                b"X-Request-ID:",
-            ),
-            *(
-                b"Accept: " + b"a/b, " * 3000,
-                b"Cookie: " + b"a=b;" * 5000,
-                b"Range: bytes=0-,0-,0-",
-                b"Forwarded: for=a",
-            ),
-            *(
-                b"X-Forwarded-For: 1.2.3.4, a",
-                b"X-Forwarded-Proto: javascript",
-                b"traceparent: 00-\xff-b-1",
-                b"traceparent: ---",
-            ),
-            *(
-                b"X-HTTP-Method-Override: DELETE",
-                b"Content_Length: 5",
-                b"Date: a",
-                b"If-None-Match: *",
-                b"TE: trailers",
-            ),
-        )
-    )
+    field = chance.choice(_ODD_FIELDS)
     number = chance.choice((1, 1, 1, 2, 100, 1000, 10_000))
     if number * len(field) > 2**20:
         number = 1
     at = chance.randrange(len(draft.fields) + 1)
     draft.fields[at:at] = [field] * number
+
+
+_ODD_FIELDS = (
+    *(
+        b"a",
+        b":",
+        b": b",
+        b"a:",
+        b" a: b",
+        b"a : b",
+        b"a\t: b",
+        b"a: b\r\n c",
+        b"a: b\r\n\tc",
+        b"a:\r\n b",
+        b"\ta: b",
+    ),
+    *(
+        b"a\0: b",
+        b"a: b\0c",
+        b"\xff: b",
+        b"a: \xff\xfe",
+        b"a: b\rc",
+        b"a: b\nc: d",
+        b"a: b\r",
+        b"(a): b",
+        b"a b: c",
+    ),
+    *(
+        b'"a": b',
+        b"a: " + b"b" * 10_000,
+        b"a" * 10_000 + b": b",
+        b"a: \x01\x02\x1b[31m",
+        b"a: \x7f",
+        b"\x80: \x80",
+    ),
+    *(
+        b"Host : a",
+        b"X-Request-ID: " + b"a" * 129,
+        b"X-Request-ID: \xff",
+        b"X-Request-ID: a\tb",
+        b"X-Request-ID:",
+    ),
+    *(
+        b"Accept: " + b"a/b, " * 3000,
+        b"Cookie: " + b"a=b;" * 5000,
+        b"Range: bytes=0-,0-,0-",
+        b"Forwarded: for=a",
+    ),
+    *(
+        b"X-Forwarded-For: 1.2.3.4, a",
+        b"X-Forwarded-Proto: javascript",
+        b"traceparent: 00-\xff-b-1",
+        b"traceparent: ---",
+    ),
+    *(
+        b"X-HTTP-Method-Override: DELETE",
+        b"Content_Length: 5",
+        b"Date: a",
+        b"If-None-Match: *",
+        b"TE: trailers",
+    ),
+)
 
 
 def change_framing(chance: Random, draft: Draft) -> None:
@@ -674,74 +675,79 @@ def draw_chunks(chance: Random, payload: bytes) -> bytes:
     kind = chance.randrange(4)
     size = part[0]
     if kind == 0:
-        part[0] = chance.choice(
-            (
-                *(
-                    b"0x" + size,
-                    b"+" + size,
-                    b"-" + size,
-                    b" " + size,
-                    size + b" ",
-                    size + b"\t",
-                    b"\t" + size,
-                    b"",
-                    b"g",
-                ),
-                *(
-                    b"0" * 20 + size,
-                    b"0" * 5000 + size,
-                    b"f" * 15,
-                    b"f" * 16,
-                    b"f" * 17,
-                    b"1" + b"0" * 16,
-                    b"10000000000000005",
-                ),
-                *(
-                    b"80000000",
-                    b"100000005",
-                    size.upper(),
-                    size + b"\0",
-                    size + b"h",
-                    size + b" 5",
-                    b"5 5",
-                    b"7fffffffffffffff",
-                ),
-                *(b"-1", b"-0", size + b"\xff", b"\xef\xbc\x95"),
-            )
-        )
+        part[0] = _draw_size(chance, size)
     elif kind == 1:
-        part[0] += chance.choice(
-            (
-                *(
-                    b";a",
-                    b";a=b",
-                    b';a="b"',
-                    b";",
-                    b";;",
-                    b"; a=b",
-                    b" ;a=b",
-                    b';a="\r\n"',
-                    b";a=\rb",
-                    b";a\n",
-                    b";\0",
-                    b";\xff",
-                ),
-                *(
-                    b';a="',
-                    b";a=b;" * 100,
-                    b";a=" + b"b" * 5000,
-                    b";a=" + b"b" * 100_000,
-                    b";\r",
-                    b";\n",
-                    b";a=b\n0\r\n\r\n",
-                ),
-            )
-        )
+        part[0] += chance.choice(_EXTENSIONS)
     elif kind == 2:
         part[1] = chance.choice((b"\n", b"\r", b"\r\r\n", b"", b"\r\n\r\n", b"\r\n ", b"\rX", b"\nX"))
     else:
         part[3] = chance.choice((b"\n", b"\r", b"", b"XX", b"\r\n\r\n", b"\rX", b" \r\n", b"X: y\r\n\r\n", b"\r\nX"))
     return b"".join(b"".join(part) for part in parts)
+
+
+def _draw_size(chance: Random, size: bytes) -> bytes:
+    return chance.choice(
+        (
+            *(
+                b"0x" + size,
+                b"+" + size,
+                b"-" + size,
+                b" " + size,
+                size + b" ",
+                size + b"\t",
+                b"\t" + size,
+                b"",
+                b"g",
+            ),
+            *(
+                b"0" * 20 + size,
+                b"0" * 5000 + size,
+                b"f" * 15,
+                b"f" * 16,
+                b"f" * 17,
+                b"1" + b"0" * 16,
+                b"10000000000000005",
+            ),
+            *(
+                b"80000000",
+                b"100000005",
+                size.upper(),
+                size + b"\0",
+                size + b"h",
+                size + b" 5",
+                b"5 5",
+                b"7fffffffffffffff",
+            ),
+            *(b"-1", b"-0", size + b"\xff", b"\xef\xbc\x95"),
+        )
+    )
+
+
+_EXTENSIONS = (
+    *(
+        b";a",
+        b";a=b",
+        b';a="b"',
+        b";",
+        b";;",
+        b"; a=b",
+        b" ;a=b",
+        b';a="\r\n"',
+        b";a=\rb",
+        b";a\n",
+        b";\0",
+        b";\xff",
+    ),
+    *(
+        b';a="',
+        b";a=b;" * 100,
+        b";a=" + b"b" * 5000,
+        b";a=" + b"b" * 100_000,
+        b";\r",
+        b";\n",
+        b";a=b\n0\r\n\r\n",
+    ),
+)
 
 
 def change_connection(chance: Random, draft: Draft) -> None:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,7 @@ from tests.hostile_clients import Outcome, play
 from tests.serving import find_port
 
 AT_ONCE = 64
+LENGTH, CHUNKED = b"Content-Length: %d", b"Transfer-Encoding: chunked"
 LONG_ZEROS = re.compile(rb"0{18,}")
 """Of which h11 takes no number to begin, though that number has no other reading."""
 
@@ -161,102 +162,113 @@ class Streams:
     def build_classics(self) -> dict[str, bytes]:
         """Build those that have names."""
         inner = self._draft("inner").build()
-        ended = b"0\r\n\r\n" + inner
-        streams: dict[str, list[Draft]] = {}
+        streams: dict[str, bytes] = {}
 
         def add(name: str, framing: Sequence[bytes], payload: bytes, **changes: object) -> None:
             draft = self._draft("odd", b"")
             draft.framing, draft.payload = list(framing), payload
             for part, value in changes.items():
                 setattr(draft, part, value)
-            streams[name] = [draft]
+            streams[name] = draft.build() + self._close()
 
-        length, chunked = b"Content-Length: %d", b"Transfer-Encoding: chunked"
-        add("CL.TE", [length % len(ended), chunked], ended)
-        add("TE.CL", [chunked, b"Content-Length: 4"], b"%x\r\n" % len(inner) + inner + b"\r\n0\r\n\r\n")
-        add("CL.TE, HTTP/1.0", [length % len(ended), chunked], ended, version=b"HTTP/1.0")
-        add("TE in HTTP/1.0", [chunked, b"Connection: keep-alive"], ended, version=b"HTTP/1.0")
-        add("CL.0", [length % len(inner)], inner)
-        add("GET with a body", [length % len(inner)], inner, method=b"GET", target=b"/x")
-        add("no length", [], inner)
-        add("a length of 0 and more", [b"Content-Length: 0"], inner)
-        for place, coding in enumerate(CODINGS):
-            add(f"TE.TE {place}: {coding!r}", [b"Transfer-Encoding: " + coding], ended)
-            add(f"TE.TE {place} and a length", [length % len(ended), b"Transfer-Encoding: " + coding], ended)
-            add(f"TE.TE {place} behind chunked", [chunked, b"Transfer-Encoding: " + coding], ended)
-        for odd in ODD_CODING_FIELDS:
-            add(f"{odd!r}", [odd], ended)
-            add(f"{odd!r} and a length", [odd, length % len(ended)], ended)
-        for value in (
-            b"+5",
-            b"-5",
-            b"0x5",
-            b"5,5",
-            b"5, 6",
-            b"05",
-            b" 5 ",
-            b"5\x0b",
-            b"5 5",
-            b"",
-            b"5;",
-            b"1e0",
-            b"\xb2",
-            b"5_0",
-        ):
-            add(f"length {value!r}", [b"Content-Length: " + value], b"abcde")
-        for first, second in ((5, 5), (5, 6), (0, 5), (5, 0)):
-            add(f"lengths {first} and {second}", [length % first, length % second], b"abcde")
-        for size in (
-            b"0x5",
-            b"+5",
-            b"-5",
-            b" 5",
-            b"5 ",
-            b"5;a\n",
-            b"5;a\r",
-            b"5\n",
-            b"5\r",
-            b"005",
-            b"10000000000000005",
-            b"5;",
-            b"",
-        ):
-            add(f"chunk size {size!r}", [chunked], size + b"\r\nabcde\r\n" + ended)
-        for end in (b"\n", b"\r", b"", b"XX", b"\r\r\n", b"\n\r\n"):
-            add(f"chunk that ends with {end!r}", [chunked], b"5\r\nabcde" + end + ended)
-            add(f"last chunk {end!r}", [chunked], b"0" + end + b"\r\n" + inner)
-            add(f"lines that end with {end!r}", [b"Content-Length: 5"], b"abcde", eol=end or b"\r\n ")
-            add(f"a field behind {end!r}", [b"X: y" + end + b"Content-Length: 5"], b"abcde")
-        add("trailers", [chunked], b"0\r\nX: y\r\nContent-Length: 90\r\n\r\n" + inner)
-        add("a trailer without colon", [chunked], b"0\r\nX\r\n\r\n" + inner)
-        add("an extension with a line end", [chunked], b'0;a="\r\n\r\n' + inner)
-        add("space before the colon", [b"Content-Length : 5"], b"abcde")
-        add("fold", [b"Content-Length:\r\n 5"], b"abcde")
-        add("fold of a coding", [b"Transfer-Encoding:\r\n chunked"], ended)
-        add("fold of the first field", [], b"", host=[b" X: y", b"Host: a"])
-        for name, host in {
-            "no Host": [],
-            "two Hosts": [b"Host: a", b"Host: b"],
-            "one Host twice": [b"Host: a", b"Host: a"],
-            "empty Host": [b"Host:"],
-            "Host with a space": [b"Host: a b"],
-            "Host with a slash": [b"Host: a/b"],
-            "Host with a comma": [b"Host: a,b"],
-            "Host with a name": [b"Host: a@b"],
-        }.items():
-            add(name, [b"Content-Length: 5"], b"abcde", host=host)
-        add("no Host in HTTP/1.0", [b"Content-Length: 5"], b"abcde", host=[], version=b"HTTP/1.0")
-        add("absolute form against Host", [b"Content-Length: 5"], b"abcde", target=b"http://other/predict")
-        add("absolute form without Host", [b"Content-Length: 5"], b"abcde", target=b"http://other/predict", host=[])
-        add("upgrade", [b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 5"], b"abcde")
-        add("upgrade without a body", [b"Connection: Upgrade", b"Upgrade: websocket"], b"")
-        add("expect", [b"Expect: 100-continue", b"Content-Length: 5"], b"abcde")
-        add("expect and smuggle", [b"Expect: 100-continue", length % len(inner)], inner)
-        add("CONNECT", [b"Content-Length: 5"], b"abcde", method=b"CONNECT", target=b"localhost:80")
-        add("NUL in a field", [b"X: \0", b"Content-Length: 5"], b"abcde")
-        add("line end in the target", [], b"", target=b"/x HTTP/1.1\r\nHost: a\r\n\r\nGET /y")
-        built = {name: b"".join(draft.build() for draft in drafts) for name, drafts in streams.items()}
-        return {name: content + self._close() for name, content in built.items()}
+        for group in (_add_codings, _add_lengths, _add_fields):
+            group(add, inner, b"0\r\n\r\n" + inner)
+        return streams
+
+
+def _add_codings(add: Callable[..., None], inner: bytes, ended: bytes) -> None:
+    """Add those whose length two fields say, or a coding that is odd."""
+    add("CL.TE", [LENGTH % len(ended), CHUNKED], ended)
+    add("TE.CL", [CHUNKED, b"Content-Length: 4"], b"%x\r\n" % len(inner) + inner + b"\r\n0\r\n\r\n")
+    add("CL.TE, HTTP/1.0", [LENGTH % len(ended), CHUNKED], ended, version=b"HTTP/1.0")
+    add("TE in HTTP/1.0", [CHUNKED, b"Connection: keep-alive"], ended, version=b"HTTP/1.0")
+    add("CL.0", [LENGTH % len(inner)], inner)
+    add("GET with a body", [LENGTH % len(inner)], inner, method=b"GET", target=b"/x")
+    add("no length", [], inner)
+    add("a length of 0 and more", [b"Content-Length: 0"], inner)
+    for place, coding in enumerate(CODINGS):
+        add(f"TE.TE {place}: {coding!r}", [b"Transfer-Encoding: " + coding], ended)
+        add(f"TE.TE {place} and a length", [LENGTH % len(ended), b"Transfer-Encoding: " + coding], ended)
+        add(f"TE.TE {place} behind chunked", [CHUNKED, b"Transfer-Encoding: " + coding], ended)
+    for odd in ODD_CODING_FIELDS:
+        add(f"{odd!r}", [odd], ended)
+        add(f"{odd!r} and a length", [odd, LENGTH % len(ended)], ended)
+
+
+def _add_lengths(add: Callable[..., None], inner: bytes, ended: bytes) -> None:
+    """Add those whose lengths, chunks and lines are odd."""
+    for value in (
+        b"+5",
+        b"-5",
+        b"0x5",
+        b"5,5",
+        b"5, 6",
+        b"05",
+        b" 5 ",
+        b"5\x0b",
+        b"5 5",
+        b"",
+        b"5;",
+        b"1e0",
+        b"\xb2",
+        b"5_0",
+    ):
+        add(f"length {value!r}", [b"Content-Length: " + value], b"abcde")
+    for first, second in ((5, 5), (5, 6), (0, 5), (5, 0)):
+        add(f"lengths {first} and {second}", [LENGTH % first, LENGTH % second], b"abcde")
+    for size in (
+        b"0x5",
+        b"+5",
+        b"-5",
+        b" 5",
+        b"5 ",
+        b"5;a\n",
+        b"5;a\r",
+        b"5\n",
+        b"5\r",
+        b"005",
+        b"10000000000000005",
+        b"5;",
+        b"",
+    ):
+        add(f"chunk size {size!r}", [CHUNKED], size + b"\r\nabcde\r\n" + ended)
+    for end in (b"\n", b"\r", b"", b"XX", b"\r\r\n", b"\n\r\n"):
+        add(f"chunk that ends with {end!r}", [CHUNKED], b"5\r\nabcde" + end + ended)
+        add(f"last chunk {end!r}", [CHUNKED], b"0" + end + b"\r\n" + inner)
+        add(f"lines that end with {end!r}", [b"Content-Length: 5"], b"abcde", eol=end or b"\r\n ")
+        add(f"a field behind {end!r}", [b"X: y" + end + b"Content-Length: 5"], b"abcde")
+
+
+def _add_fields(add: Callable[..., None], inner: bytes, ended: bytes) -> None:
+    """Add those with odd fields, with trailers, and with other ways than a length to end a request."""
+    add("trailers", [CHUNKED], b"0\r\nX: y\r\nContent-Length: 90\r\n\r\n" + inner)
+    add("a trailer without colon", [CHUNKED], b"0\r\nX\r\n\r\n" + inner)
+    add("an extension with a line end", [CHUNKED], b'0;a="\r\n\r\n' + inner)
+    add("space before the colon", [b"Content-Length : 5"], b"abcde")
+    add("fold", [b"Content-Length:\r\n 5"], b"abcde")
+    add("fold of a coding", [b"Transfer-Encoding:\r\n chunked"], ended)
+    add("fold of the first field", [], b"", host=[b" X: y", b"Host: a"])
+    for name, host in {
+        "no Host": [],
+        "two Hosts": [b"Host: a", b"Host: b"],
+        "one Host twice": [b"Host: a", b"Host: a"],
+        "empty Host": [b"Host:"],
+        "Host with a space": [b"Host: a b"],
+        "Host with a slash": [b"Host: a/b"],
+        "Host with a comma": [b"Host: a,b"],
+        "Host with a name": [b"Host: a@b"],
+    }.items():
+        add(name, [b"Content-Length: 5"], b"abcde", host=host)
+    add("no Host in HTTP/1.0", [b"Content-Length: 5"], b"abcde", host=[], version=b"HTTP/1.0")
+    add("absolute form against Host", [b"Content-Length: 5"], b"abcde", target=b"http://other/predict")
+    add("absolute form without Host", [b"Content-Length: 5"], b"abcde", target=b"http://other/predict", host=[])
+    add("upgrade", [b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 5"], b"abcde")
+    add("upgrade without a body", [b"Connection: Upgrade", b"Upgrade: websocket"], b"")
+    add("expect", [b"Expect: 100-continue", b"Content-Length: 5"], b"abcde")
+    add("expect and smuggle", [b"Expect: 100-continue", LENGTH % len(inner)], inner)
+    add("CONNECT", [b"Content-Length: 5"], b"abcde", method=b"CONNECT", target=b"localhost:80")
+    add("NUL in a field", [b"X: \0", b"Content-Length: 5"], b"abcde")
+    add("line end in the target", [], b"", target=b"/x HTTP/1.1\r\nHost: a\r\n\r\nGET /y")
 
 
 def _spoil_lines(chance: Random, draft: Draft) -> None:
