@@ -65,7 +65,9 @@ class Problem(Exception):
     def build_headers(self) -> list[tuple[bytes, bytes]]:
         """Build the headers of the answer, without its type and length."""
         seconds = RETRY_AFTER_S.get(self.kind)
-        return self.headers + ([] if seconds is None else [(b"retry-after", str(seconds).encode())])
+        if seconds is None or any(name == b"retry-after" for name, _ in self.headers):
+            return self.headers
+        return [*self.headers, (b"retry-after", b"%d" % seconds)]
 
     def build_body(self, request_id: str | None = None) -> bytes:
         """Build the problem details as JSON."""

@@ -65,13 +65,14 @@ class Head:
         fields: the same by name; of a name that comes several times the last.
     """
 
-    __slots__ = ("began", "fields", "headers", "keeps_alive", "method", "target", "version")
+    __slots__ = ("began", "fields", "headers", "is_upgrade", "keeps_alive", "method", "target", "version")
 
     def __init__(self, parser: Any, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         self.began = time.perf_counter()
         self.method: bytes = parser.get_method()
         self.version: str = parser.get_http_version()
-        self.keeps_alive: bool = parser.should_keep_alive() and not parser.should_upgrade()
+        self.is_upgrade: bool = parser.should_upgrade()
+        self.keeps_alive: bool = parser.should_keep_alive() and not self.is_upgrade
         self.target = target
         self.headers = headers
         self.fields = dict(headers)
@@ -91,6 +92,8 @@ class Head:
                 raise Problem("bad-request", "Host, Content-Length and Transfer-Encoding may come once")
         if _CONTROL.search(b"".join(fields.values())):
             raise Problem("bad-request", "a header has a control character")
+        if self.is_upgrade and (b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"):
+            raise Problem("bad-request", "a request for another protocol has no body")
         coding = fields.get(b"transfer-encoding")
         if coding is not None:
             if coding.lower() != b"chunked" or self.version == "1.0" or b"content-length" in fields:
