@@ -89,7 +89,9 @@ def serve(model: Path, folder: Path) -> Iterator[Running]:
     keys = folder / "keys"
     keys.write_text(f"campaign:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
     options = [word for name, value in TIMEOUTS_S.items() for word in (f"--{name}", str(value))]
-    with serving(model, folder / "log", "--num_threads", "0", "--api_keys_file", keys, *options) as server:
+    with serving(
+        model, folder / "log", "--num_threads", "0", "--api_keys_file", keys, "--allowed_hosts", "*", *options
+    ) as server:
         yield server
 
 

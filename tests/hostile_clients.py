@@ -129,6 +129,7 @@ async def _read(
     """Read until the server closes, or for as long as the client has patience; return what came, and how it ended."""
     loop = asyncio.get_running_loop()
     content = bytearray()
+    receiving: asyncio.Task[bytes] | None = None
     last, was_sending = loop.time(), True  # when a byte came last, or the last one went
     while True:
         if was_sending and sender.done():
@@ -139,13 +140,18 @@ async def _read(
             is_due = _count_heads(content) < len(exchange.expected)
             is_slow = exchange.kind in ("bomb", "large") and not content
             patience_s = ANSWER_S if was_sending or is_due or is_slow else QUIET_S
-        try:
-            async with asyncio.timeout(QUIET_S / 4):
-                part = await loop.sock_recv(connection, 2**18)
-        except TimeoutError:
+        if receiving is None:
+            receiving = loop.create_task(loop.sock_recv(connection, 2**18))
+        await asyncio.wait([receiving], timeout=QUIET_S / 4)  # cancelled, it might lose what has come meanwhile
+        if not receiving.done():
             if loop.time() - last > patience_s:
+                receiving.cancel()
+                with suppress(asyncio.CancelledError):
+                    await receiving
                 return bytes(content), "open"
             continue
+        try:
+            part, receiving = receiving.result(), None
         except OSError:
             return bytes(content), "reset"
         if not part:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 MAX_HEAD_BYTES = 32 * 2**10
+LINE_BYTES = len(b"GET  HTTP/1.1\r\n\r\n")
 MAX_PIPELINED = 32
 BUFFER_BYTES = 64 * 2**10
 """Of a body that nobody reads yet; then its client waits."""
@@ -580,7 +581,7 @@ class Connection(asyncio.Protocol):
         if len(self._exchanges) >= MAX_PIPELINED:
             raise Problem("bad-request", "too many requests at once")
         self._has_begun = self._is_in_head = self._is_further = True
-        self._num_head_bytes = 0
+        self._num_head_bytes = LINE_BYTES
         self._target, self._headers = b"", []
         self._read_by = self.loop.time() + self.app.settings.header_timeout_s
 
