@@ -1,9 +1,9 @@
 """HTTP/1.1 on one connection, for uvicorn: httptools parses, every moment has a deadline, nothing grows without limit.
 
-uvicorn is given `Connection` as its protocol (`uvicorn.Config(http=...)`). uvicorn's own protocol leaves open what an
-attacker needs: slow and large heads, trailers without end, slow bodies, timers that a client can switch off, answers
-that get lost. A request with one small image is answered here, without a task (`SmallImage`): a small network's
-throughput is decided by how little happens for it. Each other one is handed to the ASGI application (`Call`).
+uvicorn's own protocol, in whose place this stands, leaves open what an attacker needs: slow and large heads, trailers
+without end, slow bodies, timers that a client can switch off, answers that get lost. A request with one small image is
+answered here, without a task (`SmallImage`): a small network's throughput is decided by how little happens for it. Each
+other one is handed to the ASGI application (`Call`).
 """
 
 from __future__ import annotations
@@ -495,9 +495,7 @@ class Connection(asyncio.Protocol):
         server_state: uvicorn's, of which `connections`, `tasks` and `default_headers` are used.
     """
 
-    def __init__(
-        self, app: App, config: object, server_state: ServerState, app_state: object, _loop: object = None
-    ) -> None:
+    def __init__(self, app: App, server_state: ServerState) -> None:
         self.app = app
         self.loop = asyncio.get_running_loop()
         self.tasks = server_state.tasks

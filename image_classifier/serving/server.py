@@ -23,6 +23,7 @@ from PIL import Image
 from image_classifier.errors import ImageClassifierError, SettingsError
 from image_classifier.published.folder import MANIFEST
 from image_classifier.published.predictor import Predictor, load_predictor
+from image_classifier.serving.accepting import Acceptor
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import build_gate
 from image_classifier.serving.batching import Batcher
@@ -34,9 +35,6 @@ from image_classifier.serving.telemetry import Metrics, configure_logging, limit
 DEFAULT_NAME = "image_classifier"
 SWEEP_S = 0.5
 """How often the deadlines of connections are looked at."""
-
-BACKLOG = 2048
-"""Connections that the kernel holds until they are taken."""
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +133,9 @@ class Server:
         gate = build_gate(settings)
         gate.report_to(metrics.count_key_reload)
         self._app = App(settings, self._service, gate, metrics, self._live)
-        protocol: Any = partial(Connection, self._app)
+        self._acceptor: Acceptor
         config = uvicorn.Config(
             self._app,
-            http=protocol,
             ws="none",
             lifespan="on",
             interface="asgi3",
@@ -146,7 +143,6 @@ class Server:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=BACKLOG,
             timeout_graceful_shutdown=math.ceil(settings.grace_s),
         )
         self._uvicorn = uvicorn.Server(config)
@@ -155,7 +151,7 @@ class Server:
         """Serve until a signal comes, and return the exit status."""
         configure_logging(self._settings.log_format)
         limit_lines(self._app.log.limit)
-        self._uvicorn.run(sockets=[self._listener])
+        self._uvicorn.run(sockets=[])  # of none: `Acceptor` takes the connections
         return self.exit_status
 
     @asynccontextmanager
@@ -167,7 +163,9 @@ class Server:
                 loop.add_signal_handler(number, self._stop, number)
             loop.add_signal_handler(signal.SIGHUP, self._look_again)
         self._service.batcher.start()
-        tasks = [loop.create_task(work()) for work in (self._announce, self._sweep, self._follow, self._follow_keys)]
+        tasks = [loop.create_task(work()) for work in (self._sweep, self._follow, self._follow_keys)]
+        self._acceptor = Acceptor(self._listener, partial(Connection, self._app, self._uvicorn.server_state))
+        self._announce()
         try:
             yield
         finally:
@@ -182,16 +180,20 @@ class Server:
             return
         self._service.is_draining = True
         drain_s = self._settings.drain_s if number == signal.SIGTERM else 0
-        asyncio.get_running_loop().call_later(drain_s, setattr, self._uvicorn, "should_exit", True)
+        asyncio.get_running_loop().call_later(drain_s, self._end)
+
+    def _end(self) -> None:
+        """Take no more connections; uvicorn ends when those that are there have been answered."""
+        self._acceptor.stop()
+        self._uvicorn.should_exit = True
 
     def _die(self, error: BaseException) -> None:
         """End because nothing computes any more."""
         self.exit_status = 1
-        self._service.is_draining = self._uvicorn.should_exit = True
+        self._service.is_draining = True
+        self._end()
 
-    async def _announce(self) -> None:
-        while not self._uvicorn.started:
-            await asyncio.sleep(0.005)
+    def _announce(self) -> None:
         host, port = self._listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         model = self._service.batcher.classifier.model
