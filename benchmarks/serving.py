@@ -127,17 +127,29 @@ def build_own_command(python: Path, run: Path, port: int, *options: str) -> list
     return [*words, "--api_keys_file", str(keys), "--drain_s", "0", *options]
 
 
+def build_ablated_command(without: str, python: Path, run: Path, port: int) -> list[str]:
+    """Build the words that start this project's server without one of its special ways."""
+    *_, keys, _, _ = build_own_command(python, run, port)
+    words = [str(python), "-m", "benchmarks.peers.own_server", str(run / "published"), str(port), keys]
+    return [*words, "--without", without]
+
+
+ABLATIONS = {
+    "protocol": "stock uvicorn, one plain route with the same batcher, 3,072-byte body",
+    "short_way": "this server without the short way of one small image",
+    "accepting": "this server with one connection accepted a turn",
+    "event_loop": "this server without computing on the event loop",
+}
+"""What is taken out of this server, and what is left."""
+
 PEERS = PROJECT / "benchmarks" / "peers"
 RUNTIME = ("onnxruntime==1.31.1", "numpy==2.4.6")
 SERVERS = {
     "own": Server("this server, 3,072-byte body", RAW, "/predict", (), build_own_command),
-    "own_workers": Server(
-        f"this server with `--workers {CORES}`",
-        RAW,
-        "/predict",
-        (),
-        lambda python, run, port: build_own_command(python, run, port, "--workers", str(CORES)),
-    ),
+    **{
+        f"without_{name}": Server(title, RAW, "/predict", (), partial(build_ablated_command, name))
+        for name, title in ABLATIONS.items()
+    },
     "mosec": Server(
         "mosec 0.9.8, batches of 64, wait 2 ms, 3,072-byte body",
         RAW,

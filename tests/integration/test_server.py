@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -324,6 +326,13 @@ def test_who_begins_another_head_during_an_answer_is_cut_off(server: Running) ->
         began = time.monotonic()
         assert read_answer(connection).status in (408, 0)
         assert time.monotonic() - began < 4
+
+
+def test_a_client_that_sends_all_before_it_reads_hears_that_it_is_too_much(server: Running) -> None:
+    request = urllib.request.Request(f"{server.url}/predict", bytes(50_000_000), {"Content-Type": "image/png"})
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=60):
+        pass
+    assert caught.value.code == 413 and json.loads(caught.value.read())["status"] == 413
 
 
 def test_a_compressed_body_is_refused_though_it_has_the_length_of_an_image(server: Running) -> None:

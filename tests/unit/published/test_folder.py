@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -18,6 +22,7 @@ from image_classifier.errors import ModelError, SettingsError
 from image_classifier.published import folder as published
 from image_classifier.published.folder import (
     MANIFEST,
+    MODEL,
     SIGNATURE,
     check_identity_signature,
     check_published,
@@ -54,6 +59,46 @@ def test_a_signed_folder_is_accepted_also_under_another_name(signed: Path, keys:
     moved = signed.rename(signed.with_name("moved"))
     assert check_published(moved, keys[1])["run_name"] == "run"
     assert load_predictor(moved, public_key=keys[1]).model.run_name == "run"
+
+
+def swap(one: Path, other: Path) -> None:
+    """Exchange two folders in one step, as `mv --exchange` does."""
+    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = (os.fsencode(one), os.fsencode(other))
+    if ctypes.CDLL(None, use_errno=True).renameat2(current_folder, names[0], current_folder, names[1], exchange):
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
+def test_folders_that_are_swapped_meanwhile_load_nothing_that_is_not_signed(
+    signed: Path, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    version = load_predictor(signed, public_key=keys[1]).model.version
+    other = shutil.copytree(signed, tmp_path / "other")
+    content = onnx.load(other / MODEL)
+    content.doc_string = "another"
+    (other / MODEL).write_bytes(content.SerializeToString())
+    manifest = read_manifest(other)
+    manifest["files"][MODEL] = describe_content((other / MODEL).read_bytes())
+    (other / MANIFEST).write_bytes(serialize_manifest(manifest))
+    assert load_predictor(other).model.version != version
+    is_over = threading.Event()
+
+    def swap_on() -> None:
+        while not is_over.is_set():
+            swap(signed, other)
+
+    swapping = threading.Thread(target=swap_on)
+    swapping.start()
+    try:
+        loaded = 0
+        for _ in range(60):
+            with suppress(ModelError):
+                assert load_predictor(signed, public_key=keys[1]).model.version == version
+                loaded += 1
+    finally:
+        is_over.set()
+        swapping.join()
+    assert loaded  # at times it is the signed one all the while
 
 
 def test_every_file_changed_by_one_bit_is_refused(signed: Path, keys: tuple[Path, Path]) -> None:

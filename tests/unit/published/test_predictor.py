@@ -14,10 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from image_classifier.errors import DataError, ModelError
-from image_classifier.published.folder import MANIFEST, MODEL, serialize_manifest
-from image_classifier.published.predictor import METADATA_PREFIX, load_predictor
+from image_classifier.published.folder import CARD, MANIFEST, MODEL, serialize_manifest
+from image_classifier.published.predictor import METADATA_PREFIX, build_predictor, load_predictor
 from tests.bombs import build_onnx_of_zeros
 from tests.conftest import PROJECT, run_program
+from tests.serving import write_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
@@ -149,3 +150,29 @@ def test_a_model_is_loaded_within_limits_first(content: bytes, reason: str, tmp_
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(ModelError, match=f"^{tmp_path}/model.onnx {reason}"):
         load_predictor(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("place", ["weights.bin", "../weights.bin", "/dev/zero", "sub/../weights.bin"])
+def test_weights_in_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Nobody has checked them; ONNX Runtime would look for them in the current folder."""
+    path = write_model(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    (weights,) = (each for each in model.graph.initializer if each.name == "matrix")
+    (tmp_path / "work").mkdir()
+    for folder in (tmp_path, tmp_path / "work"):
+        (folder / "weights.bin").write_bytes(weights.raw_data)
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=place)
+    content = model.SerializeToString()
+    path.write_bytes(content)
+    monkeypatch.chdir(tmp_path / "work")
+    for is_signed in (False, True):  # what is signed is not loaded in a process of its own first
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            build_predictor(content, path, is_signed=is_signed)
+
+
+def test_card_and_manifest_are_those_that_were_checked(published_run: Path) -> None:
+    model = load_predictor(published_run).model
+    assert model.card == (published_run / CARD).read_bytes()
+    assert model.manifest == (published_run / MANIFEST).read_bytes()

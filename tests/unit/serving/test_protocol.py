@@ -124,6 +124,20 @@ def test_one_small_image_takes_the_short_way(content: bytes, content_type: str, 
     run(work)
 
 
+def test_behind_a_trusted_proxy_the_client_is_the_one_that_it_names() -> None:
+    async def work() -> None:
+        connections = Connections(trusted_proxies="127.0.0.1", rate_limit=1)
+        forwarded = [GOOD.replace(b"host:", b"x-forwarded-for: 1.2.3.%d\r\nhost:" % number) for number in (4, 4, 5)]
+        connection, wire = connections.connect()
+        connection.data_received(forwarded[0])
+        assert isinstance(connection._exchanges[0], SmallImage)
+        connection.data_received(b"".join(forwarded[1:]))
+        await wait_until(lambda: find_statuses(wire) == [200, 429, 200])
+        connections.batcher.stop()
+
+    run(work)
+
+
 def test_a_client_that_does_not_read_is_not_answered_without_end() -> None:
     async def work() -> None:
         connections = Connections()
