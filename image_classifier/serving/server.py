@@ -206,9 +206,12 @@ class Server:
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         connections: set[Any] = self._uvicorn.server_state.connections
+        now = loop.time()
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = loop.time()
+            before, now = now, loop.time()
+            if now - before > 2 * SWEEP_S:  # the loop was held up: what clients sent meanwhile is read first
+                continue
             for connection in list(connections):
                 connection.sweep(now)
 

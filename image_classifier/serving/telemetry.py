@@ -29,6 +29,7 @@ HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5
 """OpenTelemetry's for `http.server.request.duration`."""
 
 FINE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 REQUEST_LOGGER = "image_classifier.serving.request"
 LIFE_LOGGERS = frozenset(("uvicorn.error", "image_classifier.serving.server"))
@@ -42,7 +43,7 @@ class Metrics(Observer):
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        prefix = "image_classifier"
+        own: dict[str, Any] = {"namespace": "image_classifier", "registry": registry}
         self.requests = Histogram(
             "http_server_request_duration_seconds",
             "Duration of HTTP requests, from the head to the answer",
@@ -50,54 +51,24 @@ class Metrics(Observer):
             buckets=HTTP_BUCKETS,
             registry=registry,
         )
-        self.inference = Histogram(
-            f"{prefix}_inference_duration_seconds", "Computing of a batch", buckets=FINE_BUCKETS, registry=registry
-        )
-        self.queue_wait = Histogram(
-            f"{prefix}_queue_wait_seconds",
-            "Wait of an image from its acceptance to its batch, decoding included",
-            buckets=FINE_BUCKETS,
-            registry=registry,
-        )
-        self.batch_size = Histogram(
-            f"{prefix}_batch_size",
-            "Images of a batch",
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-            registry=registry,
-        )
-        self.pending = Gauge(
-            f"{prefix}_pending_images",
-            "Images that wait or are being computed",
-            registry=registry,
-        )
-        self.connections = Gauge(f"{prefix}_open_connections", "Open connections", registry=registry)
-        self.rejected = Counter(
-            f"{prefix}_rejected",
-            "Requests and images that got no prediction, by reason",
-            ("reason",),
-            registry=registry,
-        )
-        self.cache = Counter(f"{prefix}_cache_lookups", "Look-ups in the cache", ("result",), registry=registry)
-        self.predicted = Counter(f"{prefix}_predictions", "Predicted images, by class", ("class",), registry=registry)
-        self.confidence = Histogram(
-            f"{prefix}_confidence",
-            "Probability of the predicted class",
-            buckets=CONFIDENCE_BUCKETS,
-            registry=registry,
-        )
-        self.reloads = Counter(f"{prefix}_reloads", "Attempts to load another version", ("result",), registry=registry)
-        self.key_reloads = Counter(
-            f"{prefix}_key_reloads",
-            "Attempts to read again who may ask, by the option that names it",
-            ("option", "result"),
-            registry=registry,
-        )
-        self.model = Gauge(
-            f"{prefix}_model_info",
-            "The model that is served, as labels",
-            ("name", "version", "experiment_name", "run_name", "data_digest"),
-            registry=registry,
-        )
+        fine: dict[str, Any] = {**own, "buckets": FINE_BUCKETS}
+        waited = "Wait of an image from its acceptance to its batch, decoding included"
+        self.inference = Histogram("inference_duration_seconds", "Computing of a batch", **fine)
+        self.queue_wait = Histogram("queue_wait_seconds", waited, **fine)
+        self.batch_size = Histogram("batch_size", "Images of a batch", buckets=BATCH_BUCKETS, **own)
+        self.pending = Gauge("pending_images", "Images that wait or are being computed", **own)
+        self.connections = Gauge("open_connections", "Open connections", **own)
+        refused = "Requests and images that got no prediction, by reason"
+        self.rejected = Counter("rejected", refused, ("reason",), **own)
+        self.cache = Counter("cache_lookups", "Look-ups in the cache", ("result",), **own)
+        self.predicted = Counter("predictions", "Predicted images, by class", ("class",), **own)
+        sure = "Probability of the predicted class"
+        self.confidence = Histogram("confidence", sure, buckets=CONFIDENCE_BUCKETS, **own)
+        self.reloads = Counter("reloads", "Attempts to load another version", ("result",), **own)
+        reread = "Attempts to read again who may ask, by the option that names it"
+        self.key_reloads = Counter("key_reloads", reread, ("option", "result"), **own)
+        facts = ("name", "version", "experiment_name", "run_name", "data_digest")
+        self.model = Gauge("model_info", "The model that is served, as labels", facts, **own)
         for reason in ("queue-full", "rate-limited", "deadline", "client_left"):
             self.rejected.labels(reason)
         for result in ("hit", "miss"):
