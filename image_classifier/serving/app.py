@@ -35,6 +35,9 @@ from image_classifier.serving.telemetry import Metrics, RequestLog
 QUIET_PATHS = frozenset(("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"))
 """Asked all the time, and logged only when they fail."""
 
+METRICS_SHARE = 0.05
+"""Of the event loop's time that showing metrics may take."""
+
 Options = Annotated[schemas.PredictOptions, Query()]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -56,6 +59,7 @@ class App:
         self.gate = gate
         self.metrics = metrics
         self.allowed_hosts = settings.find_allowed_hosts()
+        self._shown, self._shown_until = b"", 0.0
         self.proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self.predict_path = f"{settings.root_path}/predict"
         self.log = RequestLog(settings.log_lines_per_s)
@@ -279,9 +283,13 @@ class App:
         return answer_json(facts)
 
     async def show_metrics(self) -> Response:
-        """Show what Prometheus reads."""
-        self.metrics.pending.set(self.service.batcher.num_pending)
-        return Response(self.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Show what Prometheus reads; for a moment the same again, so that who asks all the time holds nobody up."""
+        now = time.perf_counter()
+        if now >= self._shown_until:
+            self.metrics.pending.set(self.service.batcher.num_pending)
+            self._shown = self.metrics.render()
+            self._shown_until = now + (time.perf_counter() - now) / METRICS_SHARE
+        return Response(self._shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def model(self) -> Response:
         """Show the model."""
