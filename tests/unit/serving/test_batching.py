@@ -125,7 +125,8 @@ def test_what_waits_is_taken_together_and_no_batch_is_too_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds_per_image", "num_at_once", "largest"), [(1e-6, 12, 8), (1e-3, 2, 5), (4e-3, 0, 2), (1.0, 0, 1)]
+    ("seconds_per_image", "num_at_once", "largest"),
+    [(1e-6, 12, 8), (4e-4, 2, 8), (1e-3, 0, 5), (4e-3, 0, 2), (1.0, 0, 1)],
 )
 def test_what_is_quick_is_computed_at_once_and_what_is_slow_is_shared(
     seconds_per_image: float, num_at_once: int, largest: int
