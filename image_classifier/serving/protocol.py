@@ -685,7 +685,8 @@ class Connection(asyncio.Protocol):
         self._is_in_head = False
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
-            if arriving.is_answered:
+            if arriving.has_answer:  # which stays what it is, and the last of the connection
+                arriving.answer_by = self._find_answer_time()
                 return
             self._exchanges.pop()
             arriving.leave()

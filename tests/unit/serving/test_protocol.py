@@ -154,6 +154,31 @@ def test_a_client_that_does_not_read_is_not_answered_without_end() -> None:
     run(work)
 
 
+def test_an_answer_that_has_begun_is_not_mixed_with_another() -> None:
+    async def work() -> None:
+        connections = Connections()
+        connection, wire = connections.connect()
+        write = wire.write
+
+        def write_and_be_full(data: Any) -> None:
+            write(data)
+            connection.pause_writing()
+
+        wire.write = write_and_be_full  # type: ignore[method-assign]
+        connection.data_received(b"POST /x HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+        await wait_until(lambda: bool(wire.written))
+        assert not wire.written.endswith(b"}")
+        connection.data_received(b"no chunk\r\n")
+        assert connection.deadline < asyncio.get_running_loop().time() + 100
+        wire.write = write  # type: ignore[method-assign]
+        connection.resume_writing()
+        await wait_until(lambda: wire.has_ended)
+        assert find_statuses(wire) == [404]
+        connections.batcher.stop()
+
+    run(work)
+
+
 def test_a_client_that_leaves_during_its_body_is_counted() -> None:
     async def work() -> None:
         connections = Connections()

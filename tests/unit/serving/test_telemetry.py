@@ -94,7 +94,7 @@ def test_without_any_lines_the_first_error_is_written() -> None:
     [
         ("uvicorn.error", logging.INFO),
         ("image_classifier.serving.server", logging.INFO),
-        ("image_classifier.serving.workers", logging.CRITICAL),
+        ("image_classifier.serving.server", logging.CRITICAL),
     ],
 )
 def test_start_and_end_are_always_written(name: str, level: int) -> None:
