@@ -6,8 +6,10 @@ python -m benchmarks.peers.own_server MODEL PORT KEYS --without short_way|accept
 from __future__ import annotations
 
 import argparse
+import asyncio
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,12 +20,28 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from image_classifier.published.predictor import load_predictor
-from image_classifier.serving import accepting, server
+from image_classifier.serving import server
+from image_classifier.serving.accepting import BACKLOG
 from image_classifier.serving.app import App
 from image_classifier.serving.batching import AT_ONCE_S, Batcher, Ticket
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics
+
+
+class LoopAcceptor:
+    """Lets the event loop's own server take the connections."""
+
+    def __init__(self, listener: socket.socket, build: Callable[[], asyncio.Protocol]) -> None:
+        self._server: asyncio.Server | None = None
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(loop.create_server(build, sock=listener, backlog=BACKLOG))
+        self._task.add_done_callback(lambda task: setattr(self, "_server", task.result()))
+
+    def stop(self) -> None:
+        """Close the socket."""
+        if self._server is not None:
+            self._server.close()
 
 
 class HandingBatcher(Batcher):
@@ -77,7 +95,7 @@ def main() -> None:
     if arguments.without == "short_way":
         App.has_short_way = False  # type: ignore[assignment,method-assign]  # a property otherwise
     elif arguments.without == "accepting":
-        accepting.MAX_ACCEPTED = 1
+        vars(server)["Acceptor"] = LoopAcceptor
     else:
         vars(server)["Batcher"] = HandingBatcher
     server.serve(settings)

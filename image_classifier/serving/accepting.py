@@ -1,4 +1,4 @@
-"""Take connections from a listening socket, several in a turn of the event loop, and at the end all that are there."""
+"""Take connections from a listening socket, and at the end all that are there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from contextlib import suppress
 BACKLOG = 2048
 """Connections that the kernel holds until they are taken."""
 
-MAX_ACCEPTED = 16
-"""Connections that are taken in one turn."""
-
 RETRY_S = 1.0
 """After so long connections are taken again, where the process had no file descriptor for another one."""
 
@@ -23,8 +20,8 @@ logger = logging.getLogger(__name__)
 class Acceptor:
     """Takes the connections of a socket.
 
-    The event loop's own server takes one a turn, and a turn may compute a batch: of many clients that come together
-    the last would wait a long time.
+    The event loop's own server lets the last of many clients that come together wait longer, and loses what the kernel
+    has when it is closed.
 
     Args:
         listener: bound.
@@ -56,11 +53,10 @@ class Acceptor:
             self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Take some; what waits on is there again in the loop's next turn."""
+        """Take one; what waits on is there again in the loop's next turn."""
         try:
-            for _ in range(MAX_ACCEPTED):
-                self._take(self._listener.accept()[0])
-        except (BlockingIOError, ConnectionAbortedError):  # there are no more, or a client has left
+            self._take(self._listener.accept()[0])
+        except (BlockingIOError, ConnectionAbortedError):  # its client has left
             pass
         except OSError as error:
             logger.error("no connection can be taken for %g s: %s", RETRY_S, error)
