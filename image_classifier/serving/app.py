@@ -36,7 +36,10 @@ QUIET_PATHS = frozenset(("/health/live", "/health/ready", "/v2/health/live", "/v
 """Asked all the time, and logged only when they fail."""
 
 METRICS_SHARE = 0.05
-"""Of the event loop's time that showing metrics may take."""
+"""Of the event loop's time that showing metrics may take in the long run."""
+
+MAX_SHOWING_S = 0.25
+"""Of that time, what may be used at once."""
 
 Options = Annotated[schemas.PredictOptions, Query()]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -59,7 +62,7 @@ class App:
         self.gate = gate
         self.metrics = metrics
         self.allowed_hosts = settings.find_allowed_hosts()
-        self._shown, self._shown_until = b"", 0.0
+        self._shown, self._shown_at, self._showing_s = b"", 0.0, 0.0
         self.proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self.predict_path = f"{settings.root_path}/predict"
         self.log = RequestLog(settings.log_lines_per_s)
@@ -283,12 +286,14 @@ class App:
         return answer_json(facts)
 
     async def show_metrics(self) -> Response:
-        """Show what Prometheus reads; for a moment the same again, so that who asks all the time holds nobody up."""
-        now = time.perf_counter()
-        if now >= self._shown_until:
+        """Show what Prometheus reads; who asks all the time gets the same again, and holds nobody up."""
+        began = time.perf_counter()
+        self._showing_s = min(MAX_SHOWING_S, self._showing_s + (began - self._shown_at) * METRICS_SHARE)
+        if self._showing_s > 0:
             self.metrics.pending.set(self.service.batcher.num_pending)
             self._shown = self.metrics.render()
-            self._shown_until = now + (time.perf_counter() - now) / METRICS_SHARE
+            self._showing_s -= time.perf_counter() - began
+        self._shown_at = began
         return Response(self._shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def model(self) -> Response:
