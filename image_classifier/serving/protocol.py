@@ -172,8 +172,8 @@ class Exchange:
 
     @property
     def lingers(self) -> bool:
-        """Whether the client may still be sending when the answer has gone."""
-        return not self.is_whole
+        """Whether the client may still be sending when the answer has gone, the rest of this request or another one."""
+        return True
 
     def write(self, head: bytes, body: bytes) -> None:
         """Write a whole answer.
