@@ -114,7 +114,8 @@ class App:
             await self._answer_problem(Request(scope), problem)(scope, receive, note)
         else:
             try:
-                await self.api({**scope, "method": "GET"} if method == "HEAD" else scope, receive, note)
+                scope["method"] = "GET" if method == "HEAD" else method  # the protocol leaves the body out
+                await self.api(scope, receive, note)
             except ClientLeft:
                 status = 499
             except Exception:  # which the API has answered with 500
