@@ -340,7 +340,8 @@ def build_table(result: Mapping[str, Any]) -> str:
         f"50 requests a second: p99 {before['p99_ms']:.1f} ms before, {during['p99_ms']:.1f} ms meanwhile, "
         f"{during['answered']:,} answered with the right class, {sum(during['wrong'].values())} not. "
         f"{streams['number']:,} streams of pipelined requests compared with {beside}: "
-        f"{len(streams['differences'])} parsed in another way. Found: {violations}.\n"
+        f"{len(streams['differences'])} parsed in another way. Found at commit "
+        f"{result['commit'][:12]}: {violations}.\n"
     )
 
 
