@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +20,7 @@ from image_classifier.cli.table import format_table, make_printable
 from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER, get_reference
 from image_classifier.errors import DataError
 from image_classifier.progress import say
-from image_classifier.storage import temporary_files_beside, write_atomically
+from image_classifier.storage import storage_error, temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -101,11 +102,10 @@ def _prepare(argv: Sequence[str] | None) -> int:
 
     from image_classifier.data.download import UnreachableError
     from image_classifier.data.snapshot import load_snapshot
-    from image_classifier.data.source import find_sources
 
     folder: Path = options.dataset_folder
     reading = build_reading(options)
-    if find_sources(folder):
+    if _is_present(folder):
         snapshot = load_snapshot(folder, reading=reading)
         if options.source not in ("present", snapshot.name):
             raise DataError(
@@ -121,7 +121,7 @@ def _prepare(argv: Sequence[str] | None) -> int:
                 raise
             folder = folder.with_name(SAMPLE_FOLDER)
             say(f"{error}. Instead of it {folder} gets the generated sample set: this is not CIFAR")
-            if not find_sources(folder):
+            if not _is_present(folder):
                 _get_sample(folder, options)
         snapshot = load_snapshot(folder, reading=reading)
     say(f"{snapshot.name}: {format_counts(snapshot)}")
@@ -130,6 +130,18 @@ def _prepare(argv: Sequence[str] | None) -> int:
     for note in snapshot.describe_notes():
         say(make_printable(note))
     return name_left_out(snapshot.findings)
+
+
+def _is_present(folder: Path) -> bool:
+    """Say whether a folder holds a data set; one that another process writes there is an error until it is whole."""
+    from image_classifier.data.sample import locked_dataset
+    from image_classifier.data.source import find_sources
+
+    try:
+        with locked_dataset(folder) if folder.is_dir() else nullcontext():
+            return bool(find_sources(folder))
+    except OSError as error:
+        raise storage_error(folder, error) from error
 
 
 def _get(folder: Path, options: Namespace) -> None:

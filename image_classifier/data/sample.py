@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,23 @@ def write_sample(folder: Path, *, num_train: int = 5000, num_test: int = 1000, s
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.exists():
             return write_folder_atomically(folder, files)
-        with locked_folder(folder, DataError(f"another process writes a data set to {folder}; wait for it")):
+        with locked_dataset(folder):
             if all((folder / name).exists() for name in files):
                 raise DataError(f"{folder} holds a sample set by now; leave --source out to take it")
             for name, content in files.items():
                 write_atomically(folder / name, content)
     except OSError as error:
         raise storage_error(folder, error) from error
+
+
+def locked_dataset(folder: Path) -> AbstractContextManager[None]:
+    """Hold the lock under which a folder that is there gets its files one by one.
+
+    Raises:
+        DataError: another process holds it.
+        OSError: there is no such folder.
+    """
+    return locked_folder(folder, DataError(f"another process writes a data set to {folder}; wait for it"))
 
 
 def _build_records(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:

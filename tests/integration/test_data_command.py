@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from image_classifier.cli.data import ACTIONS
+from image_classifier.data.sample import locked_dataset
 from image_classifier.data.snapshot import load_snapshot
 from tests.conftest import PROJECT
 from tests.datasets import (
@@ -109,6 +110,17 @@ def test_prepare_checks_the_published_digest_unless_told_another(mirror: str, tm
     result = run_data("prepare", "--url", f"{mirror}/cifar-10-python.tar.gz", "--dataset_folder", tmp_path / "data")
     assert_refused(result, "instead of c58f30108f718f92721af3b95e74349a: it was removed")
     assert not (tmp_path / "data").exists()
+
+
+def test_prepare_takes_no_data_set_that_another_process_still_writes(tmp_path: Path) -> None:
+    options = ("--source", "sample", "--num_train", "20", "--num_test", "10", "--dataset_folder", tmp_path)
+    with locked_dataset(tmp_path):
+        (tmp_path / "data_batch_1.bin").write_bytes(bytes(3073))
+        result = run_data("prepare", *options)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (f"error: another process writes a data set to {tmp_path}; wait for it")
+    (tmp_path / "data_batch_1.bin").unlink()
+    assert run_data("prepare", *options).returncode == 0
 
 
 def test_prepare_draws_the_sample_set(tmp_path: Path) -> None:
