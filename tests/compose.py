@@ -63,7 +63,7 @@ def build_run_words(rendered: Mapping[str, Any], name: str, scratch: Path) -> li
                 words += [word for entry in value for word in (option, entry)]
             case "tmpfs":
                 words += [word for entry in value for word in ("--tmpfs", _complete_tmpfs(entry))]
-            case "cpus" | "mem_limit" | "pids_limit" | "shm_size" | "stop_signal" | "user":
+            case "cpus" | "hostname" | "mem_limit" | "pids_limit" | "shm_size" | "stop_signal" | "user":
                 options = {"mem_limit": "--memory", "pids_limit": "--pids-limit", "shm_size": "--shm-size"}
                 words += [options.get(key, "--" + key.replace("_", "-")), str(value)]
             case "stop_grace_period":

@@ -46,6 +46,9 @@ NUM_PIXEL_BYTES = str(NUM_BYTES).encode()
 HEAD_200 = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 NOBODY = Caller("", "")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_ADDRESS = re.compile(r"[\d.]+|\[[\da-f:.]+\]")
+"""Of IP, which no web page can have for its name."""
+
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -112,9 +115,8 @@ class Head:
             if authority.lower() != host.lower():
                 raise Problem("bad-request", "the target names another host than the header Host")
         if allowed_hosts is not None:
-            name = host.decode("latin-1").lower()
-            name = name.rpartition(":")[0] if re.search(r":\d*$", name) else name
-            if name not in allowed_hosts:
+            name = re.sub(r":\d*$", "", host.decode("latin-1").lower())
+            if name not in allowed_hosts and not _ADDRESS.fullmatch(name):
                 raise Problem("unknown-host", "this name is none of --allowed_hosts")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,7 +14,6 @@ from image_classifier.errors import SettingsError
 
 LogFormat = Literal["plain", "ecs"]
 Precision = Literal["fp32", "int8"]
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class ServerSettings:
         jwt_audience: Audience (aud) that such a token must name.
         jwt_jwks: File or https address of the issuer's public keys (JWKS).
         no_auth: Answer everybody, on any address.
-        allowed_hosts: Names, with commas, that the Host header of a request may have; * for any. By default the names
-            of this machine itself where it listens on a loopback address without keys, else any.
+        allowed_hosts: Names, with commas, that the Host header of a request may have beside IP addresses; * for any.
+            By default localhost, host and the name of this machine; with keys or tokens any.
         root_path: Path under which a proxy in front shows the server.
         trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are believed.
         log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
@@ -156,13 +156,13 @@ class ServerSettings:
         return self.num_threads or len(os.sched_getaffinity(0))
 
     def find_allowed_hosts(self) -> frozenset[str] | None:
-        """Find the names that a request's Host header may have, in lower case; None for any.
+        """Find the names that a request's Host header may have beside addresses, in lower case; None for any.
 
         Where nobody has to show a key, a web page could give its own name this server's address, and then ask it.
         """
-        if self.allowed_hosts == "*" or (not self.allowed_hosts and (self.has_auth or not self.is_local)):
+        if self.allowed_hosts == "*" or (not self.allowed_hosts and self.has_auth):
             return None
-        names = self.allowed_hosts.split(",") if self.allowed_hosts else [*LOCAL_NAMES, self.host]
+        names = self.allowed_hosts.split(",") if self.allowed_hosts else ["localhost", self.host, socket.gethostname()]
         return frozenset(name.strip().lower() for name in names)
 
 

@@ -185,6 +185,8 @@ def test_the_server_serves_the_mounted_model_and_stops(docker: str, server: tupl
     url, name = server
     answer = httpx.post(f"{url}/predict", content=bytes(3072), headers=PIXELS)
     assert answer.status_code == 200 and answer.json()["predictions"][0]["class"]
+    for host, status in (("ml-api-service:8000", 200), ("another.example", 421)):
+        assert httpx.get(f"{url}/health/ready", headers={"host": host}).status_code == status
     script = "open('/tmp/written', 'w').close(); print(open('/proc/self/limits').read())"
     limits = run_program(docker, "exec", name, "python", "-c", script, cwd=folder)
     assert [line.split()[3] for line in limits.splitlines() if line.startswith("Max open files")] == ["4096"]

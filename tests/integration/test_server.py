@@ -664,6 +664,8 @@ def test_a_new_version_takes_over_without_losing_a_request(tmp_path: Path) -> No
             time.sleep(0.05)
         answer = httpx.post(f"{server.url}/predict", content=NOISE.tobytes(), headers=PIXELS).json()
         assert answer["model_version"] == versions[1]
+        assert server.read_metric("image_classifier_model_info", version=versions[0]) == 0
+        assert server.read_metric("image_classifier_model_info", version=versions[1]) == 1
         expected = load_predictor(second).predict(NOISE[None])[0]
         assert answer["predictions"][0]["class"] == CLASSES[expected.argmax()]
         clients.stop()

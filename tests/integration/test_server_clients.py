@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 from image_classifier.published.predictor import load_predictor
 from tests.conftest import PROJECT, require_program, require_real_data, run_program
 from tests.serving import CLASSES, PIXELS, Running, draw_images, encode, serving, write_model
+from tests.smuggling import proxying
 
 KEY = "a key that is long enough to be one"
 
@@ -144,12 +146,23 @@ def test_inference_requests_that_are_none_are_refused(server: Running, content: 
     assert answer.json()["error"].isprintable()
 
 
-def test_the_server_is_what_it_says_it_is(server: Running, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_behind_proxy", [False, True])
+def test_the_server_is_what_it_says_it_is(server: Running, is_behind_proxy: bool, tmp_path: Path) -> None:
     """Schemathesis makes requests out of the description, right ones and wrong ones, and checks each answer."""
-    words = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--max-examples", "15"]
+    url = server.url
+    with ExitStack() as stack:
+        if is_behind_proxy:
+            ports = stack.enter_context(proxying(require_program("nginx"), server.port, server.port))
+            url = f"http://127.0.0.1:{ports[1]}"
+        check_description(url, tmp_path)
+
+
+def check_description(url: str, folder: Path) -> None:
+    """Check a server's answers against its description."""
+    words = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--max-examples", "15"]
     words += ["--seed", "1", "--checks", "not_a_server_error,status_code_conformance,content_type_conformance"]
     words[-1] += ",response_schema_conformance,response_headers_conformance"
-    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr
 
 
