@@ -33,6 +33,7 @@ Fit = Literal["squeeze", "crop", "pad", "refuse"]
 Flip = Literal["none", "random", "alternating"]
 InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
+Log = Literal["none", "tensorboard"]
 ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -368,6 +369,7 @@ class RunSettings:
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
         keep_checkpoints: How many of the newest checkpoints are kept.
         tracking_uri: MLflow server or database that settings, metrics and files are also written to.
+        log: Write the metrics of each epoch for TensorBoard too, into the run folder's tensorboard/.
     """
 
     experiments_folder: Path = Path("experiments")
@@ -384,6 +386,7 @@ class RunSettings:
     checkpoint_every: str = "1epochs"
     keep_checkpoints: int = 2
     tracking_uri: str | None = None
+    log: Log = "none"
     resume: bool = False
     allow_code_change: bool = False
     allow_environment_change: bool = False
@@ -407,6 +410,7 @@ class RunSettings:
                     f"at most 100 characters and 255 bytes), got: {name!r}"
                 )
         _check(self, "fit", self.fit in get_args(Fit), "one of " + ", ".join(get_args(Fit)))
+        _check(self, "log", self.log in get_args(Log), "one of " + ", ".join(get_args(Log)))
         in_database = get_reference(self.dataset_folder)
         if in_database is not None:
             object.__setattr__(self, "database", str(in_database))

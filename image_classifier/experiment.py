@@ -90,6 +90,37 @@ class Reporter:
         """The test set is being evaluated."""
 
 
+class Reporters(Reporter):
+    """Tells several reporters, in their order."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self._reporters = reporters
+
+    def note(self, text: str) -> None:
+        for reporter in self._reporters:
+            reporter.note(text)
+
+    def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
+        for reporter in self._reporters:
+            reporter.begin(record, num_steps, first_step)
+
+    def step(self, step: Step) -> None:
+        for reporter in self._reporters:
+            reporter.step(step)
+
+    def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
+        for reporter in self._reporters:
+            reporter.digest(line, state)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        for reporter in self._reporters:
+            reporter.epoch(line)
+
+    def evaluate(self, num_images: int) -> None:
+        for reporter in self._reporters:
+            reporter.evaluate(num_images)
+
+
 def run(
     settings: RunSettings,
     *,

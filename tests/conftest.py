@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hypothesis
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
@@ -30,6 +31,9 @@ REAL_DATA = ("IMAGE_CLASSIFIER_CIFAR10", "IMAGE_CLASSIFIER_CIFAR10_ORIGINAL")
 
 PROGRAMS = ("IMAGE_CLASSIFIER_MLFLOW",)
 """Variables that name programs which do not lie on the PATH: mlflow with its server, which needs other libraries."""
+
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 
 GIT_CONFIG = """
 [user]

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
-
 from image_classifier.config import RunSettings
 from image_classifier.errors import Interrupted, RegistryError
 from image_classifier.experiment import Reporter
 from image_classifier.progress import say
 from image_classifier.tracking.run import CHECKPOINTS, MANIFEST, list_run_files, read_epochs, read_evaluation
 from image_classifier.tracking.store import Store
-from image_classifier.training.loop import Step
+
+TEST_METRICS = ("accuracy", "accuracy_single_view", "top5_accuracy", "loss", "expected_calibration_error")
+"""Numbers of the evaluation that are written beside those of the epochs."""
 
 _PAUSE = 10
 """A store that did not answer is left alone for so many times as long as was waited: a tenth of the time at most."""
@@ -28,8 +28,8 @@ _STARTED_AT = "image_classifier.started_at"
 
 
 @contextmanager
-def open_tracker(settings: RunSettings, reporter: Reporter) -> Iterator[Reporter]:
-    """Yield a reporter that also writes to the store of the settings, if they name one; at the end the files follow.
+def open_tracker(settings: RunSettings) -> Iterator[Reporter]:
+    """Yield a reporter that writes to the store of the settings, if they name one; at the end the files follow.
 
     A store that cannot be reached before the first step stops the run there. One that is lost on the way does not:
     what it missed is written at the end.
@@ -38,9 +38,9 @@ def open_tracker(settings: RunSettings, reporter: Reporter) -> Iterator[Reporter
         RegistryError: the store cannot be reached, before the first step or after the last.
     """
     if settings.tracking_uri is None:
-        yield reporter
+        yield Reporter()
         return
-    tracker = Tracker(settings, reporter)
+    tracker = Tracker(settings)
     try:
         yield tracker
     except BaseException as error:
@@ -55,11 +55,10 @@ def open_tracker(settings: RunSettings, reporter: Reporter) -> Iterator[Reporter
 
 
 class Tracker(Reporter):
-    """Tells another reporter of everything, and MLflow of settings, epochs and, at the end, files."""
+    """Tells MLflow of settings, epochs and, at the end, files."""
 
-    def __init__(self, settings: RunSettings, reporter: Reporter) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self._settings = settings
-        self._reporter = reporter
         self._store = Store(settings.tracking_uri, settings.experiments_folder)
         self._run_id: str | None = None
         self._next_try = 0.0  # of the clock that only goes forward
@@ -67,11 +66,7 @@ class Tracker(Reporter):
         with self._store.open(f"open the experiment {settings.experiment_name!r}"):
             self._experiment_id = self._store.get_experiment_id(settings.experiment_name)
 
-    def note(self, text: str) -> None:
-        self._reporter.note(text)
-
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
-        self._reporter.begin(record, num_steps, first_step)
         tags = {"recipe": record["recipe"] or "none", _STARTED_AT: record["started_at"]}
         tags |= {f"{part}_digest": record[part]["digest"] for part in ("data", "code", "environment", "machine")}
         with self._store.open("begin the run") as client:
@@ -87,14 +82,7 @@ class Tracker(Reporter):
             for name, value in record["settings"].items():
                 client.log_param(self._run_id, name, value)
 
-    def step(self, step: Step) -> None:
-        self._reporter.step(step)
-
-    def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
-        self._reporter.digest(line, state)
-
     def epoch(self, line: dict[str, Any]) -> None:
-        self._reporter.epoch(line)
         started = time.monotonic()
         if started < self._next_try:
             return
@@ -104,9 +92,6 @@ class Tracker(Reporter):
             logger.warning("%s; the training goes on, and what is missing there is written at its end", error)
             ended = time.monotonic()
             self._next_try = ended + _PAUSE * (ended - started)
-
-    def evaluate(self, num_images: int) -> None:
-        self._reporter.evaluate(num_images)
 
     def end(self, status: str) -> None:
         """Say how the run ended, as far as the store listens."""
@@ -129,7 +114,7 @@ class Tracker(Reporter):
             return
         self._log_epochs()
         with self._store.open("write the results") as client:
-            for name in ("accuracy", "accuracy_single_view", "top5_accuracy", "loss", "expected_calibration_error"):
+            for name in TEST_METRICS:
                 client.log_metric(self._run_id, f"test_{name}", evaluation[name])
             for file in [MANIFEST, *list_run_files(folder)]:
                 if not file.startswith(f"{CHECKPOINTS}/"):

@@ -72,8 +72,9 @@ def _train(argv: Sequence[str] | None) -> int:
 
             with track("starting"):
                 from image_classifier.cli.progress import TerminalReporter, print_summary
+                from image_classifier.cli.tensorboard import open_board
                 from image_classifier.cli.tracking import open_tracker
-                from image_classifier.experiment import run
+                from image_classifier.experiment import Reporters, run
                 from image_classifier.training.ranks import is_restarted, open_ranks
 
             with open_ranks(settings.training.device) as ranks:
@@ -85,12 +86,13 @@ def _train(argv: Sequence[str] | None) -> int:
                     with (
                         temporary_files_beside(settings.run_folder),
                         closing(TerminalReporter(stop)) as terminal,
-                        open_tracker(settings, terminal) as reporter,
+                        open_tracker(settings) as tracker,
+                        open_board(settings) as board,
                     ):
                         result = run(
                             settings,
                             snapshot=snapshot,
-                            reporter=reporter,
+                            reporter=Reporters(terminal, tracker, board),
                             should_stop=stop.is_set,
                             command=command,
                             ranks=ranks,

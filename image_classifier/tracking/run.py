@@ -44,7 +44,8 @@ FIGURE = "metrics.png"
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
-ADDED_LATER = ("report.html", PROFILE, PUBLISHED)
+BOARD = "tensorboard"
+ADDED_LATER = ("report.html", PROFILE, BOARD, PUBLISHED)
 """What may lie in a run folder without being part of the run."""
 
 _PIECE = 2**20  # bytes that are hashed at once
