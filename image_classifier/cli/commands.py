@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "put runs side by side, with the test that says whether they differ",
     "report": "write one page of pictures and facts about a run",
     "publish": "make one ONNX file of a run, proved to answer as the run does",
+    "push": "push a published model to the Hugging Face Hub",
     "registry": "name versions of published models, promote them, check their files and signatures",
     "serve": "serve a published model over HTTP",
 }
