@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -31,6 +31,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "eager", "compiled"]
 Fit = Literal["squeeze", "crop", "pad", "refuse"]
 Flip = Literal["none", "random", "alternating"]
+ImageSize = Literal[32, 64, 96, 128, 224]
 InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
 ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
@@ -41,6 +42,17 @@ ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 _VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
+
+IMAGE_SIZES: tuple[ImageSize, ...] = get_args(ImageSize)
+"""Sides in pixels that a snapshot's images may have."""
+
+DEFAULT_IMAGE_SIZE: ImageSize = 32
+"""CIFAR's, which the recipes are for; what was made before there were others has it."""
+
+_TAKES_IMAGE_SIZE = f"one of {', '.join(map(str, IMAGE_SIZES))}"
+
+SMALLEST_SCALE, LARGEST_SCALE = 16, IMAGE_SIZES[-1]
+"""Sides in pixels that steps may scale images to."""
 
 CHOICES = {
     "model": ModelName,
@@ -138,13 +150,35 @@ class Reading:
     """How image files are read.
 
     Attributes:
-        fit: What becomes of an image that is not 32 x 32: it is resized whatever its sides' ratio (squeeze), cut to the
+        fit: What becomes of an image of another size: it is resized whatever its sides' ratio (squeeze), cut to the
             square in its middle (crop), or given a black border (pad), then resized; or it cannot be read (refuse).
         skip_bad: leave out images that cannot be read; else they are an error.
+        image_size: side in pixels that images get; None for that of a database, and the default for all else.
     """
 
     fit: Fit = "squeeze"
     skip_bad: bool = False
+    image_size: ImageSize | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            _check(self, "image_size", is_image_size(self.image_size), _TAKES_IMAGE_SIZE)
+
+    @property
+    def side(self) -> ImageSize:
+        """Side in pixels that images get which come from files."""
+        return self.image_size or DEFAULT_IMAGE_SIZE
+
+
+def is_image_size(value: object) -> TypeGuard[ImageSize]:
+    """Say whether a snapshot's images may have this side in pixels."""
+    return type(value) is int and value in IMAGE_SIZES
+
+
+def scale_batch(num_images: int, side: int) -> int:
+    """Scale a number of images that are computed at once to their side in pixels, so that large ones take no more
+    memory than those of 64 pixels."""
+    return max(1, num_images * 64**2 // max(64, side) ** 2)
 
 
 def get_recipe_path(name: str) -> Path:
@@ -158,9 +192,15 @@ def get_recipe_path(name: str) -> Path:
     return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
 
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """Load the settings of a packaged recipe by option name."""
+def load_recipe(name: str, image_size: int | None = None) -> dict[str, Any]:
+    """Load the settings of a packaged recipe by option name.
+
+    Args:
+        image_size: side in pixels of the data set's images, if another than the recipe's: its image_sizes grow with it.
+    """
     settings: dict[str, Any] = yaml.safe_load(get_recipe_path(name).read_text(encoding="utf-8"))
+    side = image_size or DEFAULT_IMAGE_SIZE
+    settings["image_sizes"] = [size * side // DEFAULT_IMAGE_SIZE for size in settings["image_sizes"]]
     return settings
 
 
@@ -183,8 +223,11 @@ class TrainingSettings:
         batch_size: Images a step.
         shards: Parts of a batch, each of which one thread computes, with batch norm over its images alone; 0 for a part
             for each 125 images, up to 8. A batch has no more parts than images.
+        image_size: Side in pixels of the data set's images, which all others are resized to, and of those that the
+            model takes; part of the data's digest.
         image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run;
-            where there are fewer steps than sizes, some are passed over.
+            where there are fewer steps than sizes, some are passed over. The network is used at the last one. The
+            recipes have them for images of 32 pixels; they grow with --image_size unless they are given.
         optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal.
         learning_rate: The highest learning rate of the schedule; with muon that of the filters.
         momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
@@ -196,8 +239,8 @@ class TrainingSettings:
         label_smoothing: Part of the target that is spread over all classes.
         flip: Mirrored images: none, random for each image and epoch, or random in the first epoch and alternating
             from there on.
-        translate: Images are shifted by up to so many pixels, reflected at the edge.
-        cutout: Side in pixels of a square that is greyed out in each image; 0 for none.
+        translate: Images are shifted by up to so many pixels, reflected at the edge; half of image_size at most.
+        cutout: Side in pixels of a square that is greyed out in each image, up to image_size; 0 for none.
         views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure;
             changes the evaluation alone.
         input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
@@ -219,6 +262,7 @@ class TrainingSettings:
     num_epochs: int = _FAST["num_epochs"]
     batch_size: int = _FAST["batch_size"]
     shards: int = _FAST["shards"]
+    image_size: ImageSize = DEFAULT_IMAGE_SIZE
     image_sizes: tuple[int, ...] = _FAST["image_sizes"]
     optimizer: OptimizerName = _FAST["optimizer"]
     learning_rate: float = _FAST["learning_rate"]
@@ -251,22 +295,24 @@ class TrainingSettings:
     @classmethod
     def from_recipe(cls, name: str, **changes: Any) -> TrainingSettings:
         """Make the settings of a recipe, some of them changed."""
-        return cls(**{**freeze_lists(load_recipe(name)), **changes})
+        return cls(**{**freeze_lists(load_recipe(name, changes.get("image_size"))), **changes})
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
         _check(self, "shards", 0 <= self.shards <= 1024, "a whole number from 0 to 1024")
-        sizes_fit = bool(self.image_sizes) and all(16 <= size <= 64 for size in self.image_sizes)
-        _check(self, "image_sizes", sizes_fit, "whole numbers from 16 to 64, such as 16,24,32")
+        _check(self, "image_size", is_image_size(self.image_size), _TAKES_IMAGE_SIZE)
+        sizes_fit = bool(self.image_sizes) and all(SMALLEST_SCALE <= size <= LARGEST_SCALE for size in self.image_sizes)
+        takes = f"whole numbers from {SMALLEST_SCALE} to {LARGEST_SCALE}, such as 16,24,32"
+        _check(self, "image_sizes", sizes_fit, takes)
         _check(self, "learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0")
         _check(self, "momentum", 0 <= self.momentum < 1, "a number from 0 up to but not including 1")
         _check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "a number of 0 or more")
         _check(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "a number from 0 up to but not including 1")
         _check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 up to but not including 1")
-        _check(self, "translate", 0 <= self.translate <= 16, "a whole number from 0 to 16")
-        _check(self, "cutout", 0 <= self.cutout <= 32, "a whole number from 0 to 32")
+        for name, limit in (("translate", self.image_size // 2), ("cutout", self.image_size)):
+            _check(self, name, 0 <= getattr(self, name) <= limit, f"a whole number from 0 to {limit}")
         _check(self, "input_mean", all(0 <= mean <= 1 for mean in self.input_mean), "three numbers from 0 to 1")
         _check(self, "input_std", all(0 < std <= 1 for std in self.input_std), "three numbers above 0, up to 1")
         _check(
@@ -297,7 +343,7 @@ class TrainingSettings:
         if self.model == "lenet" and (self.optimizer != "sgd" or not sizes_fit):
             raise SettingsError(
                 "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
-                "--image_sizes 32, as --recipe notebook has them"
+                f"--image_sizes 32, as --recipe notebook has them for --image_size {DEFAULT_IMAGE_SIZE}"
             )
         if self.optimizer == "muon" and not self.model.startswith("airbench"):
             raise SettingsError(
@@ -308,7 +354,7 @@ class TrainingSettings:
 
 def takes_image_size(model: str, size: int) -> bool:
     """Say whether a network takes images of this side in pixels."""
-    return size == 32 if model == "lenet" else 16 <= size <= 64
+    return size == 32 if model == "lenet" else SMALLEST_SCALE <= size <= LARGEST_SCALE
 
 
 def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
@@ -336,7 +382,8 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
 
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
     """Say in settings of now what a run did whose record holds these: some were added, others had no effect."""
-    settings = {"image_sizes": [32], "optimizer": "sgd", "shards": 1, **recorded}
+    added = {"image_size": DEFAULT_IMAGE_SIZE, "image_sizes": [32], "optimizer": "sgd", "shards": 1}
+    settings = {**added, **recorded}
     settings.pop("num_threads", None)  # how the work was carried out; its machine class has it
     if settings.pop("deterministic", True) is not True:
         raise SettingsError("--deterministic false is of versions before 0.2")
@@ -357,8 +404,9 @@ class RunSettings:
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
         dataset_folder: Folder (or archive, or Parquet file) with the data set; with --database that of SQLite's file
             and of the snapshots, by default data.
-        fit: What becomes of images of another size than 32 x 32: they are resized whatever the ratio of their sides
-            (squeeze), cut to the square in their middle (crop), given a black border (pad), or cannot be read (refuse).
+        fit: What becomes of images that are not image_size x image_size: they are resized whatever the ratio of their
+            sides (squeeze), cut to the square in their middle (crop), given a black border (pad), or cannot be read
+            (refuse).
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
         db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
         db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
@@ -431,7 +479,7 @@ class RunSettings:
     @property
     def reading(self) -> Reading:
         """How image files are read."""
-        return Reading(fit=self.fit, skip_bad=self.skip_bad)
+        return Reading(fit=self.fit, skip_bad=self.skip_bad, image_size=self.training.image_size)
 
     @property
     def dataset(self) -> Path:
@@ -544,7 +592,7 @@ def load_default_recipe(num_images: int, given: Mapping[str, Any]) -> dict[str, 
         Training settings by name, and `recipe` and `recipe_reason` for the record.
     """
     name = choose_recipe(num_images)
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, given.get("image_size"))
     side = "at least" if name == "fast" else "fewer than"
     reason = f"{num_images:,} images to train on are {side} {NUM_IMAGES_FOR_FAST:,}"
     if "batch_size" not in given and recipe["batch_size"] > num_images:

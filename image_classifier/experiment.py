@@ -54,7 +54,7 @@ from image_classifier.training.profiling import profile_steps
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.threads import Threads
 
-NUM_IMAGES_TO_INITIALIZE = 5000  # Jordan's number of images to compute whitening from
+NUM_PIXELS_TO_INITIALIZE = 5000 * 32**2  # of Jordan's number of CIFAR's images to compute whitening from
 IDENTITY = ("settings", "data", "code", "environment", "machine")
 """Parts of a record that decide about a run's bits."""
 
@@ -233,7 +233,8 @@ def evaluate_and_finish(
     result = RunResult(settings.run_folder, evaluation, weights_digest)
     if ranks.rank == 0:
         fit = "squeeze" if settings.fit == "refuse" else settings.fit
-        model = Model(classifier, training.model, snapshot.classes, training.views, describe_origin(record), fit)
+        origin = describe_origin(record)
+        model = Model(classifier, training.model, snapshot.classes, training.views, origin, fit, training.image_size)
         folder.write(MODEL, serialize_model(model))
         folder.write(PREDICTIONS, serialize_predictions(probabilities, snapshot.test[1]))
         folder.write_json(EVALUATION, evaluation)
@@ -345,7 +346,8 @@ def build_initial_classifier(
         image_size=training.image_sizes[-1],
     )
     if pretrained is None:
-        classifier.initialize_from(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]])
+        num_images = max(1, NUM_PIXELS_TO_INITIALIZE // snapshot.image_size**2)
+        classifier.initialize_from(snapshot.images[indices[:num_images]])
     else:
         classifier.load_state_dict(pretrained.classifier.state_dict())
     return classifier.to(training.device)
@@ -404,7 +406,7 @@ def validate(
     if not len(indices):
         return {}
     probabilities = compute_probabilities(
-        classifier, snapshot.images[indices], device=classifier.input_mean.device, threads=threads, ranks=ranks
+        classifier, snapshot.images, indices, device=classifier.input_mean.device, threads=threads, ranks=ranks
     )
     labels = snapshot.labels[indices]
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)

@@ -270,7 +270,7 @@ def _refuse(action: argparse.Action, value: str | None) -> str:
         name = get_variable(action.dest)
     hint = _get_type(action)
     got = "" if value is None or hint is Secret else f", got: {_show(value)}"
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    choices = [*map(str, get_args(hint))] if get_origin(hint) is Literal else []
     return f"{name} takes {describe_type(action)}{got}{suggest(value or '', choices)}"
 
 

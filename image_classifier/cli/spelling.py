@@ -24,7 +24,7 @@ USUAL_NAMES = {
     "model": "a arch architecture backbone model_name net network",
     "num_epochs": "e epoch epochs max_epochs n_epochs num_train_epochs",
     "batch_size": "b batch bs train_batch_size",
-    "image_sizes": "image_size img_size imgsz input_size resolution size",
+    "image_size": "img_size imgsz input_size resolution size",
     "optimizer": "opt optim optimiser",
     "learning_rate": "base_lr lr max_lr",
     "momentum": "m mom",

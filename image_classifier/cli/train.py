@@ -182,7 +182,7 @@ def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     recorded = read_recorded_options(build_run_settings(given).run_folder) if given.get("resume") else None
     recipe = given.get("recipe", DEFAULT_RECIPE)
     if recorded is None:
-        named = {} if recipe == DEFAULT_RECIPE else freeze_lists(load_recipe(recipe))
+        named = {} if recipe == DEFAULT_RECIPE else freeze_lists(load_recipe(recipe, given.get("image_size")))
         return {**named, "recipe": recipe, **given}
     was_default = recipe == DEFAULT_RECIPE and ("recipe" not in given or recorded["recipe_reason"])
     if not was_default and recipe != recorded["recipe"]:
@@ -215,8 +215,7 @@ def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | No
     """
     if values["recipe"] != DEFAULT_RECIPE:
         return build_settings(values), None
-    check_open_settings(values)
-    run = build_run_settings(values)
+    run = check_open_settings(values)
 
     from image_classifier.data.augment import count_validation_images
     from image_classifier.data.snapshot import load_snapshot
@@ -229,14 +228,15 @@ def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | No
     return build_settings(load_default_recipe(snapshot.num_train - num_validation, values)), snapshot
 
 
-def check_open_settings(values: Mapping[str, Any]) -> None:
-    """Check that settings go together with what the recipe `default` will be, whatever the number of images.
+def check_open_settings(values: Mapping[str, Any]) -> RunSettings:
+    """Check that settings go together with what the recipe `default` will be, whatever the number of images; return
+    them as they would be for few.
 
     Raises:
         SettingsError: they do not.
     """
-    for num_images in (sys.maxsize, 1):
-        build_settings(load_default_recipe(num_images, values))
+    build_settings(load_default_recipe(sys.maxsize, values))
+    return build_settings(load_default_recipe(1, values))
 
 
 def build_settings(values: Mapping[str, Any]) -> RunSettings:
@@ -264,7 +264,8 @@ def format_settings(values: Mapping[str, Any]) -> str:
         check_open_settings(named)
         for num_images in (NUM_IMAGES_FOR_FAST, NUM_IMAGES_FOR_FAST - 1):
             recipe = choose_recipe(num_images)
-            decided = {name: value for name, value in freeze_lists(load_recipe(recipe)).items() if name not in values}
+            settings_of_recipe = freeze_lists(load_recipe(recipe, values.get("image_size")))
+            decided = {name: value for name, value in settings_of_recipe.items() if name not in values}
             side = "from" if recipe == "fast" else "below"
             comments += f"# {side} {NUM_IMAGES_FOR_FAST:,} images to train on: {recipe}, that is "
             comments += _dump(decided, in_one_line=True)

@@ -71,25 +71,23 @@ def augment_images(
     elif augmentation.flip == "alternating":
         mirrored = (draw(FLIP, 0, 2) + epoch) % 2
     tops, lefts = (draw(stream, epoch, 2 * reach + 1) for stream in (SHIFT_Y, SHIFT_X))
-    pixels = images.reshape(*images.shape[:2], -1)
-    chosen = np.empty((len(indices), *pixels.shape[1:]), dtype=np.uint8)
-    # A plain loop: 3 µs an image, against 5 µs for slices of padded images and 7 µs for these by shift.
-    for out, index, *how in zip(
-        chosen, indices.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True
+    varied = np.empty((len(indices), *images.shape[1:]), dtype=np.uint8)
+    # A plain loop: 3 µs an image of 32 pixels, against 5 µs for slices of padded images and 7 µs for these by shift.
+    for out, index, top, left, is_mirrored in zip(
+        varied, indices.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True
     ):
-        np.take(pixels[index], _locate_pixels(height, width, reach, *how), axis=1, out=out, mode="clip")
-    varied = chosen.reshape(-1, *images.shape[1:])
+        rows, columns = _locate(height, reach, top, 0), _locate(width, reach, left, is_mirrored)
+        np.take(images[index].take(rows, axis=1, mode="clip"), columns, axis=2, out=out, mode="clip")
     if augmentation.cutout:
         _grey_out(varied, draw(CUTOUT_Y, epoch, width), draw(CUTOUT_X, epoch, width), augmentation.cutout)
     return varied
 
 
 @cache
-def _locate_pixels(height: int, width: int, reach: int, top: int, left: int, mirrored: int) -> NDArray[np.int64]:
-    """Say from where in an image, row by row, each pixel of the shifted and mirrored one is taken: [H * W]."""
-    places = np.pad(np.arange(height * width).reshape(height, width), reach, mode="reflect")
-    window = places[top : top + height, left : left + width]
-    return (window[:, ::-1] if mirrored else window).ravel()
+def _locate(length: int, reach: int, start: int, mirrored: int) -> NDArray[np.int64]:
+    """Say from which rows (or columns) of an image those of the shifted and mirrored one are taken: [length]."""
+    window = np.pad(np.arange(length), reach, mode="reflect")[start : start + length]
+    return window[::-1] if mirrored else window
 
 
 def _grey_out(images: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64], side: int) -> None:

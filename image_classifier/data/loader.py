@@ -6,6 +6,7 @@ thousand steps. Their content is a function of (seed, epoch, position): the numb
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,14 +19,14 @@ from torch import Tensor
 
 from image_classifier.data.augment import Augmentation, augment_images, compute_order
 
-IMAGES_PER_BLOCK = 4096  # 12.6 MB of uint8 a block: little memory, and few calls even at a batch size of 1
+BLOCK_BYTES = 4096 * 3072  # of uint8 a block: little memory, and few calls even at a batch size of 1
 
 
 @dataclass(frozen=True)
 class Batch:
     """The images of one step."""
 
-    images: Tensor  # [B, 3, 32, 32] uint8
+    images: Tensor  # [B, 3, S, S] uint8
     labels: Tensor  # [B] int64
 
 
@@ -34,7 +35,7 @@ class Loader:
     """A training set, cut into batches anew each epoch; the last batch may be smaller.
 
     Attributes:
-        images: uint8 [N, 3, 32, 32], all images of the snapshot.
+        images: uint8 [N, 3, S, S], all images of the snapshot.
         labels: int64 [N].
         indices: int64 [M], which of them are trained on.
     """
@@ -54,7 +55,8 @@ class Loader:
 
     def iterate(self, num_epochs: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of all epochs in order, from a step (counted from 0) onwards."""
-        batches_per_block = max(1, IMAGES_PER_BLOCK // self.batch_size)
+        batch_bytes = self.batch_size * math.prod(self.images.shape[1:])
+        batches_per_block = max(1, BLOCK_BYTES // batch_bytes)
 
         def list_blocks() -> Iterator[tuple[int, NDArray[np.int64]]]:
             for epoch in range(first_step // max(self.steps_per_epoch, 1), num_epochs):

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from image_classifier.config import Reading
 from image_classifier.data import cifar, folder, parquet
-from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line
+from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line, resize_content
 from image_classifier.data.parts import check_shards, complete_parts, find_part_of_file
 from image_classifier.errors import DataError
 
@@ -104,7 +104,10 @@ def _find_cifar(path: Path) -> list[Source]:
 def _build_cifar_source(path: Path, layout: cifar.Layout) -> Source:
     files = tuple(name for name in (*layout.files, layout.meta) if (path / name).is_file())
     return Source(
-        f"{layout.title} ({path})", path, files, lambda metadata, _=STRICT: cifar.read_folder(path, layout, metadata)
+        f"{layout.title} ({path})",
+        path,
+        files,
+        lambda metadata, reading=STRICT: resize_content(cifar.read_folder(path, layout, metadata), reading),
     )
 
 
@@ -172,7 +175,7 @@ def _build_file_source(path: Path) -> Source:
             f"an archive ({path})",
             path.parent,
             (path.name,),
-            lambda metadata, _=STRICT: cifar.read_archive(path, metadata),
+            lambda metadata, reading=STRICT: resize_content(cifar.read_archive(path, metadata), reading),
         )
     if path.name.endswith(".parquet"):
         check_shards([path.name], path.parent)

@@ -14,7 +14,7 @@ from image_classifier.model.airbench import Airbench
 
 
 class Classifier(nn.Module):
-    """Uint8 images [N, 3, 32, 32] in, float32 logits [N, num_classes] out.
+    """Uint8 images [N, 3, S, S] in, float32 logits [N, num_classes] out.
 
     The scaling, of values and of size, is part of the module, so that evaluation, prediction and serving cannot scale
     differently.
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.from_numpy(in_pixels).reshape(1, 3, 1, 1))
 
     def initialize_from(self, images: NDArray[np.uint8]) -> None:
-        """Let a network that has weights to compute from training images do so; uint8 [N, 3, 32, 32]."""
+        """Let a network that has weights to compute from training images do so; uint8 [N, 3, S, S]."""
         if isinstance(self.network, Airbench):
             self.network.initialize_from(images, self.input_mean.flatten(), self.input_std.flatten())
 

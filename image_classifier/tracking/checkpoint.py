@@ -16,7 +16,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from image_classifier.config import Fit, Views, takes_image_size
+from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit, ImageSize, Views, is_image_size, takes_image_size
 from image_classifier.data.content import MAX_CLASSES
 from image_classifier.data.pickles import PickleError
 from image_classifier.errors import ModelError, RunError, StorageError
@@ -35,7 +35,8 @@ from image_classifier.tracking.run import MANIFEST, is_finished, read_manifest
 from image_classifier.tracking.tensor_file import MAX_BYTES, rebuild_tensor_file
 
 FORMAT_VERSION = 1  # of a checkpoint
-MODEL_FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
+MODEL_FORMAT_VERSION = 3  # since 3 a model may take images of other sizes than the default
+_DEFAULT_SIZE_FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
 CHECKPOINT_PREFIX = "step-"
 SET_ASIDE_PREFIX = "bad-"
 
@@ -53,6 +54,7 @@ class Model:
         views: views of an image that its recipe averages.
         run: experiment, run and data digest that the weights come from.
         fit: how images of another size are fitted, as those were that it was trained on.
+        input_size: side in pixels of the images that it takes; the classifier scales them to its own image_size.
     """
 
     classifier: Classifier
@@ -61,18 +63,24 @@ class Model:
     views: Views
     run: dict[str, str]
     fit: Fit = "squeeze"
+    input_size: ImageSize = DEFAULT_IMAGE_SIZE
 
 
 def serialize_model(model: Model) -> bytes:
-    """Serialize a model with all that is needed to rebuild its network and feed it."""
+    """Serialize a model with all that is needed to rebuild its network and feed it.
+
+    One that takes images of the default size has the bytes, and the readers, that it always had.
+    """
+    has_default_size = model.input_size == DEFAULT_IMAGE_SIZE
     return _serialize(
         {
-            "format_version": MODEL_FORMAT_VERSION,
+            "format_version": _DEFAULT_SIZE_FORMAT_VERSION if has_default_size else MODEL_FORMAT_VERSION,
             "model": model.name,
             "classes": list(model.classes),
             "views": model.views,
             "fit": model.fit,
             "image_size": model.classifier.image_size,
+            **({} if has_default_size else {"input_size": model.input_size}),
             "run": model.run,
             "state": {
                 name: tensor.detach().cpu().contiguous() for name, tensor in model.classifier.state_dict().items()
@@ -103,6 +111,7 @@ def load_model(path: Path) -> Model:
         name, classes, state = content["model"], tuple(content["classes"]), dict(content["state"])
         views, run = cast(Views, content["views"]), dict(content["run"])
         image_size = int(content.get("image_size", 32))  # the first models had one size only
+        input_size = content.get("input_size", DEFAULT_IMAGE_SIZE)
         fit = cast(Fit, content.get("fit", "squeeze"))  # and one way
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
@@ -118,6 +127,8 @@ def load_model(path: Path) -> Model:
         raise ModelError(f"{path} is no model of this package: its classes, its views or its fit are not valid")
     if not takes_image_size(name, image_size):
         raise ModelError(f"{path} is no model of this package: its image_size is {image_size}")
+    if not is_image_size(input_size):
+        raise ModelError(f"{path} is no model of this package: its input_size is {str(input_size)[:20]!a}")
     build = partial(
         build_classifier, name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
     )
@@ -125,7 +136,7 @@ def load_model(path: Path) -> Model:
         check_state(build(), state, path)
     classifier = build()
     load_state(classifier, state, path)
-    return Model(classifier.eval(), name, classes, views, run, fit)
+    return Model(classifier.eval(), name, classes, views, run, fit, input_size)
 
 
 def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:

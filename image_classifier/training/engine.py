@@ -21,7 +21,7 @@ from image_classifier.training.threads import Threads
 logger = logging.getLogger(__name__)
 
 ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64 and the side in pixels to scale to,
+"""Leaves gradients in the parameters; images [B, 3, S, S] uint8, labels [B] int64 and the side in pixels to scale to,
 to the mean loss float32 [] and the number of images classified rightly int64 []."""
 
 
@@ -53,7 +53,8 @@ def check_operations(classifier: nn.Module, settings: TrainingSettings) -> None:
     if settings.instruction_set != "portable":
         return
     arithmetic = choose_arithmetic("portable")
-    images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    side = settings.image_size
+    images, labels = torch.zeros(2, 3, side, side, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     eager = Eager([share_parameters(classifier).train()], settings)
     for size in sorted(set(settings.image_sizes)):
         with arithmetic():

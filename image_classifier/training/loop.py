@@ -21,7 +21,7 @@ class Batch(Protocol):
     """What a step is taken on."""
 
     @property
-    def images(self) -> Tensor: ...  # [B, 3, 32, 32] uint8
+    def images(self) -> Tensor: ...  # [B, 3, S, S] uint8
 
     @property
     def labels(self) -> Tensor: ...  # [B] int64
@@ -60,7 +60,7 @@ def train(
     """Train on each batch in turn, yielding after each step; the state is consistent whenever it yields.
 
     Args:
-        classifier: maps uint8 images [B, 3, 32, 32] and the size to scale them to, to logits [B, C]; changed in place.
+        classifier: maps uint8 images [B, 3, S, S] and the size to scale them to, to logits [B, C]; changed in place.
             Its `begin_step` takes which part of the run is over, from 0 to 1.
         batches: the batches from first_step on.
         settings: resolved.

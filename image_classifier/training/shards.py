@@ -32,7 +32,7 @@ class Shard:
     """A part of a batch.
 
     Attributes:
-        images: uint8 [B, 3, 32, 32].
+        images: uint8 [B, 3, S, S].
         labels: int64 [B].
         size: side in pixels that the images are scaled to.
         part: of the whole batch.

@@ -63,7 +63,7 @@ def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
     """Build the page. All that it shows is escaped: names of runs and classes are others' to choose.
 
     Args:
-        images: uint8 [N, 3, 32, 32], the test set; or the reason why it cannot be shown.
+        images: uint8 [N, 3, S, S], the test set; or the reason why it cannot be shown.
     """
     template = Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     record, evaluation = facts.record, facts.evaluation

@@ -57,7 +57,7 @@ def test_the_default_recipe_has_no_batch_larger_than_the_set_and_says_so(num_ima
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
-    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "instruction_set"}
+    left_open = {"image_size", "validation_fraction", "keep", "seed", "device", "engine", "instruction_set"}
     assert load_recipe(name).keys() | left_open == TrainingSettings.__dataclass_fields__.keys()
     assert TrainingSettings.from_recipe(name)
 
@@ -93,7 +93,9 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
         ("optimizer", "adam"),
         ("image_sizes", ()),
         ("image_sizes", (15, 32)),
-        ("image_sizes", (32, 65)),
+        ("image_sizes", (32, 225)),
+        ("image_size", 48),
+        ("image_size", 64.0),
     ],
 )
 def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: str, value: Any) -> None:

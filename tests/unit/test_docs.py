@@ -59,7 +59,7 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | t
         if settings is ServerSettings and field.name == "model":
             continue
         hint = hints[field.name]
-        takes = ", ".join(get_args(hint)) if get_origin(hint) is Literal else TYPES[hint]
+        takes = ", ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else TYPES[hint]
         value = recipe.get(field.name, field.default)
         default = "" if value in ("", None) else str(value).lower().strip("()[]").replace(", ", ",")
         meaning = " ".join(meanings[field.name].split()).rstrip(".")

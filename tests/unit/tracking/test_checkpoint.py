@@ -204,7 +204,7 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 3}, "has the format 3; this version reads up to 2"),
+        ({"format_version": 4}, "has the format 4; this version reads up to 3"),
         (
             {"format_version": 1, "model": "airbench"},
             "holds airbench of image_classifier 0.1, .* train again, or use it",
@@ -223,6 +223,8 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
         ({"classes": ["a"] * 1001}, "its classes, its views or its fit are not valid"),
         ({"image_size": 10**9}, "its image_size is 1000000000"),
         ({"image_size": 16}, "its image_size is 16"),
+        ({"input_size": 48}, "its input_size is '48'"),
+        ({"input_size": "64"}, "its input_size is '64'"),
     ],
 )
 def test_a_file_of_another_content_is_refused_with_what_is_wrong(
