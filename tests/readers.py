@@ -648,11 +648,11 @@ def _build_requests() -> list[Reader]:
 
     def parse(name: str, content: bytes, folder: Path) -> None:
         kind = {"json": b"application/json", "multipart": b"multipart/form-data; boundary=b"}[name]
-        parse_body(content, kind, {}, 64)
+        parse_body(content, kind, {}, 64, 32)
 
     def infer(name: str, content: bytes, folder: Path) -> None:
         head = content.find(b"\n}") + 2 if name == "binary" else None
-        oip.parse_infer(content, head, 64)
+        oip.parse_infer(content, head, 64, 32)
 
     return [
         Reader(

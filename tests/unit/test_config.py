@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from image_classifier.config import (
     DEFAULT_RECIPE,
+    IMAGE_SIZES,
     NUM_IMAGES_FOR_FAST,
     RECIPES,
+    ImageSize,
+    Reading,
     Reference,
     RunSettings,
     TrainingSettings,
@@ -25,6 +28,7 @@ from image_classifier.config import (
     load_recipe,
     parse_reference,
     restore_training_settings,
+    scale_batch,
 )
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
@@ -111,7 +115,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         make_training(momentum=0.0)
     unfit: list[dict[str, Any]] = [{"optimizer": "muon"}, {"image_sizes": (16, 32)}]
     for values in unfit:
-        with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them"):
+        with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them for --image_size 32"):
             make_training(model="lenet", **values)
     with pytest.raises(SettingsError, match="--optimizer muon .* with --model resnet choose --optimizer sgd"):
         make_training(model="resnet", optimizer="muon")
@@ -121,11 +125,52 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         make_training(schedule="constant")
 
 
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+def test_the_sides_that_steps_scale_to_grow_with_the_images_unless_they_are_given(image_size: ImageSize) -> None:
+    for name in RECIPES:
+        ours, own = load_recipe(name)["image_sizes"], load_recipe(name, image_size)
+        assert [side * 32 for side in own["image_sizes"]] == [side * image_size for side in ours]
+        assert own == {**load_recipe(name), "image_sizes": own["image_sizes"]}
+        if name != "notebook":
+            settings = TrainingSettings.from_recipe(name, image_size=image_size)
+            assert (settings.image_size, list(settings.image_sizes)) == (image_size, own["image_sizes"])
+    small = load_recipe("small", image_size)["image_sizes"]
+    assert load_default_recipe(300, {"image_size": image_size})["image_sizes"] == tuple(small)
+    assert load_default_recipe(300, {"image_size": image_size, "image_sizes": (20,)})["image_sizes"] == (20,)
+    assert TrainingSettings.from_recipe("small", image_size=image_size, image_sizes=(24,)).image_sizes == (24,)
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+def test_limits_in_pixels_follow_the_size_of_the_images(image_size: ImageSize) -> None:
+    make_training(image_size=image_size, translate=image_size // 2, cutout=image_size)
+    for option, limit in (("translate", image_size // 2), ("cutout", image_size)):
+        with pytest.raises(SettingsError, match=f"--{option} takes a whole number from 0 to {limit}, got: {limit + 1}"):
+            make_training(image_size=image_size, **{option: limit + 1})
+
+
+def test_lenet_takes_larger_images_at_32_pixels_alone() -> None:
+    assert make_training(model="lenet", image_size=64, image_sizes=(32,)).image_sizes == (32,)
+    with pytest.raises(SettingsError, match="--model lenet .* --image_sizes 32"):
+        TrainingSettings.from_recipe("notebook", image_size=64)
+
+
+def test_a_reading_takes_sizes_that_there_are() -> None:
+    assert [Reading().side, Reading(image_size=64).side] == [32, 64]
+    for size in (33, 64.0, "64", True):
+        with pytest.raises(SettingsError, match=f"--image_size takes one of 32, 64, 96, 128, 224, got: {size}"):
+            Reading(image_size=size)  # type: ignore[arg-type]  # as a record may have it
+
+
+def test_a_batch_takes_no_more_memory_for_larger_images() -> None:
+    assert [scale_batch(500, side) for side in (16, 32, 64, 96, 128, 224)] == [500, 500, 500, 222, 125, 40]
+    assert scale_batch(1, 224) == 1
+
+
 def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
     recorded = dataclasses.asdict(make_training())
-    del recorded["image_sizes"], recorded["optimizer"]
+    del recorded["image_size"], recorded["image_sizes"], recorded["optimizer"]
     restored = restore_training_settings(recorded)
-    assert (restored.image_sizes, restored.optimizer) == ((32,), "sgd")
+    assert (restored.image_size, restored.image_sizes, restored.optimizer) == (32, (32,), "sgd")
 
 
 def test_settings_that_nothing_names_are_those_of_the_recipe_fast() -> None:

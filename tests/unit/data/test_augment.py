@@ -146,3 +146,23 @@ def test_a_validation_split_parts_the_training_set(seed: int, num_images: int, f
 def test_a_validation_split_depends_on_the_seed() -> None:
     parts = {tuple(compute_validation_split(seed, 100, 0.2)[1]) for seed in range(20)}
     assert len(parts) == 20
+
+
+@pytest.mark.parametrize(("side", "reach"), [(32, 16), (64, 3), (96, 48), (224, 112)])
+def test_shifts_and_mirrors_of_any_size_are_windows_of_the_padded_image(side: int, reach: int) -> None:
+    image = np.random.default_rng(side).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
+    padded = np.pad(image[0], ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
+    seen = set()
+    for epoch in range(12):
+        (varied,) = augment_images(image, np.array([0]), 5, epoch, Augmentation("random", reach))
+        rows = np.flatnonzero([np.isin(varied[0, 0], row).all() for row in padded[0, : 2 * reach + 1]])
+        places = {
+            (top, left, mirrored)
+            for top in rows.tolist()
+            for left in range(2 * reach + 1)
+            for mirrored in (1, -1)
+            if np.array_equal(padded[:, top : top + side, left : left + side][:, :, ::mirrored], varied)
+        }
+        assert places
+        seen.update(places)
+    assert len(seen) > 6

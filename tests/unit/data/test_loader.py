@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image_classifier.data.augment import Augmentation, augment_images, compute_order
-from image_classifier.data.loader import Batch, Loader
+from image_classifier.data.loader import BLOCK_BYTES, Batch, Loader
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 3, 32, 32), dtype=np.uint8)
 LABELS = np.arange(50, dtype=np.int64) % 10
@@ -74,3 +74,12 @@ def test_a_loader_that_is_left_in_the_middle_ends_its_threads() -> None:
 def test_no_epochs_and_no_images_give_no_batches() -> None:
     assert list(make_loader().iterate(0)) == []
     assert list(Loader(IMAGES, LABELS, INDICES[:0], 4, 0, AUGMENTATION, 1).iterate(2)) == []
+
+
+def test_large_images_are_prepared_in_blocks_of_no_more_bytes() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (200, 3, 224, 224), dtype=np.uint8)
+    loader = Loader(images, np.arange(200), np.arange(200), 10, 3, AUGMENTATION, 0)
+    batches = list(loader.iterate(1))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == compute_order(3, 0, 200).tolist()
+    sizes = {batch.images.untyped_storage().nbytes() for batch in batches}
+    assert max(sizes) <= BLOCK_BYTES and max(sizes) > BLOCK_BYTES // 2

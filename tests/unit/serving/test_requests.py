@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -110,7 +109,7 @@ def build_infer(data: object, number: int = 1, side: int = 32) -> bytes:
 
 @pytest.mark.parametrize(("number", "side"), [(64, 32), (3, 64)])
 def test_an_inference_request_is_flat_or_nested(number: int, side: int) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (number, side, side, 3), dtype=np.uint8)
+    images = draw_images(number, side=side)
     for data in (images.tolist(), images.ravel().tolist()):
         assert parse_infer(build_infer(data, number, side), None, number, side)[1] == images.tobytes()
         with pytest.raises(Problem, match=r"images takes the shape \[N, 96, 96, 3\]"):

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from image_classifier.config import ImageSize
 from image_classifier.errors import ImageClassifierError, ModelError, RunError, StorageError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.storage import FaultyDisk
@@ -199,6 +200,17 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
     assert not model.classifier.training
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(model.classifier.state_dict()[name], tensor)
+
+
+def test_the_size_of_the_images_is_kept_and_the_default_one_goes_unsaid(tmp_path: Path) -> None:
+    classifier = build_classifier("resnet", 3, input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=1, image_size=48)
+    path = tmp_path / "model.pth"
+    for side, version in ((32, 2), (96, 3)):
+        model = Model(classifier, "resnet", CLASSES, "mirror", {"a": "b"}, "crop", cast(ImageSize, side))
+        path.write_bytes(serialize_model(model))
+        content = torch.load(path, weights_only=True)
+        assert content["format_version"] == version and ("input_size" in content) == (side != 32)
+        assert (load_model(path).input_size, load_model(path).classifier.image_size) == (side, 48)
 
 
 @pytest.mark.parametrize(
