@@ -382,7 +382,7 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
 
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
     """Say in settings of now what a run did whose record holds these: some were added, others had no effect."""
-    added = {"image_size": DEFAULT_IMAGE_SIZE, "image_sizes": [32], "optimizer": "sgd", "shards": 1}
+    added = {"image_size": DEFAULT_IMAGE_SIZE, "image_sizes": [DEFAULT_IMAGE_SIZE], "optimizer": "sgd", "shards": 1}
     settings = {**added, **recorded}
     settings.pop("num_threads", None)  # how the work was carried out; its machine class has it
     if settings.pop("deterministic", True) is not True:

@@ -132,6 +132,10 @@ def run(
 
     if snapshot is None:
         snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
+    if snapshot.image_size != training.image_size:
+        raise SettingsError(
+            f"--image_size {training.image_size} is not that of the data set, {snapshot.image_size}; set it so"
+        )
     settings = replace(settings, database=snapshot.database)  # the version that the newest one was
     train_indices, validation_indices = split_training_set(snapshot, training)
     pretrained = load_pretrained(settings.pretrained_path, training, snapshot)

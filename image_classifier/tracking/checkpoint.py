@@ -110,7 +110,7 @@ def load_model(path: Path) -> Model:
     try:
         name, classes, state = content["model"], tuple(content["classes"]), dict(content["state"])
         views, run = cast(Views, content["views"]), dict(content["run"])
-        image_size = int(content.get("image_size", 32))  # the first models had one size only
+        image_size = int(content.get("image_size", DEFAULT_IMAGE_SIZE))  # the first models had one size only
         input_size = content.get("input_size", DEFAULT_IMAGE_SIZE)
         fit = cast(Fit, content.get("fit", "squeeze"))  # and one way
     except (KeyError, TypeError, ValueError) as error:

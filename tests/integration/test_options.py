@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from docstring_parser import parse
 
-from image_classifier.config import RECIPES, TrainingSettings
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.config import RECIPES, Reading, TrainingSettings
+from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import SettingsError
 from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
 from image_classifier.tracking.identity import compute_weights_digest
@@ -23,6 +24,7 @@ CHANGES: dict[str, list[Any]] = {
     "num_epochs": [3],
     "batch_size": [3],
     "shards": [2],
+    "image_size": [64],
     "image_sizes": [(20,), (16, 20)],
     "optimizer": ["sgd", "muon"],
     "learning_rate": [0.0123],
@@ -83,14 +85,15 @@ BASELINES = build_baselines()
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return load_snapshot(write_tiny_dataset(tmp_path_factory.mktemp("data") / "tiny", num_train=8, num_test=1))
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_dataset(tmp_path_factory.mktemp("data") / "tiny", num_train=8, num_test=1)
 
 
-def train_weights(settings: TrainingSettings, snapshot: Snapshot) -> str:
+def train_weights(settings: TrainingSettings, dataset: Path) -> str:
     """Train as a run does, without its folder, and return the digest of the weights."""
     settings = resolve_settings(settings)
     configure_torch()
+    snapshot = load_snapshot(dataset, reading=Reading(image_size=settings.image_size))
     indices, _ = split_training_set(snapshot, settings)
     classifier = build_initial_classifier(settings, snapshot, indices, None)
     loader = build_loader(snapshot, indices, settings, 0)
@@ -109,10 +112,10 @@ def test_every_option_is_tried_or_says_what_it_does_not_decide() -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_an_option_changed_by_itself_changes_the_weights_or_is_refused_by_name(name: str, snapshot: Snapshot) -> None:
+def test_an_option_changed_by_itself_changes_the_weights_or_is_refused_by_name(name: str, dataset: Path) -> None:
     baseline = BASELINES[name]
-    weights = train_weights(baseline, snapshot)
-    assert train_weights(replace(baseline, views="one", digest_every=3), snapshot) == weights
+    weights = train_weights(baseline, dataset)
+    assert train_weights(replace(baseline, views="one", digest_every=3), dataset) == weights
     is_wide = baseline.model in ("airbench", "airbench_large")
     num_refused = 0
     for option in OF_THE_NETWORK if is_wide else CHANGES:
@@ -120,7 +123,7 @@ def test_an_option_changed_by_itself_changes_the_weights_or_is_refused_by_name(n
             if value == getattr(baseline, option):
                 continue
             try:
-                changed = train_weights(replace(baseline, **{option: value}), snapshot)
+                changed = train_weights(replace(baseline, **{option: value}), dataset)
             except SettingsError as error:
                 num_refused += 1
                 assert f"--{option}" in str(error), error
