@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from image_classifier import __version__
+from image_classifier.config import DEFAULT_IMAGE_SIZE
 from image_classifier.published.predictor import INPUT, OUTPUT
 from image_classifier.serving import schemas
 from image_classifier.serving.batching import Ticket
@@ -150,9 +151,14 @@ class InferenceProtocol:
             raise Problem("not-found", "this version of the model is not served")
 
 
-def count_parts(side: int) -> int:
-    """Count the commas and brackets of an image's pixels in JSON, nested."""
-    return side * side * 4 + side + 2
+def count_parts(max_images: int, side: int) -> int:
+    """Count the commas and brackets that the pixels of a request may have in JSON, nested.
+
+    Those of one image, or of as many as may be of the default size: parsing large ones would hold up all others for
+    seconds, which a binary tensor does not.
+    """
+    one, default = (each * each * 4 + each + 2 for each in (side, DEFAULT_IMAGE_SIZE))
+    return max(one, max_images * default)
 
 
 def parse_infer(
@@ -170,7 +176,7 @@ def parse_infer(
     if header_length is not None and header_length > len(body):
         raise Problem("bad-request", f"{HEADER_LENGTH} takes the number of bytes of the JSON")
     head, tail = (body, b"") if header_length is None else (body[:header_length], body[header_length:])
-    check_parts(head, max_images * count_parts(side) + MAX_JSON_PARTS)
+    check_parts(head, count_parts(max_images, side) + MAX_JSON_PARTS)
     try:
         asked = schemas.InferenceRequest.model_validate_json(head)
     except ValidationError as error:

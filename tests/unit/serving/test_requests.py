@@ -107,7 +107,7 @@ def build_infer(data: object, number: int = 1, side: int = 32) -> bytes:
     return orjson.dumps({"inputs": [tensor]})
 
 
-@pytest.mark.parametrize(("number", "side"), [(64, 32), (3, 64)])
+@pytest.mark.parametrize(("number", "side"), [(64, 32), (1, 64)])
 def test_an_inference_request_is_flat_or_nested(number: int, side: int) -> None:
     images = draw_images(number, side=side)
     for data in (images.tolist(), images.ravel().tolist()):
@@ -142,4 +142,9 @@ def test_what_is_no_image_is_refused_in_one_line(data: object) -> None:
 
 def test_json_of_more_parts_than_any_request_is_not_parsed() -> None:
     with pytest.raises(Problem, match="more lists and objects"):
-        parse_infer(b"[" * (64 * count_parts(32) + 2000), None, 64, 32)
+        parse_infer(b"[" * (count_parts(64, 32) + 2000), None, 64, 32)
+    assert count_parts(64, 32) == 64 * count_parts(1, 32) and count_parts(64, 224) == count_parts(64, 32)
+    images = draw_images(2, side=224)
+    assert parse_infer(build_infer(images[:1].tolist(), 1, 224), None, 64, 224)[1] == images[:1].tobytes()
+    with pytest.raises(Problem, match="more values than"):
+        parse_infer(build_infer(images.tolist(), 2, 224), None, 64, 224)
