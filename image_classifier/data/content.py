@@ -191,8 +191,9 @@ def decode_images(
     images, labels = list[NDArray[np.uint8]](), list[int]()
     for result, label in _decode_in_threads(encoded, decode):
         if not isinstance(result, ImageError):
-            images += [result] if not num_bad else []
-            labels += [label] if not num_bad else []
+            if not num_bad:  # else the rest is read for its errors alone
+                images.append(result)
+                labels.append(label)
         elif left_out is not None:
             left_out.append(str(result))
         else:

@@ -116,3 +116,19 @@ def test_inputs_are_scaled_as_the_settings_say() -> None:
 def test_an_unknown_network_is_refused_with_the_ones_there_are() -> None:
     with pytest.raises(ModelError, match="'vgg'.*lenet, resnet"):
         build("vgg")
+
+
+@pytest.mark.parametrize("image_size", [64, 96, 128, 224])
+@pytest.mark.parametrize("name", ["airbench_small", "resnet"])
+def test_networks_take_images_of_any_size_and_see_all_of_them(name: str, image_size: int) -> None:
+    classifier = build_classifier(
+        name, 3, input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=0, image_size=image_size
+    ).eval()
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, image_size, image_size), dtype=np.uint8)
+    classifier.initialize_from(images)
+    changed = images.copy()
+    changed[0, :, -8:, -8:] = 255  # a corner
+    with torch.no_grad():
+        logits, others = (classifier(torch.from_numpy(pixels)) for pixels in (images, changed))
+    assert logits.shape == (4, 3) and logits.isfinite().all()
+    assert torch.equal(logits[1:], others[1:]) and not torch.equal(logits[0], others[0])
