@@ -20,6 +20,7 @@ import yaml
 
 from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
+from image_classifier.plugins import IMAGE_SIZES, NETWORKS, check_name, is_own
 
 IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
 """Of a batch whose shards are not given."""
@@ -33,8 +34,6 @@ Fit = Literal["squeeze", "crop", "pad", "refuse"]
 Flip = Literal["none", "random", "alternating"]
 InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
-ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
-OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
 RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
 ServingPrecision = Literal["fp32", "int8"]
@@ -43,8 +42,6 @@ Views = Literal["one", "mirror", "six"]
 _VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
 
 CHOICES = {
-    "model": ModelName,
-    "optimizer": OptimizerName,
     "schedule": Schedule,
     "flip": Flip,
     "views": Views,
@@ -178,14 +175,14 @@ class TrainingSettings:
     """What decides the weights.
 
     Attributes:
-        model: Name of the network in the catalogue.
+        model: Network of the catalogue, or one of your own: my_package.nets:build, or a name that a package registers.
         num_epochs: How often the whole training set is gone through; 0 evaluates only.
         batch_size: Images a step.
         shards: Parts of a batch, each of which one thread computes, with batch norm over its images alone; 0 for a part
             for each 125 images, up to 8. A batch has no more parts than images.
         image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run;
             where there are fewer steps than sizes, some are passed over.
-        optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal.
+        optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal; or one of your own.
         learning_rate: The highest learning rate of the schedule; with muon that of the filters.
         momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
         nesterov: Nesterov's variant of the momentum, which muon always has.
@@ -215,12 +212,12 @@ class TrainingSettings:
         digest_every: Steps between two digests of the whole state; changes no weights.
     """
 
-    model: ModelName = _FAST["model"]
+    model: str = _FAST["model"]
     num_epochs: int = _FAST["num_epochs"]
     batch_size: int = _FAST["batch_size"]
     shards: int = _FAST["shards"]
     image_sizes: tuple[int, ...] = _FAST["image_sizes"]
-    optimizer: OptimizerName = _FAST["optimizer"]
+    optimizer: str = _FAST["optimizer"]
     learning_rate: float = _FAST["learning_rate"]
     momentum: float = _FAST["momentum"]
     nesterov: bool = _FAST["nesterov"]
@@ -254,6 +251,8 @@ class TrainingSettings:
         return cls(**{**freeze_lists(load_recipe(name)), **changes})
 
     def __post_init__(self) -> None:
+        check_name("model", self.model)
+        check_name("optimizer", self.optimizer)
         _check_choices(self)
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
@@ -293,22 +292,31 @@ class TrainingSettings:
                 "--warmup_fraction is of the triangular schedule, --schedule constant has none; "
                 "set --warmup_fraction 0, or --schedule triangular"
             )
-        sizes_fit = all(takes_image_size(self.model, size) for size in self.image_sizes)
-        if self.model == "lenet" and (self.optimizer != "sgd" or not sizes_fit):
-            raise SettingsError(
-                "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
-                "--image_sizes 32, as --recipe notebook has them"
-            )
-        if self.optimizer == "muon" and not self.model.startswith("airbench"):
-            raise SettingsError(
-                f"--optimizer muon has rates for the airbench networks; with --model {self.model} choose "
-                "--optimizer sgd and its --learning_rate and --momentum, such as 0.4 and 0.9"
-            )
+        _check_network(self)
+
+
+def _check_network(settings: TrainingSettings) -> None:
+    """Check that a network goes with the optimizer and the image sizes; a plug-in is asked when it is built."""
+    network = NETWORKS.get(settings.model)
+    has_rates = settings.optimizer != "muon" or (network is not None and network.takes_muon)
+    sizes_fit = all(takes_image_size(settings.model, size) for size in settings.image_sizes)
+    if network is not None and network.needs and not (has_rates and sizes_fit):
+        raise SettingsError(f"--model {settings.model} {network.needs}")
+    if not has_rates:
+        raise SettingsError(
+            f"--optimizer muon has rates for the airbench networks; with --model {settings.model} choose "
+            "--optimizer sgd and its --learning_rate and --momentum, such as 0.4 and 0.9"
+        )
+    if settings.instruction_set == "portable" and not is_own("optimizer", settings.optimizer):
+        raise SettingsError(
+            f"--instruction_set portable has kernels for the package's optimizers, got: --optimizer "
+            f"{settings.optimizer}; choose sgd or muon, or --instruction_set native"
+        )
 
 
 def takes_image_size(model: str, size: int) -> bool:
     """Say whether a network takes images of this side in pixels."""
-    return size == 32 if model == "lenet" else 16 <= size <= 64
+    return size in (NETWORKS[model].image_sizes if model in NETWORKS else IMAGE_SIZES)
 
 
 def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from image_classifier.cli.access import add_password_option, get_asking, hide_password, take_password
-from image_classifier.cli.arguments import parse_arguments, parse_config
+from image_classifier.cli.arguments import get_options, parse_arguments, parse_config
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
 from image_classifier.config import (
@@ -32,6 +32,7 @@ from image_classifier.config import (
 )
 from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
 from image_classifier.files import load_yaml
+from image_classifier.plugins import PLUGGABLE, describe_names
 from image_classifier.progress import track
 from image_classifier.storage import scratch_folder, temporary_files_beside
 
@@ -143,6 +144,9 @@ def build_trainer_parser() -> ArgumentParser:
     add_password_option(parser)
     parser.add_class_arguments(RunSettings, None, skip={*_NO_OPTIONS, *FLAGS})
     parser.add_class_arguments(TrainingSettings, None)
+    options = get_options(parser)
+    for kind in PLUGGABLE:
+        options[kind].help = f"{options[kind].help} {{{describe_names(kind)}}}"
     return parser
 
 

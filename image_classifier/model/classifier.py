@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from image_classifier.model.airbench import Airbench
+from image_classifier.model.hooks import FollowsProgress, InitializesFromImages
 
 
 class Classifier(nn.Module):
@@ -38,12 +38,12 @@ class Classifier(nn.Module):
 
     def initialize_from(self, images: NDArray[np.uint8]) -> None:
         """Let a network that has weights to compute from training images do so; uint8 [N, 3, 32, 32]."""
-        if isinstance(self.network, Airbench):
+        if isinstance(self.network, InitializesFromImages):
             self.network.initialize_from(images, self.input_mean.flatten(), self.input_std.flatten())
 
     def begin_step(self, progress: float) -> None:
         """Let a network that trains parts of it for a part of the run only know how much is over, from 0 to 1."""
-        if isinstance(self.network, Airbench):
+        if isinstance(self.network, FollowsProgress):
             self.network.begin_step(progress)
 
     def scale(self, images: Tensor, image_size: int) -> Tensor:

@@ -21,8 +21,9 @@ from image_classifier.data.content import MAX_CLASSES
 from image_classifier.data.pickles import PickleError
 from image_classifier.errors import ModelError, RunError, StorageError
 from image_classifier.files import read_file
-from image_classifier.model.catalog import NETWORKS, build_classifier
+from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
+from image_classifier.plugins import PlugIn, check_allowed, describe, is_own, restore_plugin
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -49,10 +50,11 @@ class Model:
     """A model file, read and rebuilt.
 
     Attributes:
-        name: of the network in the catalogue.
+        name: of the network: in the catalogue, or of a plug-in.
         views: views of an image that its recipe averages.
         run: experiment, run and data digest that the weights come from.
         fit: how images of another size are fitted, as those were that it was trained on.
+        plugin: which code the network was when it was trained; None for one of the catalogue.
     """
 
     classifier: Classifier
@@ -61,6 +63,20 @@ class Model:
     views: Views
     run: dict[str, str]
     fit: Fit = "squeeze"
+    plugin: PlugIn | None = None
+
+    def check_code(self, path: Path) -> None:
+        """Check that the network's code is the one that was trained.
+
+        Raises:
+            ModelError: it is another.
+        """
+        present = describe("model", self.name)
+        if self.plugin is not None and present is not None and present.digest != self.plugin.digest:
+            raise ModelError(
+                f"{path} was trained with {self.plugin}, code {self.plugin.digest[:12]}; here is {present}, code "
+                f"{present.digest[:12]}: install the other, or train again"
+            )
 
 
 def serialize_model(model: Model) -> bytes:
@@ -74,6 +90,7 @@ def serialize_model(model: Model) -> bytes:
             "fit": model.fit,
             "image_size": model.classifier.image_size,
             "run": model.run,
+            **({"plugin": model.plugin.to_json()} if model.plugin else {}),
             "state": {
                 name: tensor.detach().cpu().contiguous() for name, tensor in model.classifier.state_dict().items()
             },
@@ -81,11 +98,19 @@ def serialize_model(model: Model) -> bytes:
     )
 
 
-def load_model(path: Path) -> Model:
+def load_model(path: Path, named: str | None = None) -> Model:
     """Load a model file and rebuild its network on the CPU; one in a finished run is held against its manifest.
 
+    The code of a network of another package is imported only if `check_allowed` allows it; where that is another than
+    was trained, a warning says so.
+
+    Args:
+        named: the network that the user asked for.
+
     Raises:
-        ModelError: the file is missing, changed, a Git LFS pointer, damaged, hostile, of a later format, or no model.
+        ModelError: the file is missing, changed, a Git LFS pointer, damaged, hostile, of a later format, or no model;
+            or its network is not to be imported, or is not what it was.
+        SettingsError: its network cannot be imported.
         RunError: the manifest beside it is damaged.
     """
     if not path.is_file():
@@ -100,14 +125,14 @@ def load_model(path: Path) -> Model:
         if recorded is not None and recorded["sha256"] != hashlib.sha256(raw).hexdigest():
             raise ModelError(f"{path} was changed after its run: its content is not what {MANIFEST} beside it says")
     try:
-        name, classes, state = content["model"], tuple(content["classes"]), dict(content["state"])
+        name, classes, state = str(content["model"]), tuple(content["classes"]), dict(content["state"])
         views, run = cast(Views, content["views"]), dict(content["run"])
         image_size = int(content.get("image_size", 32))  # the first models had one size only
         fit = cast(Fit, content.get("fit", "squeeze"))  # and one way
+        plugin = restore_plugin(content["plugin"]) if "plugin" in content else None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
-    if name not in NETWORKS:
-        raise ModelError(f"{path} holds a network called {name!r}; this version knows {', '.join(NETWORKS)}")
+    check_allowed("model", name, path, ModelError, named)
     if content["format_version"] < 2 and name.startswith("airbench"):
         raise ModelError(
             f"{path} holds {name} of image_classifier 0.1, which computes something else since then: "
@@ -121,11 +146,17 @@ def load_model(path: Path) -> Model:
     build = partial(
         build_classifier, name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
     )
-    with torch.device("meta"):  # without memory, for as many classes as the file says that there are
-        check_state(build(), state, path)
+    if is_own("model", name):
+        with torch.device("meta"):  # without memory, for as many classes as the file says that there are
+            check_state(build(), state, path)
     classifier = build()
     load_state(classifier, state, path)
-    return Model(classifier.eval(), name, classes, views, run, fit)
+    model = Model(classifier.eval(), name, classes, views, run, fit, plugin)
+    try:
+        model.check_code(path)
+    except ModelError as error:
+        logger.warning("%s; its answers may be others than those of the run", error)
+    return model
 
 
 def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
         ("seed", 2**63),
         ("shards", -1),
         ("digest_every", 0),
-        ("model", "alexnet"),
+        ("model", "vgg16"),
         ("device", "tpu"),
         ("precision", "fp64"),
         ("flip", "always"),

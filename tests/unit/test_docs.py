@@ -19,6 +19,7 @@ from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS
 from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
 from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
+from image_classifier.plugins import OWN
 from image_classifier.serving.settings import ServerSettings
 from tests.conftest import PROJECT
 
@@ -60,6 +61,8 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | t
             continue
         hint = hints[field.name]
         takes = ", ".join(get_args(hint)) if get_origin(hint) is Literal else TYPES[hint]
+        if field.name in OWN:
+            takes = f"{', '.join(OWN[field.name])}, module:attribute"
         value = recipe.get(field.name, field.default)
         default = "" if value in ("", None) else str(value).lower().strip("()[]").replace(", ", ",")
         meaning = " ".join(meanings[field.name].split()).rstrip(".")

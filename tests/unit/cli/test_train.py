@@ -31,6 +31,7 @@ from image_classifier.config import (
     load_recipe,
 )
 from image_classifier.errors import SettingsError
+from image_classifier.plugins import OWN
 from tests.bombs import build_laughs
 
 NAMES = ["--experiment_name", "e", "--run_name", "r"]
@@ -164,6 +165,8 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
         **{option: small for option in whole},
         **{option: name for option in ("experiment_name", "run_name")},
         **{option: text | tricky for option in ("experiments_folder", "dataset_folder", "db_config", "db_pass_file")},
+        "model": st.sampled_from(OWN["model"]),
+        "optimizer": st.sampled_from([*OWN["optimizer"], "my_package.optim:build"]),
         "nesterov": st.booleans(),
         **{option: fraction for option in ("momentum", "warmup_fraction", "label_smoothing", "validation_fraction")},
         "pretrained_model": text | tricky,
