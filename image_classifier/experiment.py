@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from image_classifier.config import RunSettings, TrainingSettings, load_recipe
+from image_classifier.conformance import check_network, check_optimizer
 from image_classifier.data.augment import Augmentation, compute_validation_split
 from image_classifier.data.content import list_classes
 from image_classifier.data.loader import Loader
@@ -22,6 +23,7 @@ from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
+from image_classifier.plugins import PlugIn, is_own, load
 from image_classifier.storage import DISK, Disk, remove_leftovers
 from image_classifier.tracking.checkpoint import Model, load_model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
@@ -55,7 +57,7 @@ from image_classifier.training.ranks import Ranks
 from image_classifier.training.threads import Threads
 
 NUM_IMAGES_TO_INITIALIZE = 5000  # Jordan's number of images to compute whitening from
-IDENTITY = ("settings", "data", "code", "environment", "machine")
+IDENTITY = ("settings", "data", "code", "plugins", "environment", "machine")
 """Parts of a record that decide about a run's bits."""
 
 
@@ -142,8 +144,10 @@ def run(
     record = build_record(settings, training, data, command, pretrained.classes if pretrained else ())
     ranks.check_agreement({part: describe_part(record, part) for part in IDENTITY})
 
+    if not is_own("optimizer", training.optimizer):
+        check_optimizer(load("optimizer", training.optimizer), training)
+    optimizer = build_optimizer(classifier, training, threads)
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
-        optimizer = build_optimizer(classifier, training, threads)
         state = TrainingState(folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"])
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
@@ -233,7 +237,11 @@ def evaluate_and_finish(
     result = RunResult(settings.run_folder, evaluation, weights_digest)
     if ranks.rank == 0:
         fit = "squeeze" if settings.fit == "refuse" else settings.fit
-        model = Model(classifier, training.model, snapshot.classes, training.views, describe_origin(record), fit)
+        plugin = record["plugins"].get("model") if "plugins" in record else None
+        origin = describe_origin(record)
+        model = Model(
+            classifier, training.model, snapshot.classes, training.views, origin, fit, plugin and PlugIn(**plugin)
+        )
         folder.write(MODEL, serialize_model(model))
         folder.write(PREDICTIONS, serialize_predictions(probabilities, snapshot.test[1]))
         folder.write_json(EVALUATION, evaluation)
@@ -308,7 +316,7 @@ def load_pretrained(path: Path | None, training: TrainingSettings, snapshot: Sna
     """
     if path is None:
         return None
-    model = load_model(path)
+    model = load_model(path, named=training.model)
     if model.name != training.model:
         raise ModelError(
             f"--pretrained_model {path} holds the network {model.name}, not {training.model}; "
@@ -335,8 +343,13 @@ def load_pretrained(path: Path | None, training: TrainingSettings, snapshot: Sna
 def build_initial_classifier(
     training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Model | None
 ) -> Classifier:
-    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's."""
-    classifier = build_classifier(
+    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's.
+
+    Raises:
+        ModelError: a network of another package does not keep to what training relies on.
+    """
+    build = partial(
+        build_classifier,
         training.model,
         len(snapshot.classes),
         input_mean=training.input_mean,
@@ -344,6 +357,9 @@ def build_initial_classifier(
         seed=training.seed,
         image_size=training.image_sizes[-1],
     )
+    if not is_own("model", training.model):
+        check_network(build, training, len(snapshot.classes))
+    classifier = build()
     if pretrained is None:
         classifier.initialize_from(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]])
     else:

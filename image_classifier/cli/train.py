@@ -32,7 +32,7 @@ from image_classifier.config import (
 )
 from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
 from image_classifier.files import load_yaml
-from image_classifier.plugins import PLUGGABLE, describe_names
+from image_classifier.plugins import PLUGGABLE, check_allowed, describe_names
 from image_classifier.progress import track
 from image_classifier.storage import scratch_folder, temporary_files_beside
 
@@ -183,7 +183,7 @@ def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RunError: the run that is resumed began with another recipe.
     """
-    recorded = read_recorded_options(build_run_settings(given).run_folder) if given.get("resume") else None
+    recorded = read_recorded_options(build_run_settings(given).run_folder, given) if given.get("resume") else None
     recipe = given.get("recipe", DEFAULT_RECIPE)
     if recorded is None:
         named = {} if recipe == DEFAULT_RECIPE else freeze_lists(load_recipe(recipe))
@@ -194,13 +194,19 @@ def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**recorded, **given, "recipe": recorded["recipe"]}
 
 
-def read_recorded_options(run_folder: Path) -> dict[str, Any] | None:
-    """Read the options that a run was started with, so that `--resume` needs none of them; None if it never began."""
+def read_recorded_options(run_folder: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the options that a run was started with, so that `--resume` needs none of them; None if it never began.
+
+    Raises:
+        RunError: the record names code of another package that was not given and is not to be imported for it.
+    """
     from image_classifier.tracking.run import RECORD, read_record
 
     if not (run_folder / RECORD).exists():
         return None
     record = read_record(run_folder)
+    for kind in PLUGGABLE:
+        check_allowed(kind, record["settings"].get(kind, "sgd"), run_folder / RECORD, RunError, given.get(kind))
     execution = {
         name: Path(value) if name in _PATHS and value is not None else value
         for name, value in record["execution"].items()

@@ -261,7 +261,7 @@ def build_digest(
 
 def compute_fingerprint(source: Source, metadata_file: Path, reading: Reading) -> str:
     """Compute what changes whenever a file of the source or its metadata does, from the files' status alone."""
-    lines = [f"{_READER} {reading}"]
+    lines = [f"{_READER} {reading} {source.code}".rstrip()]
     try:
         for name in source.files:  # of which there can be many
             status = os.stat(f"{source.root}/{name}")

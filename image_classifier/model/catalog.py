@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,52 +24,62 @@ from image_classifier.plugins import NETWORKS, explain, load
 logger = logging.getLogger(__name__)
 
 
-def build_classifier(
-    name: str,
+def build_classifier(name: str, num_classes: int, **options: Any) -> Classifier:
+    """Build the network of this name as `build_classifier_by` does.
+
+    Raises:
+        ModelError: as there.
+        SettingsError: there is no network of this name, or it cannot be imported.
+    """
+    if name not in NETWORKS:
+        return build_classifier_by(load("model", name), f"--model {name}", num_classes, **options)
+    own = NETWORKS[name]
+    build = partial(load("model", own.target), **own.options)
+    return build_classifier_by(build, name, num_classes, is_own=True, **options)
+
+
+def build_classifier_by(
+    build: Callable[..., nn.Module],
+    title: str,
     num_classes: int,
     *,
     input_mean: Sequence[float],
     input_std: Sequence[float],
     seed: int,
     image_size: int = 32,
+    is_own: bool = False,
 ) -> Classifier:
     """Build a network with weights from the seed; the global generator is left as it was.
 
     The weights of the package's own, and of others that have `arrange_weights`, are drawn by `draw_weights`. What else
     is in a network of another package stays as its builder draws it from torch's generator, which has the seed then.
 
+    Args:
+        build: builds the network.
+        title: what messages call it.
+
     Raises:
-        ModelError: the builder of another package fails, or gives something else than a network.
-        SettingsError: there is no network of this name, or it cannot be imported.
+        ModelError: the builder fails, or gives something else than a network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = _build_network(name, num_classes, image_size)
+        try:
+            network = call_builder(build, num_classes, image_size)
+        except Exception as error:  # it is somebody's code
+            if is_own:
+                raise
+            logger.debug("%s cannot be built", title, exc_info=error)
+            raise ModelError(
+                f"{title} cannot be built for {num_classes} classes and images of {image_size} pixels: {explain(error)}"
+            ) from error
+    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+        raise ModelError(f"{title} gives {type(network).__name__}; it must give an nn.Module with parameters")
     is_arranged = isinstance(network, ArrangesWeights)
-    if (name in NETWORKS or is_arranged) and not next(network.parameters()).is_meta:  # which has shapes alone
+    if (is_own or is_arranged) and not next(network.parameters()).is_meta:  # which has shapes alone
         draw_weights(network, seed)
         if isinstance(network, ArrangesWeights):
             network.arrange_weights()
     return Classifier(network, input_mean, input_std, image_size).to(memory_format=torch.channels_last)
-
-
-def _build_network(name: str, num_classes: int, image_size: int) -> nn.Module:
-    if name in NETWORKS:
-        own = NETWORKS[name]
-        network: nn.Module = load("model", own.target)(num_classes, **own.options)
-        return network
-    build = load("model", name)
-    try:
-        network = call_builder(build, num_classes, image_size)
-    except Exception as error:  # it is somebody's code
-        logger.debug("%s cannot be built", name, exc_info=error)
-        raise ModelError(
-            f"--model {name} cannot be built for {num_classes} classes and images of {image_size} pixels: "
-            f"{explain(error)}"
-        ) from error
-    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
-        raise ModelError(f"--model {name} gives {type(network).__name__}; it must give an nn.Module with parameters")
-    return network
 
 
 def call_builder(build: Callable[..., nn.Module], num_classes: int, image_size: int) -> nn.Module:

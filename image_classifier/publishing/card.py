@@ -213,13 +213,15 @@ def _describe_proof(facts: CardFacts) -> str:
     agreement = min(line["agreement"] for line in facts.parity["fp32"])
     sizes = ", ".join(str(line["batch_size"]) for line in facts.parity["fp32"])
     commit = facts.record["code"]["commit"]
+    plugins = (facts.record.get("plugins") or {}).values()
+    others = "".join(f"| code of `{each['target']}` | `{each['digest']}` |\n" for each in plugins)
     return (
         f"On all {facts.metrics['num_images']:,} test images, in batches of {sizes}, no probability is further from "
         f"the trainer's than {worst:.1e}, and {_percent(agreement)} of the classes are the same (`{PARITY}`).\n\n"
         f"| what | digest |\n|---|---|\n"
         f"| weights | `{facts.weights_digest}` |\n"
         f"| data | `{facts.record['data']['digest']}` |\n"
-        f"| code | `{facts.record['code']['digest']}`{f', commit `{commit}`' if commit else ''} |\n"
+        f"| code | `{facts.record['code']['digest']}`{f', commit `{commit}`' if commit else ''} |\n{others}"
         f"| environment | `{facts.record['environment']['digest']}` |\n\n"
         f"`{SIGNATURE}`, where it lies beside this card, is a signature over all files by OpenSSF's model-signing. To "
         "check every file, and who signed it:\n\n"

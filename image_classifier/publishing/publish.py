@@ -96,6 +96,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
     snapshot = _load_data(run, record, settings.dataset_folder)
     images, labels = snapshot.test
     model = load_model(run / run_files.MODEL)
+    model.check_code(run / run_files.MODEL)
     views = model.views if settings.views else "one"
     sbom = build_sbom(record, manifest["weights_digest"])
 

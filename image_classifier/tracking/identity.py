@@ -61,10 +61,14 @@ def _describe_commit(folder: Path) -> dict[str, Any]:
     return {"commit": ask_git("rev-parse", "HEAD"), "uncommitted_changes": bool(ask_git("status", "--porcelain", "."))}
 
 
-def describe_environment() -> dict[str, Any]:
-    """Describe the Python and the distributions that the base install needs, found through their metadata."""
+def describe_environment(plugins: Iterable[str] = ()) -> dict[str, Any]:
+    """Describe the Python and the distributions that the base install needs, found through their metadata.
+
+    Args:
+        plugins: distributions of plug-ins, whose requirements belong to it, too.
+    """
     versions: dict[str, str] = {}
-    pending = [DISTRIBUTION]
+    pending = [DISTRIBUTION, *plugins]
     while pending:
         name = pending.pop()
         try:
@@ -78,7 +82,8 @@ def describe_environment() -> dict[str, Any]:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 pending.append(requirement.name.lower().replace("_", "-").replace(".", "-"))
-    versions.pop(DISTRIBUTION, None)  # its code has a digest of its own
+    for name in (DISTRIBUTION, *plugins):
+        versions.pop(name, None)  # its code has a digest of its own
     python = ".".join(platform.python_version_tuple()[:2])
     lock = PACKAGE_FOLDER.parent / "requirements" / "requirements-prod.txt"
     return {

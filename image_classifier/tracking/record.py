@@ -10,6 +10,7 @@ from typing import Any
 
 from image_classifier.config import RunSettings, TrainingSettings, update_recorded_settings
 from image_classifier.errors import RunError
+from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.storage import compute_file_digest
 from image_classifier.tracking.identity import (
     describe_code,
@@ -36,6 +37,8 @@ def build_record(
         pretrained_classes: what the weights to start from were trained on.
     """
     pretrained = settings.pretrained_path
+    found = {kind: describe(kind, getattr(training, kind)) for kind in PLUGGABLE}
+    plugins = {kind: plugin for kind, plugin in found.items() if plugin is not None}
     return {
         "format_version": FORMAT_VERSION,
         "experiment_name": settings.experiment_name,
@@ -68,7 +71,8 @@ def build_record(
             "classes": list(pretrained_classes),
         },
         "code": describe_code(),
-        "environment": describe_environment(),
+        "plugins": {kind: plugin.to_json() for kind, plugin in plugins.items()},
+        "environment": describe_environment([each.distribution for each in plugins.values() if each.distribution]),
         "machine": describe_machine(training),
     }
 
@@ -82,7 +86,7 @@ def describe_settings(training: TrainingSettings) -> dict[str, Any]:
 def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> dict[str, str]:
     """Compare two records part by part: what differs in words, by part; a part that is equal is left out.
 
-    The parts are settings, data, pretrained, code, environment and machine.
+    The parts are settings, data, pretrained, code, plugins, environment and machine.
     """
     changes = {}
     differing = _list_setting_differences(recorded["settings"], present["settings"])
@@ -92,6 +96,12 @@ def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> 
         old, new = ((record[part] or {"digest": "none"})["digest"] for record in (recorded, present))
         if old != new:
             changes[part] = f"its digest was {old[:12]}, is {new[:12]}"
+    old, new = (
+        {kind: f"{each['target']} {each['digest'][:12]}" for kind, each in (record.get("plugins") or {}).items()}
+        for record in (recorded, present)
+    )
+    if old != new:
+        changes["plugins"] = _list_differences(old, new)
     for part, details in (("environment", "distributions"), ("machine", "class")):
         if recorded[part]["digest"] != present[part]["digest"]:
             old, new = ({**record[part], **record[part][details]} for record in (recorded, present))
@@ -134,6 +144,7 @@ def describe_checkers(record: dict[str, Any]) -> str:
 
 ALLOWING_OPTIONS = {
     "code": "allow_code_change",
+    "plugins": "allow_code_change",
     "environment": "allow_environment_change",
     "machine": "allow_other_machine",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from image_classifier.config import SMALL_BATCH, TrainingSettings
 from image_classifier.kernels.library import load_kernels
+from image_classifier.plugins import is_own
 from image_classifier.training.determinism import choose_kernels
+from image_classifier.training.draws import Draws
 from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.replay import Program, Recorder, Replay
@@ -20,14 +23,10 @@ from image_classifier.training.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64 and the side in pixels to scale to,
-to the mean loss float32 [] and the number of images classified rightly int64 []."""
-
 
 def build_engine(
     classifier: nn.Module, settings: TrainingSettings, threads: Threads | None = None, ranks: Ranks | None = None
-) -> ComputeGradients:
+) -> Shards:
     """Build what computes the gradients of a batch, with the settings' resolved engine, precision and shards.
 
     Args:
@@ -68,6 +67,7 @@ class Eager:
         self._parameters = list(replicas[0].parameters())
         self._is_bf16 = settings.precision == "bf16"
         self._label_smoothing = settings.label_smoothing
+        self._seed = None if is_own("model", settings.model) else settings.seed
 
     def prepare(self, shards: Sequence[Shard], threads: Threads) -> None:
         """There is nothing in common."""
@@ -75,8 +75,11 @@ class Eager:
     def compute(self, replica: int, shard: Shard) -> ShardResult:
         """Compute a shard."""
         # Autocast's cache of narrowed weights is one for all threads.
-        device = shard.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._is_bf16, cache_enabled=False):
+        device = shard.images.device
+        with (
+            nullcontext() if self._seed is None else Draws(self._seed, shard.step, shard.number, device),
+            torch.autocast(device.type, torch.bfloat16, enabled=self._is_bf16, cache_enabled=False),
+        ):
             logits = self._replicas[replica](shard.images, shard.size)
         loss = F.cross_entropy(logits, shard.labels, label_smoothing=self._label_smoothing)
         num_correct = (logits.detach().argmax(dim=1) == shard.labels).sum()
@@ -109,6 +112,7 @@ class Compiled:
         self._is_portable = settings.instruction_set == "portable"
         self._parameters = list(replicas[0].parameters())
         self._buffers = [list(replica.buffers()) for replica in replicas]
+        self._untrusted: set[Shape] = set()
 
     def find_shape(self, shard: Shard) -> Shape:
         """Find what a program is for."""
@@ -127,6 +131,13 @@ class Compiled:
             result = self._eager.compute(replica, shard)
         return result, recorder
 
+    def compute_anew(self, replica: int, shard: Shard) -> ShardResult:
+        """Compute a shard of a shape that has no program: by torch alone where operations cannot be repeated, as those
+        that draw numbers; with the kernels of the first time where they can, but give something else."""
+        if self._is_portable or self.find_shape(shard) in self._untrusted:
+            return self.record(replica, shard)[0]
+        return self._eager.compute(replica, shard)
+
     def is_repeated_rightly(self, replica: int, shard: Shard, repeat: Callable[[], ShardResult]) -> bool:
         """Say whether a repetition gives, and leaves in the buffers, what autograd does; these stay as they are."""
         buffers = self._buffers[replica]
@@ -140,6 +151,7 @@ class Compiled:
         pairs = zip(*found, strict=True)
         is_equal = all(torch.equal(_get_bits(one), _get_bits(other)) for one, other in pairs)
         if not is_equal:
+            self._untrusted.add(self.find_shape(shard))
             logger.warning(
                 "the network does not do the same at each step: its steps are computed with autograd, slower"
             )
@@ -168,12 +180,17 @@ class CompiledSmall(Compiled):
         """Compute a shard."""
         shape, replays = self.find_shape(shard), self.replays[replica]
         if shape not in replays:
+            before = [buffer.clone() for buffer in self._buffers[replica]]
             (loss, num_correct, gradients), recorder = self.record(replica, shard)
             replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
+            if replays[shape] is None:
+                for buffer, value in zip(self._buffers[replica], before, strict=True):
+                    buffer.copy_(value)
+                return self.compute_anew(replica, shard)
             return loss.clone(), num_correct.clone(), gradients  # repetitions write to the same memory
         replay = replays[shape]
         if replay is None:
-            return self.record(replica, shard)[0]
+            return self.compute_anew(replica, shard)
 
         def repeat() -> ShardResult:
             with torch.no_grad():
@@ -231,7 +248,7 @@ class CompiledLarge(Compiled):
         shape = self.find_shape(shard)
         program = self.programs[shape]
         if program is None:
-            return self.record(replica, shard)[0]
+            return self.compute_anew(replica, shard)
         with torch.no_grad():
             loss, num_correct, *gradients = program.replay(*self.get_inputs(replica, shard), *self._prepared[shape])
         assert loss is not None and num_correct is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.plugins import is_own
+from image_classifier.training.draws import OF_THE_OPTIMIZER, Draws
 from image_classifier.training.engine import build_engine
 from image_classifier.training.optimizer import compute_schedule
 from image_classifier.training.ranks import Ranks
@@ -72,6 +75,7 @@ def train(
     device = torch.device(settings.device)
     classifier.train()
     compute_gradients = build_engine(classifier, settings, threads, ranks)
+    is_own_optimizer = is_own("optimizer", settings.optimizer)
     started = time.perf_counter()
     for number, batch in enumerate(batches, start=first_step + 1):
         images = batch.images.to(device, non_blocking=True)
@@ -81,8 +85,9 @@ def train(
             group["lr"] = group["initial_lr"] * schedule
 
         classifier.begin_step((number - 1) / num_steps)  # type: ignore[operator]  # a method, by the arguments
-        loss, num_correct = compute_gradients(images, labels, compute_image_size(settings, number, num_steps))
-        optimizer.step()
+        loss, num_correct = compute_gradients(images, labels, compute_image_size(settings, number, num_steps), number)
+        with nullcontext() if is_own_optimizer else Draws(settings.seed, number, OF_THE_OPTIMIZER, device):
+            optimizer.step()
 
         seconds = time.perf_counter() - started
         yield Step(number, settings.learning_rate * schedule, loss, num_correct, len(labels), seconds)

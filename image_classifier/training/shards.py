@@ -36,12 +36,15 @@ class Shard:
         labels: int64 [B].
         size: side in pixels that the images are scaled to.
         part: of the whole batch.
+        step: of the run, counted from 1; with number, the shard's in its batch, it decides what is drawn.
     """
 
     images: Tensor
     labels: Tensor
     size: int
     part: float
+    step: int = 0
+    number: int = 0
 
 
 class Engine(Protocol):
@@ -82,13 +85,20 @@ class Shards:
         self._threads = threads
         self._ranks = ranks
 
-    def __call__(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Leave the gradients in the parameters; return the mean loss and the number of images classified rightly."""
+    def __call__(self, images: Tensor, labels: Tensor, size: int, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Leave the gradients in the parameters; return the mean loss float32 [] and the number of images classified
+        rightly int64 [].
+
+        Args:
+            images: uint8 [B, 3, 32, 32].
+            labels: int64 [B].
+            size: side in pixels to scale to.
+            step: of the run, counted from 1.
+        """
+        parts = zip(torch.split(images, self._shard_size), torch.split(labels, self._shard_size), strict=True)
         shards = [
-            Shard(its_images, its_labels, size, len(its_labels) / len(labels))
-            for its_images, its_labels in zip(
-                torch.split(images, self._shard_size), torch.split(labels, self._shard_size), strict=True
-            )
+            Shard(its_images, its_labels, size, len(its_labels) / len(labels), step, number)
+            for number, (its_images, its_labels) in enumerate(parts)
         ]
         ends = [rank * len(shards) // self._ranks.size for rank in range(self._ranks.size + 1)]
         mine = shards[ends[self._ranks.rank] : ends[self._ranks.rank + 1]]
