@@ -230,5 +230,9 @@ def take_steps(
     with scratch_folder() as folder:
         checkpoints = Checkpoints(folder / "checkpoints")
         checkpoints.save(1, {"optimizer": optimizer.state_dict()}, 1)
-        state: dict[str, Any] = checkpoints.load(1)["optimizer"]
+        try:
+            state: dict[str, Any] = checkpoints.load(1)["optimizer"]
+        except ModelError as error:
+            title = f"--optimizer {settings.optimizer}"
+            raise SettingsError(f"{title} has more in its state_dict() than checkpoints take: {error}") from error
     return [parameter.detach().clone() for parameter in parameters], state
