@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_classifier.cli.predict import main as predict_here
+from image_classifier.cli.publish import main as publish_here
+from image_classifier.cli.train import main as train_here
+from image_classifier.cli.verify import main as verify_here
 from image_classifier.tracking.run import read_manifest, read_record
 from tests.conftest import PROJECT, leave_out_coverage, make_once, run_program, wait_until
 from tests.serving import PIXELS, serving
@@ -102,44 +106,52 @@ def train_killed(plugins: Path, experiments: Path, name: str, *options: object) 
 
 
 LIVES = {
-    "own": ("own_network", ["--optimizer", "own_adamw", "--num_epochs", "40", "--shards", "2"]),
+    "own": ("own_network", ["--optimizer", "own_adamw", "--num_epochs", "30", "--shards", "2"]),
     "convnext": ("small_networks:build_convnext", ["--num_epochs", "20", "--shards", "2", "--engine", "eager"]),
-    "vit": ("small_networks:build_vit", ["--num_epochs", "40", "--image_sizes", "32"]),
+    "vit": ("small_networks:build_vit", ["--num_epochs", "20", "--shards", "2"]),
     "mobilenet": ("torchvision.models:mobilenet_v3_small", ["--num_epochs", "8", "--learning_rate", "0.05"]),
 }
 
 
 @pytest.mark.parametrize("name", LIVES)
 def test_a_network_is_trained_killed_resumed_verified_published_and_served(
-    name: str, plugins: Path, csv_dataset: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    plugins: Path,
+    csv_dataset: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, options = LIVES[name]
     dataset = csv_dataset if name == "own" else tiny_dataset
     words = [*TINY, "--dataset_folder", str(dataset), "--model", model, *options]
-    whole = train(plugins, tmp_path, "whole", *words, "--num_threads", "2")
-    allowed = {} if name == "own" else {"IMAGE_CLASSIFIER_PLUGINS": model}
+    monkeypatch.syspath_prepend(plugins)
+    if name != "own":
+        monkeypatch.setenv("IMAGE_CLASSIFIER_PLUGINS", model)
+    experiment = ["--experiments_folder", str(tmp_path), "--experiment_name", "e", "--run_name"]
+    assert train_here([*experiment, "whole", *words, "--num_threads", "2"]) == 0
+    whole = tmp_path / "e" / "whole"
 
     killed = train_killed(plugins, tmp_path, "killed", *words, "--num_threads", "1")
-    train(plugins, tmp_path, "killed", "--resume", **allowed)
+    assert train_here([*experiment, "killed", "--resume"]) == 0
     for key in ("weights_digest", "chain_head"):
         assert read_manifest(killed)[key] == read_manifest(whole)[key]
     plugin = read_record(whole)["plugins"]["model"]
     assert plugin["name"] == model and len(plugin["digest"]) == 64
     assert plugin["distribution"] == {"own": "own-network", "mobilenet": "torchvision"}.get(name)
 
-    verified = call(plugins, "verify", whole, "--num_threads", "1", **allowed)
-    assert verified.returncode == 0 and verified.stdout.startswith("IDENTICAL"), verified.stdout + verified.stderr
-
-    published = call(plugins, "publish", whole, **allowed)
-    assert published.returncode == 0, published.stderr
+    capsys.readouterr()
+    assert verify_here([str(whole), "--num_threads", "1"]) == 0
+    assert capsys.readouterr().out.startswith("IDENTICAL")
+    assert publish_here([str(whole)]) == 0
     assert plugin["digest"] in (whole / "published" / "MODEL_CARD.md").read_text()
+    capsys.readouterr()
+    assert predict_here([str(whole), str(csv_dataset / "0.png")]) == 0
+    header, row = (line.split(",")[3:] for line in capsys.readouterr().out.splitlines())
     image = np.asarray(Image.open(csv_dataset / "0.png"))
-    predicted = call(plugins, "predict", whole, csv_dataset / "0.png", **allowed)
-    assert predicted.returncode == 0, predicted.stderr
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # the server needs none of the code
-    with serving(whole, tmp_path / "log") as server:
+    with serving(whole / "published", tmp_path / "log") as server:  # which needs none of the code
         answer = httpx.post(f"{server.url}/predict?top_k=10", content=image.tobytes(), headers=PIXELS).json()
-    header, row = (line.split(",")[3:] for line in predicted.stdout.splitlines())
     shares = {score["class"]: score["probability"] for score in answer["predictions"][0]["top_k"]}
     assert [shares[label] for label in header] == pytest.approx([float(cell) for cell in row], abs=1e-4)
 
@@ -324,3 +336,13 @@ def test_a_source_is_asked_first_and_read_again_when_its_code_changes(
     assert again.returncode == 0 and "other" in again.stdout, again.stderr
     without = call(plugins, "data", "info", "--dataset_folder", dataset, PYTHONPATH=str(PROJECT))
     assert without.returncode == 2 and "lies in no class" in without.stderr + without.stdout
+
+
+def test_the_examples_pass_their_own_tests_and_are_short(plugins: Path) -> None:
+    examples = plugins.parent / "examples"
+    for folder in (PROJECT / "examples").iterdir():
+        assert sum(len(path.read_text().splitlines()) for path in folder.glob("*.py")) < 60
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugins), str(PROJECT)])}
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(examples), str(examples)]
+    result = subprocess.run(line, cwd=examples, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout + result.stderr
