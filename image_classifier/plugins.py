@@ -82,8 +82,8 @@ OWN: dict[Kind, tuple[str, ...]] = {"model": tuple(NETWORKS), "optimizer": ("sgd
 """The package's own by kind; no plug-in takes the place of one."""
 
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
-_SOURCES = {".py", ".so", ".pyd", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".json", ".toml", ".yaml", ".yml"}
-"""Endings of the files that may decide what a plug-in computes."""
+_SOURCES = {".py", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".json", ".toml", ".yaml", ".yml"}
+"""Endings of the files that may decide what a plug-in computes; what is compiled differs from system to system."""
 
 Error = TypeVar("Error", bound=ImageClassifierError)
 

@@ -29,8 +29,6 @@ def build_sbom(record: dict[str, Any], weights_digest: str) -> bytes:
         bom_ref="model",
     )
     versions = {"image-classifier": version, **record["environment"]["distributions"]}
-    plugins = (record.get("plugins") or {}).values()
-    versions |= {each["distribution"]: each["version"] for each in plugins if each["distribution"]}
     libraries = [
         component.Component(
             type=component.ComponentType.LIBRARY,

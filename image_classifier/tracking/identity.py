@@ -65,7 +65,7 @@ def describe_environment(plugins: Iterable[str] = ()) -> dict[str, Any]:
     """Describe the Python and the distributions that the base install needs, found through their metadata.
 
     Args:
-        plugins: distributions of plug-ins, whose requirements belong to it, too.
+        plugins: distributions of plug-ins, which belong to it with what they need.
     """
     versions: dict[str, str] = {}
     pending = [DISTRIBUTION, *plugins]
@@ -82,8 +82,7 @@ def describe_environment(plugins: Iterable[str] = ()) -> dict[str, Any]:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 pending.append(requirement.name.lower().replace("_", "-").replace(".", "-"))
-    for name in (DISTRIBUTION, *plugins):
-        versions.pop(name, None)  # its code has a digest of its own
+    versions.pop(DISTRIBUTION, None)  # its code has a digest of its own
     python = ".".join(platform.python_version_tuple()[:2])
     lock = PACKAGE_FOLDER.parent / "requirements" / "requirements-prod.txt"
     return {
