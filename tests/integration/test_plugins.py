@@ -352,3 +352,17 @@ def test_the_examples_pass_their_own_tests_and_are_short(plugins: Path) -> None:
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(examples), str(examples)]
     result = subprocess.run(line, cwd=examples, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_several_processes_draw_what_one_does(plugins: Path, csv_dataset: Path, tmp_path: Path) -> None:
+    words = [*TINY, "--dataset_folder", csv_dataset, "--model", "own_network", "--optimizer", "own_adamw"]
+    words += ["--num_epochs", "2", "--shards", "5", "--num_threads", "1"]
+    one = train(plugins, tmp_path, "one", *words)
+    line = [sys.executable, *"-m torch.distributed.run --nproc_per_node 2 --max_restarts 0 -m".split()]
+    line += ["image_classifier.main", *map(str, words), "--experiments_folder", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugins), str(PROJECT)])}
+    result = subprocess.run(
+        [*line, "--experiment_name", "e", "--run_name", "two"], cwd=plugins, env=environment, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert read_manifest(tmp_path / "e" / "two")["chain_head"] == read_manifest(one)["chain_head"]
