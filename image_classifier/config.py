@@ -27,6 +27,7 @@ IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
 SMALL_BATCH = 64
 """Images of a step, up to which its operations are written down and repeated without autograd."""
 
+ClassWeights = Literal["none", "balanced"]
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "eager", "compiled"]
 Fit = Literal["squeeze", "crop", "pad", "refuse"]
@@ -37,6 +38,7 @@ ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "re
 OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
 RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
+Sampler = Literal["uniform", "balanced"]
 ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
@@ -46,7 +48,9 @@ CHOICES = {
     "model": ModelName,
     "optimizer": OptimizerName,
     "schedule": Schedule,
+    "class_weights": ClassWeights,
     "flip": Flip,
+    "sampler": Sampler,
     "views": Views,
     "keep": Keep,
     "device": Device,
@@ -198,6 +202,16 @@ class TrainingSettings:
             from there on.
         translate: Images are shifted by up to so many pixels, reflected at the edge.
         cutout: Side in pixels of a square that is greyed out in each image; 0 for none.
+        color_jitter: Brightness, contrast and saturation of each image are multiplied by numbers drawn from 1 less this
+            to 1 more; 0 for none.
+        rand_augment: Magnitude of RandAugment, which distorts each image in two ways drawn from fourteen, 1 to 30; 0
+            for none.
+        mixup: Alpha of mixup: each image of a batch is mixed with another, its share drawn from Beta(alpha, alpha); 0
+            for none.
+        cutmix: Alpha of cutmix: a rectangle of each image of a batch is taken from another, the area left drawn from
+            Beta(alpha, alpha); 0 for none.
+        sampler: Images of an epoch: each once, or balanced, as many of each class, those of small classes repeatedly.
+        class_weights: Weight of an image in the loss: none, or balanced, by the inverse frequency of its class.
         views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure;
             changes the evaluation alone.
         input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
@@ -205,6 +219,9 @@ class TrainingSettings:
         validation_fraction: Part of the training set that is set aside, by the seed, and not trained on; for data
             without a validation part.
         keep: Weights that become model.pth: the last, or those with the best validation accuracy.
+        ema_decay: Decay of an exponential moving average over the weights of all steps, which is what is validated,
+            tested and saved; 0 for none.
+        early_stopping: Epochs without a better validation accuracy after which the run ends; 0 for none.
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
@@ -231,17 +248,30 @@ class TrainingSettings:
     flip: Flip = _FAST["flip"]
     translate: int = _FAST["translate"]
     cutout: int = _FAST["cutout"]
+    color_jitter: float = 0.0
+    rand_augment: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sampler: Sampler = "uniform"
+    class_weights: ClassWeights = "none"
     views: Views = _FAST["views"]
     input_mean: tuple[float, float, float] = _FAST["input_mean"]
     input_std: tuple[float, float, float] = _FAST["input_std"]
     validation_fraction: float = 0.0
     keep: Keep = "last"
+    ema_decay: float = 0.0
+    early_stopping: int = 0
     seed: int = 0
     device: Device = "auto"
     precision: Precision = _FAST["precision"]
     engine: Engine = "auto"
     instruction_set: InstructionSet = "native"
     digest_every: int = _FAST["digest_every"]
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether images are trained towards more than their class, smoothed: a mixture of classes, or a weight."""
+        return bool(self.mixup or self.cutmix) or self.class_weights == "balanced"
 
     def count_shards(self) -> int:
         """Count the shards of a whole batch."""
@@ -255,6 +285,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_additions(self)
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
         _check(self, "shards", 0 <= self.shards <= 1024, "a whole number from 0 to 1024")
@@ -306,6 +337,34 @@ class TrainingSettings:
             )
 
 
+ADDITIONS: dict[str, Any] = {
+    **{"color_jitter": 0.0, "rand_augment": 0, "mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0, "early_stopping": 0},
+    **{"sampler": "uniform", "class_weights": "none"},
+}
+"""Settings that a run does without, and what they are then; earlier versions had none of them."""
+
+
+def _check_additions(settings: TrainingSettings) -> None:
+    """Check what is done to images and weights on request alone."""
+    _check(settings, "color_jitter", 0 <= settings.color_jitter <= 1, "a number from 0 to 1")
+    _check(settings, "rand_augment", 0 <= settings.rand_augment <= 30, "a whole number from 0 to 30")
+    for option in ("mixup", "cutmix"):
+        alpha = getattr(settings, option)
+        _check(settings, option, 0 <= alpha <= 100, "a number from 0 to 100")
+        if alpha and settings.batch_size == 1:
+            raise SettingsError(f"--{option} mixes the images of a batch; set --batch_size 2 or more, or --{option} 0")
+    if settings.mixup and settings.cutmix:
+        raise SettingsError("--mixup and --cutmix cannot be combined; set one of them to 0")
+    if settings.class_weights == settings.sampler == "balanced":
+        raise SettingsError(
+            "--class_weights balanced and --sampler balanced make up for the same imbalance twice; choose one"
+        )
+    _check(settings, "ema_decay", 0 <= settings.ema_decay < 1, "a number from 0 up to but not including 1")
+    latest = max(settings.num_epochs - 2, 0)
+    takes = f"a whole number from 0 to {latest}, for a run of {settings.num_epochs} epochs to end sooner"
+    _check(settings, "early_stopping", 0 <= settings.early_stopping <= latest, takes)
+
+
 def takes_image_size(model: str, size: int) -> bool:
     """Say whether a network takes images of this side in pixels."""
     return size == 32 if model == "lenet" else 16 <= size <= 64
@@ -336,7 +395,7 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
 
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
     """Say in settings of now what a run did whose record holds these: some were added, others had no effect."""
-    settings = {"image_sizes": [32], "optimizer": "sgd", "shards": 1, **recorded}
+    settings = {"image_sizes": [32], "optimizer": "sgd", "shards": 1, **ADDITIONS, **recorded}
     settings.pop("num_threads", None)  # how the work was carried out; its machine class has it
     if settings.pop("deterministic", True) is not True:
         raise SettingsError("--deterministic false is of versions before 0.2")

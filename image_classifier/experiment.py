@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from image_classifier.config import RunSettings, TrainingSettings, load_recipe
 from image_classifier.data.augment import Augmentation, compute_validation_split
+from image_classifier.data.balance import compute_class_weights
 from image_classifier.data.content import list_classes
 from image_classifier.data.loader import Loader
+from image_classifier.data.mixing import build_targets
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
@@ -43,6 +46,7 @@ from image_classifier.tracking.run import (
     serialize_predictions,
 )
 from image_classifier.tracking.state import TrainingState
+from image_classifier.training.average import build_average
 from image_classifier.training.determinism import cap_instruction_set, configure_torch, resolve_settings
 from image_classifier.training.engine import check_operations
 from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
@@ -136,15 +140,18 @@ def run(
     train_indices, validation_indices = split_training_set(snapshot, training)
     pretrained = load_pretrained(settings.pretrained_path, training, snapshot)
     classifier = build_initial_classifier(training, snapshot, train_indices, pretrained)
-    check_operations(classifier, training)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
+    check_operations(classifier, training, None if loader.targets is None else torch.from_numpy(loader.targets))
     data = describe_data(snapshot, len(train_indices), len(validation_indices))
     record = build_record(settings, training, data, command, pretrained.classes if pretrained else ())
     ranks.check_agreement({part: describe_part(record, part) for part in IDENTITY})
 
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
         optimizer = build_optimizer(classifier, training, threads)
-        state = TrainingState(folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"])
+        average = build_average(classifier, training, threads.arithmetic)
+        state = TrainingState(
+            folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"], average
+        )
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
             state.restore(settings.keep_checkpoints)
@@ -154,8 +161,10 @@ def run(
         reporter.begin(record, state.num_steps, state.step)
         for text in list_notes(training, snapshot, pretrained, state.num_steps):
             reporter.note(text)
-        compute_validation = partial(validate, classifier, snapshot, validation_indices, threads, ranks)
+        compute_validation = partial(validate, state.judged, snapshot, validation_indices, threads, ranks)
         train_to_end(state, loader, settings, compute_validation, reporter, threads, ranks)
+        if state.is_stopped_early:
+            reporter.note(describe_early_stop(state))
         return evaluate_and_finish(state, record, snapshot, settings, reporter, threads, ranks)
 
 
@@ -174,15 +183,17 @@ def train_to_end(
         Interrupted: a process was asked to stop; the state is saved.
     """
     training = state.training
+    batches = loader.iterate(training.num_epochs, first_step=state.step)
     steps = train(
         state.classifier,
-        loader.iterate(training.num_epochs, first_step=state.step),
+        takewhile(lambda batch: not state.is_stopped_early, batches),
         state.optimizer,
         training,
         num_steps=state.num_steps,
         first_step=state.step,
         threads=threads,
         ranks=ranks,
+        average=state.average,
     )
     if settings.profile:
         steps = profile_steps(steps, lambda files: state.folder.write_folder(PROFILE, files))
@@ -190,13 +201,13 @@ def train_to_end(
     for step in steps:
         state.record_step(step)
         reporter.step(step)
-        at_end = step.number == state.num_steps
+        if step.number % loader.steps_per_epoch == 0:
+            reporter.epoch(state.append_epoch(compute_validation()))
+        at_end = step.number == state.num_steps or state.is_stopped_early
         if at_end or step.number % training.digest_every == 0:
             line = state.append_digest()
             ranks.check_agreement(line["tensors"])
             reporter.digest(line, state.get_tensors())
-        if step.number % loader.steps_per_epoch == 0:
-            reporter.epoch(state.append_epoch(compute_validation()))
         stopping = ranks.stopping and not at_end
         if at_end or stopping or step.number % checkpoint_steps == 0:
             state.save(settings.keep_checkpoints)
@@ -217,7 +228,7 @@ def evaluate_and_finish(
     """Evaluate on the test set, and write what a finished run folder holds."""
     from image_classifier.visualization.figures import draw_run_figure  # 0.6 s that no step need wait for
 
-    classifier, folder, training = state.classifier, state.folder, state.training
+    classifier, folder, training = state.judged, state.folder, state.training
     state.use_kept_weights()
     reporter.evaluate(snapshot.num_test)
     evaluation, probabilities = compute_evaluation(
@@ -267,6 +278,17 @@ def list_notes(
         yield f"of the --image_sizes the {num_steps} steps have {','.join(map(str, used))} alone"
 
 
+def describe_early_stop(state: TrainingState) -> str:
+    """Describe where a run ended, and why before its last epoch."""
+    line = (
+        f"--early_stopping ended the run after epoch {state.epoch} of {state.training.num_epochs}: "
+        f"no validation accuracy since epoch {state.best_epoch} was better"
+    )
+    if state.training.schedule == "constant":
+        return line
+    return f"{line}; the schedule is cut at a learning rate of {state.learning_rate:.4g}"
+
+
 def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split into the indices of the images trained on and those validated on: the data's own part, or one set aside.
 
@@ -286,9 +308,10 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
                 f"validation part of {snapshot.num_validation:,} images: leave the option out, or remove that part"
             )
         validated = np.arange(snapshot.num_train, snapshot.num_train + snapshot.num_validation)
-    if training.keep == "best" and not len(validated):
+    asking = "--keep best" if training.keep == "best" else f"--early_stopping {training.early_stopping}"
+    if (training.keep == "best" or training.early_stopping) and not len(validated):
         raise SettingsError(
-            "--keep best needs images on which to judge what is best: a --validation_fraction above 0, or data with a "
+            f"{asking} needs images on which to judge what is best: a --validation_fraction above 0, or data with a "
             "validation part"
         )
     if training.num_epochs > 0 and training.batch_size > len(trained):
@@ -355,14 +378,24 @@ def build_loader(
     snapshot: Snapshot, indices: NDArray[np.int64], training: TrainingSettings, num_workers: int
 ) -> Loader:
     """Build the loader of the images that are trained on."""
+    num_classes = len(snapshot.classes)
+    weights = np.ones(num_classes)
+    if training.class_weights == "balanced":
+        weights = compute_class_weights(snapshot.labels[indices], num_classes)
     return Loader(
         images=snapshot.images,
         labels=snapshot.labels,
         indices=indices,
         batch_size=training.batch_size,
         seed=training.seed,
-        augmentation=Augmentation(training.flip, training.translate, training.cutout),
+        augmentation=Augmentation(
+            training.flip, training.translate, training.cutout, training.color_jitter, training.rand_augment
+        ),
         num_workers=num_workers,
+        sampler=training.sampler,
+        targets=build_targets(num_classes, training.label_smoothing, weights) if training.has_targets else None,
+        mixup=training.mixup,
+        cutmix=training.cutmix,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,15 @@ from image_classifier.training.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64 and the side in pixels to scale to,
-to the mean loss float32 [] and the number of images classified rightly int64 []."""
+
+class ComputeGradients(Protocol):
+    """Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64, the side in pixels to scale to
+    and perhaps targets [B, C] float32, to the mean loss float32 [] and the number of images classified rightly int64
+    []."""
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, size: int, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def build_engine(
@@ -44,8 +51,11 @@ def build_engine(
     return Shards(classifier, replicas, engine, settings.batch_size, threads, ranks)
 
 
-def check_operations(classifier: nn.Module, settings: TrainingSettings) -> None:
+def check_operations(classifier: nn.Module, settings: TrainingSettings, targets: Tensor | None = None) -> None:
     """Check before a portable run that there are kernels for all that its steps take, by a step of two images.
+
+    Args:
+        targets: float32 [C, C], what an image of each class is trained towards, if that is not its class alone.
 
     Raises:
         SettingsError: there are not.
@@ -57,7 +67,7 @@ def check_operations(classifier: nn.Module, settings: TrainingSettings) -> None:
     eager = Eager([share_parameters(classifier).train()], settings)
     for size in sorted(set(settings.image_sizes)):
         with arithmetic():
-            eager.compute(0, Shard(images, labels, size, 0.5))
+            eager.compute(0, Shard(images, labels, size, 0.5, None if targets is None else targets[labels]))
 
 
 class Eager:
@@ -78,7 +88,10 @@ class Eager:
         device = shard.images.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._is_bf16, cache_enabled=False):
             logits = self._replicas[replica](shard.images, shard.size)
-        loss = F.cross_entropy(logits, shard.labels, label_smoothing=self._label_smoothing)
+        if shard.targets is None:
+            loss = F.cross_entropy(logits, shard.labels, label_smoothing=self._label_smoothing)
+        else:  # in which the smoothing is; in operations that all engines and the portable kernels have
+            loss = -(F.log_softmax(logits, dim=1) * shard.targets).sum() / len(shard.labels)
         num_correct = (logits.detach().argmax(dim=1) == shard.labels).sum()
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         # A gradient to begin with, instead of the product, would load SymPy: 0.3 s.
@@ -117,12 +130,12 @@ class Compiled:
 
     def get_inputs(self, replica: int, shard: Shard) -> list[Tensor]:
         """Get what a program is called with."""
-        return [shard.images, shard.labels, *self._parameters, *self._buffers[replica]]
+        return [*_list_data(shard), *self._parameters, *self._buffers[replica]]
 
     def record(self, replica: int, shard: Shard) -> tuple[ShardResult, Recorder]:
         """Compute a shard with autograd and kernels, and write down how."""
-        state = self.get_inputs(replica, shard)[2:]
         inputs = self.get_inputs(replica, shard)
+        state = inputs[len(_list_data(shard)) :]
         with Recorder(inputs, state, self._kernels, is_small=self.is_small, is_portable=self._is_portable) as recorder:
             result = self._eager.compute(replica, shard)
         return result, recorder
@@ -144,6 +157,10 @@ class Compiled:
                 "the network does not do the same at each step: its steps are computed with autograd, slower"
             )
         return is_equal
+
+
+def _list_data(shard: Shard) -> list[Tensor]:
+    return [shard.images, shard.labels, *([] if shard.targets is None else [shard.targets])]
 
 
 def _get_bits(tensor: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.training.average import Average
 from image_classifier.training.engine import build_engine
 from image_classifier.training.optimizer import compute_schedule
 from image_classifier.training.ranks import Ranks
@@ -25,6 +26,9 @@ class Batch(Protocol):
 
     @property
     def labels(self) -> Tensor: ...  # [B] int64
+
+    @property
+    def targets(self) -> Tensor | None: ...  # [B, C] float32; None where the labels say all
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def train(
     first_step: int = 0,
     threads: Threads | None = None,
     ranks: Ranks | None = None,
+    average: Average[Any] | None = None,
 ) -> Iterator[Step]:
     """Train on each batch in turn, yielding after each step; the state is consistent whenever it yields.
 
@@ -68,6 +73,7 @@ def train(
         first_step: how many steps were taken before.
         threads: that compute the shards of each batch; by default as many as this process may use cores.
         ranks: the processes that do so; by default this one alone.
+        average: of the weights, which each step moves on.
     """
     device = torch.device(settings.device)
     classifier.train()
@@ -76,13 +82,17 @@ def train(
     for number, batch in enumerate(batches, start=first_step + 1):
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
+        targets = None if batch.targets is None else batch.targets.to(device, non_blocking=True)
         schedule = compute_schedule(settings, number - 1, num_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule
 
         classifier.begin_step((number - 1) / num_steps)  # type: ignore[operator]  # a method, by the arguments
-        loss, num_correct = compute_gradients(images, labels, compute_image_size(settings, number, num_steps))
+        size = compute_image_size(settings, number, num_steps)
+        loss, num_correct = compute_gradients(images, labels, size, targets)
         optimizer.step()
+        if average is not None:
+            average.update(classifier, number)
 
         seconds = time.perf_counter() - started
         yield Step(number, settings.learning_rate * schedule, loss, num_correct, len(labels), seconds)

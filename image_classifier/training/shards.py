@@ -36,12 +36,14 @@ class Shard:
         labels: int64 [B].
         size: side in pixels that the images are scaled to.
         part: of the whole batch.
+        targets: what each image is trained towards, float32 [B, C]; None for its label alone.
     """
 
     images: Tensor
     labels: Tensor
     size: int
     part: float
+    targets: Tensor | None = None
 
 
 class Engine(Protocol):
@@ -82,13 +84,19 @@ class Shards:
         self._threads = threads
         self._ranks = ranks
 
-    def __call__(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, size: int, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Leave the gradients in the parameters; return the mean loss and the number of images classified rightly."""
         shards = [
-            Shard(its_images, its_labels, size, len(its_labels) / len(labels))
-            for its_images, its_labels in zip(
-                torch.split(images, self._shard_size), torch.split(labels, self._shard_size), strict=True
+            Shard(
+                images[part],
+                labels[part],
+                size,
+                len(labels[part]) / len(labels),
+                None if targets is None else targets[part],
             )
+            for part in (slice(start, start + self._shard_size) for start in range(0, len(labels), self._shard_size))
         ]
         ends = [rank * len(shards) // self._ranks.size for rank in range(self._ranks.size + 1)]
         mine = shards[ends[self._ranks.rank] : ends[self._ranks.rank + 1]]

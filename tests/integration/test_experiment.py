@@ -212,6 +212,8 @@ def test_settings_that_do_not_go_with_the_parts_of_the_data_are_refused(
     expect_refusal(
         settings, SettingsError, "--keep best needs images on which to judge .* a --validation_fraction above"
     )
+    settings = make_settings(tmp_path, dataset, early_stopping=2, num_epochs=9)
+    expect_refusal(settings, SettingsError, "--early_stopping 2 needs images on which to judge what is best")
 
 
 def test_a_run_that_diverges_is_stopped_with_the_remedy(dataset: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from docstring_parser import parse
 
@@ -13,6 +15,7 @@ from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import SettingsError
 from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
 from image_classifier.tracking.identity import compute_weights_digest
+from image_classifier.training.average import build_average
 from image_classifier.training.determinism import configure_torch, resolve_settings
 from image_classifier.training.loop import train
 from image_classifier.training.optimizer import build_optimizer
@@ -35,10 +38,18 @@ CHANGES: dict[str, list[Any]] = {
     "flip": ["none", "random", "alternating"],
     "translate": [0, 1],
     "cutout": [0, 1],
+    "color_jitter": [0.3],
+    "rand_augment": [9],
+    "mixup": [0.3],
+    "cutmix": [1.0],
+    "sampler": ["balanced"],
+    "class_weights": ["balanced"],
     "input_mean": [(0.5, 0.4, 0.3)],
     "input_std": [(0.3, 0.2, 0.25)],
     "validation_fraction": [0.01, 0.25],
     "keep": ["best"],
+    "ema_decay": [0.9],
+    "early_stopping": [1],
     "seed": [5],
     "precision": ["fp32", "bf16"],
 }
@@ -84,7 +95,9 @@ BASELINES = build_baselines()
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return load_snapshot(write_tiny_dataset(tmp_path_factory.mktemp("data") / "tiny", num_train=8, num_test=1))
+    """Eight images to train with, of three classes of unlike size."""
+    loaded = load_snapshot(write_tiny_dataset(tmp_path_factory.mktemp("data") / "tiny", num_train=8, num_test=1))
+    return replace(loaded, labels=np.array([0, 0, 0, 0, 0, 1, 1, 2, *loaded.labels[8:]]))
 
 
 def train_weights(settings: TrainingSettings, snapshot: Snapshot) -> str:
@@ -96,9 +109,10 @@ def train_weights(settings: TrainingSettings, snapshot: Snapshot) -> str:
     loader = build_loader(snapshot, indices, settings, 0)
     num_steps = settings.num_epochs * loader.steps_per_epoch
     batches = loader.iterate(settings.num_epochs)
-    for _ in train(classifier, batches, build_optimizer(classifier, settings), settings, num_steps=num_steps):
+    optimizer, average = build_optimizer(classifier, settings), build_average(classifier, settings, nullcontext)
+    for _ in train(classifier, batches, optimizer, settings, num_steps=num_steps, average=average):
         pass
-    return compute_weights_digest(classifier)
+    return compute_weights_digest(classifier if average is None else average.classifier)
 
 
 def test_every_option_is_tried_or_says_what_it_does_not_decide() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from image_classifier.config import (
+    ADDITIONS,
     DEFAULT_RECIPE,
     NUM_IMAGES_FOR_FAST,
     RECIPES,
@@ -25,6 +26,7 @@ from image_classifier.config import (
     load_recipe,
     parse_reference,
     restore_training_settings,
+    update_recorded_settings,
 )
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
@@ -57,7 +59,7 @@ def test_the_default_recipe_has_no_batch_larger_than_the_set_and_says_so(num_ima
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
-    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "instruction_set"}
+    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "instruction_set", *ADDITIONS}
     assert load_recipe(name).keys() | left_open == TrainingSettings.__dataclass_fields__.keys()
     assert TrainingSettings.from_recipe(name)
 
@@ -82,6 +84,17 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
         ("input_mean", (0.5, 0.5, 1.5)),
         ("input_std", (0.5, 0.0, 0.5)),
         ("validation_fraction", 1.0),
+        ("color_jitter", 1.1),
+        ("color_jitter", float("nan")),
+        ("rand_augment", 31),
+        ("mixup", -0.1),
+        ("mixup", float("nan")),
+        ("cutmix", 101.0),
+        ("sampler", "random"),
+        ("class_weights", "inverse"),
+        ("ema_decay", 1.0),
+        ("early_stopping", -1),
+        ("early_stopping", 7),
         ("seed", -1),
         ("seed", 2**63),
         ("shards", -1),
@@ -117,11 +130,23 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         make_training(model="airbench", optimizer="muon", nesterov=False)
     with pytest.raises(SettingsError, match="--schedule constant has none; set --warmup_fraction 0"):
         make_training(schedule="constant")
+    with pytest.raises(SettingsError, match="--mixup and --cutmix cannot be combined; set one of them to 0"):
+        make_training(mixup=0.2, cutmix=1.0)
+    for option in ("mixup", "cutmix"):
+        with pytest.raises(SettingsError, match=f"--{option} mixes the images of a batch; set --batch_size 2 or more"):
+            make_training(batch_size=1, **{option: 1.0})
+    with pytest.raises(SettingsError, match="--class_weights balanced and --sampler balanced .* twice; choose one"):
+        make_training(class_weights="balanced", sampler="balanced")
+    with pytest.raises(SettingsError, match="--early_stopping takes a whole number from 0 to 3, for a run of 5 epochs"):
+        make_training(early_stopping=4, num_epochs=5)
 
 
 def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
     recorded = dataclasses.asdict(make_training())
     del recorded["image_sizes"], recorded["optimizer"]
+    for name in ADDITIONS:
+        del recorded[name]
+    assert update_recorded_settings(recorded).items() >= ADDITIONS.items()
     restored = restore_training_settings(recorded)
     assert (restored.image_sizes, restored.optimizer) == ((32,), "sgd")
 

@@ -12,7 +12,7 @@ import pytest
 from docstring_parser import parse
 
 import image_classifier
-from benchmarks import database, engines, kernels, portable, scaling, variants
+from benchmarks import database, engines, kernels, options, portable, scaling, variants
 from benchmarks.measure import load_result, read_table
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.cli.command import ExitStatus
@@ -121,6 +121,10 @@ def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
     shown = read_table(database.DOCUMENT, "database")
     result = load_result("database")
     assert shown == database.build_table(result) if result else shown.startswith("Not measured yet")
+
+
+def test_what_the_options_give_is_what_was_measured() -> None:
+    assert read_table(options.DOCUMENT, "options") == options.build_table(load_result("options"))
 
 
 def test_the_variants_are_those_that_were_measured() -> None:
