@@ -80,7 +80,7 @@ def build_table(result: dict[str, Any]) -> str:
         options = groups.setdefault(tuple(run[key] for key in keys), {})
         options.setdefault(run["option"], {})[run["seed"]] = run
     lines = [
-        "| set and recipe | options | accuracy | with less without, in pairs | CPU time |",
+        "| set and recipe | options | accuracy | difference, in pairs | CPU time |",
         "|---|---|---|---|---|",
     ]
     for (kind, num_images, recipe), options in sorted(groups.items()):

@@ -36,6 +36,7 @@ from image_classifier.tracking.run import (
     PREDICTIONS,
     PROFILE,
     RECORD,
+    RunFolder,
     is_finished,
     open_run_folder,
     read_epochs,
@@ -147,11 +148,7 @@ def run(
     ranks.check_agreement({part: describe_part(record, part) for part in IDENTITY})
 
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
-        optimizer = build_optimizer(classifier, training, threads)
-        average = build_average(classifier, training, threads.arithmetic)
-        state = TrainingState(
-            folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"], average
-        )
+        state = build_state(folder, classifier, training, loader.steps_per_epoch, record["machine"], threads)
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
             state.restore(settings.keep_checkpoints)
@@ -163,9 +160,21 @@ def run(
             reporter.note(text)
         compute_validation = partial(validate, state.judged, snapshot, validation_indices, threads, ranks)
         train_to_end(state, loader, settings, compute_validation, reporter, threads, ranks)
-        if state.is_stopped_early:
-            reporter.note(describe_early_stop(state))
         return evaluate_and_finish(state, record, snapshot, settings, reporter, threads, ranks)
+
+
+def build_state(
+    folder: RunFolder,
+    classifier: Classifier,
+    training: TrainingSettings,
+    steps_per_epoch: int,
+    machine: dict[str, Any],
+    threads: Threads,
+) -> TrainingState:
+    """Build the state of a run that begins: its network, its optimizer, and the average of its weights if asked for."""
+    optimizer = build_optimizer(classifier, training, threads)
+    average = build_average(classifier, training, threads.arithmetic)
+    return TrainingState(folder, classifier, optimizer, training, steps_per_epoch, machine, average)
 
 
 def train_to_end(
@@ -214,6 +223,8 @@ def train_to_end(
         if stopping:
             done = f"stopped after step {step.number} of {state.num_steps}"
             raise Interrupted(f"{done}; --resume continues {settings.run_folder}")
+    if state.is_stopped_early:
+        reporter.note(describe_early_stop(state))
 
 
 def evaluate_and_finish(
