@@ -23,22 +23,15 @@ IMAGES_AT_ONCE = 64  # whose 32-bit copies stay in the cache
 Pixels = NDArray[np.int32]
 
 
-def jitter_colors(
-    images: NDArray[np.uint8],
-    strength: float,
-    brightness: NDArray[np.uint64],
-    contrast: NDArray[np.uint64],
-    saturation: NDArray[np.uint64],
-) -> None:
+def jitter_colors(images: NDArray[np.uint8], strength: float, *bits: NDArray[np.uint64]) -> None:
     """Multiply brightness, contrast and saturation of images [N, 3, H, W], in place.
 
     Args:
         strength: factors lie from 1 - strength to 1 + strength.
-        brightness: random bits [N], and so are the others.
+        bits: random bits [N] for each of the three.
     """
     reach = max(round(strength * ONE), 1)
-    factors = [(bits % np.uint64(2 * reach + 1)).astype(np.int32) + (ONE - reach) for bits in (brightness, contrast)]
-    factors.append((saturation % np.uint64(2 * reach + 1)).astype(np.int32) + (ONE - reach))
+    factors = [(each % np.uint64(2 * reach + 1)).astype(np.int32) + (ONE - reach) for each in bits]
     for start in range(0, len(images), IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)
         pixels = images[part].astype(np.int32)
@@ -57,9 +50,9 @@ def distort_images(images: NDArray[np.uint8], magnitude: int, *bits: NDArray[np.
         magnitude: 1 to 30.
     """
     for each in bits:
-        names = (each % np.uint64(len(DISTORTIONS))).tolist()
+        numbers = (each % np.uint64(len(DISTORTIONS))).tolist()
         signs = np.where(each >> np.uint64(63), 1, -1).tolist()
-        for image, number, sign in zip(images, names, signs, strict=True):
+        for image, number, sign in zip(images, numbers, signs, strict=True):
             image[:] = DISTORTIONS[number](image.astype(np.int32), magnitude, sign)
 
 

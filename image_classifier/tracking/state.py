@@ -230,13 +230,11 @@ class TrainingState:
         path = self.checkpoints.folder
         try:
             check_form(state, _FORM)
-            weights = [state["classifier"]]
+            check_state(self.classifier, state["classifier"], path)
             if self.average is not None:
-                weights.append(state["average"])
+                check_state(self.classifier, state["average"], path)
             if state["best"] and self.training.keep == "best":
-                weights.append(state["best"]["classifier"])
-            for each in weights:
-                check_state(self.classifier, each, path)
+                check_state(self.classifier, state["best"]["classifier"], path)
             if not state["losses"].shape == state["num_correct"].shape == (len(state["num_images"]),):
                 raise ValueError("it has other numbers of losses than of steps")
             self.folder.check_lines(state["lines"])
