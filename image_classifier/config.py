@@ -31,6 +31,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "eager", "compiled"]
 Fit = Literal["squeeze", "crop", "pad", "refuse"]
 Flip = Literal["none", "random", "alternating"]
+Freeze = Literal["none", "body"]
 InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
 ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
@@ -45,6 +46,7 @@ _VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 vi
 CHOICES = {
     "model": ModelName,
     "optimizer": OptimizerName,
+    "freeze": Freeze,
     "schedule": Schedule,
     "flip": Flip,
     "views": Views,
@@ -68,6 +70,7 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
 _DATABASE_PREFIX = "db:"
+_PUBLISHED = re.compile(r"torchvision:([a-z0-9_]{1,100})@([A-Za-z0-9_]{1,100})")
 DATASET_FOLDER = Path("data/cifar_dataset")
 """Where a data set lies if nothing else is said."""
 DATABASE_FOLDER = Path("data")
@@ -114,6 +117,23 @@ def get_reference(dataset: Path | str) -> Reference | None:
     """
     text = str(dataset)
     return parse_reference(text.removeprefix(_DATABASE_PREFIX)) if text.startswith(_DATABASE_PREFIX) else None
+
+
+def get_published_weights(model: Path | str) -> tuple[str, str] | None:
+    """Parse torchvision:NETWORK@WEIGHTS, which may stand where a model file may; None for a path.
+
+    Raises:
+        SettingsError: it begins with torchvision: and does not go on so.
+    """
+    if not str(model).startswith("torchvision:"):
+        return None
+    match = _PUBLISHED.fullmatch(str(model))
+    if match is None:
+        raise SettingsError(
+            "--pretrained_model takes a path, or torchvision:NETWORK@WEIGHTS such as "
+            f"torchvision:resnet18@IMAGENET1K_V1, got: {str(model)[:200]!a}"
+        )
+    return match[1], match[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +207,9 @@ class TrainingSettings:
             where there are fewer steps than sizes, some are passed over.
         optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal.
         learning_rate: The highest learning rate of the schedule; with muon that of the filters.
+        body_learning_rate: The same for all but the head, with sgd; without it learning_rate is for both.
+        freeze: body trains the head alone, with sgd, and leaves all else, batch norm too, as the weights of
+            --pretrained_model have it.
         momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
         nesterov: Nesterov's variant of the momentum, which muon always has.
         weight_decay: L2 penalty of sgd, for weights of two and more dimensions; with muon, part of the head and the
@@ -222,6 +245,8 @@ class TrainingSettings:
     image_sizes: tuple[int, ...] = _FAST["image_sizes"]
     optimizer: OptimizerName = _FAST["optimizer"]
     learning_rate: float = _FAST["learning_rate"]
+    body_learning_rate: float | None = None
+    freeze: Freeze = "none"
     momentum: float = _FAST["momentum"]
     nesterov: bool = _FAST["nesterov"]
     weight_decay: float = _FAST["weight_decay"]
@@ -261,6 +286,8 @@ class TrainingSettings:
         sizes_fit = bool(self.image_sizes) and all(16 <= size <= 64 for size in self.image_sizes)
         _check(self, "image_sizes", sizes_fit, "whole numbers from 16 to 64, such as 16,24,32")
         _check(self, "learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0")
+        body_rate = self.body_learning_rate
+        _check(self, "body_learning_rate", body_rate is None or 0 < body_rate < float("inf"), "a number above 0")
         _check(self, "momentum", 0 <= self.momentum < 1, "a number from 0 up to but not including 1")
         _check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "a number of 0 or more")
         _check(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "a number from 0 up to but not including 1")
@@ -288,6 +315,19 @@ class TrainingSettings:
             raise SettingsError(
                 "--optimizer muon has Nesterov's momentum alone; set --nesterov true, or --optimizer sgd"
             )
+        if self.optimizer == "muon" and self.freeze == "body":
+            raise SettingsError(
+                "--freeze body takes --optimizer sgd, for muon's --learning_rate is that of the frozen filters; for "
+                f"the head of an airbench network choose --optimizer sgd with --learning_rate {self.batch_size / 2:g}, "
+                "--momentum 0.85 and --weight_decay 0"
+            )
+        if self.optimizer == "muon" and body_rate is not None:
+            raise SettingsError(
+                "--body_learning_rate takes --optimizer sgd, for muon's --learning_rate is the body's, and the head "
+                "has a rate of its own; lower --learning_rate instead, or choose --optimizer sgd"
+            )
+        if self.freeze == "body" and body_rate is not None:
+            raise SettingsError("--body_learning_rate is of a body that is trained; leave it out, or --freeze body")
         if self.schedule == "constant" and self.warmup_fraction != 0:
             raise SettingsError(
                 "--warmup_fraction is of the triangular schedule, --schedule constant has none; "
@@ -334,9 +374,13 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
         raise SettingsError(f"the record has a setting of a wrong type: {error}; restore run.json") from error
 
 
+_ADDED_AS_OFF = {"body_learning_rate": None, "freeze": "none"}
+"""Settings that earlier runs did not have, with the value at which nothing differs from then."""
+
+
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
     """Say in settings of now what a run did whose record holds these: some were added, others had no effect."""
-    settings = {"image_sizes": [32], "optimizer": "sgd", "shards": 1, **recorded}
+    settings = {"image_sizes": [32], "optimizer": "sgd", "shards": 1, **_ADDED_AS_OFF, **recorded}
     settings.pop("num_threads", None)  # how the work was carried out; its machine class has it
     if settings.pop("deterministic", True) is not True:
         raise SettingsError("--deterministic false is of versions before 0.2")
@@ -362,7 +406,9 @@ class RunSettings:
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
         db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
         db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
-        pretrained_model: A model.pth to start from, relative to experiments_folder, or any path.
+        pretrained_model: Weights to start from: a model.pth, relative to experiments_folder, or any path; with --model,
+            a state_dict as .pth or .safetensors; or torchvision:NETWORK@WEIGHTS, such as
+            torchvision:resnet18@IMAGENET1K_V1. Network, input scaling and image size are theirs unless given.
         num_threads: Threads that compute shards; 0 for as many as the process may use cores.
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
@@ -392,6 +438,7 @@ class RunSettings:
     skip_bad: bool = False
     recipe: str | None = None
     recipe_reason: str | None = None
+    settings_from_weights: tuple[str, ...] = ()
     training: TrainingSettings = field(default_factory=TrainingSettings)
     db_password: Secret | None = None
     ask_db_password: Callable[[], Secret] | None = None
@@ -422,6 +469,13 @@ class RunSettings:
         )
         if self.tracking_uri is not None:
             check_tracking_uri(self.tracking_uri)
+        if self.pretrained_model is not None:
+            get_published_weights(self.pretrained_model)
+        elif self.training.freeze != "none":
+            raise SettingsError(
+                f"--freeze {self.training.freeze} leaves weights as they are, which nobody has trained: name those "
+                "to start from with --pretrained_model, or set --freeze none"
+            )
 
     @property
     def run_folder(self) -> Path:
@@ -454,9 +508,9 @@ class RunSettings:
 
     @property
     def pretrained_path(self) -> Path | None:
-        """The file to start from: the path under the experiments folder if it exists there, else as given."""
-        if self.pretrained_model is None:
-            return None
+        """The weights to start from: the path under the experiments folder if it exists there, else as given."""
+        if self.pretrained_model is None or get_published_weights(self.pretrained_model):
+            return self.pretrained_model
         below = self.experiments_folder / self.pretrained_model
         return below if below.exists() else self.pretrained_model
 

@@ -23,8 +23,9 @@ from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.storage import DISK, Disk, remove_leftovers
-from image_classifier.tracking.checkpoint import Model, load_model, serialize_model
+from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
+from image_classifier.tracking.pretrained import Pretrained, check_pretrained, load_pretrained, start_from
 from image_classifier.tracking.record import build_record, check_identity, check_settings
 from image_classifier.tracking.run import (
     EVALUATION,
@@ -134,12 +135,12 @@ def run(
         snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
     settings = replace(settings, database=snapshot.database)  # the version that the newest one was
     train_indices, validation_indices = split_training_set(snapshot, training)
-    pretrained = load_pretrained(settings.pretrained_path, training, snapshot)
+    pretrained = load_start(settings, training, snapshot)
     classifier = build_initial_classifier(training, snapshot, train_indices, pretrained)
     check_operations(classifier, training)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
     data = describe_data(snapshot, len(train_indices), len(validation_indices))
-    record = build_record(settings, training, data, command, pretrained.classes if pretrained else ())
+    record = build_record(settings, training, data, command, describe_start(pretrained, snapshot, settings))
     ranks.check_agreement({part: describe_part(record, part) for part in IDENTITY})
 
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
@@ -254,14 +255,13 @@ def find_result(settings: RunSettings, training: TrainingSettings, disk: Disk) -
 
 
 def list_notes(
-    training: TrainingSettings, snapshot: Snapshot, pretrained: Model | None, num_steps: int
+    training: TrainingSettings, snapshot: Snapshot, pretrained: Pretrained | None, num_steps: int
 ) -> Iterator[str]:
     """List what is as asked for, and may not be as expected."""
-    if pretrained is not None and pretrained.classes != snapshot.classes:
-        yield (
-            f"the weights of --pretrained_model are of other classes: {list_classes(pretrained.classes)}; "
-            f"here they answer for {list_classes(snapshot.classes)}"
-        )
+    if pretrained is not None:
+        size = pretrained.image_size or training.image_sizes[-1]
+        if size != training.image_sizes[-1]:
+            yield f"the weights of --pretrained_model are of images of {size} pixels, not {training.image_sizes[-1]}"
     if 0 < num_steps < len(training.image_sizes):
         used = [compute_image_size(training, number, num_steps) for number in range(1, num_steps + 1)]
         yield f"of the --image_sizes the {num_steps} steps have {','.join(map(str, used))} alone"
@@ -300,42 +300,36 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
     return trained, validated
 
 
-def load_pretrained(path: Path | None, training: TrainingSettings, snapshot: Snapshot) -> Model | None:
-    """Load the model to start from, if there is one. Its classes may have other names, but not other places.
+def load_start(settings: RunSettings, training: TrainingSettings, snapshot: Snapshot) -> Pretrained | None:
+    """Load the weights to start from, if there are any.
 
     Raises:
-        ModelError: it cannot be read, or is of another network, input scaling, number of classes, or order of them.
+        ModelError: they cannot be read, do not go with the settings, or would be evaluated with rows of the head that
+            nobody has trained.
     """
-    if path is None:
+    if settings.pretrained_path is None:
         return None
-    model = load_model(path)
-    if model.name != training.model:
+    pretrained = load_pretrained(settings.pretrained_path)
+    check_pretrained(pretrained, training)
+    kept = pretrained.list_kept_classes(snapshot.classes)
+    if training.num_epochs == 0 and len(kept) < len(snapshot.classes):
         raise ModelError(
-            f"--pretrained_model {path} holds the network {model.name}, not {training.model}; "
-            f"choose --model {model.name}, or another file"
+            f"--num_epochs 0 evaluates, but --pretrained_model {pretrained.path} has no class of the name of each of "
+            f"the data set's: it has {list_classes(pretrained.classes) or 'none'}; here they are "
+            f"{list_classes(snapshot.classes)}. Name them alike, or train"
         )
-    for name in ("input_mean", "input_std"):
-        wanted = torch.tensor(getattr(training, name), dtype=torch.float32).mul(255)
-        if not torch.equal(getattr(model.classifier, name).flatten(), wanted):
-            values = [round(value, 6) for value in (getattr(model.classifier, name).flatten() / 255).tolist()]
-            raise ModelError(f"--pretrained_model {path} was trained with --{name} {values}; set the same")
-    if len(model.classes) != len(snapshot.classes):
-        raise ModelError(
-            f"--pretrained_model {path} has {len(model.classes)} classes and the data set {len(snapshot.classes)}; "
-            "choose a file with as many"
-        )
-    if model.classes != snapshot.classes and set(model.classes) == set(snapshot.classes):
-        raise ModelError(
-            f"--pretrained_model {path} has the data set's classes in another order: {list_classes(model.classes)}; "
-            "name them in this order in the data set's metadata.json, or choose another file"
-        )
-    return model
+    return pretrained
+
+
+def describe_start(pretrained: Pretrained | None, snapshot: Snapshot, settings: RunSettings) -> dict[str, Any] | None:
+    """Describe for the record the weights to start from, if there are any."""
+    return None if pretrained is None else pretrained.describe(snapshot.classes, settings.settings_from_weights)
 
 
 def build_initial_classifier(
-    training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Model | None
+    training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Pretrained | None
 ) -> Classifier:
-    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's."""
+    """Build the network with weights from the seed and the first of the images trained on, or pretrained ones."""
     classifier = build_classifier(
         training.model,
         len(snapshot.classes),
@@ -347,7 +341,9 @@ def build_initial_classifier(
     if pretrained is None:
         classifier.initialize_from(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]])
     else:
-        classifier.load_state_dict(pretrained.classifier.state_dict())
+        start_from(classifier, pretrained, snapshot.classes)
+    if training.freeze == "body":
+        classifier.freeze_body()
     return classifier.to(training.device)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_reference
+from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_published_weights, get_reference
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import Reporter, run
 from image_classifier.storage import scratch_folder
@@ -176,7 +176,8 @@ def _build_run_settings(
     pretrained = None
     if record["pretrained"] is not None:
         below = (settings.experiments_folder or Path(execution["experiments_folder"])) / execution["pretrained_model"]
-        pretrained = (below if below.exists() else Path(record["pretrained"]["path"])).absolute()
+        pretrained = below if below.exists() else Path(record["pretrained"]["path"])
+        pretrained = pretrained if get_published_weights(pretrained) else pretrained.absolute()
     return RunSettings(
         experiments_folder=scratch,
         experiment_name=record["experiment_name"],

@@ -27,6 +27,8 @@ USUAL_NAMES = {
     "image_sizes": "image_size img_size imgsz input_size resolution size",
     "optimizer": "opt optim optimiser",
     "learning_rate": "base_lr lr max_lr",
+    "body_learning_rate": "backbone_learning_rate backbone_lr body_lr lr_backbone",
+    "freeze": "freeze_backbone freeze_body freeze_encoder head_only linear_probe",
     "momentum": "m mom",
     "weight_decay": "decay l2 wd",
     "schedule": "lr_schedule lr_scheduler sched scheduler",

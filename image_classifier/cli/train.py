@@ -21,6 +21,7 @@ from image_classifier.config import (
     DEFAULT_RECIPE,
     FLAGS,
     NUM_IMAGES_FOR_FAST,
+    RECIPES,
     RecipeName,
     RunSettings,
     TrainingSettings,
@@ -30,7 +31,7 @@ from image_classifier.config import (
     load_recipe,
     restore_training_settings,
 )
-from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
+from image_classifier.errors import ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
 from image_classifier.files import load_yaml
 from image_classifier.progress import track
 from image_classifier.storage import scratch_folder, temporary_files_beside
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 CONTROLS = ("config", "print_config", "resume")
 """Options that say what the command does: no settings, so a config file holds none of them."""
 
-_NO_OPTIONS = {"training", "recipe", "recipe_reason", "db_password", "ask_db_password"}
+OF_WEIGHTS = ("model", "input_mean", "input_std", "image_sizes")
+"""Settings that the weights to start from say, unless something above the recipe does."""
+
+_NO_OPTIONS = {"training", "recipe", "recipe_reason", "settings_from_weights", "db_password", "ask_db_password"}
 _NOT_PRINTED = {*_NO_OPTIONS, *CONTROLS}
 _PATHS = {name for name, hint in get_type_hints(RunSettings).items() if Path in (hint, *get_args(hint))}
 
@@ -63,12 +67,12 @@ def _train(argv: Sequence[str] | None) -> int:
     command = ["image_classifier_trainer", *hide_password(list(sys.argv[1:] if argv is None else argv))]
     with StopRequest() as stop:
         try:
-            settings, snapshot = settle_recipe(values)
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no traces of a connection that is lost
+            settings, snapshot = settle_recipe(settle_weights(values))
 
             from image_classifier.training.determinism import cap_instruction_set
 
             cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no traces of a connection that is lost
 
             with track("starting"):
                 from image_classifier.cli.progress import TerminalReporter, print_summary
@@ -174,7 +178,8 @@ def load_config(parser: ArgumentParser, path: Path) -> dict[str, Any]:
 def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Complete what was given, by the record of the run that is resumed, or else by the recipe that was named.
 
-    What the recipe `default` decides stays open: for that, the data must be known.
+    What the recipe `default` decides stays open: for that, the data must be known. So does what the weights to start
+    from say.
 
     Raises:
         RunError: the run that is resumed began with another recipe.
@@ -183,6 +188,8 @@ def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     recipe = given.get("recipe", DEFAULT_RECIPE)
     if recorded is None:
         named = {} if recipe == DEFAULT_RECIPE else freeze_lists(load_recipe(recipe))
+        if given.get("pretrained_model") is not None:
+            named = {name: value for name, value in named.items() if name not in OF_WEIGHTS}
         return {**named, "recipe": recipe, **given}
     was_default = recipe == DEFAULT_RECIPE and ("recipe" not in given or recorded["recipe_reason"])
     if not was_default and recipe != recorded["recipe"]:
@@ -204,6 +211,39 @@ def read_recorded_options(run_folder: Path) -> dict[str, Any] | None:
     }
     settings = asdict(restore_training_settings(record["settings"]))
     return {**settings, **execution, "recipe": record["recipe"], "recipe_reason": record.get("recipe_reason")}
+
+
+def settle_weights(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what the weights to start from say to what was given; `settings_from_weights` is what that is.
+
+    Sizes of images that end in the weights' own stay the recipe's.
+
+    Raises:
+        ImageClassifierError: the weights cannot be loaded, or do not say which network they are of.
+    """
+    left_open = [name for name in OF_WEIGHTS if name not in values]
+    run = build_run_settings(values)
+    if run.pretrained_path is None or not left_open:
+        return dict(values)
+
+    from image_classifier.training.determinism import cap_instruction_set
+
+    cap_instruction_set(values.get("instruction_set", TrainingSettings.instruction_set))
+
+    from image_classifier.tracking.pretrained import load_pretrained
+
+    weights = load_pretrained(run.pretrained_path)
+    if weights.model is None and "model" in left_open:
+        raise ModelError(
+            f"--pretrained_model {run.pretrained_path} does not say which network it is of: say it with --model"
+        )
+    is_named = values["recipe"] != DEFAULT_RECIPE
+    recipe = freeze_lists(load_recipe(values["recipe"] if is_named else RECIPES[0]))
+    said = {name: getattr(weights, name) for name in ("model", "input_mean", "input_std")}
+    if weights.image_size not in (None, recipe["image_sizes"][-1]):
+        said["image_sizes"] = (weights.image_size,)
+    theirs = {name: said[name] for name in left_open if said.get(name) is not None}
+    return {**(recipe if is_named else {}), **theirs, **values, "settings_from_weights": tuple(theirs)}
 
 
 def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | None]:
@@ -259,12 +299,15 @@ def format_settings(values: Mapping[str, Any]) -> str:
         SettingsError: they are out of range or at odds with each other.
     """
     named = {**values, **{name: values.get(name) or "unnamed" for name in ("experiment_name", "run_name")}}
-    comments, left_open = "", set[str]()
+    of_weights = [name for name in OF_WEIGHTS if name not in values and values.get("pretrained_model") is not None]
+    comments = f"# {', '.join(of_weights)}: what the weights to start from say\n" if of_weights else ""
+    left_open = set(of_weights)
     if values["recipe"] == DEFAULT_RECIPE:
         check_open_settings(named)
         for num_images in (NUM_IMAGES_FOR_FAST, NUM_IMAGES_FOR_FAST - 1):
             recipe = choose_recipe(num_images)
-            decided = {name: value for name, value in freeze_lists(load_recipe(recipe)).items() if name not in values}
+            decided = freeze_lists(load_recipe(recipe))
+            decided = {name: value for name, value in decided.items() if name not in {*values, *of_weights}}
             side = "from" if recipe == "fast" else "below"
             comments += f"# {side} {NUM_IMAGES_FOR_FAST:,} images to train on: {recipe}, that is "
             comments += _dump(decided, in_one_line=True)

@@ -50,4 +50,4 @@ def build_classifier(
         draw_weights(network, seed)
         if isinstance(network, Airbench):
             network.arrange_weights()
-    return Classifier(network, input_mean, input_std, image_size).to(memory_format=torch.channels_last)
+    return Classifier(network, input_mean, input_std, image_size, num_classes).to(memory_format=torch.channels_last)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from image_classifier.data.content import list_classes
 from image_classifier.published.folder import INT8_MODEL, MODEL, PARITY, SIGNATURE
-from image_classifier.tracking.record import describe_checkers
+from image_classifier.tracking.record import describe_checkers, describe_head
 
 NUM_WEAKNESSES = 5
 _Z = 1.959964  # of a 95 % interval
@@ -150,9 +149,9 @@ def _describe_training(facts: CardFacts) -> str:
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in record["settings"].items())
     recipe = f"Recipe `{record['recipe']}`, started" if record["recipe"] else "Started"
     pretrained = record["pretrained"]
-    start = f"It started from weights of the sha256 `{pretrained['digest']}`." if pretrained else ""
-    if pretrained and pretrained.get("classes", record["data"]["classes"]) != record["data"]["classes"]:
-        start += f" These were of other classes: {_escape(list_classes(pretrained['classes']))}."
+    start = ""
+    if pretrained:
+        start = f"It started from weights of the sha256 `{pretrained['digest']}`: {_escape(describe_head(record))}."
     machine = ", ".join(f"{key} {value}" for key, value in record["machine"]["class"].items() if value)
     return f"{recipe} {record['started_at']}, on {machine}. {start}\n\n" f"| setting | value |\n|---|---|\n{settings}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from image_classifier.config import Fit, Views, takes_image_size
 from image_classifier.data.content import MAX_CLASSES
@@ -138,8 +138,8 @@ def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) 
     classifier.load_state_dict(state)
 
 
-def check_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:
-    """Check that a state is one of a classifier.
+def check_state(classifier: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a state is one of a classifier or a network.
 
     Raises:
         ModelError: names or shapes differ; the message says which.
@@ -164,15 +164,28 @@ def _describe_tensor(value: object) -> str:
     return f"{list(value.shape)}{kind}"
 
 
-def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, Any]:
+def load_tensors(raw: bytes, path: Path, kind: str) -> Any:
+    """Load what torch.save wrote, as far as it is tensors and plain data.
+
+    Args:
+        path: the file's, for messages.
+        kind: what it should be, likewise.
+
+    Raises:
+        ModelError: it is a Git LFS pointer, damaged or hostile.
+    """
     if raw.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull --include {path}")
     try:
-        content = torch.load(io.BytesIO(rebuild_tensor_file(raw)), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(rebuild_tensor_file(raw)), map_location="cpu", weights_only=True)
     except PickleError as error:
         raise ModelError(f"{path} is no {kind} file, or is damaged: it {error}") from error
     except Exception as error:  # what it raises for damaged files is documented nowhere, and of many types
         raise ModelError(f"{path} is no {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, Any]:
+    content = load_tensors(raw, path, kind)
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
         raise ModelError(f"{path} is no {kind} file of this package: it holds no format_version")
     if content["format_version"] > latest:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.config import RunSettings, TrainingSettings, update_recorded_settings
+from image_classifier.data.content import list_classes
 from image_classifier.errors import RunError
-from image_classifier.storage import compute_file_digest
 from image_classifier.tracking.identity import (
     describe_code,
     describe_environment,
@@ -25,7 +25,7 @@ def build_record(
     training: TrainingSettings,
     data: dict[str, Any],
     command: Sequence[str],
-    pretrained_classes: Sequence[str] = (),
+    pretrained: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build run.json: the run's identity, and for people where and how it was started.
 
@@ -33,9 +33,8 @@ def build_record(
         training: resolved.
         data: name, digest, classes and number of images of the snapshot, its version in the database, and what was
             found in it.
-        pretrained_classes: what the weights to start from were trained on.
+        pretrained: path, digest and classes of the weights to start from, and what the run has from them.
     """
-    pretrained = settings.pretrained_path
     return {
         "format_version": FORMAT_VERSION,
         "experiment_name": settings.experiment_name,
@@ -61,12 +60,7 @@ def build_record(
             "tracking_uri": settings.tracking_uri,
         },
         "data": data,
-        "pretrained": pretrained
-        and {
-            "path": str(pretrained),
-            "digest": compute_file_digest(pretrained),
-            "classes": list(pretrained_classes),
-        },
+        "pretrained": pretrained,
         "code": describe_code(),
         "environment": describe_environment(),
         "machine": describe_machine(training),
@@ -121,6 +115,31 @@ def check_settings(recorded: dict[str, Any], training: TrainingSettings, folder:
     differing = _list_setting_differences(recorded["settings"], describe_settings(training))
     if differing:
         raise RunError(f"{folder} cannot be resumed, its settings changed: {differing}; start another run")
+
+
+def describe_start(record: dict[str, Any]) -> list[str]:
+    """Describe the weights that a run starts from, a line each: which file, what they say, what is trained of them."""
+    pretrained, settings = record["pretrained"], record["settings"]
+    if pretrained is None:
+        return []
+    theirs = ", ".join(f"{name} {settings[name]}" for name in pretrained.get("settings", []))
+    lines = [f"starts from {pretrained['path']} (sha256 {pretrained['digest'][:12]})", describe_head(record)]
+    lines += [f"the weights say {theirs}"] if theirs else []
+    lines += ["the body is frozen: the head alone is trained"] if settings.get("freeze") == "body" else []
+    return lines
+
+
+def describe_head(record: dict[str, Any]) -> str:
+    """Describe which rows of the head a run has from the weights that it starts from."""
+    classes, pretrained = record["data"]["classes"], record["pretrained"]
+    if pretrained.get("classes", classes) == classes:
+        return "the head keeps all rows"
+    if "kept_classes" not in pretrained:  # before, rows were taken by their place
+        return f"the weights were trained on other classes: {list_classes(pretrained['classes'])}"
+    kept = pretrained["kept_classes"]
+    new = [name for name in classes if name not in kept]
+    keeps = f"the head keeps the rows of {list_classes(kept)}" if kept else "the head keeps no row"
+    return f"{keeps}; it is new for {list_classes(new)}" if new else f"{keeps}, in the data's order"
 
 
 BY_ANY_MACHINE = "any x86-64 with AVX2, or any aarch64"

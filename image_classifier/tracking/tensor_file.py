@@ -96,6 +96,7 @@ class _TensorReader:
     def find(self, name: str) -> object:
         known = (
             "torch._utils._rebuild_tensor_v2",
+            "torch._utils._rebuild_parameter",
             "collections.OrderedDict",
             *(f"torch.{kind}" for kind in _ITEM_SIZES),
         )
@@ -107,6 +108,8 @@ class _TensorReader:
         name = function.name if isinstance(function, _Call) else ""
         if name == "collections.OrderedDict" and not arguments:
             return {}
+        if name == "torch._utils._rebuild_parameter" and isinstance(arguments[0], _Tensor):
+            return arguments[0]
         if name != "torch._utils._rebuild_tensor_v2":
             raise PickleError("calls what is no function; get it again")
         storage, offset, shape, strides, *_ = arguments

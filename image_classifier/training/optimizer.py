@@ -32,7 +32,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer over all trained parameters; weight decay spares what has one dimension under SGD.
 
-    Each group has its highest learning rate as `initial_lr`.
+    Each group has its highest learning rate as `initial_lr`. Body and head are groups of their own where they have
+    rates of their own.
 
     Args:
         threads: that share Muon's work; by default as many as this process may use cores.
@@ -43,11 +44,17 @@ def build_optimizer(
     if settings.optimizer == "muon":
         threads = threads or Threads(arithmetic=choose_arithmetic(settings.instruction_set))
         return _build_muon(parameters, settings, threads, kernels)
+    parts = [(settings.learning_rate, parameters)]
+    if settings.body_learning_rate is not None:
+        head = set(classifier.head.parameters())  # type: ignore[union-attr]  # a classifier's, by the arguments
+        body = [parameter for parameter in parameters if parameter not in head]
+        parts = [(settings.body_learning_rate, body), (settings.learning_rate, [p for p in parameters if p in head])]
+    groups = []
+    for rate, part in parts:
+        groups.append({"params": [p for p in part if p.ndim >= 2], "lr": rate, "weight_decay": settings.weight_decay})
+        groups.append({"params": [p for p in part if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
     optimizer = SGD(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
+        [group for group in groups if group["params"]],
         lr=settings.learning_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,

@@ -165,8 +165,9 @@ def take_first(one: Tensor, other: Tensor) -> Tensor:
 
 
 def list_buffers(classifier: nn.Module) -> list[Tensor]:
-    """List the buffers that may change: all but the classifier's own, which are constants."""
-    return [buffer for child in classifier.children() for buffer in child.buffers()]
+    """List the buffers that may change: neither the classifier's own nor a frozen body's, which are constants."""
+    parts = (module for child in classifier.children() for module in child.modules() if module.training)
+    return [buffer for part in parts for buffer in part.buffers(recurse=False)]
 
 
 def _sort(buffers: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -26,6 +26,8 @@ CHANGES: dict[str, list[Any]] = {
     "image_sizes": [(20,), (16, 20)],
     "optimizer": ["sgd", "muon"],
     "learning_rate": [0.0123],
+    "body_learning_rate": [0.0123],
+    "freeze": ["body"],
     "momentum": [0.0, 0.55],
     "nesterov": [True, False],
     "weight_decay": [0.0, 0.01],
@@ -42,7 +44,16 @@ CHANGES: dict[str, list[Any]] = {
     "seed": [5],
     "precision": ["fp32", "bf16"],
 }
-OF_THE_NETWORK = ("learning_rate", "momentum", "nesterov", "weight_decay", "schedule", "warmup_fraction")
+OF_THE_NETWORK = (
+    "learning_rate",
+    "body_learning_rate",
+    "freeze",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "schedule",
+    "warmup_fraction",
+)
 """What wide networks are tried with; what is done to images does not depend on the width."""
 
 SAID_TO_DECIDE_NOTHING = {

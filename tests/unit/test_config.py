@@ -19,12 +19,14 @@ from image_classifier.config import (
     TrainingSettings,
     choose_recipe,
     freeze_lists,
+    get_published_weights,
     get_recipe_path,
     get_reference,
     load_default_recipe,
     load_recipe,
     parse_reference,
     restore_training_settings,
+    update_recorded_settings,
 )
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
@@ -58,6 +60,7 @@ def test_the_default_recipe_has_no_batch_larger_than_the_set_and_says_so(num_ima
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
     left_open = {"validation_fraction", "keep", "seed", "device", "engine", "instruction_set"}
+    left_open |= {"body_learning_rate", "freeze"}
     assert load_recipe(name).keys() | left_open == TrainingSettings.__dataclass_fields__.keys()
     assert TrainingSettings.from_recipe(name)
 
@@ -250,3 +253,31 @@ def test_the_password_is_read_only_for_a_database_and_shown_nowhere(
         settings = make_run_settings(database="birds", **values)
         assert settings.database_access.password == Secret(expected)
         assert expected not in f"{settings} {settings.database_access}"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": "muon", "freeze": "body", "batch_size": 80}, "--freeze body takes --optimizer sgd.*_rate 40,"),
+        ({"optimizer": "muon", "body_learning_rate": 0.1}, "--body_learning_rate takes --optimizer sgd"),
+        ({"freeze": "body", "body_learning_rate": 0.1}, "--body_learning_rate is of a body that is trained"),
+        ({"body_learning_rate": 0.0}, "--body_learning_rate takes a number above 0, got: 0.0"),
+        ({"freeze": "head"}, "--freeze takes one of none, body, got: head"),
+    ],
+)
+def test_rates_of_the_body_that_have_no_effect_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        make_training(model="airbench", **values)
+
+
+def test_a_record_of_before_froze_nothing() -> None:
+    recorded = update_recorded_settings({"optimizer": "sgd", "image_sizes": [32], "shards": 1})
+    assert (recorded["freeze"], recorded["body_learning_rate"]) == ("none", None)
+
+
+@pytest.mark.parametrize("text", ["torchvision:", "torchvision:resnet18", "torchvision:a@b@c", "torchvision:../x@y"])
+def test_published_weights_are_named_by_network_and_weights(text: str) -> None:
+    assert get_published_weights("torchvision:resnet18@IMAGENET1K_V1") == ("resnet18", "IMAGENET1K_V1")
+    assert get_published_weights("a/torchvision:x") is None
+    with pytest.raises(SettingsError, match="torchvision:NETWORK@WEIGHTS such as torchvision:resnet18@IMAGENET1K_V1"):
+        make_run_settings(pretrained_model=Path(text))

@@ -27,9 +27,11 @@ DOCUMENTS = sorted(
     path for pattern in ("*.md", "data/*.md", "docs/*.md", "experiments/*.md") for path in PROJECT.glob(pattern)
 )
 PACKAGE = PROJECT / "image_classifier"
+NO_OPTIONS = {"training", "recipe", "recipe_reason", "settings_from_weights", "db_password", "ask_db_password"}
 TYPES = {
     int: "whole number",
     float: "number",
+    float | None: "number",
     bool: "true, false",
     str: "text",
     str | None: "text",
@@ -54,7 +56,7 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | t
     recipe = load_recipe(RECIPES[0]) if settings is TrainingSettings else {}
     lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for field in fields(settings):
-        if field.name in ("recipe", "recipe_reason", "training", "db_password", "ask_db_password"):
+        if field.name in NO_OPTIONS:
             continue
         if settings is ServerSettings and field.name == "model":
             continue

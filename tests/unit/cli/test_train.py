@@ -33,6 +33,7 @@ from image_classifier.config import (
 from image_classifier.errors import SettingsError
 from tests.bombs import build_laughs
 
+NOT_PRINTED = {"training", "recipe_reason", "settings_from_weights", "resume", "db_password", "ask_db_password"}
 NAMES = ["--experiment_name", "e", "--run_name", "r"]
 PARSER = build_trainer_parser()
 
@@ -91,7 +92,7 @@ def print_settings(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 def test_the_printed_settings_are_all_settings_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     printed = yaml.safe_load(print_settings(capsys, *NAMES, "--recipe", "notebook"))
     fields = RunSettings.__dataclass_fields__.keys() | TrainingSettings.__dataclass_fields__.keys()
-    assert printed.keys() == fields - {"training", "recipe_reason", "resume", "db_password", "ask_db_password"}
+    assert printed.keys() == fields - NOT_PRINTED
     assert (printed["batch_size"], printed["recipe"], printed["image_sizes"]) == (4, "notebook", [32])
 
 
@@ -174,7 +175,7 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
         "digest_every": st.integers(1, 2000),
         "seed": st.integers(0, 2**63 - 1),
         "image_sizes": st.lists(st.sampled_from([16, 24, 32, 64]), min_size=1, max_size=5),
-        "learning_rate": st.floats(1e-12, 1e6),
+        **{option: st.floats(1e-12, 1e6) for option in ("learning_rate", "body_learning_rate")},
         "weight_decay": st.floats(0, 10),
         "input_mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
         "input_std": st.lists(st.floats(1e-3, 1), min_size=3, max_size=3),
@@ -198,7 +199,7 @@ def _is_name(name: str) -> bool:
 
 OPTIONS = sorted(
     (RunSettings.__dataclass_fields__.keys() | TrainingSettings.__dataclass_fields__.keys())
-    - {"training", "recipe", "recipe_reason", "db_password", "ask_db_password", *FLAGS}
+    - {"recipe", *NOT_PRINTED, *FLAGS}
 )
 
 

@@ -104,7 +104,7 @@ def test_networks_without_whitening_leave_their_weights_as_drawn() -> None:
 
 
 def test_inputs_are_scaled_as_the_settings_say() -> None:
-    classifier = Classifier(torch.nn.Flatten(), **SCALING, image_size=1)
+    classifier = Classifier(torch.nn.Flatten(), SCALING["input_mean"], SCALING["input_std"], image_size=1)
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = [
         (value / 255 - mean) / std
