@@ -12,7 +12,7 @@ import pytest
 from docstring_parser import parse
 
 import image_classifier
-from benchmarks import database, engines, kernels, portable, scaling, variants
+from benchmarks import database, engines, fine_tuning, kernels, portable, scaling, variants
 from benchmarks.measure import load_result, read_table
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.cli.command import ExitStatus
@@ -131,7 +131,14 @@ def test_the_variants_are_those_that_were_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "script"), [("engines", engines), ("kernels", kernels), ("portable", portable), ("scaling", scaling)]
+    ("name", "script"),
+    [
+        ("engines", engines),
+        ("fine_tuning", fine_tuning),
+        ("kernels", kernels),
+        ("portable", portable),
+        ("scaling", scaling),
+    ],
 )
 def test_the_steps_are_those_that_were_measured(name: str, script: Any) -> None:
     result = load_result(name)
