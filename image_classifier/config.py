@@ -321,10 +321,10 @@ class TrainingSettings:
                 f"the head of an airbench network choose --optimizer sgd with --learning_rate {self.batch_size / 2:g}, "
                 "--momentum 0.85 and --weight_decay 0"
             )
-        if self.optimizer == "muon" and body_rate is not None:
+        if self.optimizer != "sgd" and body_rate is not None:
             raise SettingsError(
-                "--body_learning_rate takes --optimizer sgd, for muon's --learning_rate is the body's, and the head "
-                "has a rate of its own; lower --learning_rate instead, or choose --optimizer sgd"
+                "--body_learning_rate takes --optimizer sgd; with muon lower --learning_rate, which is the body's, for "
+                "the head has a rate of its own"
             )
         if self.freeze == "body" and body_rate is not None:
             raise SettingsError("--body_learning_rate is of a body that is trained; leave it out, or --freeze body")
