@@ -149,7 +149,7 @@ def start_from(classifier: Classifier, pretrained: Pretrained, classes: Sequence
         rows, old_rows = ([names.index(name) for name in kept] for names in (list(classes), pretrained.classes))
         for name in [f"{head}.{name}" for name in network.get_submodule(head).state_dict()]:
             old, new = state.get(name), wanted[name].clone()
-            if old is None or old.shape[1:] != new.shape[1:]:
+            if old is None or (old.ndim, old.shape[1:], old.dtype) != (new.ndim, new.shape[1:], new.dtype):
                 continue  # which is said below
             if pretrained.classes and len(old) != len(pretrained.classes):
                 raise ModelError(f"{path} has {len(old)} rows of {name} for {len(pretrained.classes)} classes")

@@ -36,11 +36,8 @@ def read_safetensors(raw: bytes) -> dict[str, Tensor]:
     body, end = memoryview(raw)[8 + size :], 0
     tensors = {}
     for name, facts in sorted(header.items(), key=lambda item: _get_offsets(*item)):
-        dtype, shape, (begin, next_end) = (
-            _DTYPES.get(str(facts.get("dtype"))),
-            facts.get("shape"),
-            facts["data_offsets"],
-        )
+        dtype, shape = _DTYPES.get(str(facts.get("dtype"))), facts.get("shape")
+        begin, next_end = facts["data_offsets"]
         if dtype is None or not isinstance(shape, list) or len(shape) > 8 or any(not _is_count(n) for n in shape):
             raise ValueError(f"{name!a:.100} has no shape, or a type that is not known: {facts.get('dtype')!a:.20}")
         if begin != end or next_end - begin != math.prod(shape) * dtype.itemsize or next_end > len(body):
@@ -49,9 +46,8 @@ def read_safetensors(raw: bytes) -> dict[str, Tensor]:
             )
         end = next_end
         content = bytearray(body[begin:end])
-        tensors[name] = (
-            torch.frombuffer(content, dtype=dtype).reshape(shape) if content else torch.empty(shape, dtype=dtype)
-        )
+        flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.reshape(shape)
     if end != len(body):
         raise ValueError(f"{len(body) - end:,} bytes at its end belong to no tensor")
     return tensors

@@ -162,10 +162,10 @@ def test_network_and_scaling_come_from_the_weights_unless_an_option_asks_for_oth
     assert f"starts from {pretrained} (sha256 {digest})" in shown
     assert "the head keeps the rows of star, circle; it is new for dots" in shown
     says = "the weights say model resnet, input_mean [0.4, 0.45, 0.5], input_std [0.5, 0.5, 0.5]"
-    assert says in shown
+    assert any(line.startswith(says) for line in shown)
     record = read_record(tmp_path / "e" / "run")
     assert record["settings"]["model"] == "resnet" and record["settings"]["input_mean"] == [0.4, 0.45, 0.5]
-    assert record["pretrained"]["settings"] == ["model", "input_mean", "input_std"]
+    assert record["pretrained"]["settings"][:3] == ["model", "input_mean", "input_std"]
     assert train(*words[:2], "--resume") == 0
 
     other = [*words, "--experiments_folder", tmp_path / "other"]

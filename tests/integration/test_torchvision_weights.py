@@ -219,6 +219,15 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
         with pytest.raises(ModelError, match=reason):
             load_pretrained(path)
-    fewer = Pretrained(Path("x.pth"), "", dict(build(5).network.state_dict()), classes=("a", "b"))
+    state = build(5).network.state_dict()
+    for name, wrong in (
+        ("fc.bias", torch.tensor(0.5)),
+        ("fc.weight", torch.zeros(5, 3)),
+        ("fc.bias", state["bn1.bias"]),
+    ):
+        other = Pretrained(Path("x.pth"), "", {**state, name: wrong.int() if wrong.ndim == 1 else wrong})
+        with pytest.raises(ModelError, match=f"x.pth is of another architecture: {name} has the shape"):
+            start_from(build(3), other, ("a", "b", "c"))
+    fewer = Pretrained(Path("x.pth"), "", state, classes=("a", "b"))
     with pytest.raises(ModelError, match="x.pth has 5 rows of fc.weight for 2 classes"):
         start_from(build(3), fewer, ("a", "b", "c"))
