@@ -11,7 +11,7 @@ from image_classifier.cli import database
 from image_classifier.data import card, cifar, content, download, parquet_process, pickles
 from image_classifier.published import folder as published
 from image_classifier.serving import auth
-from image_classifier.tracking import run, tensor_file
+from image_classifier.tracking import run, safetensors, tensor_file
 from tests.conftest import PROJECT
 
 
@@ -81,6 +81,11 @@ ROWS: dict[str, tuple[str, str]] = {
     "`model.pth`, checkpoint": (
         f"{_size(tensor_file.MAX_BYTES)}, {tensor_file.MAX_RECORDS:,} records, {_size(tensor_file.MAX_PICKLE_BYTES)} "
         "beside the tensors; what unpacks to more than it has bytes, and what names anything but tensors",
+        "the caller's",
+    ),
+    "`.safetensors`": (
+        f"{_size(tensor_file.MAX_BYTES)}, {_size(safetensors.MAX_HEADER_BYTES)} of header; tensors that overlap or "
+        "leave something out",
         "the caller's",
     ),
     "file of a published model": (f"{_size(published.MAX_BYTES)}", "the caller's"),
