@@ -73,9 +73,11 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines
+	python -m benchmarks.image_sizes
 	python -m benchmarks.kernels
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe quick --recipe small --recipe notebook
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --recipe best --num_seeds 3
+	python -m benchmarks.options --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.capped --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER) --instruction_set avx2
 	python -m benchmarks.recipes --dataset_folder $(DATASET_FOLDER) --instruction_set avx2 --recipe quick --recipe small \

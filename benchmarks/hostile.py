@@ -5,8 +5,9 @@
 
 The exchanges are those of tests/hostile.py: each follows from the seed and its number. Beside them go streams of
 pipelined requests that are compared with what h11 and nginx make of them (tests/smuggling.py); the latter needs nginx,
-which Debian has as a package. Every exchange that goes wrong is written to a folder. Writes
-benchmarks/results/hostile.json, and its paragraph in docs/serving.md.
+which Debian has as a package. Every exchange that goes wrong is written to a folder. The attack
+runs at the lowest priority, for attackers bring machines of their own. Writes benchmarks/results/hostile.json, and its
+paragraph in docs/serving.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -161,6 +163,7 @@ async def attack(server: Running, model: Path, arguments: argparse.Namespace) ->
     ends = began + arguments.minutes * 60
     numbers = takewhile(lambda number: time.monotonic() < ends, range(arguments.exchanges))
     honest = await start_honest(server, model, 0)
+    os.nice(19)  # who attacks has a machine of his own, which must not count as the server's slowness
     await campaign.run(numbers, arguments.rate)
     seconds = time.monotonic() - began
     output, _ = await honest.communicate(b"")  # the end of its standard input is its end

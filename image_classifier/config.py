@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 from urllib.parse import urlsplit
 
 import yaml
 
 from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
+from image_classifier.plugins import NETWORKS, SCALES, check_name, is_own
 
 IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
 """Of a batch whose shards are not given."""
@@ -27,27 +28,38 @@ IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
 SMALL_BATCH = 64
 """Images of a step, up to which its operations are written down and repeated without autograd."""
 
+ClassWeights = Literal["none", "balanced"]
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "eager", "compiled"]
 Fit = Literal["squeeze", "crop", "pad", "refuse"]
 Flip = Literal["none", "random", "alternating"]
+Freeze = Literal["none", "body"]
+ImageSize = Literal[32, 64, 96, 128, 224]
 InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
 Log = Literal["none", "tensorboard"]
-ModelName = Literal["airbench", "airbench_large", "airbench_small", "lenet", "resnet"]
-OptimizerName = Literal["sgd", "muon"]
 Precision = Literal["auto", "fp32", "bf16"]
 RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
+Sampler = Literal["uniform", "balanced"]
 ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Views = Literal["one", "mirror", "six"]
 _VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
 
+IMAGE_SIZES: tuple[ImageSize, ...] = get_args(ImageSize)
+"""Sides in pixels that a snapshot's images may have."""
+
+DEFAULT_IMAGE_SIZE: ImageSize = 32
+"""CIFAR's, which the recipes are for; what was made before there were others has it."""
+
+_TAKES_IMAGE_SIZE = f"one of {', '.join(map(str, IMAGE_SIZES))}"
+
 CHOICES = {
-    "model": ModelName,
-    "optimizer": OptimizerName,
+    "freeze": Freeze,
     "schedule": Schedule,
+    "class_weights": ClassWeights,
     "flip": Flip,
+    "sampler": Sampler,
     "views": Views,
     "keep": Keep,
     "device": Device,
@@ -69,6 +81,7 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
 _DATABASE_PREFIX = "db:"
+_PUBLISHED = re.compile(r"torchvision:([a-z0-9_]{1,100})@([A-Za-z0-9_]{1,100})")
 DATASET_FOLDER = Path("data/cifar_dataset")
 """Where a data set lies if nothing else is said."""
 DATABASE_FOLDER = Path("data")
@@ -117,6 +130,23 @@ def get_reference(dataset: Path | str) -> Reference | None:
     return parse_reference(text.removeprefix(_DATABASE_PREFIX)) if text.startswith(_DATABASE_PREFIX) else None
 
 
+def get_published_weights(model: Path | str) -> tuple[str, str] | None:
+    """Parse torchvision:NETWORK@WEIGHTS, which may stand where a model file may; None for a path.
+
+    Raises:
+        SettingsError: it begins with torchvision: and does not go on so.
+    """
+    if not str(model).startswith("torchvision:"):
+        return None
+    match = _PUBLISHED.fullmatch(str(model))
+    if match is None:
+        raise SettingsError(
+            "--pretrained_model takes a path, or torchvision:NETWORK@WEIGHTS such as "
+            f"torchvision:resnet18@IMAGENET1K_V1, got: {str(model)[:200]!a}"
+        )
+    return match[1], match[2]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatabaseAccess:
     """How the database is reached.
@@ -139,13 +169,35 @@ class Reading:
     """How image files are read.
 
     Attributes:
-        fit: What becomes of an image that is not 32 x 32: it is resized whatever its sides' ratio (squeeze), cut to the
+        fit: What becomes of an image of another size: it is resized whatever its sides' ratio (squeeze), cut to the
             square in its middle (crop), or given a black border (pad), then resized; or it cannot be read (refuse).
         skip_bad: leave out images that cannot be read; else they are an error.
+        image_size: side in pixels that images get; None for that of a database, and the default for all else.
     """
 
     fit: Fit = "squeeze"
     skip_bad: bool = False
+    image_size: ImageSize | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            _check(self, "image_size", is_image_size(self.image_size), _TAKES_IMAGE_SIZE)
+
+    @property
+    def side(self) -> ImageSize:
+        """Side in pixels that images get which come from files."""
+        return self.image_size or DEFAULT_IMAGE_SIZE
+
+
+def is_image_size(value: object) -> TypeGuard[ImageSize]:
+    """Say whether a snapshot's images may have this side in pixels."""
+    return type(value) is int and value in IMAGE_SIZES
+
+
+def scale_batch(num_images: int, side: int) -> int:
+    """Scale a number of images that are computed at once to their side in pixels, so that large ones take no more
+    memory than those of 64 pixels."""
+    return max(1, num_images * 64**2 // max(64, side) ** 2)
 
 
 def get_recipe_path(name: str) -> Path:
@@ -159,9 +211,15 @@ def get_recipe_path(name: str) -> Path:
     return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
 
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """Load the settings of a packaged recipe by option name."""
+def load_recipe(name: str, image_size: int | None = None) -> dict[str, Any]:
+    """Load the settings of a packaged recipe by option name.
+
+    Args:
+        image_size: side in pixels of the data set's images, if another than the recipe's: its image_sizes grow with it.
+    """
     settings: dict[str, Any] = yaml.safe_load(get_recipe_path(name).read_text(encoding="utf-8"))
+    side = image_size or DEFAULT_IMAGE_SIZE
+    settings["image_sizes"] = [size * side // DEFAULT_IMAGE_SIZE for size in settings["image_sizes"]]
     return settings
 
 
@@ -179,15 +237,21 @@ class TrainingSettings:
     """What decides the weights.
 
     Attributes:
-        model: Name of the network in the catalogue.
+        model: Network of the catalogue, or one of your own: my_package.nets:build, or a name that a package registers.
         num_epochs: How often the whole training set is gone through; 0 evaluates only.
         batch_size: Images a step.
         shards: Parts of a batch, each of which one thread computes, with batch norm over its images alone; 0 for a part
             for each 125 images, up to 8. A batch has no more parts than images.
+        image_size: Side in pixels of the data set's images, which all others are resized to, and of those that the
+            model takes; part of the data's digest.
         image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run;
-            where there are fewer steps than sizes, some are passed over.
-        optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal.
+            where there are fewer steps than sizes, some are passed over. The network is used at the last one. The
+            recipes have them for images of 32 pixels; they grow with --image_size unless they are given.
+        optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal; or one of your own.
         learning_rate: The highest learning rate of the schedule; with muon that of the filters.
+        body_learning_rate: The same for all but the head, with sgd; without it learning_rate is for both.
+        freeze: body trains the head alone, with sgd, and leaves all else, batch norm too, as the weights of
+            --pretrained_model have it.
         momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
         nesterov: Nesterov's variant of the momentum, which muon always has.
         weight_decay: L2 penalty of sgd, for weights of two and more dimensions; with muon, part of the head and the
@@ -197,8 +261,18 @@ class TrainingSettings:
         label_smoothing: Part of the target that is spread over all classes.
         flip: Mirrored images: none, random for each image and epoch, or random in the first epoch and alternating
             from there on.
-        translate: Images are shifted by up to so many pixels, reflected at the edge.
-        cutout: Side in pixels of a square that is greyed out in each image; 0 for none.
+        translate: Images are shifted by up to so many pixels, reflected at the edge; half of image_size at most.
+        cutout: Side in pixels of a square that is greyed out in each image, up to image_size; 0 for none.
+        color_jitter: Brightness, contrast and saturation of each image are multiplied by numbers drawn from 1 less this
+            to 1 more; 0 for none.
+        rand_augment: Magnitude of RandAugment, which distorts each image in two ways drawn from fourteen, 1 to 30; 0
+            for none.
+        mixup: Alpha of mixup: each image of a batch is mixed with another, its share drawn from Beta(alpha, alpha); 0
+            for none.
+        cutmix: Alpha of cutmix: a rectangle of each image of a batch is taken from another, the area left drawn from
+            Beta(alpha, alpha); 0 for none.
+        sampler: Images of an epoch: each once, or balanced, as many of each class, those of small classes repeatedly.
+        class_weights: Weight of an image in the loss: none, or balanced, by the inverse frequency of its class.
         views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure;
             changes the evaluation alone.
         input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
@@ -206,6 +280,9 @@ class TrainingSettings:
         validation_fraction: Part of the training set that is set aside, by the seed, and not trained on; for data
             without a validation part.
         keep: Weights that become model.pth: the last, or those with the best validation accuracy.
+        ema_decay: Decay of an exponential moving average over the weights of all steps, which is what is validated,
+            tested and saved; 0 for none.
+        early_stopping: Epochs without a better validation accuracy after which the run ends; 0 for none.
         seed: Seed of initialisation, order and augmentation.
         device: Where to train; auto takes a GPU where there is one.
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
@@ -216,13 +293,16 @@ class TrainingSettings:
         digest_every: Steps between two digests of the whole state; changes no weights.
     """
 
-    model: ModelName = _FAST["model"]
+    model: str = _FAST["model"]
     num_epochs: int = _FAST["num_epochs"]
     batch_size: int = _FAST["batch_size"]
     shards: int = _FAST["shards"]
+    image_size: ImageSize = DEFAULT_IMAGE_SIZE
     image_sizes: tuple[int, ...] = _FAST["image_sizes"]
-    optimizer: OptimizerName = _FAST["optimizer"]
+    optimizer: str = _FAST["optimizer"]
     learning_rate: float = _FAST["learning_rate"]
+    body_learning_rate: float | None = None
+    freeze: Freeze = "none"
     momentum: float = _FAST["momentum"]
     nesterov: bool = _FAST["nesterov"]
     weight_decay: float = _FAST["weight_decay"]
@@ -232,17 +312,30 @@ class TrainingSettings:
     flip: Flip = _FAST["flip"]
     translate: int = _FAST["translate"]
     cutout: int = _FAST["cutout"]
+    color_jitter: float = 0.0
+    rand_augment: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sampler: Sampler = "uniform"
+    class_weights: ClassWeights = "none"
     views: Views = _FAST["views"]
     input_mean: tuple[float, float, float] = _FAST["input_mean"]
     input_std: tuple[float, float, float] = _FAST["input_std"]
     validation_fraction: float = 0.0
     keep: Keep = "last"
+    ema_decay: float = 0.0
+    early_stopping: int = 0
     seed: int = 0
     device: Device = "auto"
     precision: Precision = _FAST["precision"]
     engine: Engine = "auto"
     instruction_set: InstructionSet = "native"
     digest_every: int = _FAST["digest_every"]
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether images are trained towards more than their class, smoothed: a mixture of classes, or a weight."""
+        return bool(self.mixup or self.cutmix) or self.class_weights == "balanced"
 
     def count_shards(self) -> int:
         """Count the shards of a whole batch."""
@@ -252,22 +345,29 @@ class TrainingSettings:
     @classmethod
     def from_recipe(cls, name: str, **changes: Any) -> TrainingSettings:
         """Make the settings of a recipe, some of them changed."""
-        return cls(**{**freeze_lists(load_recipe(name)), **changes})
+        return cls(**{**freeze_lists(load_recipe(name, changes.get("image_size"))), **changes})
 
     def __post_init__(self) -> None:
+        check_name("model", self.model)
+        check_name("optimizer", self.optimizer)
         _check_choices(self)
+        _check_additions(self)
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
         _check(self, "shards", 0 <= self.shards <= 1024, "a whole number from 0 to 1024")
-        sizes_fit = bool(self.image_sizes) and all(16 <= size <= 64 for size in self.image_sizes)
-        _check(self, "image_sizes", sizes_fit, "whole numbers from 16 to 64, such as 16,24,32")
+        _check(self, "image_size", is_image_size(self.image_size), _TAKES_IMAGE_SIZE)
+        sizes_fit = bool(self.image_sizes) and all(size in SCALES for size in self.image_sizes)
+        takes = f"whole numbers from {SCALES[0]} to {SCALES[-1]}, such as 16,24,32"
+        _check(self, "image_sizes", sizes_fit, takes)
         _check(self, "learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0")
+        body_rate = self.body_learning_rate
+        _check(self, "body_learning_rate", body_rate is None or 0 < body_rate < float("inf"), "a number above 0")
         _check(self, "momentum", 0 <= self.momentum < 1, "a number from 0 up to but not including 1")
         _check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "a number of 0 or more")
         _check(self, "warmup_fraction", 0 <= self.warmup_fraction < 1, "a number from 0 up to but not including 1")
         _check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 up to but not including 1")
-        _check(self, "translate", 0 <= self.translate <= 16, "a whole number from 0 to 16")
-        _check(self, "cutout", 0 <= self.cutout <= 32, "a whole number from 0 to 32")
+        for name, limit in (("translate", self.image_size // 2), ("cutout", self.image_size)):
+            _check(self, name, 0 <= getattr(self, name) <= limit, f"a whole number from 0 to {limit}")
         _check(self, "input_mean", all(0 <= mean <= 1 for mean in self.input_mean), "three numbers from 0 to 1")
         _check(self, "input_std", all(0 < std <= 1 for std in self.input_std), "three numbers above 0, up to 1")
         _check(
@@ -289,27 +389,78 @@ class TrainingSettings:
             raise SettingsError(
                 "--optimizer muon has Nesterov's momentum alone; set --nesterov true, or --optimizer sgd"
             )
+        if self.optimizer == "muon" and self.freeze == "body":
+            raise SettingsError(
+                "--freeze body takes --optimizer sgd, for muon's --learning_rate is that of the frozen filters; for "
+                f"the head of an airbench network choose --optimizer sgd with --learning_rate {self.batch_size / 2:g}, "
+                "--momentum 0.85 and --weight_decay 0"
+            )
+        if self.optimizer != "sgd" and body_rate is not None:
+            raise SettingsError(
+                "--body_learning_rate takes --optimizer sgd; with muon lower --learning_rate, which is the body's, for "
+                "the head has a rate of its own"
+            )
+        if self.freeze == "body" and body_rate is not None:
+            raise SettingsError("--body_learning_rate is of a body that is trained; leave it out, or --freeze body")
         if self.schedule == "constant" and self.warmup_fraction != 0:
             raise SettingsError(
                 "--warmup_fraction is of the triangular schedule, --schedule constant has none; "
                 "set --warmup_fraction 0, or --schedule triangular"
             )
-        sizes_fit = all(takes_image_size(self.model, size) for size in self.image_sizes)
-        if self.model == "lenet" and (self.optimizer != "sgd" or not sizes_fit):
-            raise SettingsError(
-                "--model lenet has no normalisation and linear layers for one size: it takes --optimizer sgd and "
-                "--image_sizes 32, as --recipe notebook has them"
-            )
-        if self.optimizer == "muon" and not self.model.startswith("airbench"):
-            raise SettingsError(
-                f"--optimizer muon has rates for the airbench networks; with --model {self.model} choose "
-                "--optimizer sgd and its --learning_rate and --momentum, such as 0.4 and 0.9"
-            )
+        _check_network(self)
+
+
+def _check_network(settings: TrainingSettings) -> None:
+    """Check that a network goes with the optimizer and the image sizes; a plug-in is asked when it is built."""
+    network = NETWORKS.get(settings.model)
+    has_rates = settings.optimizer != "muon" or (network is not None and network.takes_muon)
+    sizes_fit = all(takes_image_size(settings.model, size) for size in settings.image_sizes)
+    if network is not None and network.needs and not (has_rates and sizes_fit):
+        raise SettingsError(f"--model {settings.model} {network.needs}")
+    if not has_rates:
+        raise SettingsError(
+            f"--optimizer muon has rates for the airbench networks; with --model {settings.model} choose "
+            "--optimizer sgd and its --learning_rate and --momentum, such as 0.4 and 0.9"
+        )
+    if settings.instruction_set == "portable" and not is_own("optimizer", settings.optimizer):
+        raise SettingsError(
+            f"--instruction_set portable has kernels for the package's optimizers, got: --optimizer "
+            f"{settings.optimizer}; choose sgd or muon, or --instruction_set native"
+        )
+
+
+ADDITIONS: dict[str, Any] = {
+    **{"color_jitter": 0.0, "rand_augment": 0, "mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0, "early_stopping": 0},
+    **{"sampler": "uniform", "class_weights": "none", "image_size": DEFAULT_IMAGE_SIZE},
+    **{"body_learning_rate": None, "freeze": "none"},
+}
+"""Settings that a run does without, and what they are then; earlier versions had none of them."""
+
+
+def _check_additions(settings: TrainingSettings) -> None:
+    """Check what is done to images and weights on request alone."""
+    _check(settings, "color_jitter", 0 <= settings.color_jitter <= 1, "a number from 0 to 1")
+    _check(settings, "rand_augment", 0 <= settings.rand_augment <= 30, "a whole number from 0 to 30")
+    for option in ("mixup", "cutmix"):
+        alpha = getattr(settings, option)
+        _check(settings, option, 0 <= alpha <= 100, "a number from 0 to 100")
+        if alpha and settings.batch_size == 1:
+            raise SettingsError(f"--{option} mixes the images of a batch; set --batch_size 2 or more, or --{option} 0")
+    if settings.mixup and settings.cutmix:
+        raise SettingsError("--mixup and --cutmix cannot be combined; set one of them to 0")
+    if settings.class_weights == settings.sampler == "balanced":
+        raise SettingsError(
+            "--class_weights balanced and --sampler balanced make up for the same imbalance twice; choose one"
+        )
+    _check(settings, "ema_decay", 0 <= settings.ema_decay < 1, "a number from 0 up to but not including 1")
+    latest = max(settings.num_epochs - 2, 0)
+    takes = f"a whole number from 0 to {latest}, for a run of {settings.num_epochs} epochs to end sooner"
+    _check(settings, "early_stopping", 0 <= settings.early_stopping <= latest, takes)
 
 
 def takes_image_size(model: str, size: int) -> bool:
     """Say whether a network takes images of this side in pixels."""
-    return size == 32 if model == "lenet" else 16 <= size <= 64
+    return size in (NETWORKS[model].image_sizes if model in NETWORKS else SCALES)
 
 
 def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
@@ -337,7 +488,8 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
 
 def update_recorded_settings(recorded: dict[str, Any]) -> dict[str, Any]:
     """Say in settings of now what a run did whose record holds these: some were added, others had no effect."""
-    settings = {"image_sizes": [32], "optimizer": "sgd", "shards": 1, **recorded}
+    added = {"image_sizes": [DEFAULT_IMAGE_SIZE], "optimizer": "sgd", "shards": 1}
+    settings = {**added, **ADDITIONS, **recorded}
     settings.pop("num_threads", None)  # how the work was carried out; its machine class has it
     if settings.pop("deterministic", True) is not True:
         raise SettingsError("--deterministic false is of versions before 0.2")
@@ -358,12 +510,15 @@ class RunSettings:
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
         dataset_folder: Folder (or archive, or Parquet file) with the data set; with --database that of SQLite's file
             and of the snapshots, by default data.
-        fit: What becomes of images of another size than 32 x 32: they are resized whatever the ratio of their sides
-            (squeeze), cut to the square in their middle (crop), given a black border (pad), or cannot be read (refuse).
+        fit: What becomes of images that are not image_size x image_size: they are resized whatever the ratio of their
+            sides (squeeze), cut to the square in their middle (crop), given a black border (pad), or cannot be read
+            (refuse).
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
         db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
         db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
-        pretrained_model: A model.pth to start from, relative to experiments_folder, or any path.
+        pretrained_model: Weights to start from: a model.pth, relative to experiments_folder, or any path; with --model,
+            a state_dict as .pth or .safetensors; or torchvision:NETWORK@WEIGHTS, such as
+            torchvision:resnet18@IMAGENET1K_V1. Network, input scaling and image size are theirs unless given.
         num_threads: Threads that compute shards; 0 for as many as the process may use cores.
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
@@ -395,6 +550,7 @@ class RunSettings:
     skip_bad: bool = False
     recipe: str | None = None
     recipe_reason: str | None = None
+    settings_from_weights: tuple[str, ...] = ()
     training: TrainingSettings = field(default_factory=TrainingSettings)
     db_password: Secret | None = None
     ask_db_password: Callable[[], Secret] | None = None
@@ -426,6 +582,13 @@ class RunSettings:
         )
         if self.tracking_uri is not None:
             check_tracking_uri(self.tracking_uri)
+        if self.pretrained_model is not None:
+            get_published_weights(self.pretrained_model)
+        elif self.training.freeze != "none":
+            raise SettingsError(
+                f"--freeze {self.training.freeze} leaves weights as they are, which nobody has trained: name those "
+                "to start from with --pretrained_model, or set --freeze none"
+            )
 
     @property
     def run_folder(self) -> Path:
@@ -435,7 +598,7 @@ class RunSettings:
     @property
     def reading(self) -> Reading:
         """How image files are read."""
-        return Reading(fit=self.fit, skip_bad=self.skip_bad)
+        return Reading(fit=self.fit, skip_bad=self.skip_bad, image_size=self.training.image_size)
 
     @property
     def dataset(self) -> Path:
@@ -458,9 +621,9 @@ class RunSettings:
 
     @property
     def pretrained_path(self) -> Path | None:
-        """The file to start from: the path under the experiments folder if it exists there, else as given."""
-        if self.pretrained_model is None:
-            return None
+        """The weights to start from: the path under the experiments folder if it exists there, else as given."""
+        if self.pretrained_model is None or get_published_weights(self.pretrained_model):
+            return self.pretrained_model
         below = self.experiments_folder / self.pretrained_model
         return below if below.exists() else self.pretrained_model
 
@@ -548,7 +711,7 @@ def load_default_recipe(num_images: int, given: Mapping[str, Any]) -> dict[str, 
         Training settings by name, and `recipe` and `recipe_reason` for the record.
     """
     name = choose_recipe(num_images)
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, given.get("image_size"))
     side = "at least" if name == "fast" else "fewer than"
     reason = f"{num_images:,} images to train on are {side} {NUM_IMAGES_FOR_FAST:,}"
     if "batch_size" not in given and recipe["batch_size"] > num_images:

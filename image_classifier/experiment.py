@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from image_classifier.config import RunSettings, TrainingSettings, load_recipe
+from image_classifier.conformance import check_network, check_optimizer
 from image_classifier.data.augment import Augmentation, compute_validation_split
+from image_classifier.data.balance import compute_class_weights
 from image_classifier.data.content import list_classes
 from image_classifier.data.loader import Loader
+from image_classifier.data.mixing import build_targets
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
+from image_classifier.plugins import PlugIn, is_own, load
 from image_classifier.storage import DISK, Disk, remove_leftovers
-from image_classifier.tracking.checkpoint import Model, load_model, serialize_model
+from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
+from image_classifier.tracking.pretrained import Pretrained, check_pretrained, load_pretrained, start_from
 from image_classifier.tracking.record import build_record, check_identity, check_settings
 from image_classifier.tracking.run import (
     EVALUATION,
@@ -43,6 +49,7 @@ from image_classifier.tracking.run import (
     serialize_predictions,
 )
 from image_classifier.tracking.state import TrainingState
+from image_classifier.training.average import build_average
 from image_classifier.training.determinism import cap_instruction_set, configure_torch, resolve_settings
 from image_classifier.training.engine import check_operations
 from image_classifier.training.evaluate import compute_evaluation, compute_probabilities
@@ -54,8 +61,8 @@ from image_classifier.training.profiling import profile_steps
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.threads import Threads
 
-NUM_IMAGES_TO_INITIALIZE = 5000  # Jordan's number of images to compute whitening from
-IDENTITY = ("settings", "data", "code", "environment", "machine")
+NUM_PIXELS_TO_INITIALIZE = 5000 * 32**2  # of Jordan's number of CIFAR's images to compute whitening from
+IDENTITY = ("settings", "data", "code", "plugins", "environment", "machine")
 """Parts of a record that decide about a run's bits."""
 
 
@@ -163,19 +170,26 @@ def run(
 
     if snapshot is None:
         snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
+    if snapshot.image_size != training.image_size:
+        raise SettingsError(
+            f"--image_size {training.image_size} is not that of the data set, {snapshot.image_size}; set it so"
+        )
     settings = replace(settings, database=snapshot.database)  # the version that the newest one was
     train_indices, validation_indices = split_training_set(snapshot, training)
-    pretrained = load_pretrained(settings.pretrained_path, training, snapshot)
+    pretrained = load_start(settings, training, snapshot)
     classifier = build_initial_classifier(training, snapshot, train_indices, pretrained)
-    check_operations(classifier, training)
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
+    check_operations(classifier, training, None if loader.targets is None else torch.from_numpy(loader.targets))
     data = describe_data(snapshot, len(train_indices), len(validation_indices))
-    record = build_record(settings, training, data, command, pretrained.classes if pretrained else ())
+    record = build_record(settings, training, data, command, describe_start(pretrained, snapshot, settings))
     ranks.check_agreement({part: describe_part(record, part) for part in IDENTITY})
 
+    optimizer = build_checked_optimizer(classifier, training, threads)
     with open_run_folder(path, resume=settings.resume, disk=disk) as folder:
-        optimizer = build_optimizer(classifier, training, threads)
-        state = TrainingState(folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"])
+        average = build_average(classifier, training, threads.arithmetic)
+        state = TrainingState(
+            folder, classifier, optimizer, training, loader.steps_per_epoch, record["machine"], average
+        )
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
             state.restore(settings.keep_checkpoints)
@@ -185,9 +199,22 @@ def run(
         reporter.begin(record, state.num_steps, state.step)
         for text in list_notes(training, snapshot, pretrained, state.num_steps):
             reporter.note(text)
-        compute_validation = partial(validate, classifier, snapshot, validation_indices, threads, ranks)
+        compute_validation = partial(validate, state.judged, snapshot, validation_indices, threads, ranks)
         train_to_end(state, loader, settings, compute_validation, reporter, threads, ranks)
         return evaluate_and_finish(state, record, snapshot, settings, reporter, threads, ranks)
+
+
+def build_checked_optimizer(
+    classifier: Classifier, training: TrainingSettings, threads: Threads
+) -> torch.optim.Optimizer:
+    """Build the optimizer; one of another package is tried before.
+
+    Raises:
+        SettingsError: it does not keep to what training relies on.
+    """
+    if not is_own("optimizer", training.optimizer):
+        check_optimizer(load("optimizer", training.optimizer), training)
+    return build_optimizer(classifier, training, threads)
 
 
 def train_to_end(
@@ -205,15 +232,17 @@ def train_to_end(
         Interrupted: a process was asked to stop; the state is saved.
     """
     training = state.training
+    batches = loader.iterate(training.num_epochs, first_step=state.step)
     steps = train(
         state.classifier,
-        loader.iterate(training.num_epochs, first_step=state.step),
+        takewhile(lambda batch: not state.is_stopped_early, batches),
         state.optimizer,
         training,
         num_steps=state.num_steps,
         first_step=state.step,
         threads=threads,
         ranks=ranks,
+        average=state.average,
     )
     if settings.profile:
         steps = profile_steps(steps, lambda files: state.folder.write_folder(PROFILE, files))
@@ -221,19 +250,21 @@ def train_to_end(
     for step in steps:
         state.record_step(step)
         reporter.step(step)
-        at_end = step.number == state.num_steps
+        if step.number % loader.steps_per_epoch == 0:
+            reporter.epoch(state.append_epoch(compute_validation()))
+        at_end = step.number == state.num_steps or state.is_stopped_early
         if at_end or step.number % training.digest_every == 0:
             line = state.append_digest()
             ranks.check_agreement(line["tensors"])
             reporter.digest(line, state.get_tensors())
-        if step.number % loader.steps_per_epoch == 0:
-            reporter.epoch(state.append_epoch(compute_validation()))
         stopping = ranks.stopping and not at_end
         if at_end or stopping or step.number % checkpoint_steps == 0:
             state.save(settings.keep_checkpoints)
         if stopping:
             done = f"stopped after step {step.number} of {state.num_steps}"
             raise Interrupted(f"{done}; --resume continues {settings.run_folder}")
+    if state.is_stopped_early:
+        reporter.note(describe_early_stop(state))
 
 
 def evaluate_and_finish(
@@ -248,7 +279,7 @@ def evaluate_and_finish(
     """Evaluate on the test set, and write what a finished run folder holds."""
     from image_classifier.visualization.figures import draw_run_figure  # 0.6 s that no step need wait for
 
-    classifier, folder, training = state.classifier, state.folder, state.training
+    classifier, folder, training = state.judged, state.folder, state.training
     state.use_kept_weights()
     reporter.evaluate(snapshot.num_test)
     evaluation, probabilities = compute_evaluation(
@@ -264,7 +295,17 @@ def evaluate_and_finish(
     result = RunResult(settings.run_folder, evaluation, weights_digest)
     if ranks.rank == 0:
         fit = "squeeze" if settings.fit == "refuse" else settings.fit
-        model = Model(classifier, training.model, snapshot.classes, training.views, describe_origin(record), fit)
+        plugin = record["plugins"].get("model") if "plugins" in record else None
+        model = Model(
+            classifier,
+            training.model,
+            snapshot.classes,
+            training.views,
+            describe_origin(record),
+            fit,
+            training.image_size,
+            plugin and PlugIn(**plugin),
+        )
         folder.write(MODEL, serialize_model(model))
         folder.write(PREDICTIONS, serialize_predictions(probabilities, snapshot.test[1]))
         folder.write_json(EVALUATION, evaluation)
@@ -285,17 +326,27 @@ def find_result(settings: RunSettings, training: TrainingSettings, disk: Disk) -
 
 
 def list_notes(
-    training: TrainingSettings, snapshot: Snapshot, pretrained: Model | None, num_steps: int
+    training: TrainingSettings, snapshot: Snapshot, pretrained: Pretrained | None, num_steps: int
 ) -> Iterator[str]:
     """List what is as asked for, and may not be as expected."""
-    if pretrained is not None and pretrained.classes != snapshot.classes:
-        yield (
-            f"the weights of --pretrained_model are of other classes: {list_classes(pretrained.classes)}; "
-            f"here they answer for {list_classes(snapshot.classes)}"
-        )
+    if pretrained is not None:
+        size = pretrained.image_size or training.image_sizes[-1]
+        if size != training.image_sizes[-1]:
+            yield f"the weights of --pretrained_model are of images of {size} pixels, not {training.image_sizes[-1]}"
     if 0 < num_steps < len(training.image_sizes):
         used = [compute_image_size(training, number, num_steps) for number in range(1, num_steps + 1)]
         yield f"of the --image_sizes the {num_steps} steps have {','.join(map(str, used))} alone"
+
+
+def describe_early_stop(state: TrainingState) -> str:
+    """Describe where a run ended, and why before its last epoch."""
+    line = (
+        f"--early_stopping ended the run after epoch {state.epoch} of {state.training.num_epochs}: "
+        f"no validation accuracy since epoch {state.best_epoch} was better"
+    )
+    if state.training.schedule == "constant":
+        return line
+    return f"{line}; the schedule is cut at a learning rate of {state.learning_rate:.4g}"
 
 
 def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -317,9 +368,10 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
                 f"validation part of {snapshot.num_validation:,} images: leave the option out, or remove that part"
             )
         validated = np.arange(snapshot.num_train, snapshot.num_train + snapshot.num_validation)
-    if training.keep == "best" and not len(validated):
+    asking = "--keep best" if training.keep == "best" else f"--early_stopping {training.early_stopping}"
+    if (training.keep == "best" or training.early_stopping) and not len(validated):
         raise SettingsError(
-            "--keep best needs images on which to judge what is best: a --validation_fraction above 0, or data with a "
+            f"{asking} needs images on which to judge what is best: a --validation_fraction above 0, or data with a "
             "validation part"
         )
     if training.num_epochs > 0 and training.batch_size > len(trained):
@@ -331,43 +383,42 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
     return trained, validated
 
 
-def load_pretrained(path: Path | None, training: TrainingSettings, snapshot: Snapshot) -> Model | None:
-    """Load the model to start from, if there is one. Its classes may have other names, but not other places.
+def load_start(settings: RunSettings, training: TrainingSettings, snapshot: Snapshot) -> Pretrained | None:
+    """Load the weights to start from, if there are any.
 
     Raises:
-        ModelError: it cannot be read, or is of another network, input scaling, number of classes, or order of them.
+        ModelError: they cannot be read, do not go with the settings, or would be evaluated with rows of the head that
+            nobody has trained.
     """
-    if path is None:
+    if settings.pretrained_path is None:
         return None
-    model = load_model(path)
-    if model.name != training.model:
+    pretrained = load_pretrained(settings.pretrained_path, named=training.model)
+    check_pretrained(pretrained, training)
+    kept = pretrained.list_kept_classes(snapshot.classes)
+    if training.num_epochs == 0 and len(kept) < len(snapshot.classes):
         raise ModelError(
-            f"--pretrained_model {path} holds the network {model.name}, not {training.model}; "
-            f"choose --model {model.name}, or another file"
+            f"--num_epochs 0 evaluates, but --pretrained_model {pretrained.path} has no class of the name of each of "
+            f"the data set's: it has {list_classes(pretrained.classes) or 'none'}; here they are "
+            f"{list_classes(snapshot.classes)}. Name them alike, or train"
         )
-    for name in ("input_mean", "input_std"):
-        wanted = torch.tensor(getattr(training, name), dtype=torch.float32).mul(255)
-        if not torch.equal(getattr(model.classifier, name).flatten(), wanted):
-            values = [round(value, 6) for value in (getattr(model.classifier, name).flatten() / 255).tolist()]
-            raise ModelError(f"--pretrained_model {path} was trained with --{name} {values}; set the same")
-    if len(model.classes) != len(snapshot.classes):
-        raise ModelError(
-            f"--pretrained_model {path} has {len(model.classes)} classes and the data set {len(snapshot.classes)}; "
-            "choose a file with as many"
-        )
-    if model.classes != snapshot.classes and set(model.classes) == set(snapshot.classes):
-        raise ModelError(
-            f"--pretrained_model {path} has the data set's classes in another order: {list_classes(model.classes)}; "
-            "name them in this order in the data set's metadata.json, or choose another file"
-        )
-    return model
+    return pretrained
+
+
+def describe_start(pretrained: Pretrained | None, snapshot: Snapshot, settings: RunSettings) -> dict[str, Any] | None:
+    """Describe for the record the weights to start from, if there are any."""
+    return None if pretrained is None else pretrained.describe(snapshot.classes, settings.settings_from_weights)
 
 
 def build_initial_classifier(
-    training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Model | None
+    training: TrainingSettings, snapshot: Snapshot, indices: NDArray[np.int64], pretrained: Pretrained | None
 ) -> Classifier:
-    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's."""
-    classifier = build_classifier(
+    """Build the network with weights from the seed and the first of the images trained on, or a pretrained model's.
+
+    Raises:
+        ModelError: a network of another package does not keep to what training relies on.
+    """
+    build = partial(
+        build_classifier,
         training.model,
         len(snapshot.classes),
         input_mean=training.input_mean,
@@ -375,10 +426,16 @@ def build_initial_classifier(
         seed=training.seed,
         image_size=training.image_sizes[-1],
     )
+    if not is_own("model", training.model):
+        check_network(build, training, len(snapshot.classes))
+    classifier = build()
     if pretrained is None:
-        classifier.initialize_from(snapshot.images[indices[:NUM_IMAGES_TO_INITIALIZE]])
+        num_images = max(1, NUM_PIXELS_TO_INITIALIZE // snapshot.image_size**2)
+        classifier.initialize_from(snapshot.images[indices[:num_images]])
     else:
-        classifier.load_state_dict(pretrained.classifier.state_dict())
+        start_from(classifier, pretrained, snapshot.classes)
+    if training.freeze == "body":
+        classifier.freeze_body()
     return classifier.to(training.device)
 
 
@@ -386,14 +443,24 @@ def build_loader(
     snapshot: Snapshot, indices: NDArray[np.int64], training: TrainingSettings, num_workers: int
 ) -> Loader:
     """Build the loader of the images that are trained on."""
+    num_classes = len(snapshot.classes)
+    weights = np.ones(num_classes)
+    if training.class_weights == "balanced":
+        weights = compute_class_weights(snapshot.labels[indices], num_classes)
     return Loader(
         images=snapshot.images,
         labels=snapshot.labels,
         indices=indices,
         batch_size=training.batch_size,
         seed=training.seed,
-        augmentation=Augmentation(training.flip, training.translate, training.cutout),
+        augmentation=Augmentation(
+            training.flip, training.translate, training.cutout, training.color_jitter, training.rand_augment
+        ),
         num_workers=num_workers,
+        sampler=training.sampler,
+        targets=build_targets(num_classes, training.label_smoothing, weights) if training.has_targets else None,
+        mixup=training.mixup,
+        cutmix=training.cutmix,
     )
 
 
@@ -435,7 +502,7 @@ def validate(
     if not len(indices):
         return {}
     probabilities = compute_probabilities(
-        classifier, snapshot.images[indices], device=classifier.input_mean.device, threads=threads, ranks=ranks
+        classifier, snapshot.images, indices, device=classifier.input_mean.device, threads=threads, ranks=ranks
     )
     labels = snapshot.labels[indices]
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)

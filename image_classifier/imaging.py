@@ -1,11 +1,11 @@
-"""Decode the bytes of an image file to what the network takes: uint8 [32, 32, 3] RGB. Free of torch.
+"""Decode the bytes of an image file to what the network takes: uint8 [S, S, 3] RGB. Free of torch.
 
 An image is decoded by one of four decoders and no other, after its size in bytes and in pixels was checked, and that
 it holds no more parts than files of its format do; one that is animated is refused (a JPEG's further pictures, such as
 the depth that phones add, are left aside). It is turned as its EXIF data say, what is transparent becomes white, 16
-bits a channel become 8 (the upper ones), and colour profiles are left aside. Another size than 32 x 32 is resized with
+bits a channel become 8 (the upper ones), and colour profiles are left aside. Another size than S x S is resized with
 antialiasing: as a whole, whatever the ratio of its sides; cut to the square in its middle; or with a black border. A
-plain RGB image of 32 x 32 comes out bit for bit.
+plain RGB image of S x S comes out bit for bit.
 
 A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still larger than needed. Whatever the format, nothing
 but the decoder's own image is ever held whole: it is converted, turned and narrowed strip by strip.
@@ -29,10 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from image_classifier.config import Fit
+from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit
 from image_classifier.errors import ImageError, ImageSizeError
 
-SIDE = 32
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_BYTES = 2**25
@@ -67,6 +66,9 @@ UPRIGHT = {
 SIDEWAYS = (5, 6, 7, 8)
 """The orientations of images that lie on their side."""
 
+_FEWEST_DRAFT_PIXELS, _DRAFT_SCALE = 256, 3
+"""A JPEG is decoded at no less a side than the one, and than the other times S: from there on, as Pillow has it for
+`reducing_gap`, the result is hardly to be told from that of the whole image."""
 _STRIP_PIXELS = 2**18
 """Pixels that are converted, turned and narrowed at a time."""
 _SMALL_BYTES = 4 * 2**20
@@ -93,9 +95,13 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def load_image(
-    path: Path, *, fit: Fit = "squeeze", note_size: Callable[[int, int], None] | None = None
+    path: Path,
+    *,
+    side: int = DEFAULT_IMAGE_SIZE,
+    fit: Fit = "squeeze",
+    note_size: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Load an image file: uint8 [32, 32, 3] RGB.
+    """Load an image file: uint8 [side, side, 3] RGB.
 
     Raises:
         ImageError: it cannot be read; the message has the path and the reason.
@@ -103,7 +109,7 @@ def load_image(
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
-        return decode_image(content, fit=fit, note_size=note_size)
+        return decode_image(content, side=side, fit=fit, note_size=note_size)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from error
     except ImageError as error:
@@ -113,13 +119,14 @@ def load_image(
 def decode_image(
     content: bytes,
     *,
+    side: int = DEFAULT_IMAGE_SIZE,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
     fit: Fit = "squeeze",
     note_size: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode the bytes of an image file: uint8 [32, 32, 3] RGB.
+    """Decode the bytes of an image file: uint8 [side, side, 3] RGB.
 
     Args:
         max_pixels: pixels that are decoded. Those of a JPEG count at the scale at which it is decoded, 1/8 for most
@@ -141,22 +148,23 @@ def decode_image(
         num_components = _check_parts(content)
         with Image.open(io.BytesIO(content), formats=formats) as image:
             size = image.size
-            image.draft(None, (8 * SIDE, 8 * SIDE))  # a large JPEG is decoded at a part of its size, 8 times ours
+            draft = max(_FEWEST_DRAFT_PIXELS, _DRAFT_SCALE * side)
+            image.draft(None, (draft, draft))  # a large JPEG is decoded at a part of its size
             is_whole = image.format == "JPEG" and _is_kept_whole(image, num_components)
             _check_size(image, size, max_pixels, len(content), is_whole)
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
                 raise ImageError("the image is animated; choose one of its frames")
-            if fit == "refuse" and size != (SIDE, SIDE):
-                raise ImageError(f"{size[0]} x {size[1]} pixels instead of {SIDE} x {SIDE}")
+            if fit == "refuse" and size != (side, side):
+                raise ImageError(f"{size[0]} x {size[1]} pixels instead of {side} x {side}")
             if image.format != "PNG":
-                with _BUDGET.take(_count_bytes(image, size, is_whole)):
-                    return _load_fitted(image, size, fit, note_size)
+                with _BUDGET.take(_count_bytes(image, size, is_whole, side)):
+                    return _load_fitted(image, size, side, fit, note_size)
             image.verify()  # the checksums, which decoding does not look at
         with (
             Image.open(io.BytesIO(content), formats=("PNG",)) as image,  # verified, the one before is unusable
-            _BUDGET.take(_count_bytes(image, size, is_whole)),
+            _BUDGET.take(_count_bytes(image, size, is_whole, side)),
         ):
-            return _load_fitted(image, size, fit, note_size)
+            return _load_fitted(image, size, side, fit, note_size)
     except ImageError:
         raise
     except MemoryError as error:
@@ -167,6 +175,14 @@ def decode_image(
         raise ImageSizeError(f"more than {max_pixels:,} pixels") from error
     except Exception as error:  # decoders raise what they like: struct.error, SyntaxError, zlib.error
         raise ImageError(f"the image is damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def resize_pixels(
+    pixels: NDArray[np.uint8], side: int, note_size: Callable[[int, int], None] | None = None
+) -> NDArray[np.uint8]:
+    """Resize decoded pixels uint8 [H, W, 3], as those of a file are: uint8 [side, side, 3]."""
+    image = Image.fromarray(pixels)
+    return _load_fitted(image, image.size, side, "squeeze", note_size)
 
 
 def give_memory_back() -> None:
@@ -223,10 +239,12 @@ def _is_kept_whole(image: Image.Image, num_components: int) -> bool:
     return "progressive" in image.info or num_components < len(_get_layers(image))
 
 
-def _count_bytes(image: Image.Image, size: tuple[int, int], is_whole: bool) -> int:
-    """Count the memory that decoding takes: of the decoder's image, and of what the decoder keeps beside it."""
+def _count_bytes(image: Image.Image, size: tuple[int, int], is_whole: bool, side: int) -> int:
+    """Count the memory that decoding takes: of the decoder's image, of the narrowed one that is made of it, and of what
+    the decoder keeps beside it."""
     pixel_bytes = _WEBP_PIXEL_BYTES if image.format == "WEBP" else _PIXEL_BYTES.get(image.mode, 4)
     num_bytes = image.width * image.height * pixel_bytes
+    num_bytes += 4 * side * min(max(image.size), 2 * min(image.size) + side)  # what is longer is narrowed the other way
     if is_whole:
         layers = _get_layers(image)
         most = max((across for _, across, _, _ in layers), default=1) * max(
@@ -303,29 +321,29 @@ def _check_chunks(content: bytes) -> None:
 
 
 def _load_fitted(
-    image: Image.Image, size: tuple[int, int], fit: Fit, note_size: Callable[[int, int], None] | None
+    image: Image.Image, size: tuple[int, int], side: int, fit: Fit, note_size: Callable[[int, int], None] | None
 ) -> NDArray[np.uint8]:
     image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     is_sideways = orientation in SIDEWAYS
-    if note_size is not None and size != (SIDE, SIDE):
+    if note_size is not None and size != (side, side):
         note_size(*(size[::-1] if is_sideways else size))
     width, height = image.size[::-1] if is_sideways else image.size
     left = top = 0.0
-    target = (SIDE, SIDE)
+    target = (side, side)
     if fit == "crop":
         left, top = max(0.0, (width - height) / 2), max(0.0, (height - width) / 2)
     elif fit == "pad" and width > height:
-        target = (SIDE, round(height / width * SIDE))
+        target = (side, round(height / width * side))
     elif fit == "pad":
-        target = (round(width / height * SIDE), SIDE)
+        target = (round(width / height * side), side)
     if min(target) == 0:
         resized = Image.new("RGB", target)
     else:
         resized = _resize_upright(image, orientation, target, (left, top, width - left, height - top))
     if fit == "pad":
-        resized = ImageOps.pad(resized, (SIDE, SIDE))
-    return np.frombuffer(bytearray(resized.tobytes()), np.uint8).reshape(SIDE, SIDE, 3)
+        resized = ImageOps.pad(resized, (side, side))
+    return np.frombuffer(bytearray(resized.tobytes()), np.uint8).reshape(side, side, 3)
 
 
 def _resize_upright(

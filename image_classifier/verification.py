@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_reference
+from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_published_weights, get_reference
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import Reporter, run
+from image_classifier.plugins import PLUGGABLE, check_allowed
 from image_classifier.storage import scratch_folder
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import describe_machine, find_differing_keys
@@ -114,6 +115,8 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
     if changed:
         return Verification(Verdict.DIFFERENT, changed)
     record, chain = read_record(folder), read_chain(folder)
+    for kind in PLUGGABLE:
+        check_allowed(kind, record["settings"].get(kind, "sgd"), folder / RECORD, RunError)
     training, lacks = restore_nearest_settings(record["settings"])
     cap_instruction_set(training.instruction_set)
     training, others = resolve_nearest_settings(training)
@@ -176,7 +179,8 @@ def _build_run_settings(
     pretrained = None
     if record["pretrained"] is not None:
         below = (settings.experiments_folder or Path(execution["experiments_folder"])) / execution["pretrained_model"]
-        pretrained = (below if below.exists() else Path(record["pretrained"]["path"])).absolute()
+        pretrained = below if below.exists() else Path(record["pretrained"]["path"])
+        pretrained = pretrained if get_published_weights(pretrained) else pretrained.absolute()
     return RunSettings(
         experiments_folder=scratch,
         experiment_name=record["experiment_name"],
@@ -274,13 +278,15 @@ class _Witness(Reporter):
         is_portable = self._record["settings"].get("instruction_set") == "portable"
         allowed = {
             "code": self._settings.allow_code_change,
+            "plugins": self._settings.allow_code_change,
             # Whatever is installed, a portable run is to give the same bits.
             "environment": self._settings.allow_environment_change or is_portable,
             "machine": self._settings.anyway,
         }
         for part, difference in find_identity_changes(self._record, record).items():
             if not allowed.get(part, False):
-                remedy = f"--allow_{part}_change trains it all the same" if part in allowed else "put it back"
+                option = "code" if part == "plugins" else part
+                remedy = f"--allow_{option}_change trains it all the same" if part in allowed else "put it back"
                 raise RunError(f"this run cannot be verified here, its {part} is another: {difference}; {remedy}")
             if part != "machine":
                 self.allowed.append(f"its {part} is another: {difference}")

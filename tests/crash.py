@@ -67,10 +67,14 @@ VALUES: dict[str, Any] = {
     "translate": 2,
     "validation_fraction": 0.1,
     "keep": "best",
+    "sampler": "balanced",
+    "mixup": 0.4,
+    "rand_augment": 9,
+    "ema_decay": 0.5,
     "digest_every": 1,
     "checkpoint_every": "10steps",  # within both epochs, whose ends are the steps 13 and 26
 }
-"""Settings of a run that has all that a state can have: momentum, a schedule, the best weights so far."""
+"""Settings of a run that has all that a state can have: momentum, a schedule, averages, the best weights so far."""
 
 LONGEST_S = 400
 """Time limit of a child: more than any takes, and less than pytest gives a test."""

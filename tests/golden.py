@@ -41,6 +41,15 @@ CASES: dict[str, dict[str, Any]] = {
     "best": {"batch_size": 90, "shards": 4, "image_sizes": (16, 24)},
     "resnet": {"recipe": "quick", "model": "resnet", "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9}
     | {"batch_size": 70, "image_sizes": (24,), "validation_fraction": 0.1, "keep": "best"},
+    "quick, cut and averaged": {
+        "recipe": "quick",
+        "batch_size": 90,
+        "image_sizes": (16, 24),
+        "validation_fraction": 0.1,
+    }
+    | {"keep": "best", "cutmix": 1.0, "class_weights": "balanced", "rand_augment": 9, "ema_decay": 0.9},
+    "notebook, mixed and averaged": {"recipe": "notebook", "batch_size": 20, "mixup": 0.4, "sampler": "balanced"}
+    | {"color_jitter": 0.4, "ema_decay": 0.5},
 }
 """By name, the settings that shorten a recipe."""
 
@@ -115,9 +124,10 @@ def list_operations(case: str) -> dict[str, str]:
     classifier = build_classifier(settings.model, 10, input_mean=mean, input_std=std, seed=0)
     size = settings.batch_size // settings.count_shards()
     images, labels = torch.zeros(size, 3, 32, 32, dtype=torch.uint8), torch.arange(size) % 10
+    targets = torch.full((size, 10), 0.1) if settings.has_targets else None
     listing = _Listing(is_small=settings.batch_size <= SMALL_BATCH)
     with listing:
-        Eager([classifier.train()], settings).compute(0, Shard(images, labels, settings.image_sizes[0], 0.5))
+        Eager([classifier.train()], settings).compute(0, Shard(images, labels, settings.image_sizes[0], 0.5, targets))
     with torch.no_grad(), listing:
         classifier.eval()(images[:1]).softmax(dim=1)
     return {name: ", ".join(sorted(kernels)) or "torch" for name, kernels in sorted(listing.found.items())}

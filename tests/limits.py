@@ -83,6 +83,11 @@ ROWS: dict[str, tuple[str, str]] = {
         "beside the tensors; what unpacks to more than it has bytes, and what names anything but tensors",
         "the caller's",
     ),
+    "`.safetensors`": (
+        f"{_size(tensor_file.MAX_BYTES)}, {_size(tensor_file.MAX_HEADER_BYTES)} of header; tensors that overlap or "
+        "leave something out",
+        "the caller's",
+    ),
     "file of a published model": (f"{_size(published.MAX_BYTES)}", "the caller's"),
     "ONNX": (
         f"{_size(published.MAX_BYTES)}; weights in other files",

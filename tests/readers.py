@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ from image_classifier.serving.requests import parse_body
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.compare import compare_runs
+from image_classifier.tracking.pretrained import load_pretrained
 from image_classifier.tracking.run import RunFolder
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.optimizer import build_optimizer
@@ -387,6 +389,14 @@ def _build_run_files() -> list[Reader]:
             lambda name, content, folder: load_model(_write(folder / name, content)),
         ),
         Reader(
+            "state_dict",
+            _build_states(),
+            lambda chance, content: (
+                mix(change_bytes, tensors) if content.startswith(b"PK") else mix(change_bytes, _change_safetensors)
+            )(chance, content),
+            lambda name, content, folder: load_pretrained(_write(folder / name, content)),
+        ),
+        Reader(
             "checkpoint",
             {state: files[state]},
             mix(change_bytes, tensors, tensors),
@@ -397,6 +407,30 @@ def _build_run_files() -> list[Reader]:
             "job summary", parts | {run_files.MANIFEST: files[run_files.MANIFEST]}, change_part, _summarize, prepare
         ),
     ]
+
+
+def _build_states() -> dict[str, bytes]:
+    """Build a state_dict in both formats."""
+    raw, weights = io.BytesIO(), np.arange(6, dtype=np.float32).reshape(3, 2)
+    torch.save({"fc.weight": torch.from_numpy(weights), "fc.bias": torch.zeros(3).half()}, raw)
+    header = {
+        "__metadata__": {"format": "pt"},
+        "fc.weight": {"dtype": "F32", "shape": [3, 2], "data_offsets": [0, 24]},
+        "fc.bias": {"dtype": "F16", "shape": [3], "data_offsets": [24, 30]},
+    }
+    return {
+        "a.pth": raw.getvalue(),
+        "a.safetensors": _join_safetensors(dump_json(header), weights.tobytes() + bytes(6)),
+    }
+
+
+def _join_safetensors(header: bytes, body: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + body
+
+
+def _change_safetensors(chance: Random, content: bytes) -> bytes:
+    end = 8 + int.from_bytes(content[:8], "little")
+    return _join_safetensors(change_json(chance, content[8:end]), content[end:])
 
 
 def _read_run(name: str, content: bytes, folder: Path) -> None:
@@ -648,11 +682,11 @@ def _build_requests() -> list[Reader]:
 
     def parse(name: str, content: bytes, folder: Path) -> None:
         kind = {"json": b"application/json", "multipart": b"multipart/form-data; boundary=b"}[name]
-        parse_body(content, kind, {}, 64)
+        parse_body(content, kind, {}, 64, 32)
 
     def infer(name: str, content: bytes, folder: Path) -> None:
         head = content.find(b"\n}") + 2 if name == "binary" else None
-        oip.parse_infer(content, head, 64)
+        oip.parse_infer(content, head, 64, 32)
 
     return [
         Reader(

@@ -31,11 +31,12 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 PIXELS = {"content-type": "application/octet-stream"}
 
 
-def write_model(path: Path, *, seed: int = 0, classes: Sequence[str] = CLASSES, width: int = 0) -> Path:
+def write_model(path: Path, *, seed: int = 0, classes: Sequence[str] = CLASSES, width: int = 0, side: int = 32) -> Path:
     """Write an ONNX file as `publish` does, of a network with random weights.
 
     Args:
         width: channels of a convolution in front, which makes it slow; 0 for a linear network that takes no time.
+        side: in pixels, of the images that it takes.
     """
     generator = np.random.default_rng(seed)
 
@@ -56,13 +57,13 @@ def write_model(path: Path, *, seed: int = 0, classes: Sequence[str] = CLASSES, 
         nodes.append(helper.make_node("AveragePool", ["second"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]))
         last = "pooled"
     nodes.append(helper.make_node("Flatten", [last], ["flat"]))
-    weights.append(draw("matrix", width * 16 if width else 3072, len(classes)))
+    weights.append(draw("matrix", width * (side // 8) ** 2 if width else 3 * side**2, len(classes)))
     nodes.append(helper.make_node("MatMul", ["flat", "matrix"], ["logits"]))
     nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
     graph = helper.make_graph(
         nodes,
         "network",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 32, 32, 3])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", side, side, 3])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", len(classes)])],
         weights,
     )
@@ -75,9 +76,9 @@ def write_model(path: Path, *, seed: int = 0, classes: Sequence[str] = CLASSES, 
     return path
 
 
-def draw_images(number: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Draw images: uint8 [N, 32, 32, 3]."""
-    return np.random.default_rng(seed).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
+def draw_images(number: int, seed: int = 0, side: int = 32) -> NDArray[np.uint8]:
+    """Draw images: uint8 [N, side, side, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (number, side, side, 3), dtype=np.uint8)
 
 
 def encode(pixels: NDArray[np.uint8], image_format: str = "PNG", **options: Any) -> bytes:

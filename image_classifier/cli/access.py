@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import register_type
 
-from image_classifier.config import DatabaseAccess, Fit, Reading, resolve_password
+from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Fit, ImageSize, Reading, resolve_password
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 from image_classifier.progress import paused
@@ -58,15 +58,27 @@ def add_reading_options(parser: ArgumentParser) -> None:
         "--fit",
         type=Fit,
         default="squeeze",
-        help="what becomes of images that are not 32 x 32: they are resized whatever the ratio of their sides, cut to "
+        help="what becomes of images of another size: they are resized whatever the ratio of their sides, cut to "
         "the square in their middle, given a black border, or refused",
     )
+    add_image_size_option(parser)
     parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
+
+
+def add_image_size_option(parser: ArgumentParser) -> None:
+    """Add the option that says which size images get."""
+    parser.add_argument(
+        "--image_size",
+        type=ImageSize | None,
+        default=None,
+        help=f"side in pixels that all images are resized to; {DEFAULT_IMAGE_SIZE} by default, and for what is in a "
+        "database its own",
+    )
 
 
 def build_reading(options: Namespace) -> Reading:
     """Build out of what was parsed how image files are read."""
-    return Reading(fit=options.fit, skip_bad=options.skip_bad)
+    return Reading(fit=options.fit, skip_bad=options.skip_bad, image_size=options.image_size)
 
 
 def build_access(options: Namespace, dataset_folder: Path) -> DatabaseAccess:

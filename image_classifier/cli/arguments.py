@@ -31,6 +31,7 @@ PREFIX = "IMAGE_CLASSIFIER_"
 OTHER_VARIABLES = {
     "IMAGE_CLASSIFIER_CACHE": "the folder of snapshots, and of models from a registry",
     "IMAGE_CLASSIFIER_LOG_LEVEL": "what is logged: DEBUG, INFO, WARNING or ERROR",
+    "IMAGE_CLASSIFIER_PLUGINS": "the code, as module:attribute, that may be imported because a run or a model names it",
     "IMAGE_CLASSIFIER_KERNELS": "the kernels of a portable run, such as avx2 where the processor has more",
     "IMAGE_CLASSIFIER_REVISION": "the commit that a container image was built from",
     "IMAGE_CLASSIFIER_BIND": "the address that docker-compose.yaml publishes the server at",
@@ -270,7 +271,7 @@ def _refuse(action: argparse.Action, value: str | None) -> str:
         name = get_variable(action.dest)
     hint = _get_type(action)
     got = "" if value is None or hint is Secret else f", got: {_show(value)}"
-    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    choices = [*map(str, get_args(hint))] if get_origin(hint) is Literal else []
     return f"{name} takes {describe_type(action)}{got}{suggest(value or '', choices)}"
 
 

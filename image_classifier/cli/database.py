@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
+from image_classifier.cli.access import (
+    add_access_options,
+    add_image_size_option,
+    add_reading_options,
+    build_access,
+    build_reading,
+)
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser
 from image_classifier.cli.table import format_table, make_printable
-from image_classifier.config import DATABASE_FOLDER, Reference, get_reference, parse_reference
+from image_classifier.config import DATABASE_FOLDER, Reading, Reference, get_reference, parse_reference
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
@@ -95,6 +101,7 @@ def build_diff_parser() -> ArgumentParser:
     parser = _build_parser("diff", "Say which images were added, removed and relabelled from one data set to another.")
     parser.add_argument("old", type=Path, help="db:NAME@VERSION, or a dataset folder")
     parser.add_argument("new", type=Path, help="db:NAME[@VERSION], or a dataset folder")
+    add_image_size_option(parser)
     parser.add_argument("--output", type=Path | None, default=None, help="PNG file for a sheet with these images")
     return parser
 
@@ -124,6 +131,7 @@ def build_export_parser() -> ArgumentParser:
     """Build the parser of `data export`."""
     parser = _build_parser("export", "Write a data set out, as images by class or as Parquet.")
     parser.add_argument("dataset", type=Path, help="db:NAME[@VERSION], or a dataset folder")
+    add_image_size_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--format", type=Literal["folder", "parquet"], default="folder", help="what to write")
     return parser
@@ -248,7 +256,8 @@ def diff(argv: Sequence[str] | None) -> int:
     from image_classifier.data.diff import compute_difference
     from image_classifier.data.snapshot import load_snapshot
 
-    old, new = (load_snapshot(path, access) for path in (options.old, options.new))
+    reading = Reading(image_size=options.image_size)
+    old, new = (load_snapshot(path, access, reading) for path in (options.old, options.new))
     difference = compute_difference(old, new)
     if options.output is not None:
         with temporary_files_beside(options.output):
@@ -335,7 +344,7 @@ def export(argv: Sequence[str] | None) -> int:
     from image_classifier.data.export import write_folder, write_parquet
     from image_classifier.data.snapshot import load_snapshot
 
-    loaded = load_snapshot(options.dataset, access)
+    loaded = load_snapshot(options.dataset, access, Reading(image_size=options.image_size))
     write = write_folder if options.format == "folder" else write_parquet
     write(loaded, options.output)
     say(f"{len(loaded.labels):,} images of {loaded.database or options.dataset}")

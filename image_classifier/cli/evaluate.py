@@ -49,11 +49,11 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     from image_classifier.storage import write_atomically
     from image_classifier.tracking.run import find_dataset
 
-    dataset_folder, reading = arguments.dataset_folder, Reading(fit=model.fit)
+    dataset_folder, reading = arguments.dataset_folder, Reading(fit=model.fit, image_size=model.image_size)
     if dataset_folder is None:
         dataset_folder, access, reading = find_dataset(find_run(model.path), access=access)
     elif get_reference(dataset_folder):
-        reading = Reading()
+        reading = Reading(image_size=model.image_size)
     snapshot = load_snapshot(dataset_folder, access, reading)
     if snapshot.classes != model.classes:
         raise DataError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from image_classifier.config import Device, Fit, ServingPrecision
+from image_classifier.config import Device, Fit, ImageSize, ServingPrecision, scale_batch
 from image_classifier.errors import SettingsError
 from image_classifier.progress import track
 from image_classifier.published.folder import is_published
@@ -32,7 +32,8 @@ class LoadedModel:
         views: of an image that its answers average.
         data_digest: of the data that it was trained on.
         fit: how images of another size are fitted.
-        predict: uint8 images [N, 3, 32, 32] to float32 probabilities [N, C].
+        image_size: side in pixels of the images that it takes.
+        predict: uint8 images [N, 3, S, S] to float32 probabilities [N, C].
         evaluate: images and labels int64 [N] to what evaluation.json holds.
     """
 
@@ -41,6 +42,7 @@ class LoadedModel:
     views: str
     data_digest: str | None
     fit: Fit
+    image_size: ImageSize
     predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     evaluate: Callable[[NDArray[np.uint8], NDArray[np.int64]], dict[str, Any]]
 
@@ -84,16 +86,18 @@ def _load_published(path: Path, arguments: Namespace) -> LoadedModel:
 
     def evaluate(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
         with track("evaluating", len(images), "images") as task:
-            starts = range(0, max(len(images), 1), BATCH_SIZE)
+            size = scale_batch(BATCH_SIZE, model.image_size)
             parts = []
-            for start in starts:
-                parts.append(predict(images[start : start + BATCH_SIZE]))
+            for start in range(0, max(len(images), 1), size):
+                parts.append(predict(images[start : start + size]))
                 task.advance(len(parts[-1]))
         probabilities = np.concatenate(parts)
         single_view = probabilities if model.views == "one" else None
         return build_evaluation(probabilities, labels, model.classes, views=model.views, single_view=single_view)
 
-    return LoadedModel(path, model.classes, model.views, model.data_digest, model.fit, predict, evaluate)
+    return LoadedModel(
+        path, model.classes, model.views, model.data_digest, model.fit, model.image_size, predict, evaluate
+    )
 
 
 def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
@@ -129,7 +133,8 @@ def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
         )
         return evaluation
 
-    return LoadedModel(model_path, model.classes, views, model.run.get("data_digest"), model.fit, predict, evaluate)
+    data_digest = model.run.get("data_digest")
+    return LoadedModel(model_path, model.classes, views, data_digest, model.fit, model.input_size, predict, evaluate)
 
 
 def find_model(run: Path) -> Path:

@@ -16,7 +16,7 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_cell, make_printable
-from image_classifier.config import Fit
+from image_classifier.config import Fit, scale_batch
 from image_classifier.errors import DataError, ImageError, StorageError
 from image_classifier.progress import say, track
 from image_classifier.storage import DISK, written_beside
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH_SIZE = 500
-"""Images that are in memory at once."""
+"""Images that are in memory at once, fewer if they are large."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,11 +59,12 @@ def _predict(argv: Sequence[str] | None) -> int:
     with track("predicting", unit="images") as task, _open_output(arguments.output) as file:
         writer = csv.writer(file, lineterminator="\n")
         sources = iterate_sources([Path(image) for image in arguments.images])
+        batch_size = scale_batch(BATCH_SIZE, model.image_size)
         while True:
             names, images, num_tried = [], [], 0
-            for num_tried, (name, source) in enumerate(itertools.islice(sources, BATCH_SIZE), start=1):
+            for num_tried, (name, source) in enumerate(itertools.islice(sources, batch_size), start=1):
                 try:
-                    images.append(load_source(name, source, model.fit))
+                    images.append(load_source(name, source, model.image_size, model.fit))
                     names.append(name)
                 except ImageError as error:
                     num_unreadable += 1
@@ -138,8 +139,8 @@ def list_files(folder: Path) -> list[str]:
     return sorted(files, key=os.fsencode)
 
 
-def load_source(name: str, source: Source, fit: Fit) -> NDArray[np.uint8]:
-    """Load an image: uint8 [32, 32, 3] RGB.
+def load_source(name: str, source: Source, side: int, fit: Fit) -> NDArray[np.uint8]:
+    """Load an image: uint8 [side, side, 3] RGB.
 
     Raises:
         ImageError: it cannot be read; the message has its name and the reason.
@@ -149,9 +150,9 @@ def load_source(name: str, source: Source, fit: Fit) -> NDArray[np.uint8]:
     if isinstance(source, ImageError):
         raise source
     if isinstance(source, Path):
-        return load_image(source, fit=fit)
+        return load_image(source, side=side, fit=fit)
     try:
-        return decode_image(source, fit=fit)
+        return decode_image(source, side=side, fit=fit)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
 

@@ -11,6 +11,7 @@ from image_classifier.config import describe_views
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, RunResult
 from image_classifier.progress import Task, say, track
+from image_classifier.tracking.record import describe_start
 from image_classifier.training.loop import Step
 
 STEPS_PER_LOSS = 50  # reading the loss waits for the device, so it is shown for every 50th step
@@ -39,7 +40,7 @@ class TerminalReporter(Reporter):
             f"{settings['device']}, {settings['precision']}, {settings['shards']} shards, "
             f"seed {settings['seed']}"
         )
-        for note in data.get("notes", []):  # older records have none
+        for note in (*describe_start(record), *data.get("notes", [])):  # older records have none
             say(make_printable(note))
         if first_step:
             say(f"resumed after step {first_step} of {num_steps}")

@@ -80,7 +80,7 @@ def _write_report(arguments: Namespace, access: DatabaseAccess, path: Path) -> N
 def load_test_images(
     dataset_folder: Path, access: DatabaseAccess, reading: Reading, record: dict[str, Any]
 ) -> NDArray[np.uint8]:
-    """Load the images [N, 3, 32, 32] that a run was tested on.
+    """Load the images [N, 3, S, S] that a run was tested on.
 
     Raises:
         DataError: the data set is not there, or is another one.

@@ -14,13 +14,14 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from image_classifier.cli.access import add_password_option, get_asking, hide_password, take_password
-from image_classifier.cli.arguments import parse_arguments, parse_config
+from image_classifier.cli.arguments import get_options, parse_arguments, parse_config
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
 from image_classifier.config import (
     DEFAULT_RECIPE,
     FLAGS,
     NUM_IMAGES_FOR_FAST,
+    RECIPES,
     RecipeName,
     RunSettings,
     TrainingSettings,
@@ -30,8 +31,9 @@ from image_classifier.config import (
     load_recipe,
     restore_training_settings,
 )
-from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
+from image_classifier.errors import ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
 from image_classifier.files import load_yaml
+from image_classifier.plugins import PLUGGABLE, check_allowed, describe_names
 from image_classifier.progress import track
 from image_classifier.storage import scratch_folder, temporary_files_beside
 
@@ -42,7 +44,10 @@ if TYPE_CHECKING:
 CONTROLS = ("config", "print_config", "resume")
 """Options that say what the command does: no settings, so a config file holds none of them."""
 
-_NO_OPTIONS = {"training", "recipe", "recipe_reason", "db_password", "ask_db_password"}
+OF_WEIGHTS = ("model", "input_mean", "input_std", "image_size", "image_sizes")
+"""Settings that the weights to start from say, unless something above the recipe does."""
+
+_NO_OPTIONS = {"training", "recipe", "recipe_reason", "settings_from_weights", "db_password", "ask_db_password"}
 _NOT_PRINTED = {*_NO_OPTIONS, *CONTROLS}
 _PATHS = {name for name, hint in get_type_hints(RunSettings).items() if Path in (hint, *get_args(hint))}
 
@@ -63,19 +68,19 @@ def _train(argv: Sequence[str] | None) -> int:
     command = ["image_classifier_trainer", *hide_password(list(sys.argv[1:] if argv is None else argv))]
     with StopRequest() as stop:
         try:
-            settings, snapshot = settle_recipe(values)
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no traces of a connection that is lost
+            settings, snapshot = settle_recipe(settle_weights(values))
 
             from image_classifier.training.determinism import cap_instruction_set
 
             cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no traces of a connection that is lost
 
             with track("starting"):
                 from image_classifier.cli.progress import TerminalReporter, print_summary
                 from image_classifier.cli.tensorboard import open_board
                 from image_classifier.cli.tracking import open_tracker
                 from image_classifier.experiment import Reporters, run
-                from image_classifier.training.ranks import is_restarted, open_ranks
+                from image_classifier.training.ranks import open_ranks
 
             with open_ranks(settings.training.device) as ranks:
                 try:
@@ -123,6 +128,11 @@ def _train_aside(settings: RunSettings, snapshot: Snapshot | None, stop: StopReq
     return ExitStatus.DONE
 
 
+def is_restarted() -> bool:
+    """Say whether torchrun started the processes anew, after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def place_aside(settings: RunSettings, folder: Path) -> RunSettings:
     """Let a run that another process writes leave its files in a folder of their own."""
     return replace(settings, experiments_folder=folder, pretrained_model=settings.pretrained_path, resume=False)
@@ -145,6 +155,9 @@ def build_trainer_parser() -> ArgumentParser:
     add_password_option(parser)
     parser.add_class_arguments(RunSettings, None, skip={*_NO_OPTIONS, *FLAGS})
     parser.add_class_arguments(TrainingSettings, None)
+    options = get_options(parser)
+    for kind in PLUGGABLE:
+        options[kind].help = f"{options[kind].help} {{{describe_names(kind)}}}"
     return parser
 
 
@@ -176,15 +189,18 @@ def load_config(parser: ArgumentParser, path: Path) -> dict[str, Any]:
 def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Complete what was given, by the record of the run that is resumed, or else by the recipe that was named.
 
-    What the recipe `default` decides stays open: for that, the data must be known.
+    What the recipe `default` decides stays open: for that, the data must be known. So does what the weights to start
+    from say.
 
     Raises:
         RunError: the run that is resumed began with another recipe.
     """
-    recorded = read_recorded_options(build_run_settings(given).run_folder) if given.get("resume") else None
+    recorded = read_recorded_options(build_run_settings(given).run_folder, given) if given.get("resume") else None
     recipe = given.get("recipe", DEFAULT_RECIPE)
     if recorded is None:
-        named = {} if recipe == DEFAULT_RECIPE else freeze_lists(load_recipe(recipe))
+        named = {} if recipe == DEFAULT_RECIPE else freeze_lists(load_recipe(recipe, given.get("image_size")))
+        if given.get("pretrained_model") is not None:
+            named = {name: value for name, value in named.items() if name not in OF_WEIGHTS}
         return {**named, "recipe": recipe, **given}
     was_default = recipe == DEFAULT_RECIPE and ("recipe" not in given or recorded["recipe_reason"])
     if not was_default and recipe != recorded["recipe"]:
@@ -192,13 +208,19 @@ def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**recorded, **given, "recipe": recorded["recipe"]}
 
 
-def read_recorded_options(run_folder: Path) -> dict[str, Any] | None:
-    """Read the options that a run was started with, so that `--resume` needs none of them; None if it never began."""
+def read_recorded_options(run_folder: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the options that a run was started with, so that `--resume` needs none of them; None if it never began.
+
+    Raises:
+        RunError: the record names code of another package that was not given and is not to be imported for it.
+    """
     from image_classifier.tracking.run import RECORD, read_record
 
     if not (run_folder / RECORD).exists():
         return None
     record = read_record(run_folder)
+    for kind in PLUGGABLE:
+        check_allowed(kind, record["settings"].get(kind, "sgd"), run_folder / RECORD, RunError, given.get(kind))
     execution = {
         name: Path(value) if name in _PATHS and value is not None else value
         for name, value in record["execution"].items()
@@ -206,6 +228,40 @@ def read_recorded_options(run_folder: Path) -> dict[str, Any] | None:
     }
     settings = asdict(restore_training_settings(record["settings"]))
     return {**settings, **execution, "recipe": record["recipe"], "recipe_reason": record.get("recipe_reason")}
+
+
+def settle_weights(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what the weights to start from say to what was given; `settings_from_weights` is what that is.
+
+    Sizes of images that end in the weights' own stay the recipe's, and so do those of an --image_size that was given.
+
+    Raises:
+        ImageClassifierError: the weights cannot be loaded, or do not say which network they are of.
+    """
+    left_open = [name for name in OF_WEIGHTS if name not in values]
+    run = build_run_settings(values)
+    if run.pretrained_path is None or not left_open:
+        return dict(values)
+
+    from image_classifier.training.determinism import cap_instruction_set
+
+    cap_instruction_set(values.get("instruction_set", TrainingSettings.instruction_set))
+
+    from image_classifier.tracking.pretrained import load_pretrained
+
+    weights = load_pretrained(run.pretrained_path, values.get("model"))
+    if weights.model is None and "model" in left_open:
+        raise ModelError(
+            f"--pretrained_model {run.pretrained_path} does not say which network it is of: say it with --model"
+        )
+    said = {name: getattr(weights, name) for name in ("model", "input_mean", "input_std", "image_size")}
+    is_named = values["recipe"] != DEFAULT_RECIPE
+    image_size = values.get("image_size", weights.image_size)
+    recipe = freeze_lists(load_recipe(values["recipe"] if is_named else RECIPES[0], image_size))
+    if "image_size" not in values and weights.scaled_to not in (None, recipe["image_sizes"][-1]):
+        said["image_sizes"] = (weights.scaled_to,)
+    theirs = {name: said[name] for name in left_open if said.get(name) is not None}
+    return {**(recipe if is_named else {}), **theirs, **values, "settings_from_weights": tuple(theirs)}
 
 
 def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | None]:
@@ -217,28 +273,28 @@ def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | No
     """
     if values["recipe"] != DEFAULT_RECIPE:
         return build_settings(values), None
-    check_open_settings(values)
-    run = build_run_settings(values)
+    run = check_open_settings(values)
 
     from image_classifier.data.augment import count_validation_images
     from image_classifier.data.snapshot import load_snapshot
     from image_classifier.tracking.run import run_exists_error
 
-    if os.path.lexists(run.run_folder) and not run.resume:
+    if os.path.lexists(run.run_folder) and not (run.resume or is_restarted()):
         raise run_exists_error(run.run_folder)
     snapshot = load_snapshot(run.dataset, run.database_access, run.reading)
     num_validation = count_validation_images(snapshot.num_train, values.get("validation_fraction", 0))
     return build_settings(load_default_recipe(snapshot.num_train - num_validation, values)), snapshot
 
 
-def check_open_settings(values: Mapping[str, Any]) -> None:
-    """Check that settings go together with what the recipe `default` will be, whatever the number of images.
+def check_open_settings(values: Mapping[str, Any]) -> RunSettings:
+    """Check that settings go together with what the recipe `default` will be, whatever the number of images; return
+    them as they would be for few.
 
     Raises:
         SettingsError: they do not.
     """
-    for num_images in (sys.maxsize, 1):
-        build_settings(load_default_recipe(num_images, values))
+    build_settings(load_default_recipe(sys.maxsize, values))
+    return build_settings(load_default_recipe(2, values))  # one image cannot be mixed, which is said when it is known
 
 
 def build_settings(values: Mapping[str, Any]) -> RunSettings:
@@ -261,12 +317,16 @@ def format_settings(values: Mapping[str, Any]) -> str:
         SettingsError: they are out of range or at odds with each other.
     """
     named = {**values, **{name: values.get(name) or "unnamed" for name in ("experiment_name", "run_name")}}
-    comments, left_open = "", set[str]()
+    of_weights = [name for name in OF_WEIGHTS if name not in values and values.get("pretrained_model") is not None]
+    comments = f"# {', '.join(of_weights)}: what the weights to start from say\n" if of_weights else ""
+    left_open = set(of_weights)
     if values["recipe"] == DEFAULT_RECIPE:
         check_open_settings(named)
         for num_images in (NUM_IMAGES_FOR_FAST, NUM_IMAGES_FOR_FAST - 1):
             recipe = choose_recipe(num_images)
-            decided = {name: value for name, value in freeze_lists(load_recipe(recipe)).items() if name not in values}
+            settings_of_recipe = freeze_lists(load_recipe(recipe, values.get("image_size")))
+            taken = {*values, *of_weights}
+            decided = {name: value for name, value in settings_of_recipe.items() if name not in taken}
             side = "from" if recipe == "fast" else "below"
             comments += f"# {side} {NUM_IMAGES_FOR_FAST:,} images to train on: {recipe}, that is "
             comments += _dump(decided, in_one_line=True)

@@ -1,4 +1,4 @@
-"""Classes of which a data set has too few images, none to test with, or many more than of another."""
+"""Classes of unlike size: what a data set lacks, and what a training does about it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from image_classifier.randomness import ORDER, SAMPLE, draw_bits
 
 FEW_IMAGES = 10
 """Fewer images of a class to train with get a warning."""
@@ -42,3 +44,33 @@ def find_imbalances(classes: Sequence[str], counts: Mapping[str, NDArray[np.int6
 def _list(names: Sequence[str]) -> str:
     listed = ", ".join(names[:_NUM_LISTED])
     return f"{listed} and {len(names) - _NUM_LISTED:,} more classes" if len(names) > _NUM_LISTED else listed
+
+
+def compute_class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
+    """Compute the weight of an image of each class by the inverse of the class's frequency: float64 [C].
+
+    The weights of all images have the mean 1. A class without images has none.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0.0)
+
+
+def compute_balanced_order(seed: int, epoch: int, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Compute the order of an epoch of as many images as there are, equally many of each class: int64 [N].
+
+    A class is gone through as often as it takes, and of the last time a part is drawn. The number of an image that
+    comes for the k-th time, counted from 0, is its index plus k times N. Where all classes are of one size, the order
+    is that of `compute_order`. A remainder goes to other classes each epoch.
+    """
+    num_images, present = len(labels), np.unique(labels)
+    drawn = [np.empty(0, dtype=np.int64)]
+    for place, label in enumerate(present):
+        own = np.flatnonzero(labels == label)
+        rank = (place + epoch) % len(present)
+        num_wanted = (num_images + len(present) - 1 - rank) // len(present)
+        num_times, rest = divmod(num_wanted, len(own))
+        last = own + num_times * num_images
+        chosen = np.argsort(draw_bits(seed, epoch, SAMPLE, last), kind="stable")[:rest]
+        drawn += [own + time * num_images for time in range(num_times)] + [np.sort(last[chosen])]
+    numbers = np.sort(np.concatenate(drawn))
+    return numbers[np.argsort(draw_bits(seed, epoch, ORDER, numbers), kind="stable")]

@@ -45,8 +45,9 @@ _KINDS = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 
-_SHAPE = (3, 32, 32)
-_NUM_PIXELS = 3072
+_SIDE = 32
+_SHAPE = (3, _SIDE, _SIDE)
+_NUM_PIXELS = 3 * _SIDE**2
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def _build_content(
             yield images, labels
 
     name = metadata.name or (layout.name if is_published else Path(where).name)
-    return Content(name, classes, {"train": batches(layout.train), "validation": (), "test": batches((layout.test,))})
+    parts = {"train": batches(layout.train), "validation": (), "test": batches((layout.test,))}
+    return Content(name, classes, parts, image_size=_SIDE)
 
 
 def _parse_pickle(layout: Layout, content: bytes, name: str) -> Batch:

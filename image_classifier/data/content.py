@@ -9,13 +9,14 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.config import DEFAULT_IMAGE_SIZE, Reading
 from image_classifier.data.findings import Findings, Notebook
 from image_classifier.errors import DataError, ImageError
 from image_classifier.files import load_json
@@ -30,13 +31,13 @@ CIFAR10_PUBLISHED_CLASSES = ("airplane", "automobile", *CIFAR10_CLASSES[2:])
 MAX_CLASSES = 1000
 """An evaluation counts which class was taken for which: of ten thousand classes that is a table of 800 MB."""
 
-_BATCH = 500
-_NUM_AHEAD = 16
+_BATCH, _BATCH_BYTES = 500, 2**24
+_FEWEST_AHEAD = 16
 _NUM_LISTED = 5
 
 T = TypeVar("T")
 Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images [n, 3, 32, 32] RGB and labels [n]."""
+"""Images [n, 3, S, S] RGB and labels [n]."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,17 @@ class Content:
     Attributes:
         parts: the batches of the training, the validation and the test part, in this order; they are made while they
             are gone through, once. A source without a validation part has no batch of it.
-        notebook: what is found meanwhile; None for a source without image files.
+        notebook: what is found meanwhile; None for a source whose images are taken as they are.
+        image_size: side in pixels of the images.
+        num_images: how many there are, as far as that is known before they are read.
     """
 
     name: str
     classes: tuple[str, ...]
     parts: Mapping[str, Iterable[Batch]]
     notebook: Notebook | None = None
+    image_size: int = DEFAULT_IMAGE_SIZE
+    num_images: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
@@ -140,6 +145,34 @@ def choose_test(keys: Sequence[bytes], labels: Sequence[int], seed: int) -> NDAr
     return chosen
 
 
+def resize_content(content: Content, reading: Reading) -> Content:
+    """Resize a source whose images are pixels already, if they are of another size than they are to be read in.
+
+    Raises:
+        DataError: images of another size are to be refused.
+    """
+    if content.image_size == reading.side:
+        return content
+    if reading.fit == "refuse":
+        raise DataError(
+            f"{content.name} has images of {content.image_size} x {content.image_size} pixels instead of "
+            f"{reading.side} x {reading.side}; choose --image_size {content.image_size}, or another --fit"
+        )
+    notebook = Notebook(reading)
+
+    def resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        from image_classifier.imaging import resize_pixels  # Pillow, which a run that finds its snapshot does not need
+
+        return resize_pixels(np.ascontiguousarray(image.transpose(1, 2, 0)), reading.side, notebook.note_size)
+
+    def iterate(batches: Iterable[Batch]) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        for images, labels in batches:
+            yield from zip(images, labels.tolist(), strict=True)
+
+    parts = {part: decode_images(iterate(batches), resize) for part, batches in content.parts.items()}
+    return replace(content, parts=parts, notebook=notebook, image_size=reading.side)
+
+
 def decode_images(
     encoded: Iterable[tuple[T, int]],
     decode: Callable[[T], NDArray[np.uint8]],
@@ -148,25 +181,26 @@ def decode_images(
     """Decode images in threads, in their order; each comes with its label.
 
     Args:
+        decode: gives uint8 [S, S, 3].
         left_out: gets the reason for each image that cannot be read, which is left out then.
 
     Raises:
         DataError: images cannot be read, and are not left out; the message lists the first of them, with the reasons.
     """
-
     num_bad, reasons = 0, list[str]()
     images, labels = list[NDArray[np.uint8]](), list[int]()
     for result, label in _decode_in_threads(encoded, decode):
         if not isinstance(result, ImageError):
-            images.append(result.transpose(2, 0, 1))
-            labels.append(label)
+            if not num_bad:  # else the rest is read for its errors alone
+                images.append(result)
+                labels.append(label)
         elif left_out is not None:
             left_out.append(str(result))
         else:
             num_bad += 1
             reasons += [str(result)] if num_bad <= _NUM_LISTED else []
             images, labels = [], []
-        if len(images) == _BATCH and not num_bad:
+        if len(images) == _BATCH or (images and len(images) * images[0].nbytes >= _BATCH_BYTES):
             yield np.stack(images), np.array(labels, np.int64)
             images, labels = [], []
     if num_bad:
@@ -182,20 +216,21 @@ def decode_images(
 def _decode_in_threads(
     encoded: Iterable[tuple[T, int]], decode: Callable[[T], NDArray[np.uint8]]
 ) -> Iterator[tuple[NDArray[np.uint8] | ImageError, int]]:
-    """Decode in order, with a few images ahead: encoded they may have 32 MB each."""
+    """Decode to [3, S, S] in order by all cores, with a few images ahead: encoded they may have 32 MB each."""
 
     def attempt(item: tuple[T, int]) -> tuple[NDArray[np.uint8] | ImageError, int]:
         try:
-            return decode(item[0]), item[1]
+            return np.ascontiguousarray(decode(item[0]).transpose(2, 0, 1)), item[1]
         except ImageError as error:
             return error, item[1]
 
     pending: deque[Future[tuple[NDArray[np.uint8] | ImageError, int]]] = deque()
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(num_cores + 1, _NUM_AHEAD)) as threads:
+    num_ahead = max(_FEWEST_AHEAD, 2 * num_cores)
+    with ThreadPoolExecutor(num_cores + 1) as threads:
         for item in encoded:
             pending.append(threads.submit(attempt, item))
-            if len(pending) == _NUM_AHEAD:
+            if len(pending) == num_ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

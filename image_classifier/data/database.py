@@ -7,6 +7,7 @@ positions, the training images first; so the same version has the same digest fr
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,18 +21,19 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, case, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from image_classifier.config import DatabaseAccess, Reference
+from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, ImageSize, Reference, is_image_size
 from image_classifier.data.connection import Database, copying, open_database
 from image_classifier.data.content import Batch, Content
 from image_classifier.data.parts import PARTS
 from image_classifier.data.schema import corrections, datasets, samples, versions
 from image_classifier.data.snapshot import (
-    IMAGE_SHAPE,
     Snapshot,
     build_digest,
+    build_shape,
     check_counts,
     find_stored,
     find_stores,
+    resize_snapshot,
     store_content,
 )
 from image_classifier.errors import DatabaseError, DataError
@@ -40,16 +42,17 @@ from image_classifier.progress import track
 CONDITIONS = ("class", "split", "source", "added_by")
 """What a version may be limited by; each takes some of the values that samples have."""
 
-_ROWS = 1000  # read at once: 3 MB of images
+_READ_BYTES = 1000 * 3072  # of images that are read at once
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in the database."""
+    """A data set in the database; image_size is the side in pixels of its images."""
 
     id: int
     name: str
     classes: tuple[str, ...]
+    image_size: ImageSize = DEFAULT_IMAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Correction:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images of one part that are added in one transaction: uint8 [n, 3, 32, 32], and labels [n]."""
+    """Images of one part that are added in one transaction: uint8 [n, 3, S, S], and labels [n]."""
 
     split: str
     images: NDArray[np.uint8]
@@ -137,8 +140,13 @@ class Added:
 # Reading.
 
 
-def load_version_snapshot(reference: Reference, access: DatabaseAccess) -> Snapshot:
+def load_version_snapshot(
+    reference: Reference, access: DatabaseAccess, image_size: ImageSize | None = None
+) -> Snapshot:
     """Map the snapshot of a version, the newest if none is named; read its images if they are not stored yet.
+
+    Args:
+        image_size: side in pixels that its images are resized to; None for their own.
 
     Raises:
         DataError: there is no such data set or version, or the database does not hold what the version was frozen from.
@@ -152,6 +160,8 @@ def load_version_snapshot(reference: Reference, access: DatabaseAccess) -> Snaps
         if stored is None:
             with open_content(database, version.dataset, version.selection) as content:
                 stored = store_content(stores, content, f"version {version.reference}", digest=version.digest)
+        if image_size not in (None, stored.image_size):
+            stored = resize_snapshot(stores, stored, image_size)
         return replace(stored, database=str(version.reference))
 
 
@@ -255,7 +265,7 @@ def open_content(database: Database, dataset: Dataset, selection: Selection) -> 
     """Give a selection to be read while its batches are gone through: never more of it is in memory than a batch."""
     parts = {part: _read_split(database, dataset, selection, part) for part in PARTS}
     try:
-        yield Content(dataset.name, dataset.classes, parts)
+        yield Content(dataset.name, dataset.classes, parts, image_size=dataset.image_size)
     finally:
         for split in parts.values():
             split.close()  # with its transaction, where it was not gone through to the end
@@ -264,18 +274,20 @@ def open_content(database: Database, dataset: Dataset, selection: Selection) -> 
 def _read_split(database: Database, dataset: Dataset, selection: Selection, split: str) -> Generator[Batch, None, None]:
     """Read the images of a split; where the connection is lost, go on after the last one that came."""
     last, num_losses = -1, 0
+    shape = build_shape(dataset.image_size)
+    num_rows = max(1, _READ_BYTES // math.prod(shape))
     while True:
         try:
             query = _build_query(dataset, selection, split).where(samples.c.position > last)
             with (
                 database.reading() as connection,
-                connection.execute(query, execution_options={"yield_per": _ROWS}) as result,
+                connection.execute(query, execution_options={"yield_per": num_rows}) as result,
             ):
                 for rows in result.partitions():
                     database.tick()
                     positions, images, labels = zip(*rows, strict=True)
                     pixels = np.frombuffer(b"".join(images), np.uint8)
-                    yield pixels.reshape(-1, *IMAGE_SHAPE), np.array(labels, np.int64)
+                    yield pixels.reshape(-1, *shape), np.array(labels, np.int64)
                     last, num_losses = positions[-1], 0
                     database.tick()  # what was done with them took time, too
             return
@@ -374,11 +386,10 @@ def _find_moment(connection: Connection, table: Table | None = None, dataset: Da
 
 
 def _build_dataset(row: Any) -> Dataset:
-    if tuple(row.shape) != IMAGE_SHAPE:
-        raise DatabaseError(
-            f"the data set {row.name} has images of {row.shape}, but {list(IMAGE_SHAPE)} are trained on"
-        )
-    return Dataset(row.id, row.name, tuple(row.classes))
+    image_size = row.shape[-1] if row.shape else None
+    if not is_image_size(image_size) or tuple(row.shape) != build_shape(image_size):
+        raise DatabaseError(f"the data set {row.name} has images of {row.shape}, which this version does not train on")
+    return Dataset(row.id, row.name, tuple(row.classes), image_size)
 
 
 def _build_version(dataset: Dataset, row: Any) -> Version:
@@ -390,16 +401,26 @@ def _build_version(dataset: Dataset, row: Any) -> Version:
 # Adding.
 
 
-def get_or_add_dataset(database: Database, name: str, classes: Sequence[str]) -> Dataset:
-    """Find a data set, or add it with these classes."""
+def get_or_add_dataset(database: Database, name: str, classes: Sequence[str], image_size: int) -> Dataset:
+    """Find a data set, or add it with these classes and images of this side in pixels.
+
+    Raises:
+        DataError: it has images of another size.
+    """
     with database.adding() as connection:
         row = connection.execute(select(datasets).where(datasets.c.name == name)).one_or_none()
         if row is None:
-            values = {"name": name, "classes": list(classes), "shape": list(IMAGE_SHAPE)}
+            values = {"name": name, "classes": list(classes), "shape": build_shape(image_size)}
             signature = {"added_at": _find_moment(connection), "added_by": database.who}
             connection.execute(insert(datasets).values(**values, **signature))
             row = connection.execute(select(datasets).where(datasets.c.name == name)).one()
-    return _build_dataset(row)
+    dataset = _build_dataset(row)
+    if dataset.image_size != image_size:
+        raise DataError(
+            f"the data set {name} has images of {dataset.image_size} x {dataset.image_size} pixels instead of "
+            f"{image_size} x {image_size}: give --image_size {dataset.image_size}, or another --dataset"
+        )
+    return dataset
 
 
 def map_labels(dataset: Dataset, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -509,7 +530,7 @@ def freeze(database: Database, dataset: Dataset, selection: Selection) -> Versio
     if version is not None:
         return version
     counts = database.run(lambda: _count_parts(database, dataset, selection))
-    digest, labels = build_digest(dataset.classes, counts), []
+    digest, labels = build_digest(dataset.classes, counts, build_shape(dataset.image_size)), []
     with open_content(database, dataset, selection) as content:
         for images, batch_labels in chain.from_iterable(content.parts.values()):
             digest.update(images.data)

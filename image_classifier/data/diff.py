@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from image_classifier.data.parts import PARTS
 from image_classifier.data.snapshot import Snapshot
+from image_classifier.errors import DataError
 from image_classifier.progress import track
 
 Key = tuple[str, bytes, int]
@@ -47,7 +48,16 @@ class Difference:
 
 @track("comparing the data sets")
 def compute_difference(old: Snapshot, new: Snapshot) -> Difference:
-    """Compute what changed; an image is the same if its part and its content are."""
+    """Compute what changed; an image is the same if its part and its content are.
+
+    Raises:
+        DataError: the images of one are of another size than those of the other.
+    """
+    if old.image_size != new.image_size:
+        raise DataError(
+            f"the images are of {old.image_size} x {old.image_size} pixels in one data set and of {new.image_size} x "
+            f"{new.image_size} in the other: give both one --image_size"
+        )
     before, after = _index(old), _index(new)
     added = tuple(number for key, number in after.items() if key not in before)
     removed = tuple(number for key, number in before.items() if key not in after)

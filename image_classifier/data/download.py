@@ -31,23 +31,43 @@ _WORTH_A_RETRY = (408, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive.
+    """A published archive, or another file.
 
     Attributes:
         url: its address, http or https.
         name: the name that it is kept under.
         digest: its md5 or sha256, as hexadecimal digits.
+        is_shortened: whether the digest is the beginning of the sha256 alone.
+        remedy: what messages advise where the address does not give the file.
     """
 
     url: str
     name: str
     digest: str
+    is_shortened: bool = False
+    remedy: str = "give another address with --url"
 
     def __post_init__(self) -> None:
-        if len(self.digest) not in _ALGORITHMS or not set(self.digest.lower()) <= set("0123456789abcdef"):
+        is_whole = self.is_shortened or len(self.digest) in _ALGORITHMS
+        if not is_whole or not set(self.digest.lower()) <= set("0123456789abcdef"):
             raise SettingsError(f"--digest takes 32 (md5) or 64 (sha256) hexadecimal digits, got: {self.digest!a}")
         if urllib.parse.urlsplit(self.url).scheme not in ("http", "https"):
             raise SettingsError(f"--url takes an address that begins with https:// or http://, got: {self.url!a}")
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the digest's algorithm."""
+        return "sha256" if self.is_shortened else _ALGORITHMS[len(self.digest)]
+
+    def find_other_digest(self, path: Path) -> str | None:
+        """Find the digest of a file that is not the archive; None for one that is it.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, self.algorithm).hexdigest()
+        return None if digest.startswith(self.digest.lower()) else digest
 
 
 ARCHIVES = {
@@ -78,7 +98,13 @@ class _BrokenOffError(Exception):
 
 
 def fetch_archive(
-    archive: Archive, folder: Path, *, timeout_s: float = 20, num_tries: int = 3, backoff_s: float = 1
+    archive: Archive,
+    folder: Path,
+    *,
+    timeout_s: float = 20,
+    num_tries: int = 3,
+    backoff_s: float = 1,
+    waits: bool = False,
 ) -> Path:
     """Download an archive into a folder, which is made if need be; which shows its progress.
 
@@ -91,6 +117,7 @@ def fetch_archive(
         timeout_s: how long to wait for a connection, or for the next bytes.
         num_tries: how often to try altogether.
         backoff_s: pause after the first failure; doubled after each further one.
+        waits: for another process that downloads the same; otherwise that is an error.
 
     Raises:
         UnreachableError: no try got an answer.
@@ -104,13 +131,13 @@ def fetch_archive(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
-            lock(file.fileno(), part, busy)
+            lock(file.fileno(), part, None if waits else busy)
             if not is_same(part, file.fileno()):  # it was another process's, which has come to its end
                 if target.is_file():
                     return target
                 raise busy
             try:
-                _fill(file, archive.url, timeout_s, num_tries, backoff_s)
+                _fill(file, archive, timeout_s, num_tries, backoff_s)
                 file.flush()
                 os.fsync(file.fileno())
                 _check_digest(part, archive)
@@ -132,39 +159,38 @@ def fetch_archive(
 
 
 def _check_digest(part: Path, archive: Archive) -> None:
-    algorithm = _ALGORITHMS[len(archive.digest)]
-    with open(part, "rb") as file:
-        digest = hashlib.file_digest(file, algorithm).hexdigest()
-    if digest != archive.digest.lower():
+    other = archive.find_other_digest(part)
+    if other is not None:
         DISK.remove(part)
         raise DownloadError(
-            f"{archive.url} sent a file with the {algorithm} {digest} instead of {archive.digest}: it was removed; "
-            "try again, or give another address with --url"
+            f"{archive.url} sent a file with the {archive.algorithm} {other} instead of {archive.digest}: it was "
+            f"removed; try again, or {archive.remedy}"
         )
 
 
-def _fill(file: BinaryIO, url: str, timeout_s: float, num_tries: int, backoff_s: float) -> None:
+def _fill(file: BinaryIO, archive: Archive, timeout_s: float, num_tries: int, backoff_s: float) -> None:
     """Try until the file is as long as the server says."""
     answered = False
     with track("downloading", unit="bytes") as task:
         for attempt in range(1, num_tries + 1):
             try:
-                return _receive(file, url, timeout_s, task)
+                return _receive(file, archive, timeout_s, task)
             except _BrokenOffError as error:
                 answered = answered or error.answered
                 reason = str(error)
             if attempt < num_tries:
                 time.sleep(backoff_s * 2 ** (attempt - 1))
     if not answered:
-        raise UnreachableError(f"{url} cannot be reached ({reason}); check the network, or give a mirror with --url")
+        raise UnreachableError(f"{archive.url} cannot be reached ({reason}); check the network, or {archive.remedy}")
     raise DownloadError(
-        f"{url} failed {num_tries} times, last with: {reason}; "
+        f"{archive.url} failed {num_tries} times, last with: {reason}; "
         f"start again to continue after {os.fstat(file.fileno()).st_size:,} bytes"
     )
 
 
-def _receive(file: BinaryIO, url: str, timeout_s: float, task: Task) -> None:
+def _receive(file: BinaryIO, archive: Archive, timeout_s: float, task: Task) -> None:
     """Ask for what is missing and append it."""
+    url = archive.url
     headers = {"User-Agent": f"image_classifier/{__version__}", "Accept-Encoding": "identity"}
     start = file.seek(0, os.SEEK_END)
     if start:
@@ -181,7 +207,7 @@ def _receive(file: BinaryIO, url: str, timeout_s: float, task: Task) -> None:
             status = f"HTTP status {error.code} {error.reason}"
             if error.code in _WORTH_A_RETRY:
                 raise _BrokenOffError(status, answered=True) from error
-        raise DownloadError(f"{url} answers with {status}; give another address with --url") from error
+        raise DownloadError(f"{url} answers with {status}; {archive.remedy}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = one_line(getattr(error, "reason", error))  # URLError wraps what happened
         raise _BrokenOffError(reason, answered=False) from error
@@ -198,7 +224,7 @@ def _receive(file: BinaryIO, url: str, timeout_s: float, task: Task) -> None:
         while piece := _read_piece(response):
             if start + len(piece) > MAX_BYTES:
                 DISK.remove(Path(file.name))
-                raise DownloadError(f"{url} sends more than {MAX_BYTES:,} bytes; give another address with --url")
+                raise DownloadError(f"{url} sends more than {MAX_BYTES:,} bytes; {archive.remedy}")
             file.write(piece)
             start += len(piece)
             task.advance(len(piece))

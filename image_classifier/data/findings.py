@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from image_classifier.config import Fit, Reading
+from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit, Reading
 from image_classifier.files import check_form
 
 _NUM_SIZES = 10  # that are listed, the most frequent first
-_FORM = {"num_fitted": int, "sizes": {str: int}, "largest_ratio": float, "left_out": [str]}
+_FORM = {"num_fitted": int, "sizes": {str: int}, "largest_ratio": float, "left_out": [str], "image_size": int}
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Findings:
         sizes: the most frequent of their sizes, as "300 x 200", with the number of images of each.
         largest_ratio: of the longer to the shorter side, of all images that were fitted; 1 for squares.
         left_out: each image that could not be read and was left out, with the reason.
+        image_size: side in pixels that images were fitted to.
     """
 
     fit: Fit = "squeeze"
@@ -32,6 +33,7 @@ class Findings:
     sizes: Mapping[str, int] = field(default_factory=dict)
     largest_ratio: float = 1.0
     left_out: tuple[str, ...] = ()
+    image_size: int = DEFAULT_IMAGE_SIZE
 
     def describe(self) -> list[str]:
         """Describe it for people, in sentences of a line each; nothing where there is nothing to say."""
@@ -40,7 +42,8 @@ class Findings:
             listed = ", ".join(f"{size} ({count:,})" for size, count in self.sizes.items())
             more = "" if sum(self.sizes.values()) == self.num_fitted else " and others"
             counted = _count(self.num_fitted)
-            lines.append(f"{counted} resized to 32 x 32, from {listed}{more}{self._describe_fit()}")
+            fitted = f"{self.image_size} x {self.image_size}"
+            lines.append(f"{counted} resized to {fitted}, from {listed}{more}{self._describe_fit()}")
         if self.left_out:
             alone = len(self.left_out) == 1
             reason = "it could not be read: " if alone else "they could not be read, such as "
@@ -72,8 +75,9 @@ def restore_findings(recorded: Mapping[str, Any]) -> Findings:
     Raises:
         TypeError, ValueError: it is none.
     """
-    check_form(dict(recorded), _FORM)
-    return Findings(**{**recorded, "left_out": tuple(recorded.get("left_out", ()))})
+    content = {"image_size": DEFAULT_IMAGE_SIZE, **recorded}
+    check_form(content, _FORM)
+    return Findings(**{**content, "left_out": tuple(content["left_out"])})
 
 
 class Notebook:
@@ -99,4 +103,5 @@ class Notebook:
             sizes={f"{width} x {height}": count for (width, height), count in frequent},
             largest_ratio=max((max(size) / min(size) for size in self._sizes), default=1.0),
             left_out=tuple(self.left_out),
+            image_size=self._reading.side,
         )

@@ -115,12 +115,13 @@ def read_images(listing: ImageFolder, metadata: Metadata, reading: Reading = Rea
         from image_classifier.imaging import load_image  # Pillow, which a run that finds its snapshot does not need
 
         encoded = ((listing.folder / path, labels[path]) for path in paths)
-        decode = partial(load_image, fit=reading.fit, note_size=notebook.note_size)
+        decode = partial(load_image, side=reading.side, fit=reading.fit, note_size=notebook.note_size)
         return decode_images(encoded, decode, notebook.left_out if reading.skip_bad else None)
 
     notebook = Notebook(reading)
     name = metadata.name or listing.folder.resolve().name
-    return Content(name, classes, {part: batches(paths) for part, paths in files.items()}, notebook)
+    parts = {part: batches(paths) for part, paths in files.items()}
+    return Content(name, classes, parts, notebook, reading.side, len(listing.files))
 
 
 def _list_folders(folder: Path) -> list[str]:

@@ -89,7 +89,7 @@ def ingest(
         raise DataError(f"{source_path} has no image that can be read{more}; nothing was added")
     added = Added()
     with open_database(access, make=True) as database:
-        dataset = database.run(lambda: get_or_add_dataset(database, name, content.classes))
+        dataset = database.run(lambda: get_or_add_dataset(database, name, content.classes, content.image_size))
         labels = map_labels(dataset, content.classes)
         with _alone(database, dataset):
             destination = Ingest(database, dataset, str(source_path))

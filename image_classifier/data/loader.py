@@ -6,6 +6,7 @@ thousand steps. Their content is a function of (seed, epoch, position): the numb
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,17 +17,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from image_classifier.config import Sampler
 from image_classifier.data.augment import Augmentation, augment_images, compute_order
+from image_classifier.data.balance import compute_balanced_order
+from image_classifier.data.mixing import cut_images, find_partners, mix_images
 
-IMAGES_PER_BLOCK = 4096  # 12.6 MB of uint8 a block: little memory, and few calls even at a batch size of 1
+BLOCK_BYTES = 4096 * 3072  # of uint8 a block: little memory, and few calls even at a batch size of 1
 
 
 @dataclass(frozen=True)
 class Batch:
     """The images of one step."""
 
-    images: Tensor  # [B, 3, 32, 32] uint8
+    images: Tensor  # [B, 3, S, S] uint8
     labels: Tensor  # [B] int64
+    targets: Tensor | None = None  # [B, C] float32; None where the labels say all
+
+
+Block = tuple[int, NDArray[np.int64], NDArray[np.int64]]
+"""An epoch, the indices of some of its images, and the numbers by which they are told apart."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,12 @@ class Loader:
     """A training set, cut into batches anew each epoch; the last batch may be smaller.
 
     Attributes:
-        images: uint8 [N, 3, 32, 32], all images of the snapshot.
+        images: uint8 [N, 3, S, S], all images of the snapshot.
         labels: int64 [N].
         indices: int64 [M], which of them are trained on.
+        targets: float32 [C, C], what an image of each class is trained towards; None for its class alone.
+        mixup: alpha of mixup, which needs targets; 0 for none.
+        cutmix: alpha of cutmix, likewise.
     """
 
     images: NDArray[np.uint8]
@@ -46,6 +58,10 @@ class Loader:
     seed: int
     augmentation: Augmentation
     num_workers: int = 1
+    sampler: Sampler = "uniform"
+    targets: NDArray[np.float32] | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,37 +70,57 @@ class Loader:
 
     def iterate(self, num_epochs: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of all epochs in order, from a step (counted from 0) onwards."""
-        batches_per_block = max(1, IMAGES_PER_BLOCK // self.batch_size)
+        batch_bytes = self.batch_size * math.prod(self.images.shape[1:])
+        batches_per_block = max(1, BLOCK_BYTES // batch_bytes)
 
-        def list_blocks() -> Iterator[tuple[int, NDArray[np.int64]]]:
+        def list_blocks() -> Iterator[Block]:
             for epoch in range(first_step // max(self.steps_per_epoch, 1), num_epochs):
-                order = self.indices[compute_order(self.seed, epoch, len(self.indices))]
+                chosen, numbers = self._order_images(epoch)
                 begin = max(first_step - epoch * self.steps_per_epoch, 0) * self.batch_size
-                for start in range(begin, len(order), batches_per_block * self.batch_size):
-                    yield epoch, order[start : start + batches_per_block * self.batch_size]
+                for start in range(begin, len(chosen), batches_per_block * self.batch_size):
+                    stop = start + batches_per_block * self.batch_size
+                    yield epoch, chosen[start:stop], numbers[start:stop]
 
-        def prepare(epoch: int, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-            images = augment_images(self.images, chosen, self.seed, epoch, self.augmentation)
-            return torch.from_numpy(images), torch.from_numpy(self.labels[chosen])
+        for block in _run_ahead(self._prepare, list_blocks(), self.num_workers):
+            for start in range(0, len(block.labels), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                targets = None if block.targets is None else block.targets[part]
+                yield Batch(block.images[part], block.labels[part], targets)
 
-        for images, labels in _run_ahead(prepare, list_blocks(), self.num_workers):
-            for start in range(0, len(labels), self.batch_size):
-                stop = start + self.batch_size
-                yield Batch(images[start:stop], labels[start:stop])
+    def _order_images(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find the images of an epoch, and the numbers by which they are told apart in it: both [M]."""
+        if self.sampler == "uniform":
+            chosen = self.indices[compute_order(self.seed, epoch, len(self.indices))]
+            return chosen, chosen
+        order = compute_balanced_order(self.seed, epoch, self.labels[self.indices])
+        times, places = np.divmod(order, len(self.indices))
+        chosen = self.indices[places]
+        return chosen, chosen + times * len(self.images)
+
+    def _prepare(self, epoch: int, chosen: NDArray[np.int64], numbers: NDArray[np.int64]) -> Batch:
+        """Prepare the images at these indices, which are those of whole batches, as one."""
+        images = augment_images(self.images, chosen, self.seed, epoch, self.augmentation, numbers)
+        labels = self.labels[chosen]
+        targets = None if self.targets is None else self.targets[labels]
+        if targets is not None and (alpha := self.mixup or self.cutmix):
+            partners = find_partners(len(chosen), self.batch_size)
+            mix = mix_images if self.mixup else cut_images
+            images, shares = mix(images, partners, numbers, self.seed, epoch, alpha)
+            targets = shares[:, None] * targets + (1 - shares)[:, None] * targets[partners]
+        soft = None if targets is None else torch.from_numpy(targets)
+        return Batch(torch.from_numpy(images), torch.from_numpy(labels), soft)
 
 
 def _run_ahead(
-    prepare: Callable[[int, NDArray[np.int64]], tuple[Tensor, Tensor]],
-    blocks: Iterator[tuple[int, NDArray[np.int64]]],
-    num_workers: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
+    prepare: Callable[[int, NDArray[np.int64], NDArray[np.int64]], Batch], blocks: Iterator[Block], num_workers: int
+) -> Iterator[Batch]:
     """Yield the prepared blocks in order, up to num_workers + 1 of them ahead of their use."""
     if num_workers == 0:
         yield from (prepare(*block) for block in blocks)
         return
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="loader")
     try:
-        pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        pending: deque[Future[Batch]] = deque()
         for block in blocks:
             pending.append(pool.submit(prepare, *block))
             if len(pending) > num_workers:

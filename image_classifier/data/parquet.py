@@ -77,12 +77,13 @@ def read_files(
             for row, (_, content) in enumerate(_iterate_all_images(path, len(labels[path])))
             if is_chosen[row]
         )
-        decode = partial(_decode, fit=reading.fit, note_size=notebook.note_size)
+        decode = partial(_decode, side=reading.side, fit=reading.fit, note_size=notebook.note_size)
         return decode_images(encoded, decode, notebook.left_out if reading.skip_bad else None)
 
     notebook = Notebook(reading)
     name = metadata.name or ("cifar10" if is_cifar10 else name)
-    return Content(name, classes, {part: batches(part) for part in PARTS}, notebook)
+    parts = {part: batches(part) for part in PARTS}
+    return Content(name, classes, parts, notebook, reading.side, sum(counts.values()))
 
 
 def iterate_images(path: Path) -> Iterator[tuple[str | None, bytes | None]]:
@@ -114,12 +115,14 @@ def _read(path: Path, mode: str, number: int) -> Generator[bytes]:
         raise DataError(f"{path} {error}") from None
 
 
-def _decode(row: tuple[str, bytes | None], *, fit: Fit, note_size: Callable[[int, int], None]) -> NDArray[np.uint8]:
+def _decode(
+    row: tuple[str, bytes | None], *, side: int, fit: Fit, note_size: Callable[[int, int], None]
+) -> NDArray[np.uint8]:
     from image_classifier.imaging import decode_image  # Pillow, which a run that finds its snapshot does not need
 
     name, content = row
     try:
-        return decode_image(content or b"", fit=fit, note_size=note_size)
+        return decode_image(content or b"", side=side, fit=fit, note_size=note_size)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
 

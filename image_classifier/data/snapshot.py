@@ -2,7 +2,7 @@
 
 It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where that cannot be written::
 
-    <digest>/images.npy       uint8 [N, 3, 32, 32]
+    <digest>/images.npy       uint8 [N, 3, S, S]
     <digest>/labels.npy       int64 [N]
     <digest>/snapshot.json    format_version, digest, classes, num_train, num_validation, num_test, shape
     index/<fingerprint>.json  which snapshot the files of a source were frozen into, the data set's name, and what was
@@ -22,19 +22,36 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DatabaseAccess, Reading, Reference, get_reference
+from image_classifier.config import (
+    DEFAULT_IMAGE_SIZE,
+    DatabaseAccess,
+    ImageSize,
+    Reading,
+    Reference,
+    get_reference,
+    is_image_size,
+)
 from image_classifier.data.balance import find_imbalances
-from image_classifier.data.content import METADATA_FILE, Content, Metadata, load_metadata, one_line
+from image_classifier.data.content import (
+    METADATA_FILE,
+    Batch,
+    Content,
+    load_metadata,
+    one_line,
+    resize_content,
+)
 from image_classifier.data.findings import Findings, restore_findings
+from image_classifier.data.parts import PARTS
 from image_classifier.data.source import Source, find_source
 from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.extras import load_extra
@@ -51,10 +68,10 @@ from image_classifier.storage import (
 )
 
 FORMAT_VERSION = 1
-IMAGE_SHAPE = (3, 32, 32)
 STORE = ".snapshots"
 
 _READER = 2  # goes up when a source is read differently than before, so that it is read again
+_RESIZED_AT_ONCE = 500
 _DAMAGED_PREFIX = "damaged-"
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -66,7 +83,7 @@ class Snapshot:
     """A data set in canonical order: the training images, then those of a validation part, then the test images.
 
     Attributes:
-        images: uint8 [N, 3, 32, 32], RGB, mapped from disk.
+        images: uint8 [N, 3, S, S], RGB, mapped from disk.
         labels: int64 [N], each an index into classes.
         classes: the names of the classes.
         num_train: how many of the N belong to the training set.
@@ -90,6 +107,12 @@ class Snapshot:
     notes: tuple[str, ...] = ()
 
     @property
+    def image_size(self) -> ImageSize:
+        """Side in pixels of the images."""
+        side: ImageSize = self.images.shape[-1]
+        return side
+
+    @property
     def parts(self) -> dict[str, slice]:
         """Which of the images are those of each part, in their order; a validation part only where there is one."""
         cut = self.num_train + self.num_validation
@@ -98,12 +121,12 @@ class Snapshot:
 
     @property
     def train(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images [num_train, 3, 32, 32] and labels [num_train] of the training set."""
+        """Images [num_train, 3, S, S] and labels [num_train] of the training set."""
         return self.images[self.parts["train"]], self.labels[self.parts["train"]]
 
     @property
     def test(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images [num_test, 3, 32, 32] and labels [num_test] of the test set."""
+        """Images [num_test, 3, S, S] and labels [num_test] of the test set."""
         return self.images[self.parts["test"]], self.labels[self.parts["test"]]
 
     @property
@@ -140,28 +163,31 @@ def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, re
     """
     reference = get_reference(dataset_folder)
     if reference is not None:
-        if reading != Reading():
+        if replace(reading, image_size=None) != Reading():
             raise SettingsError(
                 f"--fit and --skip_bad say how files are read; {dataset_folder} is in a database, whose images were "
                 "read by `data ingest`: leave them out"
             )
-        return load_from_database(reference, access or DatabaseAccess())
+        return load_from_database(reference, access or DatabaseAccess(), reading.image_size)
     metadata = load_metadata(dataset_folder)
     source = find_source(dataset_folder)
     fingerprint = compute_fingerprint(source, dataset_folder / METADATA_FILE, reading)
-    stores = find_stores(dataset_folder)
-    snapshot = _find_snapshot(stores, fingerprint)
-    if snapshot is None:
-        snapshot = _make_snapshot(stores, dataset_folder, source, metadata, reading, fingerprint)
+
+    def check_unchanged() -> None:
+        if compute_fingerprint(source, dataset_folder / METADATA_FILE, reading) != fingerprint:
+            raise DataError(f"{dataset_folder} was changed while it was read; start again")
+
+    read = partial(source.read, metadata, reading)
+    snapshot = _find_or_make(find_stores(dataset_folder), fingerprint, str(dataset_folder), read, check_unchanged)
     if metadata.digest not in (None, snapshot.digest):
         raise DataError(
             f"{dataset_folder} has the digest {snapshot.digest}, but its {METADATA_FILE} names {metadata.digest}: "
-            f"get the data set again, or correct {METADATA_FILE}"
+            f"get the data set again, correct {METADATA_FILE}, or give the --image_size that it is of"
         )
     return replace(snapshot, notes=source.notes)
 
 
-def load_from_database(reference: Reference, access: DatabaseAccess) -> Snapshot:
+def load_from_database(reference: Reference, access: DatabaseAccess, image_size: ImageSize | None = None) -> Snapshot:
     """Map the snapshot of a data set in the database, as `database.load_version_snapshot` does.
 
     Raises:
@@ -171,7 +197,30 @@ def load_from_database(reference: Reference, access: DatabaseAccess) -> Snapshot
 
     from image_classifier.data.database import load_version_snapshot
 
-    return load_version_snapshot(reference, access)
+    return load_version_snapshot(reference, access, image_size)
+
+
+def resize_snapshot(stores: list[Path], snapshot: Snapshot, image_size: ImageSize) -> Snapshot:
+    """Map the snapshot of the same images in another size, and make it first if there is none yet.
+
+    Raises:
+        StorageError: the disk refused; nothing is left of it.
+    """
+
+    def iterate(part: slice) -> Iterator[Batch]:
+        for start in range(part.start, part.stop, _RESIZED_AT_ONCE):
+            chosen = slice(start, min(start + _RESIZED_AT_ONCE, part.stop))
+            yield snapshot.images[chosen], snapshot.labels[chosen]
+
+    def read() -> Content:
+        parts = {part: iterate(snapshot.parts.get(part, slice(0, 0))) for part in PARTS}
+        content = Content(
+            snapshot.name, snapshot.classes, parts, image_size=snapshot.image_size, num_images=len(snapshot.labels)
+        )
+        return resize_content(content, Reading(image_size=image_size))
+
+    fingerprint = hashlib.sha256(f"{_READER} {snapshot.name} {snapshot.digest} {image_size}".encode()).hexdigest()
+    return _find_or_make(stores, fingerprint, snapshot.name, read)
 
 
 def find_stored(stores: list[Path], digest: str, name: str) -> Snapshot | None:
@@ -230,7 +279,7 @@ def compute_digest(
     """Compute a data set's digest: sha256 over one line of JSON, the images' bytes, and the labels' bytes.
 
     The line is an object with sorted keys and without spaces, in ASCII, with a newline at its end. Images are
-    uint8 [N, 3, 32, 32] in C order, labels int64 little endian; the training set comes first in both.
+    uint8 [N, 3, S, S] in C order, labels int64 little endian; the training set comes first in both.
     """
     counts = {"train": num_train, "validation": num_validation, "test": len(labels) - num_train - num_validation}
     digest = build_digest(classes, counts, images.shape[1:])
@@ -239,13 +288,12 @@ def compute_digest(
     return digest.hexdigest()
 
 
-def build_digest(
-    classes: tuple[str, ...], counts: Mapping[str, int], shape: Sequence[int] = IMAGE_SHAPE
-) -> hashlib._Hash:
+def build_digest(classes: tuple[str, ...], counts: Mapping[str, int], shape: Sequence[int]) -> hashlib._Hash:
     """Build a data set's digest as it is before the images and the labels, which its maker adds.
 
     Args:
         counts: number of images of each part. The digest of a set without a validation part does not speak of one.
+        shape: of an image.
     """
     header = {
         "classes": classes,
@@ -261,7 +309,8 @@ def build_digest(
 
 def compute_fingerprint(source: Source, metadata_file: Path, reading: Reading) -> str:
     """Compute what changes whenever a file of the source or its metadata does, from the files' status alone."""
-    lines = [f"{_READER} {reading}"]
+    side = "" if reading.side == DEFAULT_IMAGE_SIZE else f", image_size={reading.side}"  # what is there is found again
+    lines = [f"{_READER} Reading(fit={reading.fit!r}, skip_bad={reading.skip_bad}{side}) {source.code}".rstrip()]
     try:
         for name in source.files:  # of which there can be many
             status = os.stat(f"{source.root}/{name}")
@@ -348,10 +397,8 @@ def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> 
         labels = np.load(folder / "labels.npy", mmap_mode="c", allow_pickle=False)
         classes = tuple(record["classes"])
         num_train, num_validation = int(record["num_train"]), int(record.get("num_validation", 0))
-        if (images.dtype, images.shape[1:]) != (np.uint8, IMAGE_SHAPE) or (labels.dtype, labels.shape) != (
-            np.int64,
-            images.shape[:1],
-        ):
+        has_side = images.shape[1:] == build_shape(images.shape[-1]) and is_image_size(images.shape[-1])
+        if not has_side or images.dtype != np.uint8 or (labels.dtype, labels.shape) != (np.int64, images.shape[:1]):
             raise ValueError("it holds arrays of other types or shapes")  # which to convert would take memory
         if compute_digest(images, labels, classes, num_train, num_validation) != folder.name:
             raise ValueError("its content does not have the digest that it is stored under")
@@ -376,15 +423,22 @@ def _load_record(path: Path) -> dict[str, Any] | None:
     return dict(record)
 
 
-def _make_snapshot(
+def _find_or_make(
     stores: list[Path],
-    dataset_folder: Path,
-    source: Source,
-    metadata: Metadata,
-    reading: Reading,
     fingerprint: str,
+    title: str,
+    read: Callable[[], Content],
+    check_unchanged: Callable[[], None] = lambda: None,
 ) -> Snapshot:
-    """Freeze a source into the first store that can be written."""
+    """Map the snapshot that a store has for a fingerprint, or freeze what is read into the first that can be written.
+
+    Args:
+        title: what messages call it.
+        check_unchanged: called when all was read; raises if that was changed meanwhile.
+    """
+    snapshot = _find_snapshot(stores, fingerprint)
+    if snapshot is not None:
+        return snapshot
     with _lock_first(stores) as store:
         try:
             snapshot = _load_indexed(store, fingerprint)
@@ -392,11 +446,10 @@ def _make_snapshot(
             snapshot = None
         if snapshot is not None:  # made by another process while this one waited for the lock
             return snapshot
-        content = source.read(metadata, reading)
+        content = read()
         try:
-            digest = _write_snapshot(store, content, str(dataset_folder))
-            if compute_fingerprint(source, dataset_folder / METADATA_FILE, reading) != fingerprint:
-                raise DataError(f"{dataset_folder} was changed while it was read; start again")
+            digest = _write_snapshot(store, content, title)
+            check_unchanged()
             findings = content.findings
             entry = {
                 "format_version": FORMAT_VERSION,
@@ -472,7 +525,7 @@ def _write_snapshot(store: Path, content: Content, title: str, expected: str | N
             "digest": compute_digest(images, labels, content.classes, counts["train"], counts["validation"]),
             "classes": content.classes,
             **{f"num_{part}": count for part, count in counts.items()},
-            "shape": IMAGE_SHAPE,
+            "shape": build_shape(content.image_size),
         }
         if expected not in (None, record["digest"]):
             raise DataError(
@@ -494,8 +547,12 @@ def _write_arrays(folder: Path, content: Content) -> dict[str, int]:
     """Write images.npy and labels.npy batch by batch, and return the number of images of each part."""
     labels: list[NDArray[np.int64]] = []
     counts = {}
-    with track("reading the data set", unit="images") as task, open(folder / "images.npy", "xb") as file:
-        _write_header(file, 0)
+    shape = build_shape(content.image_size)
+    with (
+        track("reading the data set", content.num_images, "images") as task,
+        open(folder / "images.npy", "xb") as file,
+    ):
+        _write_header(file, 0, shape)
         for part, batches in content.parts.items():
             before = sum(map(len, labels))
             for images, batch_labels in batches:
@@ -504,14 +561,19 @@ def _write_arrays(folder: Path, content: Content) -> dict[str, int]:
                 task.advance(len(images))
             counts[part] = sum(map(len, labels)) - before
         file.seek(0)
-        _write_header(file, sum(counts.values()))
+        _write_header(file, sum(counts.values()), shape)
     np.save(folder / "labels.npy", np.concatenate(labels) if labels else np.empty(0, np.int64))
     return counts
 
 
-def _write_header(file: BinaryIO, num_images: int) -> None:
+def build_shape(image_size: int) -> tuple[int, int, int]:
+    """Build the shape of an image."""
+    return 3, image_size, image_size
+
+
+def _write_header(file: BinaryIO, num_images: int, shape: tuple[int, int, int]) -> None:
     # numpy pads the header so that the first axis can grow without moving what follows.
-    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *IMAGE_SHAPE)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
     np.lib.format.write_array_header_1_0(file, header)
 
 

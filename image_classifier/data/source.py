@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from image_classifier.config import Reading
-from image_classifier.data import cifar, folder, parquet
-from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line
+from image_classifier.data import cifar, folder, parquet, plugged
+from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line, resize_content
 from image_classifier.data.parts import check_shards, complete_parts, find_part_of_file
 from image_classifier.errors import DataError
 
@@ -33,6 +34,7 @@ class Source:
         files: everything that the data is read from, relative to root.
         read: reads it.
         notes: what is to be known of it, in sentences.
+        code: digest of what reads it, where that is of another package.
     """
 
     title: str
@@ -40,6 +42,7 @@ class Source:
     files: tuple[str, ...]
     read: Read
     notes: tuple[str, ...] = ()
+    code: str = ""
 
 
 def find_source(path: Path) -> Source:
@@ -69,6 +72,8 @@ def find_sources(path: Path) -> list[Source]:
         DataError: a file that is no data set, files of which it is not clear how they belong together.
     """
     try:
+        if path.exists() and (others := _find_plugged(path)):
+            return others
         if path.is_dir():
             parquet_folders = sorted({file.parent for file in path.glob("[!.]*/*.parquet")})
             return [
@@ -85,6 +90,22 @@ def _advise(path: Path) -> str:
     return (
         f"`image_classifier data prepare --dataset_folder {path}` gets CIFAR-10, with --source sample a generated set"
     )
+
+
+def _find_plugged(path: Path) -> list[Source]:
+    """Find what sources of other packages read at a path; they come before the package's own."""
+    return [
+        Source(
+            f"{reader.title} ({path})",
+            path if path.is_dir() else path.parent,
+            reader.list_files(path),
+            partial(reader.read, path),
+            (f"{path} is read by {reader.plugin}",),
+            reader.plugin.digest,
+        )
+        for reader in plugged.load_readers()
+        if reader.can_read(path)
+    ]
 
 
 def _find_cifar(path: Path) -> list[Source]:
@@ -104,7 +125,10 @@ def _find_cifar(path: Path) -> list[Source]:
 def _build_cifar_source(path: Path, layout: cifar.Layout) -> Source:
     files = tuple(name for name in (*layout.files, layout.meta) if (path / name).is_file())
     return Source(
-        f"{layout.title} ({path})", path, files, lambda metadata, _=STRICT: cifar.read_folder(path, layout, metadata)
+        f"{layout.title} ({path})",
+        path,
+        files,
+        lambda metadata, reading=STRICT: resize_content(cifar.read_folder(path, layout, metadata), reading),
     )
 
 
@@ -172,7 +196,7 @@ def _build_file_source(path: Path) -> Source:
             f"an archive ({path})",
             path.parent,
             (path.name,),
-            lambda metadata, _=STRICT: cifar.read_archive(path, metadata),
+            lambda metadata, reading=STRICT: resize_content(cifar.read_archive(path, metadata), reading),
         )
     if path.name.endswith(".parquet"):
         check_shards([path.name], path.parent)

@@ -1,4 +1,4 @@
-"""A small residual network for 32 by 32 images."""
+"""A small residual network."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ class ResNet(nn.Module):
         self.head = nn.Linear(8 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.stage3(self.stage2(self.stage1(self.stem(images))))  # [N, 8 * width, 4, 4]
+        features = self.stage3(self.stage2(self.stage1(self.stem(images))))  # [N, 8 * width, H / 8, W / 8]
         logits: Tensor = self.head(features.amax(dim=(2, 3)))
         return logits * LOGIT_SCALE

@@ -2,7 +2,7 @@
 
 ::
 
-    model.onnx        uint8 [N, 32, 32, 3] RGB in, float32 [N, C] probabilities out; describes itself
+    model.onnx        uint8 [N, S, S, 3] RGB in, float32 [N, C] probabilities out; describes itself
     model.int8.onnx   the same in 8 bits, where that was found worth having
     parity.json       how far the answers are from the trainer's
     MODEL_CARD.md     what the model is, for people and for Hugging Face

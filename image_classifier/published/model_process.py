@@ -13,9 +13,8 @@ import numpy as np
 
 from image_classifier.confinement import MEMORY_BYTES, Confinement
 from image_classifier.errors import ModelError
-from image_classifier.imaging import SIDE
 from image_classifier.published.folder import one_line
-from image_classifier.published.session import build_options
+from image_classifier.published.session import build_options, get_image_size
 
 
 def main() -> None:
@@ -28,9 +27,9 @@ def main() -> None:
     with Confinement(MEMORY_BYTES + 4 * len(content)):
         try:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            inputs = session.get_inputs()
-            if len(inputs) == 1 and inputs[0].type == "tensor(uint8)":  # else it is none of ours, which its user says
-                session.run(None, {inputs[0].name: np.zeros((1, SIDE, SIDE, 3), np.uint8)})
+            side = get_image_size(session)
+            if side is not None:  # else it is none of ours, which its user says
+                session.run(None, {session.get_inputs()[0].name: np.zeros((1, side, side, 3), np.uint8)})
         except Exception as error:  # of types that the runtime alone knows
             if "alloc" in str(error):
                 raise MemoryError from error

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier import files
-from image_classifier.config import Fit, ServingPrecision
+from image_classifier.config import DEFAULT_IMAGE_SIZE, IMAGE_SIZES, Fit, ImageSize, ServingPrecision
 from image_classifier.confinement import ConfinedError, read_confined
 from image_classifier.errors import DataError, ModelError
 from image_classifier.extras import load_extra
-from image_classifier.imaging import SIDE
 from image_classifier.published import model_process
 from image_classifier.published.folder import (
     CARD,
@@ -30,7 +29,7 @@ from image_classifier.published.folder import (
     one_line,
     read_published,
 )
-from image_classifier.published.session import build_options
+from image_classifier.published.session import build_options, get_image_size
 
 INPUT, OUTPUT = "images", "probabilities"
 WORTH_ALL_CORES = 0.8
@@ -50,6 +49,7 @@ class PublishedModel:
         views: views of an image that are averaged inside.
         data_digest: of the snapshot that it was trained on.
         fit: how image files of another size are fitted, as those were that it was trained on.
+        image_size: side in pixels of the images that it takes.
         card: MODEL_CARD.md, as it was read with the model; None where there is none.
         manifest: manifest.json likewise.
     """
@@ -63,6 +63,7 @@ class PublishedModel:
     views: str
     format_version: int
     fit: Fit = "squeeze"
+    image_size: ImageSize = DEFAULT_IMAGE_SIZE
     card: bytes | None = None
     manifest: bytes | None = None
 
@@ -95,7 +96,7 @@ class Predictor:
             raise ModelError(f"{self.model.path} cannot be computed here: {one_line(error)}") from error
 
     def _time(self, num_images: int, *, is_alone: bool) -> float:
-        images = np.zeros((num_images, SIDE, SIDE, 3), np.uint8)
+        images = np.zeros((num_images, self.model.image_size, self.model.image_size, 3), np.uint8)
         seconds: list[float] = []
         while len(seconds) < 20 and sum(seconds) < 0.05:  # the shortest: others may be at work, too
             began = time.perf_counter()
@@ -106,7 +107,7 @@ class Predictor:
         return min(seconds)
 
     def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
-        """Compute the probability of each class: uint8 [N, 32, 32, 3] RGB to float32 [N, C].
+        """Compute the probability of each class: uint8 [N, S, S, 3] RGB to float32 [N, C].
 
         Args:
             is_alone: nothing else is computed meanwhile.
@@ -114,8 +115,9 @@ class Predictor:
         Raises:
             DataError: the images have another type or shape.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
-            raise DataError(f"images must be uint8 [N, {SIDE}, {SIDE}, 3], got: {images.dtype} {list(images.shape)}")
+        side = self.model.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+            raise DataError(f"images must be uint8 [N, {side}, {side}, 3], got: {images.dtype} {list(images.shape)}")
         if not len(images):
             return np.empty((0, len(self.model.classes)), np.float32)
         session = self._lone_session if is_alone else self._session
@@ -233,6 +235,9 @@ def _describe(path: Path, session: Any, version: str) -> PublishedModel:
         fit = metadata.get("fit", "squeeze")
         if fit not in get_args(Fit):
             raise ValueError("fit")
+        image_size = get_image_size(session)
+        if image_size is None:
+            raise ValueError(f"input of square images of {', '.join(map(str, IMAGE_SIZES))} pixels")
         return PublishedModel(
             path=path,
             classes=_parse_classes(metadata["classes"]),
@@ -243,6 +248,7 @@ def _describe(path: Path, session: Any, version: str) -> PublishedModel:
             views=metadata["views"],
             format_version=format_version,
             fit=cast(Fit, fit),
+            image_size=image_size,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path} is no model that this package published: it has no valid {error}") from error

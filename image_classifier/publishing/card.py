@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from image_classifier.data.content import list_classes
+from image_classifier.config import DEFAULT_IMAGE_SIZE
 from image_classifier.published.folder import INT8_MODEL, MODEL, PARITY, SIGNATURE
-from image_classifier.tracking.record import describe_checkers
+from image_classifier.tracking.record import describe_checkers, describe_head
 
 NUM_WEAKNESSES = 5
 _Z = 1.959964  # of a 95 % interval
@@ -32,6 +32,7 @@ class CardFacts:
         license: identifier of the licence of the weights.
         weights_digest: of the run.
         views: that are averaged in the graph.
+        image_size: side in pixels of the images that the graph takes.
     """
 
     record: dict[str, Any]
@@ -41,6 +42,7 @@ class CardFacts:
     weights_digest: str
     views: str
     opset: int
+    image_size: int = DEFAULT_IMAGE_SIZE
 
 
 def build_card(facts: CardFacts) -> str:
@@ -52,7 +54,7 @@ def build_card(facts: CardFacts) -> str:
         "Training": _describe_training(facts),
         "Results": _describe_results(facts),
         "Weaknesses": _describe_weaknesses(facts),
-        "Limits": _LIMITS,
+        "Limits": _LIMITS.format(size=_describe_size(facts)),
         "Proof": _describe_proof(facts),
     }
     name = f"{facts.record['experiment_name']}/{facts.record['run_name']}"
@@ -100,25 +102,31 @@ def _describe(facts: CardFacts) -> str:
     low, high = _interval(facts.metrics["accuracy"], facts.metrics["num_images"])
     return (
         f"A network of the kind `{record['settings']['model']}` that tells {len(record['data']['classes'])} classes of "
-        f"images of 32 x 32 pixels apart, with an accuracy of {_percent(facts.metrics['accuracy'])} "
+        f"images of {_describe_size(facts)} pixels apart, with an accuracy of {_percent(facts.metrics['accuracy'])} "
         f"({low} to {high}) on {facts.metrics['num_images']:,} test images."
     )
 
 
+def _describe_size(facts: CardFacts) -> str:
+    return f"{facts.image_size} x {facts.image_size}"
+
+
 def _describe_use(facts: CardFacts) -> str:
+    side = facts.image_size
     views = {
         "one": "Each image is looked at as it is.",
         "mirror": "Each image and its mirror image are looked at and averaged.",
         "six": "An image that is unsure is looked at in six views, which are averaged.",
     }[facts.views]
     lines = [
-        f"`{MODEL}` takes `images`, uint8 [N, 32, 32, 3], RGB, any N, and gives `probabilities`, float32 [N, C], in "
-        f"the order of the classes below. Scaling and softmax are inside. {views} Operators: ONNX opset {facts.opset}.",
+        f"`{MODEL}` takes `images`, uint8 [N, {side}, {side}, 3], RGB, any N, and gives `probabilities`, "
+        "float32 [N, C], in the order of the classes below. Scaling and softmax are inside. "
+        f"{views} Operators: ONNX opset {facts.opset}.",
         "```python\n"
         "import numpy as np\n"
         "import onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{MODEL}")\n'
-        "images = np.zeros((1, 32, 32, 3), np.uint8)\n"
+        f"images = np.zeros((1, {side}, {side}, 3), np.uint8)\n"
         '(probabilities,) = session.run(None, {"images": images})\n'
         "```",
         "Classes: " + ", ".join(_escape(name) for name in facts.record["data"]["classes"]) + ".",
@@ -150,9 +158,9 @@ def _describe_training(facts: CardFacts) -> str:
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in record["settings"].items())
     recipe = f"Recipe `{record['recipe']}`, started" if record["recipe"] else "Started"
     pretrained = record["pretrained"]
-    start = f"It started from weights of the sha256 `{pretrained['digest']}`." if pretrained else ""
-    if pretrained and pretrained.get("classes", record["data"]["classes"]) != record["data"]["classes"]:
-        start += f" These were of other classes: {_escape(list_classes(pretrained['classes']))}."
+    start = ""
+    if pretrained:
+        start = f"It started from weights of the sha256 `{pretrained['digest']}`: {_escape(describe_head(record))}."
     machine = ", ".join(f"{key} {value}" for key, value in record["machine"]["class"].items() if value)
     return f"{recipe} {record['started_at']}, on {machine}. {start}\n\n" f"| setting | value |\n|---|---|\n{settings}"
 
@@ -201,7 +209,7 @@ def _describe_weaknesses(facts: CardFacts) -> str:
 
 
 _LIMITS = (
-    "It names one of its classes for every image, also for one that shows none of them. It knows images of 32 x 32 "
+    "It names one of its classes for every image, also for one that shows none of them. It knows images of {size} "
     "pixels; larger ones are scaled down and lose their detail. Its figures hold for images that were taken as those "
     "of its data were; other sources, and images changed on purpose, were not tested. It was not made to recognise "
     "people, nor for decisions about them."
@@ -213,13 +221,15 @@ def _describe_proof(facts: CardFacts) -> str:
     agreement = min(line["agreement"] for line in facts.parity["fp32"])
     sizes = ", ".join(str(line["batch_size"]) for line in facts.parity["fp32"])
     commit = facts.record["code"]["commit"]
+    plugins = (facts.record.get("plugins") or {}).values()
+    others = "".join(f"| code of `{each['target']}` | `{each['digest']}` |\n" for each in plugins)
     return (
         f"On all {facts.metrics['num_images']:,} test images, in batches of {sizes}, no probability is further from "
         f"the trainer's than {worst:.1e}, and {_percent(agreement)} of the classes are the same (`{PARITY}`).\n\n"
         f"| what | digest |\n|---|---|\n"
         f"| weights | `{facts.weights_digest}` |\n"
         f"| data | `{facts.record['data']['digest']}` |\n"
-        f"| code | `{facts.record['code']['digest']}`{f', commit `{commit}`' if commit else ''} |\n"
+        f"| code | `{facts.record['code']['digest']}`{f', commit `{commit}`' if commit else ''} |\n{others}"
         f"| environment | `{facts.record['environment']['digest']}` |\n\n"
         f"`{SIGNATURE}`, where it lies beside this card, is a signature over all files by OpenSSF's model-signing. To "
         "check every file, and who signed it:\n\n"

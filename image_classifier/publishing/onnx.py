@@ -16,7 +16,6 @@ from image_classifier import __version__
 from image_classifier.config import Views
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.extras import load_extra
-from image_classifier.imaging import SIDE
 from image_classifier.model.airbench import ConvGroup
 from image_classifier.model.classifier import Classifier
 from image_classifier.progress import track
@@ -34,33 +33,36 @@ _ROWS, _MARGIN = "rows", "margin"
 
 
 class PublishedClassifier(nn.Module):
-    """What is exported: uint8 images [N, 32, 32, 3] to probabilities [N, C], averaged over views.
+    """What is exported: uint8 images [N, S, S, 3] to probabilities [N, C], averaged over views.
 
     Resizing with antialiasing, which ONNX has in another form, is linear in rows and in columns: it is computed as two
     products with the matrix that torch's own resizing makes of an identity.
+
+    Args:
+        side: S.
     """
 
     input_mean: Tensor  # [1, 3, 1, 1] float32
     input_std: Tensor  # [1, 3, 1, 1] float32
-    resize: Tensor | None  # [image_size, 32] float32
+    resize: Tensor | None  # [image_size, S] float32
 
-    def __init__(self, classifier: Classifier, views: Views) -> None:
+    def __init__(self, classifier: Classifier, views: Views, side: int) -> None:
         super().__init__()
+        self.side = side
         self.network = fold_norms(classifier.network)
         self.views = views
         self.register_buffer("input_mean", classifier.input_mean)
         self.register_buffer("input_std", classifier.input_std)
-        side = classifier.image_size
-        identity = torch.eye(SIDE).reshape(1, 1, SIDE, SIDE)
-        matrix = F.interpolate(identity, size=(side, SIDE), mode="bilinear", antialias=True)[0, 0]
-        self.register_buffer("resize", None if side == SIDE else matrix)
+        identity = torch.eye(side).reshape(1, 1, side, side)
+        matrix = F.interpolate(identity, size=(classifier.image_size, side), mode="bilinear", antialias=True)[0, 0]
+        self.register_buffer("resize", None if classifier.image_size == side else matrix)
 
     def forward(self, images: Tensor, rows: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Compute probabilities [N, C]; for six views of the images at rows, and also the margin [N] that chooses them.
 
         ONNX knows a number of rows that depends on the data, torch's exporter does not: for it they come from outside.
         """
-        pixels = images.permute(0, 3, 1, 2).float()  # [N, 3, 32, 32]
+        pixels = images.permute(0, 3, 1, 2).float()  # [N, 3, S, S]
         if self.views == "mirror":
             return self._average(pixels, "mirror")
         single_view = self._compute(pixels)
@@ -75,7 +77,8 @@ class PublishedClassifier(nn.Module):
         padded = F.pad(pixels, (1, 1, 1, 1), mode="reflect")  # views are shifted by up to a pixel
         weights, images = [], []
         for weight, mirror, shift in VIEWS[views][0 if first is None else 1 :]:
-            view = padded[:, :, 1 - shift : 1 - shift + SIDE, 1 - shift : 1 - shift + SIDE] if shift else pixels
+            window = slice(1 - shift, 1 - shift + self.side)
+            view = padded[:, :, window, window] if shift else pixels
             images.append(view.flip(3) if mirror else view)
             weights.append(weight)
         probabilities = self._compute(torch.cat(images))
@@ -131,8 +134,8 @@ def export_model(model: Model, *, views: Views = "one", opset: int = DEFAULT_OPS
     load_extra("onnxscript", "publish")
     if len(model.classes) == 1 and views == "six":
         views = "one"  # an image of the only class is never unsure
-    module = PublishedClassifier(model.classifier, views).eval()
-    images = torch.zeros((4, SIDE, SIDE, 3), dtype=torch.uint8)
+    module = PublishedClassifier(model.classifier, views, model.input_size).eval()
+    images = torch.zeros((4, model.input_size, model.input_size, 3), dtype=torch.uint8)
     takes_rows = views == "six"
     try:
         with warnings.catch_warnings():

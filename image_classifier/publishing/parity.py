@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Views
+from image_classifier.config import Views, scale_batch
 from image_classifier.errors import ModelError
 from image_classifier.progress import track
 from image_classifier.published.predictor import Predictor
 from image_classifier.training.evaluate import SURE
 
 BATCH_SIZES = (1, 7, 64)
+"""Images at once; the most are fewer if they are large."""
 TOLERANCE = 1e-4
 """Largest difference of a probability in fp32; sums in another order give about 1e-6."""
 TIE = 1e-5
@@ -34,7 +35,7 @@ def compute_parity(
     of the views, or that of the single view.
 
     Args:
-        images: uint8 [N, 3, 32, 32].
+        images: uint8 [N, 3, S, S].
         expected: float32 [N, C], the trainer's probabilities by the views.
         single_view: float32 [N, C], the same by the images alone.
 
@@ -43,16 +44,17 @@ def compute_parity(
         `num_ties` among those that differ, and `num_at_threshold`, the images that may get either answer; and the
         answers float32 [N, C] of the largest batches.
     """
-    pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     ordered = np.sort(single_view, axis=1)
     margin = ordered[:, -1] - ordered[:, -2:-1].sum(axis=1)
     at_threshold = np.abs(margin - SURE) <= TOLERANCE if views == "six" else np.zeros(len(images), bool)
     lines = []
-    for size in BATCH_SIZES:
+    largest = max(BATCH_SIZES[-2], scale_batch(BATCH_SIZES[-1], images.shape[-1]))
+    for size in sorted({*BATCH_SIZES[:-1], largest}):
         parts = []
-        with track(f"comparing in batches of {size}", len(pixels), "images") as task:
-            for start in range(0, len(pixels), size):
-                parts.append(predictor.predict(pixels[start : start + size]))
+        with track(f"comparing in batches of {size}", len(images), "images") as task:
+            for start in range(0, len(images), size):
+                pixels = np.ascontiguousarray(images[start : start + size].transpose(0, 2, 3, 1))
+                parts.append(predictor.predict(pixels))
                 task.advance(len(parts[-1]))
         answers = np.concatenate(parts)
         nearer = np.abs(answers - single_view).max(axis=1) < np.abs(answers - expected).max(axis=1)

@@ -31,7 +31,7 @@ from image_classifier.published.folder import (
 from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing.card import CardFacts, build_card
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
-from image_classifier.publishing.parity import BATCH_SIZES, TOLERANCE, check_parity, compute_parity
+from image_classifier.publishing.parity import TOLERANCE, check_parity, compute_parity
 from image_classifier.publishing.quantize import NUM_CALIBRATION_IMAGES, compare_precisions, quantize
 from image_classifier.publishing.sbom import build_sbom
 from image_classifier.publishing.signing import build_signer
@@ -96,6 +96,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
     snapshot = _load_data(run, record, settings.dataset_folder)
     images, labels = snapshot.test
     model = load_model(run / run_files.MODEL)
+    model.check_code(run / run_files.MODEL)
     views = model.views if settings.views else "one"
     sbom = build_sbom(record, manifest["weights_digest"])
 
@@ -105,7 +106,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
         files = _Files(temporary, disk)
         files.write(MODEL, content)
 
-        say(f"comparing its answers with the trainer's: {len(images):,} images, {len(BATCH_SIZES)} sizes of a batch")
+        say(f"comparing its answers with the trainer's on {len(images):,} images")
         single_view = compute_probabilities(model.classifier, images)
         expected = single_view if views == "one" else compute_probabilities(model.classifier, images, views=views)
         predictor = load_predictor(temporary / MODEL)
@@ -139,6 +140,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
                 weights_digest=manifest["weights_digest"],
                 views=views,
                 opset=settings.opset,
+                image_size=predictor.model.image_size,
             )
         )
         files.write_json(PARITY, parity)
@@ -150,6 +152,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
             "run_name": record["run_name"],
             "classes": record["data"]["classes"],
             "views": views,
+            "image_size": predictor.model.image_size,
             "opset": settings.opset,
             "data_digest": record["data"]["digest"],
             "code_digest": record["code"]["digest"],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from image_classifier.config import scale_batch
 from image_classifier.errors import ImageClassifierError, ModelError
 from image_classifier.extras import load_extra
 from image_classifier.progress import track
@@ -20,7 +21,7 @@ from image_classifier.storage import scratch_folder
 NUM_CALIBRATION_IMAGES = 512
 MAX_LOSS = 0.005
 """Of accuracy on the test set, as a fraction."""
-TIMED_BATCH_SIZE = 64
+TIMED_BATCH_SIZE, NUM_TIMED_IMAGES = 64, 512
 _NUM_ROUNDS, _ROUND_S = 5, 0.3
 _BATCH_SIZE = 64
 
@@ -37,7 +38,7 @@ def quantize(content: bytes, images: NDArray[np.uint8]) -> bytes:
 
     Args:
         content: an ONNX file.
-        images: uint8 [N, 3, 32, 32] of the training set.
+        images: uint8 [N, 3, S, S] of the training set.
 
     Raises:
         ModelError: the graph cannot be quantized.
@@ -45,11 +46,10 @@ def quantize(content: bytes, images: NDArray[np.uint8]) -> bytes:
     quantization = load_extra("onnxruntime.quantization", "publish")
     preprocess = load_extra("onnxruntime.quantization.shape_inference", "publish").quant_pre_process
     onnx = load_extra("onnx", "publish")
-    pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined,misc]  # the library wants a subclass
         def __init__(self) -> None:
-            self._batches = _iterate_batches(pixels)
+            self._batches = ({INPUT: pixels} for pixels in _iterate_pixels(images))
 
         def get_next(self) -> dict[str, Any] | None:
             return next(self._batches, None)
@@ -93,9 +93,11 @@ def _find_convolutions_of_pixels(proto: Any) -> list[str]:
     return [node.name for node in proto.graph.node if node.op_type == "Conv" and channels.get(node.input[1]) == 3]
 
 
-def _iterate_batches(pixels: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(pixels), _BATCH_SIZE):
-        yield {INPUT: pixels[start : start + _BATCH_SIZE]}
+def _iterate_pixels(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Iterate over batches of images [N, 3, S, S] as a predictor takes them: [n, S, S, 3]."""
+    size = scale_batch(_BATCH_SIZE, images.shape[-1])
+    for start in range(0, len(images), size):
+        yield np.ascontiguousarray(images[start : start + size].transpose(0, 2, 3, 1))
 
 
 @track("comparing both precisions")
@@ -105,20 +107,19 @@ def compare_precisions(
     """Compare the predictors `fp32` and `int8` in accuracy, in their answers, and in speed side by side.
 
     Args:
-        images: uint8 [N, 3, 32, 32].
+        images: uint8 [N, 3, S, S].
         labels: int64 [N].
 
     Returns:
         `accuracy` and `images_per_second` by precision, `largest_difference`, `agreement`, `batch_size` of the timing,
         and `verdict`: None if the quantized model is worth having, or else why not.
     """
-    pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     answers = {
-        name: np.concatenate([predictor.predict(batch[INPUT]) for batch in _iterate_batches(pixels)])
+        name: np.concatenate([predictor.predict(pixels) for pixels in _iterate_pixels(images)])
         for name, predictor in predictors.items()
     }
     accuracy = {name: float((values.argmax(axis=1) == labels).mean()) for name, values in answers.items()}
-    rates = measure_speed(predictors, pixels)
+    rates = measure_speed(predictors, np.ascontiguousarray(images[:NUM_TIMED_IMAGES].transpose(0, 2, 3, 1)))
     speed = {name: round(float(np.median(values)), 1) for name, values in rates.items()}
     loss = round(accuracy["fp32"] - accuracy["int8"], 9)
     verdict = None
@@ -131,21 +132,22 @@ def compare_precisions(
         "largest_difference": float(np.abs(answers["fp32"] - answers["int8"]).max()),
         "agreement": float((answers["fp32"].argmax(axis=1) == answers["int8"].argmax(axis=1)).mean()),
         "images_per_second": speed,
-        "batch_size": TIMED_BATCH_SIZE,
+        "batch_size": scale_batch(TIMED_BATCH_SIZE, images.shape[-1]),
         "verdict": verdict,
     }
 
 
 def measure_speed(predictors: dict[str, Predictor], pixels: NDArray[np.uint8]) -> dict[str, list[float]]:
-    """Measure images a second of each predictor, in several rounds in turn."""
-    batches = [batch[INPUT] for batch in _iterate_batches(pixels) if len(batch[INPUT]) == TIMED_BATCH_SIZE]
-    batches = batches or [np.resize(pixels, (TIMED_BATCH_SIZE, *pixels.shape[1:]))]
+    """Measure images a second of each predictor on uint8 [N, S, S, 3], in several rounds in turn."""
+    size = scale_batch(TIMED_BATCH_SIZE, pixels.shape[1])
+    batches = [pixels[start : start + size] for start in range(0, len(pixels) - size + 1, size)]
+    batches = batches or [np.resize(pixels, (size, *pixels.shape[1:]))]
     rates: dict[str, list[float]] = {name: [] for name in predictors}
     for _ in range(_NUM_ROUNDS):
         for name, predictor in predictors.items():
             num_images, start = 0, time.perf_counter()
             while (seconds := time.perf_counter() - start) < _ROUND_S:
-                predictor.predict(batches[num_images // TIMED_BATCH_SIZE % len(batches)])
-                num_images += TIMED_BATCH_SIZE
+                predictor.predict(batches[num_images // size % len(batches)])
+                num_images += size
             rates[name].append(num_images / seconds)
     return rates

@@ -227,7 +227,7 @@ class App:
             *("no-image", "body-too-large", "too-many-images", "unsupported-media-type", "unreadable-image"),
             *("queue-full", "deadline", "not-ready", "out-of-memory"),
             method="POST",
-            extra=describe_bodies(),
+            extra=describe_bodies(self.service.batcher.image_size),
         )
         add_route(api, "/model", self.model, "The model: classes, card and provenance", schemas.ModelDescription)
         add_route(api, "/health/live", self.live, "Whether the server answers", schemas.Status, is_open=True)
@@ -259,7 +259,12 @@ class App:
         content_type = request.headers.get("content-type", "").encode("latin-1")
         async with service.hold_body(request) as body:
             tickets, own = await service.parse(
-                body, parse_body, content_type, request.headers, service.settings.max_images
+                body,
+                parse_body,
+                content_type,
+                request.headers,
+                service.settings.max_images,
+                service.batcher.image_size,
             )
             del body
             own_options = own.model_dump(include=set(schemas.PredictOptions.model_fields), exclude_unset=True)
@@ -314,7 +319,7 @@ def describe_model(name: str, model: PublishedModel) -> schemas.ModelDescription
     return {
         "name": name,
         **facts,  # type: ignore[typeddict-item]  # the fields of PublishedModel, which the schema has too
-        "input": {"datatype": "uint8", "shape": [None, 32, 32, 3], "channels": "RGB"},
+        "input": {"datatype": "uint8", "shape": [None, model.image_size, model.image_size, 3], "channels": "RGB"},
         "output": {"datatype": "float32", "shape": [None, len(model.classes)]},
         "manifest": None if manifest is None else files.parse_json(manifest),
         "card": None if card is None else card.decode("utf-8", "replace"),

@@ -33,13 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.errors import ImageError, ImageSizeError
-from image_classifier.imaging import SIDE, decode_image, give_memory_back
+from image_classifier.imaging import decode_image, give_memory_back
 from image_classifier.serving.fairness import FairQueue
 
 if TYPE_CHECKING:
     from image_classifier.published.predictor import PublishedModel
 
-NUM_BYTES = SIDE * SIDE * 3
 SMALL_FILE_BYTES = 4 * 2**10
 SMALL_FILE_PIXELS = 64 * 64 * 3 // 2
 """Image files up to both (a WebP of 64 x 64) are decoded by the event loop; larger ones would hold the others up."""
@@ -83,7 +82,7 @@ class Classifier(Protocol):
     def model(self) -> PublishedModel: ...
 
     def predict(self, images: NDArray[np.uint8], *, is_alone: bool) -> NDArray[np.float32]:
-        """Predict uint8 [N, 32, 32, 3] images: float32 [N, C] probabilities."""
+        """Predict uint8 [N, S, S, 3] images: float32 [N, C] probabilities."""
 
 
 class Answer(Protocol):
@@ -116,7 +115,7 @@ class Ticket:
     Attributes:
         caller: name or address of who sent it, and pays with his share of the decoding time.
         content: bytes of an image file, or None where the pixels came themselves.
-        pixels: 3,072 bytes, RGB, row by row; None until decoded.
+        pixels: S * S * 3 bytes, RGB, row by row; None until decoded.
         classifier: the model that was current when the image was accepted, and computes it.
         future: done with this ticket, or with the reason why not; cancelled when the client has left.
         row: the probability of each class.
@@ -167,7 +166,8 @@ def infer(tickets: Sequence[Ticket], *, is_alone: bool) -> list[tuple[list[Ticke
         batch = list(group)
         began = time.perf_counter()
         pixels = np.frombuffer(b"".join([ticket.pixels or b"" for ticket in batch]), np.uint8)
-        rows = classifier.predict(pixels.reshape(-1, SIDE, SIDE, 3), is_alone=is_alone)
+        side = classifier.model.image_size
+        rows = classifier.predict(pixels.reshape(-1, side, side, 3), is_alone=is_alone)
         orders = np.argsort(-rows, axis=1, kind="stable").tolist()
         for ticket, row, order in zip(batch, rows.tolist(), orders, strict=True):
             ticket.taken_at, ticket.row, ticket.order = began, row, order
@@ -197,6 +197,10 @@ class Batcher:
             these, `MAX_COSTLY_DECODERS` at most take what is not cheap to decode; the others, at least 1, do not.
         max_pixels: of an image file, as `decode_image` counts them.
         on_death: called on the event loop's thread when an inference thread has died.
+
+    Attributes:
+        image_size: side in pixels of the images that the model takes.
+        num_bytes: of an image's pixels.
     """
 
     def __init__(
@@ -212,6 +216,8 @@ class Batcher:
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.classifier = classifier
+        self.image_size = classifier.model.image_size
+        self.num_bytes = 3 * self.image_size**2
         self.max_batch = max_batch
         self.max_queue = max_queue
         self.timeout_s = timeout_s
@@ -263,7 +269,10 @@ class Batcher:
         return self.death is None and are_alive and all(now - since <= within_s for since in began)
 
     def replace_classifier(self, classifier: Classifier) -> None:
-        """Compute what is accepted from now on with another model; what was accepted keeps its own."""
+        """Compute what is accepted from now on with another model; what was accepted keeps its own.
+
+        It takes images of the same size: what clients send, and were told to send, stays what it is.
+        """
         self.classifier = classifier
 
     def check_room(self, num_images: int) -> None:
@@ -351,8 +360,10 @@ class Batcher:
         """Decode an image file, and say whether that went well; the ticket has the pixels or the error."""
         assert ticket.content is not None
         try:
-            fit = ticket.classifier.model.fit
-            pixels = decode_image(ticket.content, max_pixels=max_pixels, formats=ticket.formats, fit=fit)
+            model, formats = ticket.classifier.model, ticket.formats
+            pixels = decode_image(
+                ticket.content, side=model.image_size, max_pixels=max_pixels, formats=formats, fit=model.fit
+            )
             ticket.pixels = pixels.tobytes()
             ticket.content = None
         except ImageError as error:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from image_classifier import __version__
-from image_classifier.imaging import SIDE
+from image_classifier.config import DEFAULT_IMAGE_SIZE
 from image_classifier.published.predictor import INPUT, OUTPUT
 from image_classifier.serving import schemas
-from image_classifier.serving.batching import NUM_BYTES, Ticket
+from image_classifier.serving.batching import Ticket
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.requests import MAX_JSON_PARTS, check_parts
 from image_classifier.serving.routes import JSON_TYPE, add_route, answer_json, refer_to
@@ -25,9 +25,6 @@ from image_classifier.serving.service import Service
 HEADER_LENGTH = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
 BINARY_SCHEMA = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
-PARTS_PER_IMAGE = SIDE * SIDE * 4 + SIDE + 2
-"""Commas and brackets of an image's pixels in JSON, nested."""
-
 HeaderLength = Annotated[
     schemas.Whole | None,
     Header(alias=HEADER_LENGTH, ge=0, description="Bytes of the JSON, where a binary tensor follows it"),
@@ -109,7 +106,7 @@ class InferenceProtocol:
             "name": self._service.name,
             "versions": [served.version],
             "platform": "onnxruntime_onnx",
-            "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, SIDE, SIDE, 3]}],
+            "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, served.image_size, served.image_size, 3]}],
             "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(served.classes)]}],
         }
         return answer_json(facts)
@@ -123,9 +120,10 @@ class InferenceProtocol:
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Problem("unsupported-media-type", "bodies are taken as they are, without Content-Encoding")
         async with service.hold_body(request) as body:
-            asked, pixels = await service.parse(body, parse_infer, header_length, service.settings.max_images)
+            side, num_bytes = service.batcher.image_size, service.batcher.num_bytes
+            asked, pixels = await service.parse(body, parse_infer, header_length, service.settings.max_images, side)
             del body
-            tickets = [Ticket(pixels[start : start + NUM_BYTES]) for start in range(0, len(pixels), NUM_BYTES)]
+            tickets = [Ticket(pixels[start : start + num_bytes]) for start in range(0, len(pixels), num_bytes)]
             tickets = await service.compute(tickets, request)
         served = tickets[0].classifier.model
         rows = np.array([ticket.row for ticket in tickets], np.float32)
@@ -153,11 +151,24 @@ class InferenceProtocol:
             raise Problem("not-found", "this version of the model is not served")
 
 
-def parse_infer(body: bytes, header_length: int | None, max_images: int) -> tuple[schemas.InferenceRequest, bytes]:
+def count_parts(max_images: int, side: int) -> int:
+    """Count the commas and brackets that the pixels of a request may have in JSON, nested.
+
+    Those of one image, or of as many as may be of the default size: parsing large ones would hold up all others for
+    seconds, which a binary tensor does not.
+    """
+    one, default = (each * each * 4 + each + 2 for each in (side, DEFAULT_IMAGE_SIZE))
+    return max(one, max_images * default)
+
+
+def parse_infer(
+    body: bytes, header_length: int | None, max_images: int, side: int
+) -> tuple[schemas.InferenceRequest, bytes]:
     """Parse an inference request: its JSON, and the pixels of its images, one after the other.
 
     Args:
         header_length: bytes of the JSON, where a binary tensor follows it; None where none does.
+        side: in pixels, of the model's images.
 
     Raises:
         Problem: it is not what the protocol says, or asks for another input than the model's.
@@ -165,14 +176,14 @@ def parse_infer(body: bytes, header_length: int | None, max_images: int) -> tupl
     if header_length is not None and header_length > len(body):
         raise Problem("bad-request", f"{HEADER_LENGTH} takes the number of bytes of the JSON")
     head, tail = (body, b"") if header_length is None else (body[:header_length], body[header_length:])
-    check_parts(head, max_images * PARTS_PER_IMAGE + MAX_JSON_PARTS)
+    check_parts(head, count_parts(max_images, side) + MAX_JSON_PARTS)
     try:
         asked = schemas.InferenceRequest.model_validate_json(head)
     except ValidationError as error:
         raise Problem("bad-request", schemas.explain_invalid(error)) from None
     (tensor,) = asked.inputs
-    if tensor.shape[1:] != [SIDE, SIDE, 3]:
-        raise Problem("bad-request", f"{INPUT} takes the shape [N, {SIDE}, {SIDE}, 3]")
+    if tensor.shape[1:] != [side, side, 3]:
+        raise Problem("bad-request", f"{INPUT} takes the shape [N, {side}, {side}, 3]")
     if tensor.shape[0] > max_images:
         raise Problem("too-many-images", f"a request may hold {max_images} images")
     length = math.prod(tensor.shape)
@@ -184,8 +195,12 @@ def parse_infer(body: bytes, header_length: int | None, max_images: int) -> tupl
         return asked, tail
     if tail:
         raise Problem("bad-request", "bytes follow the JSON which no binary_data_size speaks of")
-    data: NDArray[np.uint8] = np.array(tensor.data or [], np.uint8)
-    if data.shape not in ((length,), tuple(tensor.shape)):
+    try:
+        data: NDArray[np.uint8] = np.array(tensor.data or [], np.uint8)
+        is_whole = data.shape in ((length,), tuple(tensor.shape))
+    except ValueError:  # rows of different lengths
+        is_whole = False
+    if not is_whole:
         raise Problem("bad-request", f"data takes {length:,} whole numbers, flat or nested as the shape says")
     return asked, data.tobytes()
 

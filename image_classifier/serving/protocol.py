@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import httptools
 
 from image_classifier.serving.app import App
-from image_classifier.serving.batching import NUM_BYTES, SMALL_FILE_BYTES, InferenceError, QueueFullError, Ticket
+from image_classifier.serving.batching import SMALL_FILE_BYTES, InferenceError, QueueFullError, Ticket
 from image_classifier.serving.problems import Problem, build_raw_head
 from image_classifier.serving.requests import IMAGE_TYPES, PIXELS
 from image_classifier.serving.service import Caller, count_all_pixels
@@ -42,7 +42,9 @@ LINGER_BYTES = 128 * 2**20
 FRESH_S = 1.0
 """How long the first request of a connection that was just made is waited for at the end."""
 
-NUM_PIXEL_BYTES = str(NUM_BYTES).encode()
+SMALL_PIXEL_BYTES = 16 * 2**10
+"""Raw pixels of an image up to so many bytes are small: those of 64 x 64."""
+
 HEAD_200 = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 NOBODY = Caller("", "")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -478,7 +480,8 @@ def is_small_image(app: App, head: Head) -> bool:
         return False
     kind, length = fields.get(b"content-type"), fields.get(b"content-length", b"0")
     if kind == PIXELS:
-        if length != NUM_PIXEL_BYTES:
+        num_bytes = app.service.batcher.num_bytes
+        if num_bytes > SMALL_PIXEL_BYTES or length != b"%d" % num_bytes:
             return False
     elif kind not in IMAGE_TYPES or len(length) > 4 or not 0 < int(length) <= SMALL_FILE_BYTES:
         return False

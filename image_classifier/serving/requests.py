@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from image_classifier.imaging import FORMATS
-from image_classifier.serving.batching import NUM_BYTES, Ticket
+from image_classifier.serving.batching import Ticket
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.schemas import PredictDocument, PredictOptions, explain_invalid
 
@@ -25,8 +25,11 @@ MAX_JSON_PARTS = 1000
 Parsed = tuple[list[Ticket], PredictOptions]
 
 
-def parse_body(body: bytes, content_type: bytes, headers: Mapping[str, str], max_images: int) -> Parsed:
+def parse_body(body: bytes, content_type: bytes, headers: Mapping[str, str], max_images: int, side: int) -> Parsed:
     """Read the images in a body, and the options that multipart and JSON may hold.
+
+    Args:
+        side: in pixels, of images that come as pixels.
 
     Raises:
         Problem: another type than is taken, or not what the type says, or too many images.
@@ -35,7 +38,7 @@ def parse_body(body: bytes, content_type: bytes, headers: Mapping[str, str], max
     if headers.get("content-encoding", "identity") != "identity":
         raise Problem("unsupported-media-type", "bodies are taken as they are, without Content-Encoding")
     if kind == PIXELS:
-        return _parse_pixels(body, max_images), PredictOptions()
+        return _parse_pixels(body, max_images, side), PredictOptions()
     if kind in IMAGE_TYPES:
         if not body:
             raise Problem("no-image", "the body is empty; send the bytes of an image file")
@@ -48,16 +51,17 @@ def parse_body(body: bytes, content_type: bytes, headers: Mapping[str, str], max
     raise Problem("unsupported-media-type", f"Content-Type is none of {types}")
 
 
-def describe_bodies() -> dict[str, Any]:
+def describe_bodies(side: int) -> dict[str, Any]:
     """Describe the bodies that `parse_body` takes, as OpenAPI does."""
-    image = {"type": "string", "format": "binary", "description": "An image file; it becomes 32 by 32 pixels"}
+    becomes = f"An image file; it becomes {side} by {side} pixels"
+    image = {"type": "string", "format": "binary", "description": becomes}
     document = PredictDocument.model_json_schema()
     options = {name: document["properties"][name] for name in PredictOptions.model_fields}
     pixels = {
         "type": "string",
         "format": "binary",
-        "minLength": NUM_BYTES,
-        "description": f"{NUM_BYTES:,} bytes an image: 32 rows of 32 pixels, each red, green, blue",
+        "minLength": 3 * side**2,
+        "description": _describe_pixels(side),
     }
     form = {
         "type": "object",
@@ -68,6 +72,10 @@ def describe_bodies() -> dict[str, Any]:
     schemas: dict[bytes, Any] = {PIXELS: pixels, **dict.fromkeys(IMAGE_TYPES, image), FORM: form, JSON: document}
     content = {kind.decode(): {"schema": schemas[kind]} for kind in TYPES}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _describe_pixels(side: int) -> str:
+    return f"{3 * side**2:,} bytes an image: {side} rows of {side} pixels, each red, green, blue"
 
 
 def _check_number(number: int, max_images: int) -> None:
@@ -89,16 +97,17 @@ def check_parts(body: bytes, max_parts: int) -> None:
         raise Problem("too-many-images", "the JSON has more values than a request of as many images as may be")
 
 
-def _parse_pixels(body: bytes, max_images: int) -> list[Ticket]:
-    number, rest = divmod(len(body), NUM_BYTES)
+def _parse_pixels(body: bytes, max_images: int, side: int) -> list[Ticket]:
+    num_bytes = 3 * side**2
+    number, rest = divmod(len(body), num_bytes)
     if rest or not number:
         raise Problem(
             "bad-request",
-            f"{PIXELS.decode()} takes {NUM_BYTES:,} bytes an image: 32 rows of 32 pixels, each red, green, blue; "
-            f"got {len(body):,}. Declare the type of an image file, such as image/png",
+            f"{PIXELS.decode()} takes {_describe_pixels(side)}; got {len(body):,}. Declare the type of an image file, "
+            "such as image/png",
         )
     _check_number(number, max_images)
-    return [Ticket(body[start : start + NUM_BYTES]) for start in range(0, len(body), NUM_BYTES)]
+    return [Ticket(body[start : start + num_bytes]) for start in range(0, len(body), num_bytes)]
 
 
 def _parse_json(body: bytes, max_images: int) -> Parsed:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from typing_extensions import NotRequired, TypedDict
 
-from image_classifier.imaging import SIDE
 from image_classifier.published.predictor import INPUT, OUTPUT
 
 API_VERSION: Literal["1"] = "1"
@@ -106,6 +105,7 @@ class ModelDescription(TypedDict):
     views: str
     format_version: int
     fit: str
+    image_size: int
     input: Tensor
     output: Tensor
     manifest: dict[str, Any] | None
@@ -133,8 +133,8 @@ class ProblemDetails(TypedDict):
 Byte = Annotated[int, Field(ge=0, le=255)]
 Bytes = Annotated[list[Byte], Field(fail_fast=True)]
 Pixel = Annotated[list[Byte], Field(fail_fast=True, min_length=3, max_length=3)]
-Row = Annotated[list[Pixel], Field(fail_fast=True, min_length=SIDE, max_length=SIDE)]
-Image = Annotated[list[Row], Field(fail_fast=True, min_length=SIDE, max_length=SIDE)]
+Row = Annotated[list[Pixel], Field(fail_fast=True)]
+Image = Annotated[list[Row], Field(fail_fast=True)]
 Images = Annotated[list[Image], Field(fail_fast=True)]
 
 

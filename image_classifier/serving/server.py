@@ -20,9 +20,9 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from image_classifier.errors import ImageClassifierError, SettingsError
+from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
 from image_classifier.published.folder import MANIFEST
-from image_classifier.published.predictor import Predictor, load_predictor
+from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
 from image_classifier.serving.accepting import Acceptor
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import build_gate
@@ -239,6 +239,8 @@ class Server:
             self._reload.clear()
             try:
                 predictor = await asyncio.to_thread(self._source.load_if_moved)
+                if predictor is not None:
+                    check_same_size(predictor.model, self._service.batcher.image_size)
             except ImageClassifierError as error:
                 metrics.reloads.labels("failed").inc()
                 logger.error("the model was not loaded again, the one before serves on: %s", error)
@@ -251,6 +253,19 @@ class Server:
                     metrics.show_model(self._source.name, predictor.model)
                     metrics.reloads.labels("done").inc()
                     logger.info("serving version %s from now on", predictor.model.version)
+
+
+def check_same_size(model: PublishedModel, image_size: int) -> None:
+    """Check that a model that is to take another one's place takes images of the same size, as clients send them.
+
+    Raises:
+        ModelError: it takes others.
+    """
+    if model.image_size != image_size:
+        raise ModelError(
+            f"{model.path} takes images of {model.image_size} x {model.image_size} pixels, and {image_size} x "
+            f"{image_size} are served: start the server again for it"
+        )
 
 
 def return_freed_memory() -> None:

@@ -15,7 +15,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from image_classifier.errors import ImageError
-from image_classifier.serving.batching import NUM_BYTES, Batcher, DeadlineError, InferenceError, QueueFullError, Ticket
+from image_classifier.serving.batching import Batcher, DeadlineError, InferenceError, QueueFullError, Ticket
 from image_classifier.serving.limits import CallerLimits, count_pixels
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.schemas import API_VERSION, DEFAULT_TOP_K, Prediction, Predictions
@@ -210,4 +210,6 @@ class Service:
 
 def count_all_pixels(tickets: Sequence[Ticket]) -> int:
     """Count the pixels of images before they are decoded."""
-    return sum(count_pixels(each.content, each.formats) if each.content else NUM_BYTES // 3 for each in tickets)
+    return sum(
+        count_pixels(each.content, each.formats) if each.content else len(each.pixels or b"") // 3 for each in tickets
+    )

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from image_classifier.config import Fit, Views, takes_image_size
+from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit, ImageSize, Views, is_image_size, takes_image_size
 from image_classifier.data.content import MAX_CLASSES
 from image_classifier.data.pickles import PickleError
 from image_classifier.errors import ModelError, RunError, StorageError
 from image_classifier.files import read_file
-from image_classifier.model.catalog import NETWORKS, build_classifier
+from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
+from image_classifier.plugins import PlugIn, check_allowed, describe, is_own, restore_plugin
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -35,7 +36,8 @@ from image_classifier.tracking.run import MANIFEST, is_finished, read_manifest
 from image_classifier.tracking.tensor_file import MAX_BYTES, rebuild_tensor_file
 
 FORMAT_VERSION = 1  # of a checkpoint
-MODEL_FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
+MODEL_FORMAT_VERSION = 3  # since 3 a model may take images of other sizes than the default
+_DEFAULT_SIZE_FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
 CHECKPOINT_PREFIX = "step-"
 SET_ASIDE_PREFIX = "bad-"
 
@@ -49,10 +51,12 @@ class Model:
     """A model file, read and rebuilt.
 
     Attributes:
-        name: of the network in the catalogue.
+        name: of the network: in the catalogue, or of a plug-in.
         views: views of an image that its recipe averages.
         run: experiment, run and data digest that the weights come from.
         fit: how images of another size are fitted, as those were that it was trained on.
+        input_size: side in pixels of the images that it takes; the classifier scales them to its own image_size.
+        plugin: which code the network was when it was trained; None for one of the catalogue.
     """
 
     classifier: Classifier
@@ -61,19 +65,40 @@ class Model:
     views: Views
     run: dict[str, str]
     fit: Fit = "squeeze"
+    input_size: ImageSize = DEFAULT_IMAGE_SIZE
+    plugin: PlugIn | None = None
+
+    def check_code(self, path: Path) -> None:
+        """Check that the network's code is the one that was trained.
+
+        Raises:
+            ModelError: it is another.
+        """
+        present = describe("model", self.name)
+        if self.plugin is not None and present is not None and present.digest != self.plugin.digest:
+            raise ModelError(
+                f"{path} was trained with {self.plugin}, code {self.plugin.digest[:12]}; here is {present}, code "
+                f"{present.digest[:12]}: install the other, or train again"
+            )
 
 
 def serialize_model(model: Model) -> bytes:
-    """Serialize a model with all that is needed to rebuild its network and feed it."""
+    """Serialize a model with all that is needed to rebuild its network and feed it.
+
+    One that takes images of the default size has the bytes, and the readers, that it always had.
+    """
+    has_default_size = model.input_size == DEFAULT_IMAGE_SIZE
     return _serialize(
         {
-            "format_version": MODEL_FORMAT_VERSION,
+            "format_version": _DEFAULT_SIZE_FORMAT_VERSION if has_default_size else MODEL_FORMAT_VERSION,
             "model": model.name,
             "classes": list(model.classes),
             "views": model.views,
             "fit": model.fit,
             "image_size": model.classifier.image_size,
+            **({} if has_default_size else {"input_size": model.input_size}),
             "run": model.run,
+            **({"plugin": model.plugin.to_json()} if model.plugin else {}),
             "state": {
                 name: tensor.detach().cpu().contiguous() for name, tensor in model.classifier.state_dict().items()
             },
@@ -81,11 +106,19 @@ def serialize_model(model: Model) -> bytes:
     )
 
 
-def load_model(path: Path) -> Model:
+def load_model(path: Path, named: str | None = None) -> Model:
     """Load a model file and rebuild its network on the CPU; one in a finished run is held against its manifest.
 
+    The code of a network of another package is imported only if `check_allowed` allows it; where that is another than
+    was trained, a warning says so.
+
+    Args:
+        named: the network that the user asked for.
+
     Raises:
-        ModelError: the file is missing, changed, a Git LFS pointer, damaged, hostile, of a later format, or no model.
+        ModelError: the file is missing, changed, a Git LFS pointer, damaged, hostile, of a later format, or no model;
+            or its network is not to be imported, or is not what it was.
+        SettingsError: its network cannot be imported.
         RunError: the manifest beside it is damaged.
     """
     if not path.is_file():
@@ -100,14 +133,15 @@ def load_model(path: Path) -> Model:
         if recorded is not None and recorded["sha256"] != hashlib.sha256(raw).hexdigest():
             raise ModelError(f"{path} was changed after its run: its content is not what {MANIFEST} beside it says")
     try:
-        name, classes, state = content["model"], tuple(content["classes"]), dict(content["state"])
+        name, classes, state = str(content["model"]), tuple(content["classes"]), dict(content["state"])
         views, run = cast(Views, content["views"]), dict(content["run"])
-        image_size = int(content.get("image_size", 32))  # the first models had one size only
+        image_size = int(content.get("image_size", DEFAULT_IMAGE_SIZE))  # the first models had one size only
+        input_size = content.get("input_size", DEFAULT_IMAGE_SIZE)
         fit = cast(Fit, content.get("fit", "squeeze"))  # and one way
+        plugin = restore_plugin(content["plugin"]) if "plugin" in content else None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
-    if name not in NETWORKS:
-        raise ModelError(f"{path} holds a network called {name!r}; this version knows {', '.join(NETWORKS)}")
+    check_allowed("model", name, path, ModelError, named)
     if content["format_version"] < 2 and name.startswith("airbench"):
         raise ModelError(
             f"{path} holds {name} of image_classifier 0.1, which computes something else since then: "
@@ -118,14 +152,22 @@ def load_model(path: Path) -> Model:
         raise ModelError(f"{path} is no model of this package: its classes, its views or its fit are not valid")
     if not takes_image_size(name, image_size):
         raise ModelError(f"{path} is no model of this package: its image_size is {image_size}")
+    if not is_image_size(input_size):
+        raise ModelError(f"{path} is no model of this package: its input_size is {str(input_size)[:20]!a}")
     build = partial(
         build_classifier, name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
     )
-    with torch.device("meta"):  # without memory, for as many classes as the file says that there are
-        check_state(build(), state, path)
+    if is_own("model", name):
+        with torch.device("meta"):  # without memory, for as many classes as the file says that there are
+            check_state(build(), state, path)
     classifier = build()
     load_state(classifier, state, path)
-    return Model(classifier.eval(), name, classes, views, run, fit)
+    model = Model(classifier.eval(), name, classes, views, run, fit, input_size, plugin)
+    try:
+        model.check_code(path)
+    except ModelError as error:
+        logger.warning("%s; its answers may be others than those of the run", error)
+    return model
 
 
 def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:
@@ -138,8 +180,8 @@ def load_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) 
     classifier.load_state_dict(state)
 
 
-def check_state(classifier: Classifier, state: Mapping[str, Tensor], path: Path) -> None:
-    """Check that a state is one of a classifier.
+def check_state(classifier: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a state is one of a classifier or a network.
 
     Raises:
         ModelError: names or shapes differ; the message says which.
@@ -164,15 +206,28 @@ def _describe_tensor(value: object) -> str:
     return f"{list(value.shape)}{kind}"
 
 
-def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, Any]:
+def load_tensors(raw: bytes, path: Path, kind: str) -> Any:
+    """Load what torch.save wrote, as far as it is tensors and plain data.
+
+    Args:
+        path: the file's, for messages.
+        kind: what it should be, likewise.
+
+    Raises:
+        ModelError: it is a Git LFS pointer, damaged or hostile.
+    """
     if raw.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull --include {path}")
     try:
-        content = torch.load(io.BytesIO(rebuild_tensor_file(raw)), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(rebuild_tensor_file(raw)), map_location="cpu", weights_only=True)
     except PickleError as error:
         raise ModelError(f"{path} is no {kind} file, or is damaged: it {error}") from error
     except Exception as error:  # what it raises for damaged files is documented nowhere, and of many types
         raise ModelError(f"{path} is no {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, Any]:
+    content = load_tensors(raw, path, kind)
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
         raise ModelError(f"{path} is no {kind} file of this package: it holds no format_version")
     if content["format_version"] > latest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -51,7 +52,7 @@ class _Run:
     def conditions(self) -> str:
         """What must be equal for two runs to differ only by their seed; the machine is left out, as low bits are."""
         settings = {name: value for name, value in self.record["settings"].items() if name != "seed"}
-        digests = [self.get_digest(part) for part in ("data", "pretrained", "code", "environment")]
+        digests = [self.get_digest(part) for part in ("data", "pretrained", "code", "plugins", "environment")]
         return json.dumps([settings, digests], sort_keys=True)
 
     @cached_property
@@ -61,7 +62,10 @@ class _Run:
         return probabilities.argmax(axis=1) == labels, labels
 
     def get_digest(self, part: str) -> str | None:
-        return (self.record[part] or {}).get("digest")
+        description = self.record.get(part) or {}
+        if part == "plugins" and description:
+            return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+        return description.get("digest")
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,7 @@ def _find_differing_settings(groups: Sequence[_Group]) -> dict[str, dict[str, An
 
 
 def _find_differing_identity(runs: Sequence[_Run]) -> dict[str, dict[str, str | None]]:
-    parts = ("data", "pretrained", "code", "environment", "machine")
+    parts = ("data", "pretrained", "code", "plugins", "environment", "machine")
     table = {part: {run.name: run.get_digest(part) for run in runs} for part in parts}
     return {part: digests for part, digests in table.items() if len(set(digests.values())) > 1}
 

@@ -61,10 +61,14 @@ def _describe_commit(folder: Path) -> dict[str, Any]:
     return {"commit": ask_git("rev-parse", "HEAD"), "uncommitted_changes": bool(ask_git("status", "--porcelain", "."))}
 
 
-def describe_environment() -> dict[str, Any]:
-    """Describe the Python and the distributions that the base install needs, found through their metadata."""
+def describe_environment(plugins: Iterable[str] = ()) -> dict[str, Any]:
+    """Describe the Python and the distributions that the base install needs, found through their metadata.
+
+    Args:
+        plugins: distributions of plug-ins, which belong to it with what they need.
+    """
     versions: dict[str, str] = {}
-    pending = [DISTRIBUTION]
+    pending = [DISTRIBUTION, *plugins]
     while pending:
         name = pending.pop()
         try:

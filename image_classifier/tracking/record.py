@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.config import RunSettings, TrainingSettings, update_recorded_settings
+from image_classifier.data.content import list_classes
 from image_classifier.errors import RunError
-from image_classifier.storage import compute_file_digest
+from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.tracking.identity import (
     describe_code,
     describe_environment,
@@ -25,7 +26,7 @@ def build_record(
     training: TrainingSettings,
     data: dict[str, Any],
     command: Sequence[str],
-    pretrained_classes: Sequence[str] = (),
+    pretrained: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build run.json: the run's identity, and for people where and how it was started.
 
@@ -33,9 +34,10 @@ def build_record(
         training: resolved.
         data: name, digest, classes and number of images of the snapshot, its version in the database, and what was
             found in it.
-        pretrained_classes: what the weights to start from were trained on.
+        pretrained: path, digest and classes of the weights to start from, and what the run has from them.
     """
-    pretrained = settings.pretrained_path
+    found = {kind: describe(kind, getattr(training, kind)) for kind in PLUGGABLE}
+    plugins = {kind: plugin for kind, plugin in found.items() if plugin is not None}
     return {
         "format_version": FORMAT_VERSION,
         "experiment_name": settings.experiment_name,
@@ -61,14 +63,10 @@ def build_record(
             "tracking_uri": settings.tracking_uri,
         },
         "data": data,
-        "pretrained": pretrained
-        and {
-            "path": str(pretrained),
-            "digest": compute_file_digest(pretrained),
-            "classes": list(pretrained_classes),
-        },
+        "pretrained": pretrained,
         "code": describe_code(),
-        "environment": describe_environment(),
+        "plugins": {kind: plugin.to_json() for kind, plugin in plugins.items()},
+        "environment": describe_environment([each.distribution for each in plugins.values() if each.distribution]),
         "machine": describe_machine(training),
     }
 
@@ -82,7 +80,7 @@ def describe_settings(training: TrainingSettings) -> dict[str, Any]:
 def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> dict[str, str]:
     """Compare two records part by part: what differs in words, by part; a part that is equal is left out.
 
-    The parts are settings, data, pretrained, code, environment and machine.
+    The parts are settings, data, pretrained, code, plugins, environment and machine.
     """
     changes = {}
     differing = _list_setting_differences(recorded["settings"], present["settings"])
@@ -92,6 +90,12 @@ def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> 
         old, new = ((record[part] or {"digest": "none"})["digest"] for record in (recorded, present))
         if old != new:
             changes[part] = f"its digest was {old[:12]}, is {new[:12]}"
+    old, new = (
+        {kind: f"{each['target']} {each['digest'][:12]}" for kind, each in (record.get("plugins") or {}).items()}
+        for record in (recorded, present)
+    )
+    if old != new:
+        changes["plugins"] = _list_differences(old, new)
     for part, details in (("environment", "distributions"), ("machine", "class")):
         if recorded[part]["digest"] != present[part]["digest"]:
             old, new = ({**record[part], **record[part][details]} for record in (recorded, present))
@@ -123,6 +127,31 @@ def check_settings(recorded: dict[str, Any], training: TrainingSettings, folder:
         raise RunError(f"{folder} cannot be resumed, its settings changed: {differing}; start another run")
 
 
+def describe_start(record: dict[str, Any]) -> list[str]:
+    """Describe the weights that a run starts from, a line each: which file, what they say, what is trained of them."""
+    pretrained, settings = record["pretrained"], record["settings"]
+    if pretrained is None:
+        return []
+    theirs = ", ".join(f"{name} {settings[name]}" for name in pretrained.get("settings", []))
+    lines = [f"starts from {pretrained['path']} (sha256 {pretrained['digest'][:12]})", describe_head(record)]
+    lines += [f"the weights say {theirs}"] if theirs else []
+    lines += ["the body is frozen: the head alone is trained"] if settings.get("freeze") == "body" else []
+    return lines
+
+
+def describe_head(record: dict[str, Any]) -> str:
+    """Describe which rows of the head a run has from the weights that it starts from."""
+    classes, pretrained = record["data"]["classes"], record["pretrained"]
+    if pretrained.get("classes", classes) == classes:
+        return "the head keeps all rows"
+    if "kept_classes" not in pretrained:  # before, rows were taken by their place
+        return f"the weights were trained on other classes: {list_classes(pretrained['classes'])}"
+    kept = pretrained["kept_classes"]
+    new = [name for name in classes if name not in kept]
+    keeps = f"the head keeps the rows of {list_classes(kept)}" if kept else "the head keeps no row"
+    return f"{keeps}; it is new for {list_classes(new)}" if new else f"{keeps}, in the data's order"
+
+
 BY_ANY_MACHINE = "any x86-64 with AVX2, or any aarch64"
 BY_ITS_CLASS = "a machine of the same class"
 
@@ -134,6 +163,7 @@ def describe_checkers(record: dict[str, Any]) -> str:
 
 ALLOWING_OPTIONS = {
     "code": "allow_code_change",
+    "plugins": "allow_code_change",
     "environment": "allow_environment_change",
     "machine": "allow_other_machine",
 }

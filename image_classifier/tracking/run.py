@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DatabaseAccess, Reading, get_reference, resolve_password
+from image_classifier.config import (
+    DEFAULT_IMAGE_SIZE,
+    DatabaseAccess,
+    Reading,
+    get_reference,
+    resolve_password,
+)
 from image_classifier.errors import DataError, ModelError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
 from image_classifier.progress import track
@@ -468,10 +474,14 @@ def find_dataset(
         DataError: the folder that the record names is there no longer.
     """
     access = access or DatabaseAccess(password=resolve_password(None))
-    execution = read_record(folder)["execution"]
-    reading = Reading(fit=execution.get("fit", "squeeze"), skip_bad=execution.get("skip_bad", False))
+    record = read_record(folder)
+    execution = record["execution"]
+    image_size = record["settings"].get("image_size", DEFAULT_IMAGE_SIZE)
+    reading = Reading(
+        fit=execution.get("fit", "squeeze"), skip_bad=execution.get("skip_bad", False), image_size=image_size
+    )
     if dataset_folder is not None:
-        return dataset_folder, access, Reading() if get_reference(dataset_folder) else reading
+        return dataset_folder, access, Reading(image_size=image_size) if get_reference(dataset_folder) else reading
     dataset_folder = Path(execution["dataset_folder"])
     if execution.get("database"):
         config = access.config or (execution["db_config"] and Path(execution["db_config"]))

@@ -18,6 +18,7 @@ from image_classifier.model.classifier import Classifier
 from image_classifier.tracking.checkpoint import Checkpoints, check_state
 from image_classifier.tracking.identity import compute_json_digest, compute_tensor_digests
 from image_classifier.tracking.run import CHAIN, CHECKPOINTS, METRICS, RunFolder
+from image_classifier.training.average import Average
 from image_classifier.training.loop import Step
 
 PARTS_PER_EPOCH = 20
@@ -40,9 +41,11 @@ class TrainingState:
         training: TrainingSettings,
         steps_per_epoch: int,
         machine: dict[str, Any],
+        average: Average[Classifier] | None = None,
     ) -> None:
         self.folder = folder
         self.classifier = classifier
+        self.average = average
         self.optimizer = optimizer
         self.training = training
         self.machine = machine
@@ -62,6 +65,22 @@ class TrainingState:
     def epoch(self) -> int:
         """Epochs that are complete."""
         return self.step // self.steps_per_epoch
+
+    @property
+    def judged(self) -> Classifier:
+        """What is validated, tested and saved: the classifier, or its average."""
+        return self.classifier if self.average is None else self.average.classifier
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the best validation accuracy so far, counted from 1; 0 where nobody asked for it."""
+        return int(self._best.get("epoch", 0))
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether the validation accuracy has not become better for so long that the run ends."""
+        patience = self.training.early_stopping
+        return patience > 0 and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience
 
     def record_step(self, step: Step) -> None:
         """Take note of what a step did."""
@@ -100,23 +119,33 @@ class TrainingState:
             **validation,
         }
         self.folder.append_line(METRICS, line)
-        if self.training.keep == "best" and validation["validation_accuracy"] > self._best.get("accuracy", -1.0):
-            state = {name: tensor.detach().clone() for name, tensor in self.classifier.state_dict().items()}
-            self._best = {"accuracy": validation["validation_accuracy"], "epoch": self.epoch, "classifier": state}
+        self._take_note_of_best(validation)
         self._losses, self._num_correct, self._num_images, self._seconds = [], [], [], 0.0
         return line
 
+    def _take_note_of_best(self, validation: dict[str, float]) -> None:
+        keeps_weights = self.training.keep == "best"
+        if not (keeps_weights or self.training.early_stopping):
+            return
+        if validation["validation_accuracy"] > self._best.get("accuracy", -1.0):
+            self._best = {"accuracy": validation["validation_accuracy"], "epoch": self.epoch}
+            if keeps_weights:
+                state = self.judged.state_dict()
+                self._best["classifier"] = {name: tensor.detach().clone() for name, tensor in state.items()}
+
     def use_kept_weights(self) -> None:
-        """Put the weights that become model.pth into the classifier: the last ones, or the best."""
-        if self._best:
-            self.classifier.load_state_dict(self._best["classifier"])
+        """Put the weights that become model.pth into the judged classifier: the last ones, or the best."""
+        if "classifier" in self._best:
+            self.judged.load_state_dict(self._best["classifier"])
 
     def get_tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state by name: weights, buffers, and what the optimizer keeps for each weight."""
+        """All tensors of the state by name: weights, buffers, what the optimizer keeps for each weight, averages."""
         tensors = dict(self.classifier.state_dict())
         for name, parameter in self.classifier.named_parameters():
             kept = self.optimizer.state.get(parameter, {})
             tensors |= {f"{name}.{key}": value for key, value in kept.items() if isinstance(value, Tensor)}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.judged.state_dict().items()}
         return tensors
 
     def append_digest(self) -> dict[str, Any]:
@@ -159,6 +188,7 @@ class TrainingState:
             "num_correct": _join(self._num_correct),
             "num_images": self._num_images,
             "seconds": self._seconds,
+            **({} if self.average is None else {"average": self.judged.state_dict()}),
         }
 
     def restore(self, keep: int) -> None:
@@ -182,6 +212,8 @@ class TrainingState:
         self.chain_head = state["chain_head"]
         self.learning_rate = state["learning_rate"]
         self.classifier.load_state_dict(state["classifier"])
+        if self.average is not None:
+            self.judged.load_state_dict(state["average"])
         self._best = state["best"]
         self._losses, self._num_correct = (
             list(state[name].to(self.training.device)) for name in ("losses", "num_correct")
@@ -198,9 +230,11 @@ class TrainingState:
         path = self.checkpoints.folder
         try:
             check_form(state, _FORM)
-            for part in (state, state["best"]):
-                if part:
-                    check_state(self.classifier, part["classifier"], path)
+            check_state(self.classifier, state["classifier"], path)
+            if self.average is not None:
+                check_state(self.classifier, state["average"], path)
+            if state["best"] and self.training.keep == "best":
+                check_state(self.classifier, state["best"]["classifier"], path)
             if not state["losses"].shape == state["num_correct"].shape == (len(state["num_images"]),):
                 raise ValueError("it has other numbers of losses than of steps")
             self.folder.check_lines(state["lines"])

@@ -15,6 +15,8 @@ from typing import Any
 from image_classifier.data.pickles import PickleError, interpret
 
 MAX_BYTES = 2**29
+MAX_HEADER_BYTES = 2**23
+"""Of a safetensors file."""
 MAX_RECORDS = 20_000
 MAX_PICKLE_BYTES = 2**23
 
@@ -96,6 +98,7 @@ class _TensorReader:
     def find(self, name: str) -> object:
         known = (
             "torch._utils._rebuild_tensor_v2",
+            "torch._utils._rebuild_parameter",
             "collections.OrderedDict",
             *(f"torch.{kind}" for kind in _ITEM_SIZES),
         )
@@ -107,6 +110,8 @@ class _TensorReader:
         name = function.name if isinstance(function, _Call) else ""
         if name == "collections.OrderedDict" and not arguments:
             return {}
+        if name == "torch._utils._rebuild_parameter" and isinstance(arguments[0], _Tensor):
+            return arguments[0]
         if name != "torch._utils._rebuild_tensor_v2":
             raise PickleError("calls what is no function; get it again")
         storage, offset, shape, strides, *_ = arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from image_classifier.config import SMALL_BATCH, TrainingSettings
 from image_classifier.kernels.library import load_kernels
+from image_classifier.plugins import is_own
 from image_classifier.training.determinism import choose_kernels
+from image_classifier.training.draws import Draws
 from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.replay import Program, Recorder, Replay
@@ -20,14 +23,10 @@ from image_classifier.training.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-ComputeGradients = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Leaves gradients in the parameters; images [B, 3, 32, 32] uint8, labels [B] int64 and the side in pixels to scale to,
-to the mean loss float32 [] and the number of images classified rightly int64 []."""
-
 
 def build_engine(
     classifier: nn.Module, settings: TrainingSettings, threads: Threads | None = None, ranks: Ranks | None = None
-) -> ComputeGradients:
+) -> Shards:
     """Build what computes the gradients of a batch, with the settings' resolved engine, precision and shards.
 
     Args:
@@ -44,8 +43,11 @@ def build_engine(
     return Shards(classifier, replicas, engine, settings.batch_size, threads, ranks)
 
 
-def check_operations(classifier: nn.Module, settings: TrainingSettings) -> None:
+def check_operations(classifier: nn.Module, settings: TrainingSettings, targets: Tensor | None = None) -> None:
     """Check before a portable run that there are kernels for all that its steps take, by a step of two images.
+
+    Args:
+        targets: float32 [C, C], what an image of each class is trained towards, if that is not its class alone.
 
     Raises:
         SettingsError: there are not.
@@ -53,11 +55,12 @@ def check_operations(classifier: nn.Module, settings: TrainingSettings) -> None:
     if settings.instruction_set != "portable":
         return
     arithmetic = choose_arithmetic("portable")
-    images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    side = settings.image_size
+    images, labels = torch.zeros(2, 3, side, side, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     eager = Eager([share_parameters(classifier).train()], settings)
     for size in sorted(set(settings.image_sizes)):
         with arithmetic():
-            eager.compute(0, Shard(images, labels, size, 0.5))
+            eager.compute(0, Shard(images, labels, size, 0.5, None if targets is None else targets[labels]))
 
 
 class Eager:
@@ -68,6 +71,7 @@ class Eager:
         self._parameters = list(replicas[0].parameters())
         self._is_bf16 = settings.precision == "bf16"
         self._label_smoothing = settings.label_smoothing
+        self._seed = None if is_own("model", settings.model) else settings.seed
 
     def prepare(self, shards: Sequence[Shard], threads: Threads) -> None:
         """There is nothing in common."""
@@ -75,10 +79,16 @@ class Eager:
     def compute(self, replica: int, shard: Shard) -> ShardResult:
         """Compute a shard."""
         # Autocast's cache of narrowed weights is one for all threads.
-        device = shard.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._is_bf16, cache_enabled=False):
+        device = shard.images.device
+        with (
+            nullcontext() if self._seed is None else Draws(self._seed, shard.step, shard.number, device),
+            torch.autocast(device.type, torch.bfloat16, enabled=self._is_bf16, cache_enabled=False),
+        ):
             logits = self._replicas[replica](shard.images, shard.size)
-        loss = F.cross_entropy(logits, shard.labels, label_smoothing=self._label_smoothing)
+        if shard.targets is None:
+            loss = F.cross_entropy(logits, shard.labels, label_smoothing=self._label_smoothing)
+        else:  # in which the smoothing is; in operations that all engines and the portable kernels have
+            loss = -(F.log_softmax(logits, dim=1) * shard.targets).sum() / len(shard.labels)
         num_correct = (logits.detach().argmax(dim=1) == shard.labels).sum()
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         # A gradient to begin with, instead of the product, would load SymPy: 0.3 s.
@@ -109,6 +119,7 @@ class Compiled:
         self._is_portable = settings.instruction_set == "portable"
         self._parameters = list(replicas[0].parameters())
         self._buffers = [list(replica.buffers()) for replica in replicas]
+        self._untrusted: set[Shape] = set()
 
     def find_shape(self, shard: Shard) -> Shape:
         """Find what a program is for."""
@@ -117,15 +128,22 @@ class Compiled:
 
     def get_inputs(self, replica: int, shard: Shard) -> list[Tensor]:
         """Get what a program is called with."""
-        return [shard.images, shard.labels, *self._parameters, *self._buffers[replica]]
+        return [*_list_data(shard), *self._parameters, *self._buffers[replica]]
 
     def record(self, replica: int, shard: Shard) -> tuple[ShardResult, Recorder]:
         """Compute a shard with autograd and kernels, and write down how."""
-        state = self.get_inputs(replica, shard)[2:]
         inputs = self.get_inputs(replica, shard)
+        state = inputs[len(_list_data(shard)) :]
         with Recorder(inputs, state, self._kernels, is_small=self.is_small, is_portable=self._is_portable) as recorder:
             result = self._eager.compute(replica, shard)
         return result, recorder
+
+    def compute_anew(self, replica: int, shard: Shard) -> ShardResult:
+        """Compute a shard of a shape that has no program: by torch alone where operations cannot be repeated, as those
+        that draw numbers; with the kernels of the first time where they can, but give something else."""
+        if self._is_portable or self.find_shape(shard) in self._untrusted:
+            return self.record(replica, shard)[0]
+        return self._eager.compute(replica, shard)
 
     def is_repeated_rightly(self, replica: int, shard: Shard, repeat: Callable[[], ShardResult]) -> bool:
         """Say whether a repetition gives, and leaves in the buffers, what autograd does; these stay as they are."""
@@ -140,10 +158,15 @@ class Compiled:
         pairs = zip(*found, strict=True)
         is_equal = all(torch.equal(_get_bits(one), _get_bits(other)) for one, other in pairs)
         if not is_equal:
+            self._untrusted.add(self.find_shape(shard))
             logger.warning(
                 "the network does not do the same at each step: its steps are computed with autograd, slower"
             )
         return is_equal
+
+
+def _list_data(shard: Shard) -> list[Tensor]:
+    return [shard.images, shard.labels, *([] if shard.targets is None else [shard.targets])]
 
 
 def _get_bits(tensor: Tensor) -> Tensor:
@@ -168,12 +191,17 @@ class CompiledSmall(Compiled):
         """Compute a shard."""
         shape, replays = self.find_shape(shard), self.replays[replica]
         if shape not in replays:
+            before = [buffer.clone() for buffer in self._buffers[replica]]
             (loss, num_correct, gradients), recorder = self.record(replica, shard)
             replays[shape] = recorder.build_replay([loss, num_correct, *gradients])
+            if replays[shape] is None:
+                for buffer, value in zip(self._buffers[replica], before, strict=True):
+                    buffer.copy_(value)
+                return self.compute_anew(replica, shard)
             return loss.clone(), num_correct.clone(), gradients  # repetitions write to the same memory
         replay = replays[shape]
         if replay is None:
-            return self.record(replica, shard)[0]
+            return self.compute_anew(replica, shard)
 
         def repeat() -> ShardResult:
             with torch.no_grad():
@@ -231,7 +259,7 @@ class CompiledLarge(Compiled):
         shape = self.find_shape(shard)
         program = self.programs[shape]
         if program is None:
-            return self.record(replica, shard)[0]
+            return self.compute_anew(replica, shard)
         with torch.no_grad():
             loss, num_correct, *gradients = program.replay(*self.get_inputs(replica, shard), *self._prepared[shape])
         assert loss is not None and num_correct is not None

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from image_classifier.config import Views
+from image_classifier.config import Views, scale_batch
 from image_classifier.errors import ModelError
 from image_classifier.metrics import build_evaluation
 from image_classifier.progress import track
@@ -18,7 +18,8 @@ from image_classifier.training.ranks import Ranks
 from image_classifier.training.threads import Arithmetic, Threads
 
 BATCH_SIZE = 500
-"""Images a forward pass: a constant, so that an evaluation does not depend on the batch size of the training."""
+"""Images a forward pass, fewer if they are large: a constant, so that an evaluation does not depend on the batch size
+of the training."""
 
 SURE = 0.4
 """Six views are averaged for an image only if the two likeliest classes of the first are closer together than this."""
@@ -51,93 +52,102 @@ def compute_evaluation(
         ModelError: the network's outputs are not finite.
     """
     single_view = compute_probabilities(classifier, images, device=device, threads=threads, ranks=ranks)
-    probabilities = _average_views(classifier, images, single_view, views, device, BATCH_SIZE, threads, ranks)
+    probabilities = _average_views(classifier, images, None, single_view, views, device, None, threads, ranks)
     return build_evaluation(probabilities, labels, classes, views=views, single_view=single_view), probabilities
 
 
 def compute_probabilities(
     classifier: nn.Module,
     images: NDArray[np.uint8],
+    rows: NDArray[np.int64] | None = None,
     *,
     views: Views = "one",
     device: torch.device = _CPU,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     threads: Threads | None = None,
     ranks: Ranks | None = None,
 ) -> NDArray[np.float32]:
     """Compute the probability of each class for each image, in fp32 and in evaluation mode.
 
     Args:
-        classifier: on device; maps uint8 images [B, 3, 32, 32] to logits [B, C]; left in the mode it was in.
-        images: uint8 [N, 3, 32, 32].
+        classifier: on device; maps uint8 images [B, 3, S, S] to logits [B, C]; left in the mode it was in.
+        images: uint8 [N, 3, S, S].
+        rows: int64 [M], which of the images; None for all.
         views: `mirror` averages the probabilities of the image and of its mirror image along the width; `six` also
             those of both shifted by a pixel to the upper left and the lower right, at half the weight, for images that
             the first view leaves unsure (views of Jordan: 94% on CIFAR-10 in 3.29 Seconds, 2024).
+        batch_size: images a forward pass; by default `BATCH_SIZE`, fewer if they are large.
 
     Returns:
-        float32 [N, C].
+        float32 [N, C], or [M, C].
 
     Raises:
         ModelError: an output is not finite.
     """
-    single_view = _compute_view(classifier, images, False, 0, device, batch_size, threads, ranks)
-    return _average_views(classifier, images, single_view, views, device, batch_size, threads, ranks)
+    single_view = _compute_view(classifier, images, rows, False, 0, device, batch_size, threads, ranks)
+    return _average_views(classifier, images, rows, single_view, views, device, batch_size, threads, ranks)
 
 
 def _average_views(
     classifier: nn.Module,
     images: NDArray[np.uint8],
+    rows: NDArray[np.int64] | None,
     single_view: NDArray[np.float32],
     views: Views,
     device: torch.device,
-    batch_size: int,
+    batch_size: int | None,
     threads: Threads | None,
     ranks: Ranks | None,
 ) -> NDArray[np.float32]:
     if views == "one":
         return single_view
-    rows = np.arange(len(images))
+    unsure = np.arange(len(single_view))
     if views == "six":
-        ordered = np.sort(single_view, axis=1)
-        rows = np.flatnonzero(ordered[:, -1] - ordered[:, -2:-1].sum(axis=1) < SURE)  # of one class there is no second
-    chosen = images[rows]
+        ordered = np.sort(single_view, axis=1)  # of one class there is no second
+        unsure = np.flatnonzero(ordered[:, -1] - ordered[:, -2:-1].sum(axis=1) < SURE)
+    chosen = unsure if rows is None else rows[unsure]
     averaged = sum(
         np.float32(weight)
         * (
-            _compute_view(classifier, chosen, mirror, shift, device, batch_size, threads, ranks)
+            _compute_view(classifier, images, chosen, mirror, shift, device, batch_size, threads, ranks)
             if mirror or shift
-            else single_view[rows]
+            else single_view[unsure]
         )
         for weight, mirror, shift in VIEWS[views]
     )
     probabilities = single_view.copy()
-    probabilities[rows] = averaged
+    probabilities[unsure] = averaged
     return probabilities
 
 
 def _compute_view(
     classifier: nn.Module,
     images: NDArray[np.uint8],
+    rows: NDArray[np.int64] | None,
     mirror: bool,
     shift: int,
     device: torch.device,
-    batch_size: int,
+    batch_size: int | None,
     threads: Threads | None,
     ranks: Ranks | None,
 ) -> NDArray[np.float32]:
     was_training = classifier.training
     classifier.eval()
-    starts = range(0, max(len(images), 1), batch_size)  # of no images one empty batch, which has a shape
+    side = max(*images.shape[2:], getattr(classifier, "image_size", 0))  # as they come, or as the network has them
+    size = batch_size or scale_batch(BATCH_SIZE, side)
+    num_images = len(images) if rows is None else len(rows)
+    starts = range(0, max(num_images, 1), size)  # of no images one empty batch, which has a shape
 
     threads = threads or Threads()
 
     def compute(start: int) -> NDArray[np.float32]:
-        chosen = images[start : start + batch_size]
+        part = slice(start, start + size)
+        chosen = images[part if rows is None else rows[part]]
         return _compute_batch(classifier, chosen, mirror, shift, device, threads.arithmetic)
 
     try:
         with (
-            track("evaluating", len(images), "images") as task,
+            track("evaluating", num_images, "images") as task,
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),  # TF32 is not fp32
         ):
             ranks = ranks or Ranks()

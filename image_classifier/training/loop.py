@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.plugins import is_own
+from image_classifier.training.average import Average
+from image_classifier.training.draws import OF_THE_OPTIMIZER, Draws
 from image_classifier.training.engine import build_engine
 from image_classifier.training.optimizer import compute_schedule
 from image_classifier.training.ranks import Ranks
@@ -21,10 +25,13 @@ class Batch(Protocol):
     """What a step is taken on."""
 
     @property
-    def images(self) -> Tensor: ...  # [B, 3, 32, 32] uint8
+    def images(self) -> Tensor: ...  # [B, 3, S, S] uint8
 
     @property
     def labels(self) -> Tensor: ...  # [B] int64
+
+    @property
+    def targets(self) -> Tensor | None: ...  # [B, C] float32; None where the labels say all
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,12 @@ def train(
     first_step: int = 0,
     threads: Threads | None = None,
     ranks: Ranks | None = None,
+    average: Average[Any] | None = None,
 ) -> Iterator[Step]:
     """Train on each batch in turn, yielding after each step; the state is consistent whenever it yields.
 
     Args:
-        classifier: maps uint8 images [B, 3, 32, 32] and the size to scale them to, to logits [B, C]; changed in place.
+        classifier: maps uint8 images [B, 3, S, S] and the size to scale them to, to logits [B, C]; changed in place.
             Its `begin_step` takes which part of the run is over, from 0 to 1.
         batches: the batches from first_step on.
         settings: resolved.
@@ -68,21 +76,28 @@ def train(
         first_step: how many steps were taken before.
         threads: that compute the shards of each batch; by default as many as this process may use cores.
         ranks: the processes that do so; by default this one alone.
+        average: of the weights, which each step moves on.
     """
     device = torch.device(settings.device)
     classifier.train()
     compute_gradients = build_engine(classifier, settings, threads, ranks)
+    is_own_optimizer = is_own("optimizer", settings.optimizer)
     started = time.perf_counter()
     for number, batch in enumerate(batches, start=first_step + 1):
         images = batch.images.to(device, non_blocking=True)
         labels = batch.labels.to(device, non_blocking=True)
+        targets = None if batch.targets is None else batch.targets.to(device, non_blocking=True)
         schedule = compute_schedule(settings, number - 1, num_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule
 
         classifier.begin_step((number - 1) / num_steps)  # type: ignore[operator]  # a method, by the arguments
-        loss, num_correct = compute_gradients(images, labels, compute_image_size(settings, number, num_steps))
-        optimizer.step()
+        size = compute_image_size(settings, number, num_steps)
+        loss, num_correct = compute_gradients(images, labels, size, targets, number)
+        with nullcontext() if is_own_optimizer else Draws(settings.seed, number, OF_THE_OPTIMIZER, device):
+            optimizer.step()
+        if average is not None:
+            average.update(classifier, number)
 
         seconds = time.perf_counter() - started
         yield Step(number, settings.learning_rate * schedule, loss, num_correct, len(labels), seconds)

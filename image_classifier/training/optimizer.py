@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from image_classifier.config import TrainingSettings
+from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import Arguments, Chain, Kernels, load_kernels
+from image_classifier.plugins import explain, is_own, load
 from image_classifier.training.determinism import choose_kernels
 from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.threads import Threads
+
+logger = logging.getLogger(__name__)
 
 # Of airbench94_muon, for the loss summed over the batch; what is no filter gets SGD of these.
 BIAS_LEARNING_RATE = 0.053
@@ -32,22 +37,34 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer over all trained parameters; weight decay spares what has one dimension under SGD.
 
-    Each group has its highest learning rate as `initial_lr`.
+    Each group has its highest learning rate as `initial_lr`. Body and head are groups of their own where they have
+    rates of their own.
 
     Args:
         threads: that share Muon's work; by default as many as this process may use cores.
+
+    Raises:
+        SettingsError: one of another package cannot be built, or is none for these parameters.
     """
     parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    if not is_own("optimizer", settings.optimizer):
+        return build_plugged_optimizer(load("optimizer", settings.optimizer), parameters, settings)
     is_portable = settings.instruction_set == "portable"
     kernels = load_kernels(choose_kernels("portable")) if is_portable else None
     if settings.optimizer == "muon":
         threads = threads or Threads(arithmetic=choose_arithmetic(settings.instruction_set))
         return _build_muon(parameters, settings, threads, kernels)
+    parts = [(settings.learning_rate, parameters)]
+    if settings.body_learning_rate is not None:
+        head = set(classifier.head.parameters())  # type: ignore[union-attr]  # a classifier's, by the arguments
+        body = [parameter for parameter in parameters if parameter not in head]
+        parts = [(settings.body_learning_rate, body), (settings.learning_rate, [p for p in parameters if p in head])]
+    groups = []
+    for rate, part in parts:
+        groups.append({"params": [p for p in part if p.ndim >= 2], "lr": rate, "weight_decay": settings.weight_decay})
+        groups.append({"params": [p for p in part if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
     optimizer = SGD(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
+        [group for group in groups if group["params"]],
         lr=settings.learning_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
@@ -56,6 +73,33 @@ def build_optimizer(
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def build_plugged_optimizer(
+    build: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], settings: TrainingSettings
+) -> torch.optim.Optimizer:
+    """Build an optimizer of another package, by `build(parameters, settings)`.
+
+    The learning rate that a group begins with is its highest: each step sets `lr` to a part of it, by the schedule.
+
+    Raises:
+        SettingsError: it cannot be built, or is none for these parameters.
+    """
+    title = f"--optimizer {settings.optimizer}"
+    try:
+        optimizer = build(parameters, settings)
+    except Exception as error:  # it is somebody's code
+        logger.debug("%s cannot be built", title, exc_info=error)
+        raise SettingsError(f"{title} cannot be built: {explain(error)}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise SettingsError(f"{title} gives {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
+    if {id(each) for group in optimizer.param_groups for each in group["params"]} != set(map(id, parameters)):
+        raise SettingsError(f"{title} takes other parameters than the {len(parameters)} that it was given")
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            raise SettingsError(f"{title} has a group of parameters without lr, which the schedule sets")
+        group["initial_lr"] = float(group["lr"])
     return optimizer
 
 

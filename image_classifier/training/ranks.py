@@ -248,8 +248,3 @@ def _open_store(rank: int, size: int, timeout: timedelta) -> Store:
             raise RuntimeError(f"no answer from rank {', '.join(map(str, sorted(missing)))}")
         time.sleep(0.01)
     return PrefixStore(name, store)
-
-
-def is_restarted() -> bool:
-    """Say whether torchrun started the processes anew, after one was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

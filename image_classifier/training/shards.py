@@ -32,16 +32,21 @@ class Shard:
     """A part of a batch.
 
     Attributes:
-        images: uint8 [B, 3, 32, 32].
+        images: uint8 [B, 3, S, S].
         labels: int64 [B].
         size: side in pixels that the images are scaled to.
         part: of the whole batch.
+        targets: what each image is trained towards, float32 [B, C]; None for its label alone.
+        step: of the run, counted from 1; with number, the shard's in its batch, it decides what is drawn.
     """
 
     images: Tensor
     labels: Tensor
     size: int
     part: float
+    targets: Tensor | None = None
+    step: int = 0
+    number: int = 0
 
 
 class Engine(Protocol):
@@ -82,13 +87,32 @@ class Shards:
         self._threads = threads
         self._ranks = ranks
 
-    def __call__(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Leave the gradients in the parameters; return the mean loss and the number of images classified rightly."""
+    def __call__(
+        self, images: Tensor, labels: Tensor, size: int, targets: Tensor | None = None, step: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Leave the gradients in the parameters; return the mean loss float32 [] and the number of images classified
+        rightly int64 [].
+
+        Args:
+            images: uint8 [B, 3, S, S].
+            labels: int64 [B].
+            size: side in pixels to scale to.
+            targets: float32 [B, C], instead of the labels.
+            step: of the run, counted from 1.
+        """
+        starts = range(0, len(images), self._shard_size)
+        parts = [slice(start, start + self._shard_size) for start in starts]
         shards = [
-            Shard(its_images, its_labels, size, len(its_labels) / len(labels))
-            for its_images, its_labels in zip(
-                torch.split(images, self._shard_size), torch.split(labels, self._shard_size), strict=True
+            Shard(
+                images[part],
+                labels[part],
+                size,
+                len(labels[part]) / len(labels),
+                None if targets is None else targets[part],
+                step,
+                number,
             )
+            for number, part in enumerate(parts)
         ]
         ends = [rank * len(shards) // self._ranks.size for rank in range(self._ranks.size + 1)]
         mine = shards[ends[self._ranks.rank] : ends[self._ranks.rank + 1]]
@@ -165,8 +189,9 @@ def take_first(one: Tensor, other: Tensor) -> Tensor:
 
 
 def list_buffers(classifier: nn.Module) -> list[Tensor]:
-    """List the buffers that may change: all but the classifier's own, which are constants."""
-    return [buffer for child in classifier.children() for buffer in child.buffers()]
+    """List the buffers that may change: neither the classifier's own nor a frozen body's, which are constants."""
+    parts = (module for child in classifier.children() for module in child.modules() if module.training)
+    return [buffer for part in parts for buffer in part.buffers(recurse=False)]
 
 
 def _sort(buffers: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -16,7 +16,8 @@ from image_classifier.visualization.figures import LIGHT, Theme, apply_style, bu
 _MAX_ROWS = 25  # in one column; more classes are laid out in several
 _MAX_COLUMNS = 8
 _GAP = 2  # pixels between two images
-_ZOOM = 2
+_SHOWN = 64
+"""Pixels of an image's side: smaller ones are magnified, of larger ones some rows and columns are shown."""
 _BARS = {
     "train": ("images to train with", "bar"),
     "validation": ("to validate with", "validation"),
@@ -57,17 +58,19 @@ def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
 
 
 def _draw_images(axes: Axes, snapshot: Snapshot, classes: range, num_samples: int, theme: Theme) -> None:
-    pitch = 32 + _GAP
+    images, labels = snapshot.train
+    zoom, step = max(1, _SHOWN // snapshot.image_size), max(1, snapshot.image_size // _SHOWN)
+    side = len(range(0, snapshot.image_size, step))
+    pitch = side + _GAP
     paper = tuple(int(theme.background[digit : digit + 2], 16) for digit in (1, 3, 5))
     mosaic: NDArray[np.uint8] = np.full((len(classes) * pitch, num_samples * pitch, 3), paper, np.uint8)
-    images, labels = snapshot.train
     for row, label in enumerate(classes):
         members = np.flatnonzero(labels == label)
         places = sorted({len(members) * number // num_samples for number in range(num_samples)}) if len(members) else []
         for column, place in enumerate(places):
             top, left = row * pitch + _GAP // 2, column * pitch
-            mosaic[top : top + 32, left : left + 32] = images[members[place]].transpose(1, 2, 0)
-    axes.imshow(mosaic.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1), extent=(0, num_samples, len(classes) - 0.5, -0.5))
+            mosaic[top : top + side, left : left + side] = images[members[place], :, ::step, ::step].transpose(1, 2, 0)
+    axes.imshow(mosaic.repeat(zoom, axis=0).repeat(zoom, axis=1), extent=(0, num_samples, len(classes) - 0.5, -0.5))
 
 
 def _draw_balance(

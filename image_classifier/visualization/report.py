@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.config import describe_views
-from image_classifier.data.content import list_classes
 from image_classifier.progress import track
-from image_classifier.tracking.record import describe_checkers
+from image_classifier.tracking.record import describe_checkers, describe_head
 from image_classifier.visualization.figures import (
     DARK,
     LIGHT,
@@ -63,7 +62,7 @@ def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
     """Build the page. All that it shows is escaped: names of runs and classes are others' to choose.
 
     Args:
-        images: uint8 [N, 3, 32, 32], the test set; or the reason why it cannot be shown.
+        images: uint8 [N, 3, S, S], the test set; or the reason why it cannot be shown.
     """
     template = Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     record, evaluation = facts.record, facts.evaluation
@@ -222,7 +221,7 @@ def _build_identity(record: dict[str, Any]) -> str:
         "machine class": (_list_values(machine["class"]), machine["digest"]),
         "can be checked by": (f"{describe_checkers(record)}: image_classifier verify RUN", ""),
         "starts from": (
-            (_describe_pretrained(record), record["pretrained"]["digest"])
+            (f"{record['pretrained']['path']}: {describe_head(record)}", record["pretrained"]["digest"])
             if record["pretrained"]
             else ("weights drawn from the seed", "")
         ),
@@ -240,13 +239,6 @@ def _build_identity(record: dict[str, Any]) -> str:
         f"<table class=\"identity\"><tbody>{''.join(rows)}</tbody></table>"
         f"<details><summary>Installed distributions</summary><code>{distributions}</code></details>"
     )
-
-
-def _describe_pretrained(record: dict[str, Any]) -> str:
-    pretrained = record["pretrained"]
-    classes = pretrained.get("classes", record["data"]["classes"])
-    others = f", trained on other classes: {list_classes(classes)}" if classes != record["data"]["classes"] else ""
-    return f"{pretrained['path']}{others}"
 
 
 _PARTS = (("train", "train on"), ("validation", "validate on"), ("test", "test on"))

@@ -27,7 +27,17 @@ from tests.unit.test_repository import read_lock
 __all__ = ["collector"]
 pytestmark = pytest.mark.timeout(600)  # an environment is made by links, of tens of thousands of files
 
-INSTALLED = ("parquet", "database", "publish", "tracking", "serve", "serve,traces", "serve,tracking")
+INSTALLED = (
+    "parquet",
+    "database",
+    "publish",
+    "tracking",
+    "hub",
+    "tensorboard",
+    "serve",
+    "serve,traces",
+    "serve,tracking",
+)
 DOCUMENTS = [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), PROJECT / "data" / "README.md"]
 Install = Callable[[str], Path]
 
@@ -118,6 +128,24 @@ def test_tracking(install: Install, published_run: Path, sample_dataset: Path, t
     assert (tmp_path / "tracking.db").stat().st_size
 
 
+def test_hub(install: Install, published_run: Path, tmp_path: Path) -> None:
+    words = ("push", "hub", "me/shapes", published_run)
+    assert "pip install 'image-classifier[hub]'" in refuse(install(""), *words, cwd=tmp_path)
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{find_port()}", "HF_TOKEN": "none"}
+    program = [str(word) for word in (install("hub"), *words)]
+    result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2 and "error: cannot push to me/shapes" in result.stderr
+
+
+def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+    options = ("--experiment_name", "logged", "--run_name", "first", "--num_epochs", "0", "--recipe", "notebook")
+    words = ("train", *options, "--dataset_folder", sample_dataset, "--log", "tensorboard")
+    assert "pip install 'image-classifier[tensorboard]'" in refuse(install(""), *words, cwd=tmp_path)
+    assert not (tmp_path / "experiments").exists()
+    run_program(install("tensorboard"), *words, cwd=tmp_path)
+    assert list((tmp_path / "experiments" / "logged" / "first" / "tensorboard").iterdir())
+
+
 def test_serve(install: Install, published_run: Path, tmp_path: Path) -> None:
     assert "pip install 'image-classifier[serve]'" in refuse(install(""), "serve", published_run, cwd=tmp_path)
     python, program = install("serve").with_name("python"), ("-P", "-m", "image_classifier")
@@ -185,6 +213,7 @@ WITHOUT_TORCH = {
     "compare RUN OTHER": "",
     "report RUN": BASE,
     "publish RUN --overwrite": BASE,
+    "push hub ME/MODEL RUN": "pip install 'image-classifier[hub]'\n",
     "registry list": "",
     "registry add RUN": "",
     "registry check RUN": "",

@@ -1,4 +1,4 @@
-"""The README's commands and its example, in their order, in a copy of the project that has just been set up.
+"""The README's commands and its example, and those of the guide, in their order, in a copy that has just been set up.
 
 Blocks marked bash and python are executed; what is slow on purpose (all tests) is asked for and not carried out.
 The data is the sample set: the address of CIFAR-10 cannot be reached.
@@ -13,20 +13,31 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from image_classifier.data.snapshot import load_snapshot
 from tests.conftest import PROJECT, require_program, run_program
+from tests.tiny import write_tiny_dataset
 
-BLOCKS = re.findall(
-    r"^```(bash|python)\n(.*?)^```$", (PROJECT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL
-)
+BLOCKS = [
+    block
+    for document in ("README.md", "docs/own_images.md")
+    for block in re.findall(
+        r"^```(bash|python)\n(.*?)^```$", (PROJECT / document).read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+]
 
 
 @pytest.fixture(scope="module")
 def checkout(developed_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has after `git clone`, in which `.venv` is there already, and a few pictures."""
+    """What a user has after `git clone`, in which `.venv` is there already, a few pictures, and images by class."""
     pictures = developed_copy / "pictures"
     pictures.mkdir()
     for number, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (32, 32), colour).save(pictures / f"{number}.png")
+    snapshot = load_snapshot(write_tiny_dataset(tmp_path_factory.mktemp("sample") / "set", num_train=600, num_test=10))
+    for number, (image, label) in enumerate(zip(*snapshot.train, strict=True)):
+        if (name := snapshot.classes[label]) in ("circle", "ring", "star"):
+            (developed_copy / "my_images" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(developed_copy / "my_images" / name / f"{number:04}.png")
     return developed_copy
 
 

@@ -202,6 +202,7 @@ def write_external(path: Path) -> None:
 DATASET, RUN = "tests.confined:read_dataset", "image_classifier.tracking.run"
 METADATA, CONFIG = "image_classifier.data.content:load_metadata", "tests.confined:read_config"
 PREDICTIONS, MODEL = f"{RUN}:read_predictions", "image_classifier.tracking.checkpoint:load_model"
+STATE = "image_classifier.tracking.pretrained:load_pretrained"
 PUBLISHED = "image_classifier.published.predictor:load_predictor"
 LABELS = build_npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}") + bytes(8)
 
@@ -316,6 +317,15 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             "is compressed",
         ),
         "a command": Bomb(MODEL, "model.pth", write_tensors, "asks for 'posix.system'"),
+    },
+    "`.safetensors`": {
+        "size": Bomb(STATE, "a.safetensors", write_sparse(2**29 + 1), "more than the 536,870,912 bytes"),
+        "depth": Bomb(
+            STATE,
+            "a.safetensors",
+            lambda path: path.write_bytes((2**22).to_bytes(8, "little") + b"[" * 2**22),
+            "more than the 2,000,000 values",
+        ),
     },
     "file of a published model": {
         "size": Bomb(PUBLISHED, "model.onnx", write_sparse(2**30 + 1), "more than the 1,073,741,824 bytes")

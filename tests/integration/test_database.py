@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
@@ -81,6 +82,34 @@ def test_every_source_of_the_trainer_goes_in(layout: str, home: Home, tmp_path: 
     write(tmp_path / "source", make_arrays(), OURS)
     ingested = ingest(tmp_path / "source", "birds", home.access)
     assert ingested.version.digest == load_snapshot(tmp_path / "source").digest
+
+
+def test_a_data_set_has_images_of_one_size_and_is_read_in_any(home: Home, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source")
+    read = partial(ingest, source, "birds", home.access)
+    ingested = read(reading=Reading(image_size=64), chunk_size=4)
+    files = load_snapshot(source, reading=Reading(image_size=64))
+    assert ingested.version.digest == files.digest == load(home).digest
+    assert ingested.findings is not None and ingested.findings.num_fitted == 30
+    assert home.ask("SELECT length(image) FROM samples LIMIT 1") == 3 * 64**2
+    again = read(reading=Reading(image_size=64))
+    assert (again.added.num_added, again.version) == (0, ingested.version)
+    refuse(DataError, "has images of 64 x 64 pixels instead of 32 x 32: give --image_size 64", read)
+    assert count(home) == 30
+
+    for size, expected in ((64, files.images), (96, None)):
+        reading = Reading(image_size=size)  # type: ignore[arg-type]  # of a loop
+        snapshot = load_snapshot(Path("db:birds"), home.access, reading)
+        assert (snapshot.database, snapshot.image_size) == ("birds@1", size)
+        if expected is None:
+            pixels = [
+                Image.fromarray(image.transpose(1, 2, 0)).resize((size, size), Image.Resampling.BICUBIC)
+                for image in files.images
+            ]
+            expected = np.stack([np.asarray(image) for image in pixels]).transpose(0, 3, 1, 2)
+            assert snapshot.findings is not None and snapshot.findings.sizes == {"64 x 64": 30}
+        assert np.array_equal(snapshot.images, expected) and np.array_equal(snapshot.labels, files.labels)
+    assert load_snapshot(Path("db:birds"), home.access).digest == files.digest
 
 
 def test_a_validation_part_goes_in_and_comes_out(home: Home, tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.tracking.run import CHAIN, CHECKPOINTS, PREDICTIONS, is_finished, read_manifest
+from image_classifier.tracking.run import CHAIN, CHECKPOINTS, PREDICTIONS, is_finished, read_epochs, read_manifest
 from tests.conftest import PROJECT
 from tests.tiny import write_tiny_dataset
 
 OPTIONS = (
     "--experiment_name e --recipe small --model airbench_small --image_sizes 16 --batch_size 40 --shards 5 "
     "--translate 1 --num_epochs 4 --num_threads 1 --digest_every 1 --checkpoint_every 4steps --device cpu "
-    "--precision fp32 --validation_fraction 0.1 --keep best"
+    "--precision fp32 --validation_fraction 0.1 --keep best --cutmix 1 --color_jitter 0.3 --class_weights balanced "
+    "--ema_decay 0.9"
 ).split()
 
 
@@ -69,6 +70,17 @@ def test_any_number_of_processes_gives_the_same_bits(
     assert output.count("test accuracy") == 1, "one process alone speaks"
     check_same(tmp_path / "e" / f"run{num_ranks}", reference)
     assert [path.name for path in (tmp_path / "e").iterdir()] == [f"run{num_ranks}"]
+
+
+def test_processes_stop_early_together(dataset: Path, tmp_path: Path) -> None:
+    options = ("--early_stopping", "1", "--learning_rate", "1e-12", "--ema_decay", "0.999999", "--num_epochs", "9")
+    for num_ranks in (1, 3):
+        process = start(tmp_path, dataset, num_ranks, *options)
+        output = finish(process)
+        assert process.returncode == 0, output
+        assert output.count("--early_stopping ended the run after epoch ") == 1
+    assert len(read_epochs(tmp_path / "e" / "run3")) < 9
+    check_same(tmp_path / "e" / "run3", tmp_path / "e" / "run1")
 
 
 def wait_for_step(folder: Path, run_name: str, step: int) -> None:

@@ -681,6 +681,25 @@ def test_a_new_version_takes_over_without_losing_a_request(tmp_path: Path) -> No
         assert httpx.get(f"{server.url}/model").json()["version"] == versions[1]
 
 
+def test_a_new_version_of_another_size_is_not_taken(tmp_path: Path) -> None:
+    link = tmp_path / "current.onnx"
+    link.symlink_to(write_model(tmp_path / "first.onnx"))
+    with serving(link, tmp_path / "log") as server:
+        before = httpx.get(f"{server.url}/model").json()
+        (tmp_path / "next").symlink_to(write_model(tmp_path / "second.onnx", side=64))
+        os.replace(tmp_path / "next", link)
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while server.read_metric("image_classifier_reloads_total", result="failed") < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert httpx.get(f"{server.url}/model").json() == before
+        assert httpx.post(f"{server.url}/predict", content=NOISE.tobytes(), headers=PIXELS).status_code == 200
+        assert (
+            "takes images of 64 x 64 pixels, and 32 x 32 are served: start the server again" in server.log.read_text()
+        )
+
+
 def test_images_that_come_again_are_answered_from_the_cache(model: Path, tmp_path: Path) -> None:
     with serving(model, tmp_path / "log", "--cache_size", "2") as server:
         images = draw_images(3)

@@ -11,20 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from image_classifier.config import (
+    ADDITIONS,
     DEFAULT_RECIPE,
+    IMAGE_SIZES,
     NUM_IMAGES_FOR_FAST,
     RECIPES,
+    ImageSize,
+    Reading,
     Reference,
     RunSettings,
     TrainingSettings,
     choose_recipe,
     freeze_lists,
+    get_published_weights,
     get_recipe_path,
     get_reference,
     load_default_recipe,
     load_recipe,
     parse_reference,
     restore_training_settings,
+    scale_batch,
+    update_recorded_settings,
 )
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
@@ -57,7 +64,7 @@ def test_the_default_recipe_has_no_batch_larger_than_the_set_and_says_so(num_ima
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
-    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "instruction_set"}
+    left_open = {"validation_fraction", "keep", "seed", "device", "engine", "instruction_set", *ADDITIONS}
     assert load_recipe(name).keys() | left_open == TrainingSettings.__dataclass_fields__.keys()
     assert TrainingSettings.from_recipe(name)
 
@@ -82,18 +89,31 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
         ("input_mean", (0.5, 0.5, 1.5)),
         ("input_std", (0.5, 0.0, 0.5)),
         ("validation_fraction", 1.0),
+        ("color_jitter", 1.1),
+        ("color_jitter", float("nan")),
+        ("rand_augment", 31),
+        ("mixup", -0.1),
+        ("mixup", float("nan")),
+        ("cutmix", 101.0),
+        ("sampler", "random"),
+        ("class_weights", "inverse"),
+        ("ema_decay", 1.0),
+        ("early_stopping", -1),
+        ("early_stopping", 7),
         ("seed", -1),
         ("seed", 2**63),
         ("shards", -1),
         ("digest_every", 0),
-        ("model", "alexnet"),
+        ("model", "vgg16"),
         ("device", "tpu"),
         ("precision", "fp64"),
         ("flip", "always"),
         ("optimizer", "adam"),
         ("image_sizes", ()),
         ("image_sizes", (15, 32)),
-        ("image_sizes", (32, 65)),
+        ("image_sizes", (32, 225)),
+        ("image_size", 48),
+        ("image_size", 64.0),
     ],
 )
 def test_a_training_setting_out_of_range_is_refused_by_name_and_value(option: str, value: Any) -> None:
@@ -109,7 +129,7 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         make_training(momentum=0.0)
     unfit: list[dict[str, Any]] = [{"optimizer": "muon"}, {"image_sizes": (16, 32)}]
     for values in unfit:
-        with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them"):
+        with pytest.raises(SettingsError, match="--model lenet .* as --recipe notebook has them for --image_size 32"):
             make_training(model="lenet", **values)
     with pytest.raises(SettingsError, match="--optimizer muon .* with --model resnet choose --optimizer sgd"):
         make_training(model="resnet", optimizer="muon")
@@ -117,13 +137,66 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         make_training(model="airbench", optimizer="muon", nesterov=False)
     with pytest.raises(SettingsError, match="--schedule constant has none; set --warmup_fraction 0"):
         make_training(schedule="constant")
+    with pytest.raises(SettingsError, match="--mixup and --cutmix cannot be combined; set one of them to 0"):
+        make_training(mixup=0.2, cutmix=1.0)
+    for option in ("mixup", "cutmix"):
+        with pytest.raises(SettingsError, match=f"--{option} mixes the images of a batch; set --batch_size 2 or more"):
+            make_training(batch_size=1, **{option: 1.0})
+    with pytest.raises(SettingsError, match="--class_weights balanced and --sampler balanced .* twice; choose one"):
+        make_training(class_weights="balanced", sampler="balanced")
+    with pytest.raises(SettingsError, match="--early_stopping takes a whole number from 0 to 3, for a run of 5 epochs"):
+        make_training(early_stopping=4, num_epochs=5)
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+def test_the_sides_that_steps_scale_to_grow_with_the_images_unless_they_are_given(image_size: ImageSize) -> None:
+    for name in RECIPES:
+        ours, own = load_recipe(name)["image_sizes"], load_recipe(name, image_size)
+        assert [side * 32 for side in own["image_sizes"]] == [side * image_size for side in ours]
+        assert own == {**load_recipe(name), "image_sizes": own["image_sizes"]}
+        if name != "notebook":
+            settings = TrainingSettings.from_recipe(name, image_size=image_size)
+            assert (settings.image_size, list(settings.image_sizes)) == (image_size, own["image_sizes"])
+    small = load_recipe("small", image_size)["image_sizes"]
+    assert load_default_recipe(300, {"image_size": image_size})["image_sizes"] == tuple(small)
+    assert load_default_recipe(300, {"image_size": image_size, "image_sizes": (20,)})["image_sizes"] == (20,)
+    assert TrainingSettings.from_recipe("small", image_size=image_size, image_sizes=(24,)).image_sizes == (24,)
+
+
+@pytest.mark.parametrize("image_size", IMAGE_SIZES)
+def test_limits_in_pixels_follow_the_size_of_the_images(image_size: ImageSize) -> None:
+    make_training(image_size=image_size, translate=image_size // 2, cutout=image_size)
+    for option, limit in (("translate", image_size // 2), ("cutout", image_size)):
+        with pytest.raises(SettingsError, match=f"--{option} takes a whole number from 0 to {limit}, got: {limit + 1}"):
+            make_training(image_size=image_size, **{option: limit + 1})
+
+
+def test_lenet_takes_larger_images_at_32_pixels_alone() -> None:
+    assert make_training(model="lenet", image_size=64, image_sizes=(32,)).image_sizes == (32,)
+    with pytest.raises(SettingsError, match="--model lenet .* --image_sizes 32"):
+        TrainingSettings.from_recipe("notebook", image_size=64)
+
+
+def test_a_reading_takes_sizes_that_there_are() -> None:
+    assert [Reading().side, Reading(image_size=64).side] == [32, 64]
+    for size in (33, 64.0, "64", True):
+        with pytest.raises(SettingsError, match=f"--image_size takes one of 32, 64, 96, 128, 224, got: {size}"):
+            Reading(image_size=size)  # type: ignore[arg-type]  # as a record may have it
+
+
+def test_a_batch_takes_no_more_memory_for_larger_images() -> None:
+    assert [scale_batch(500, side) for side in (16, 32, 64, 96, 128, 224)] == [500, 500, 500, 222, 125, 40]
+    assert scale_batch(1, 224) == 1
 
 
 def test_a_record_from_before_a_setting_means_what_runs_did_then() -> None:
     recorded = dataclasses.asdict(make_training())
     del recorded["image_sizes"], recorded["optimizer"]
+    for name in ADDITIONS:
+        del recorded[name]
+    assert update_recorded_settings(recorded).items() >= ADDITIONS.items()
     restored = restore_training_settings(recorded)
-    assert (restored.image_sizes, restored.optimizer) == ((32,), "sgd")
+    assert (restored.image_size, restored.image_sizes, restored.optimizer) == (32, (32,), "sgd")
 
 
 def test_settings_that_nothing_names_are_those_of_the_recipe_fast() -> None:
@@ -250,3 +323,31 @@ def test_the_password_is_read_only_for_a_database_and_shown_nowhere(
         settings = make_run_settings(database="birds", **values)
         assert settings.database_access.password == Secret(expected)
         assert expected not in f"{settings} {settings.database_access}"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimizer": "muon", "freeze": "body", "batch_size": 80}, "--freeze body takes --optimizer sgd.*_rate 40,"),
+        ({"optimizer": "muon", "body_learning_rate": 0.1}, "--body_learning_rate takes --optimizer sgd"),
+        ({"freeze": "body", "body_learning_rate": 0.1}, "--body_learning_rate is of a body that is trained"),
+        ({"body_learning_rate": 0.0}, "--body_learning_rate takes a number above 0, got: 0.0"),
+        ({"freeze": "head"}, "--freeze takes one of none, body, got: head"),
+    ],
+)
+def test_rates_of_the_body_that_have_no_effect_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        make_training(model="airbench", **values)
+
+
+def test_a_record_of_before_froze_nothing() -> None:
+    recorded = update_recorded_settings({"optimizer": "sgd", "image_sizes": [32], "shards": 1})
+    assert (recorded["freeze"], recorded["body_learning_rate"]) == ("none", None)
+
+
+@pytest.mark.parametrize("text", ["torchvision:", "torchvision:resnet18", "torchvision:a@b@c", "torchvision:../x@y"])
+def test_published_weights_are_named_by_network_and_weights(text: str) -> None:
+    assert get_published_weights("torchvision:resnet18@IMAGENET1K_V1") == ("resnet18", "IMAGENET1K_V1")
+    assert get_published_weights("a/torchvision:x") is None
+    with pytest.raises(SettingsError, match="torchvision:NETWORK@WEIGHTS such as torchvision:resnet18@IMAGENET1K_V1"):
+        make_run_settings(pretrained_model=Path(text))

@@ -12,13 +12,14 @@ import pytest
 from docstring_parser import parse
 
 import image_classifier
-from benchmarks import database, engines, kernels, portable, scaling, variants
+from benchmarks import database, engines, fine_tuning, image_sizes, kernels, options, portable, scaling, variants
 from benchmarks.measure import load_result, read_table
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS
 from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
 from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
+from image_classifier.plugins import OWN
 from image_classifier.serving.settings import ServerSettings
 from tests.conftest import PROJECT
 
@@ -27,9 +28,11 @@ DOCUMENTS = sorted(
     path for pattern in ("*.md", "data/*.md", "docs/*.md", "experiments/*.md") for path in PROJECT.glob(pattern)
 )
 PACKAGE = PROJECT / "image_classifier"
+NO_OPTIONS = {"training", "recipe", "recipe_reason", "settings_from_weights", "db_password", "ask_db_password"}
 TYPES = {
     int: "whole number",
     float: "number",
+    float | None: "number",
     bool: "true, false",
     str: "text",
     str | None: "text",
@@ -54,12 +57,14 @@ def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | t
     recipe = load_recipe(RECIPES[0]) if settings is TrainingSettings else {}
     lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
     for field in fields(settings):
-        if field.name in ("recipe", "recipe_reason", "training", "db_password", "ask_db_password"):
+        if field.name in NO_OPTIONS:
             continue
         if settings is ServerSettings and field.name == "model":
             continue
         hint = hints[field.name]
-        takes = ", ".join(get_args(hint)) if get_origin(hint) is Literal else TYPES[hint]
+        takes = ", ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else TYPES[hint]
+        if field.name in OWN:
+            takes = f"{', '.join(OWN[field.name])}, module:attribute"
         value = recipe.get(field.name, field.default)
         default = "" if value in ("", None) else str(value).lower().strip("()[]").replace(", ", ",")
         meaning = " ".join(meanings[field.name].split()).rstrip(".")
@@ -123,13 +128,25 @@ def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
     assert shown == database.build_table(result) if result else shown.startswith("Not measured yet")
 
 
+def test_what_the_options_give_is_what_was_measured() -> None:
+    assert read_table(options.DOCUMENT, "options") == options.build_table(load_result("options"))
+
+
 def test_the_variants_are_those_that_were_measured() -> None:
     for name in ("variants", "variants_before"):
         assert read_table(variants.DOCUMENT, name) == variants.build_table(load_result(name))
 
 
 @pytest.mark.parametrize(
-    ("name", "script"), [("engines", engines), ("kernels", kernels), ("portable", portable), ("scaling", scaling)]
+    ("name", "script"),
+    [
+        ("engines", engines),
+        ("fine_tuning", fine_tuning),
+        ("image_sizes", image_sizes),
+        ("kernels", kernels),
+        ("portable", portable),
+        ("scaling", scaling),
+    ],
 )
 def test_the_steps_are_those_that_were_measured(name: str, script: Any) -> None:
     result = load_result(name)

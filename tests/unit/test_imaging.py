@@ -34,6 +34,7 @@ from image_classifier.imaging import (
     MAX_TEXTS,
     decode_image,
     load_image,
+    resize_pixels,
 )
 from tests.bombs import build_chunk, build_exif, build_png, build_progressive, build_run_lengths, save
 from tests.conftest import PROJECT
@@ -57,6 +58,32 @@ def test_an_even_image_of_any_size_keeps_its_colour(
 ) -> None:
     decoded = decode_image(save(Image.new("RGB", (width, height), colour), kind[0], **kind[1]))
     assert decoded.shape == (32, 32, 3) and (decoded == colour).all()
+
+
+@pytest.mark.parametrize("side", [64, 96, 128, 224])
+@pytest.mark.parametrize("fit", ["squeeze", "crop", "pad", "refuse"])
+def test_an_image_of_the_side_that_is_asked_for_comes_out_bit_for_bit(side: int, fit: Fit) -> None:
+    noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_image(save(Image.fromarray(noise)), side=side, fit=fit), noise)
+    np.testing.assert_array_equal(resize_pixels(noise, side), noise)
+    other = save(Image.fromarray(NOISE))
+    if fit == "refuse":
+        with pytest.raises(ImageError, match=f"32 x 32 pixels instead of {side} x {side}"):
+            decode_image(other, side=side, fit=fit)
+    else:
+        expected = np.asarray(Image.fromarray(NOISE).resize((side, side), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(decode_image(other, side=side, fit=fit), expected)
+        np.testing.assert_array_equal(resize_pixels(NOISE, side), expected)
+
+
+@pytest.mark.parametrize("side", [32, 64, 96, 128, 224])
+def test_a_photo_is_decoded_at_a_part_of_its_size_and_looks_as_it_would_whole(side: int) -> None:
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    photo = smooth.resize((3000, 2000), Image.Resampling.BICUBIC)
+    content = save(photo, "JPEG", quality=95)
+    whole = Image.open(io.BytesIO(content)).resize((side, side), Image.Resampling.BICUBIC)
+    difference = np.abs(decode_image(content, side=side).astype(int) - np.asarray(whole).astype(int))
+    assert difference.mean() < 1 and difference.max() < 16
 
 
 def test_shrinking_averages_and_does_not_pick() -> None:
@@ -342,12 +369,13 @@ def test_an_image_waits_for_as_much_memory_as_it_takes(mode: str, monkeypatch: p
             return super().take(num_bytes)
 
     monkeypatch.setattr(imaging, "_BUDGET", Noted(imaging._BUDGET_BYTES))
+    narrowed = 32 * 4  # bytes of a row, or a column, that is resized in one direction
     if mode == "CMYK":
         decode_image(save(Image.new(mode, (800, 800)), "JPEG", progressive=True))
-        assert taken == [400 * 400 * 4 + 800 * 800 * 4 * 2]
+        assert taken == [400 * 400 * 4 + 800 * 800 * 4 * 2 + narrowed * 400]
     else:
         decode_image(save(Image.new(mode, (300, 300))))
-        assert taken == [300 * 300 * (2 if mode == "I;16" else 4)]
+        assert taken == [300 * 300 * (2 if mode == "I;16" else 4) + narrowed * 300]
 
 
 def decode_whole(content: bytes, fit: Fit) -> NDArray[np.uint8]:

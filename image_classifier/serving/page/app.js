@@ -27,6 +27,11 @@ async function loadModel() {
   if (!answer.ok) throw new Error((await answer.json()).detail);
   model = await answer.json();
   find("key-form").hidden = true;
+  const [, height, width] = model.input.shape;
+  const seen = find("seen");
+  [seen.width, seen.height] = [width, height];
+  seen.setAttribute("aria-label", `The image as the network sees it, ${width} by ${height} pixels`);
+  find("seen-caption").textContent = `as the network sees it, ${width} × ${height}`;
   find("model").textContent = `${model.name} · version ${model.version} · ${model.classes.length} classes`;
   return true;
 }
@@ -112,14 +117,15 @@ function show(file, answer, milliseconds) {
 
 function draw(base64) {
   const bytes = atob(base64);
-  const image = new ImageData(32, 32);
-  for (let pixel = 0; pixel < 1024; pixel++) {
+  const seen = find("seen");
+  const image = new ImageData(seen.width, seen.height);
+  for (let pixel = 0; pixel < seen.width * seen.height; pixel++) {
     for (let channel = 0; channel < 3; channel++) {
       image.data[4 * pixel + channel] = bytes.charCodeAt(3 * pixel + channel);
     }
     image.data[4 * pixel + 3] = 255;
   }
-  find("seen").getContext("2d").putImageData(image, 0, 0);
+  seen.getContext("2d").putImageData(image, 0, 0);
 }
 
 function take(files) {

@@ -157,7 +157,7 @@ def test_what_stands_for_nothing_is_suggested_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("words", "meant"),
-    [("--model resnt", "resnet"), ("--recipe notebok", "notebook"), ("--flip alternate", "alternating")],
+    [("--schedule trianguler", "triangular"), ("--recipe notebok", "notebook"), ("--flip alternate", "alternating")],
 )
 def test_a_choice_that_does_not_exist_is_refused_with_the_one_that_may_be_meant(words: str, meant: str) -> None:
     message = find_refusal(lambda: parse_arguments(TRAINER, words.split()))

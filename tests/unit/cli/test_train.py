@@ -19,20 +19,25 @@ from image_classifier.cli.train import (
     format_settings,
     main,
     parse_settings,
+    settle_recipe,
 )
 from image_classifier.config import (
     DEFAULT_RECIPE,
     FLAGS,
     RECIPES,
     Fit,
+    Log,
     RunSettings,
     TrainingSettings,
     load_default_recipe,
     load_recipe,
 )
-from image_classifier.errors import SettingsError
+from image_classifier.errors import ImageClassifierError, SettingsError
+from image_classifier.plugins import OWN
 from tests.bombs import build_laughs
+from tests.tiny import write_tiny_dataset
 
+NOT_PRINTED = {"training", "recipe_reason", "settings_from_weights", "resume", "db_password", "ask_db_password"}
 NAMES = ["--experiment_name", "e", "--run_name", "r"]
 PARSER = build_trainer_parser()
 
@@ -91,7 +96,7 @@ def print_settings(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 def test_the_printed_settings_are_all_settings_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     printed = yaml.safe_load(print_settings(capsys, *NAMES, "--recipe", "notebook"))
     fields = RunSettings.__dataclass_fields__.keys() | TrainingSettings.__dataclass_fields__.keys()
-    assert printed.keys() == fields - {"training", "recipe_reason", "resume", "db_password", "ask_db_password"}
+    assert printed.keys() == fields - NOT_PRINTED
     assert (printed["batch_size"], printed["recipe"], printed["image_sizes"]) == (4, "notebook", [32])
 
 
@@ -164,8 +169,12 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
         **{option: small for option in whole},
         **{option: name for option in ("experiment_name", "run_name")},
         **{option: text | tricky for option in ("experiments_folder", "dataset_folder", "db_config", "db_pass_file")},
+        "model": st.sampled_from(OWN["model"]),
+        "optimizer": st.sampled_from([*OWN["optimizer"], "my_package.optim:build"]),
         "nesterov": st.booleans(),
         **{option: fraction for option in ("momentum", "warmup_fraction", "label_smoothing", "validation_fraction")},
+        **{option: fraction for option in ("color_jitter", "ema_decay", "mixup", "cutmix")},
+        **{option: st.integers(0, 6) for option in ("rand_augment", "early_stopping")},
         "pretrained_model": text | tricky,
         "database": st.sampled_from(["shapes", "a.b-c@12"]),
         "checkpoint_every": st.sampled_from(["2epochs", "500steps"]),
@@ -174,12 +183,12 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
         "digest_every": st.integers(1, 2000),
         "seed": st.integers(0, 2**63 - 1),
         "image_sizes": st.lists(st.sampled_from([16, 24, 32, 64]), min_size=1, max_size=5),
-        "learning_rate": st.floats(1e-12, 1e6),
+        **{option: st.floats(1e-12, 1e6) for option in ("learning_rate", "body_learning_rate")},
         "weight_decay": st.floats(0, 10),
         "input_mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
         "input_std": st.lists(st.floats(1e-3, 1), min_size=3, max_size=3),
     }
-    hint = {**get_type_hints(TrainingSettings), "fit": Fit}.get(kind)
+    hint = {**get_type_hints(TrainingSettings), "fit": Fit, "log": Log}.get(kind)
     return st.sampled_from(get_args(hint)) if get_origin(hint) is Literal else drawn[kind]
 
 
@@ -198,7 +207,7 @@ def _is_name(name: str) -> bool:
 
 OPTIONS = sorted(
     (RunSettings.__dataclass_fields__.keys() | TrainingSettings.__dataclass_fields__.keys())
-    - {"training", "recipe", "recipe_reason", "db_password", "ask_db_password", *FLAGS}
+    - {"recipe", *NOT_PRINTED, *FLAGS}
 )
 
 
@@ -300,3 +309,17 @@ def test_a_wrong_config_file_is_refused_in_one_line(
 def test_required_names_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert capsys.readouterr().err == "error: --experiment_name is required: a name for a folder\n"
+
+
+def test_a_run_whose_recipe_is_left_open_may_exist_when_torchrun_starts_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "e" / "run"
+    run.mkdir(parents=True)
+    dataset = write_tiny_dataset(tmp_path / "data")
+    values = {"recipe": "default", "experiments_folder": tmp_path, "experiment_name": "e", "run_name": "run"}
+    with pytest.raises(ImageClassifierError, match="exists already"):
+        settle_recipe({**values, "dataset_folder": dataset})
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run_settings, snapshot = settle_recipe({**values, "dataset_folder": dataset})
+    assert run_settings.recipe == "small" and snapshot is not None

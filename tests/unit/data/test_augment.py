@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from image_classifier.data.augment import (
-    GREY,
     Augmentation,
     augment_images,
     compute_order,
     compute_validation_split,
 )
+from image_classifier.data.distortion import GREY
 from image_classifier.randomness import draw_bits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
@@ -71,12 +71,21 @@ def test_every_place_in_the_order_is_as_likely_for_every_image() -> None:
     st.sampled_from(["none", "random", "alternating"]),
     st.integers(0, 4),
     st.integers(0, 12),
+    st.sampled_from([(0.0, 0), (0.4, 0), (0.0, 9), (1.0, 30)]),
     st.integers(1, 11),
 )
 def test_an_image_is_varied_the_same_in_any_batch(
-    seed: int, epoch: int, order: list[int], flip: str, translate: int, cutout: int, cut: int
+    seed: int,
+    epoch: int,
+    order: list[int],
+    flip: str,
+    translate: int,
+    cutout: int,
+    colors: tuple[float, int],
+    cut: int,
 ) -> None:
     values = {"flip": flip, "translate": translate, "cutout": cutout}
+    values |= {"color_jitter": colors[0], "rand_augment": colors[1]}
     together = augment(np.array(order), epoch, seed, **values)
     apart = [augment(np.array(part), epoch, seed, **values) for part in (order[:cut], order[cut:])]
     assert np.array_equal(together, np.concatenate(apart))
@@ -146,3 +155,23 @@ def test_a_validation_split_parts_the_training_set(seed: int, num_images: int, f
 def test_a_validation_split_depends_on_the_seed() -> None:
     parts = {tuple(compute_validation_split(seed, 100, 0.2)[1]) for seed in range(20)}
     assert len(parts) == 20
+
+
+@pytest.mark.parametrize(("side", "reach"), [(32, 16), (64, 3), (96, 48), (224, 112)])
+def test_shifts_and_mirrors_of_any_size_are_windows_of_the_padded_image(side: int, reach: int) -> None:
+    image = np.random.default_rng(side).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
+    padded = np.pad(image[0], ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
+    seen = set()
+    for epoch in range(12):
+        (varied,) = augment_images(image, np.array([0]), 5, epoch, Augmentation("random", reach))
+        rows = np.flatnonzero([np.isin(varied[0, 0], row).all() for row in padded[0, : 2 * reach + 1]])
+        places = {
+            (top, left, mirrored)
+            for top in rows.tolist()
+            for left in range(2 * reach + 1)
+            for mirrored in (1, -1)
+            if np.array_equal(padded[:, top : top + side, left : left + side][:, :, ::mirrored], varied)
+        }
+        assert places
+        seen.update(places)
+    assert len(seen) > 6

@@ -21,10 +21,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from image_classifier.config import Fit, Reading
+from image_classifier.config import IMAGE_SIZES, Fit, ImageSize, Reading
 from image_classifier.data.findings import Findings
-from image_classifier.data.snapshot import Snapshot, compute_digest, find_stores, load_snapshot, prune
+from image_classifier.data.snapshot import (
+    Snapshot,
+    compute_digest,
+    compute_fingerprint,
+    find_stores,
+    load_snapshot,
+    prune,
+    resize_snapshot,
+)
+from image_classifier.data.source import find_source
 from image_classifier.errors import DataError, SettingsError, StorageError
 from tests.conftest import PROJECT, require_real_data
 from tests.datasets import (
@@ -576,3 +586,82 @@ def test_a_validation_part_is_part_of_the_digest(tmp_path: Path) -> None:
 def test_how_files_are_read_does_not_go_with_a_database() -> None:
     with pytest.raises(SettingsError, match="--fit and --skip_bad say how files are read; db:birds is in a database"):
         load_snapshot(Path("db:birds"), reading=Reading(fit="crop"))
+
+
+@pytest.mark.parametrize("side", IMAGE_SIZES)
+def test_each_image_size_has_its_snapshot_from_whatever_source(side: ImageSize, tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_cifar10_python(tmp_path / "python", arrays)
+    write_archive(tmp_path / "archive.tar.gz", tmp_path / "python")
+    write_cifar10_binary(tmp_path / "binary", arrays)
+    write_parquet(tmp_path / "parquet", arrays, OURS)
+    reading = Reading(image_size=side)
+    snapshots = [load_snapshot(tmp_path / name, reading=reading) for name in ("python", "archive.tar.gz", "binary")]
+    snapshots.append(load_snapshot(tmp_path / "parquet", reading=reading))
+    first = snapshots[0]
+    assert len({snapshot.digest for snapshot in snapshots}) == 1
+    assert first.images.shape == (30, 3, side, side) and first.image_size == side
+    for image, original in zip(first.images, arrays.images, strict=True):
+        pixels = Image.fromarray(original.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC)
+        assert np.array_equal(image.transpose(1, 2, 0), np.asarray(pixels))
+    assert np.array_equal(first.labels, arrays.labels)
+    notes = [] if side == 32 else [f"note: 30 images were resized to {side} x {side}, from 32 x 32 (30)"]
+    assert [note for note in first.describe_notes() if note.startswith("note")] == notes
+    assert (first.digest == load_snapshot(tmp_path / "binary").digest) == (side == 32)
+    record = json.loads((tmp_path / "binary" / ".snapshots" / first.digest / "snapshot.json").read_text())
+    assert record["shape"] == [3, side, side]
+    assert isinstance(load_snapshot(tmp_path / "binary", reading=reading).images.base, np.memmap)
+
+
+def test_a_large_image_in_a_folder_keeps_its_pixels_where_they_are_asked_for(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 96, 96), dtype=np.uint8)
+    for part in ("train", "test"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        (tmp_path / part / "cat" / "0.png").write_bytes(encode(image))
+    whole = load_snapshot(tmp_path, reading=Reading(image_size=96, fit="refuse"))
+    assert np.array_equal(whole.images[0], image) and whole.findings is not None and not whole.findings.num_fitted
+    with pytest.raises(DataError, match="96 x 96 pixels instead of 64 x 64"):
+        load_snapshot(tmp_path, reading=Reading(image_size=64, fit="refuse"))
+
+
+def test_a_snapshot_is_resized_once_to_another_size(dataset: Path) -> None:
+    snapshot, stores = load_snapshot(dataset), find_stores(dataset)
+    resized = resize_snapshot(stores, snapshot, 64)
+    assert resized.digest == load_snapshot(dataset, reading=Reading(image_size=64)).digest
+    assert (resized.name, resized.num_train, resized.classes) == (snapshot.name, snapshot.num_train, snapshot.classes)
+    times = {path: path.stat().st_mtime_ns for path in stores[0].rglob("*")}
+    assert resize_snapshot(stores, snapshot, 64).digest == resized.digest
+    assert {
+        path: path.stat().st_mtime_ns for path in stores[0].rglob("*") if path.name != ".lock"
+    }.items() <= times.items()
+
+
+def test_an_index_of_before_there_were_other_sizes_is_read(tmp_path: Path) -> None:
+    snapshot = load_snapshot(write_odd_folder_of_two_sizes(tmp_path))
+    (entry,) = (tmp_path / ".snapshots" / "index").iterdir()
+    content = json.loads(entry.read_text())
+    assert content["findings"].pop("image_size") == 32
+    entry.write_text(json.dumps(content))
+    again = load_snapshot(tmp_path)
+    assert (again.digest, again.findings) == (snapshot.digest, snapshot.findings)
+    assert json.loads(entry.read_text()) == content  # and not made anew
+
+
+def write_odd_folder_of_two_sizes(folder: Path) -> Path:
+    """Write one image to train with and a larger one to test with."""
+    for part, side in (("train", 32), ("test", 40)):
+        (folder / part / "cat").mkdir(parents=True)
+        (folder / part / "cat" / "0.png").write_bytes(encode(np.zeros((3, side, side), np.uint8)))
+    return folder
+
+
+def test_the_fingerprint_of_32_pixels_is_what_it_was(dataset: Path) -> None:
+    source = find_source(dataset)
+    status = [os.stat(dataset / name) for name in source.files]
+    lines = ["2 Reading(fit='squeeze', skip_bad=False)"]
+    for name, s in zip(source.files, status, strict=True):
+        lines.append(f"{name}\0{s.st_size} {s.st_mtime_ns} {s.st_ino} {s.st_ctime_ns}")
+    expected = hashlib.sha256(os.fsencode("\n".join(lines)) + b"\0").hexdigest()
+    for reading in (Reading(), Reading(image_size=32)):
+        assert compute_fingerprint(source, dataset / "metadata.json", reading) == expected
+    assert compute_fingerprint(source, dataset / "metadata.json", Reading(image_size=64)) != expected

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
-from image_classifier.config import ModelName
-from image_classifier.errors import ModelError
+from image_classifier.errors import SettingsError
 from image_classifier.model.airbench import Airbench
-from image_classifier.model.catalog import NETWORKS, build_classifier
+from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.model.lenet import LeNet
+from image_classifier.model.residual import ResNet18
+from image_classifier.plugins import NETWORKS
 
 SCALING = {"input_mean": (0.5, 0.4, 0.3), "input_std": (0.5, 0.25, 0.2)}
 
@@ -22,10 +22,6 @@ SCALING = {"input_mean": (0.5, 0.4, 0.3), "input_std": (0.5, 0.25, 0.2)}
 def build(name: str, num_classes: int = 10, seed: int = 0) -> Classifier:
     mean, std = SCALING["input_mean"], SCALING["input_std"]
     return build_classifier(name, num_classes, input_mean=mean, input_std=std, seed=seed)
-
-
-def test_the_catalogue_and_the_setting_have_the_same_names() -> None:
-    assert set(NETWORKS) == set(get_args(ModelName))
 
 
 def test_lenet_has_the_parameters_of_the_notebooks_network() -> None:
@@ -51,7 +47,7 @@ def test_weights_are_drawn_from_the_seed_and_the_global_generator_is_left_alone(
     assert any(not torch.equal(one, two) for one, two in weights)
 
 
-@pytest.mark.parametrize("name", ["airbench", "airbench_small", "resnet"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "lenet"])
 @pytest.mark.parametrize("image_size", [16, 20, 32, 40])
 def test_a_network_takes_images_of_other_sizes(name: str, image_size: int) -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -64,6 +60,19 @@ def test_images_are_scaled_to_the_networks_size_as_pillow_scales_them() -> None:
     classifier = Classifier(torch.nn.Identity(), (0, 0, 0), (1 / 255,) * 3, image_size=20)
     scaled = classifier(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()))[0].numpy()
     assert np.abs(scaled - expected).max() <= 1  # Pillow rounds to whole values, twice
+
+
+def test_resnet18_computes_what_torchvisions_does_of_the_same_weights() -> None:
+    published, own = torchvision.models.resnet18(num_classes=7).eval(), ResNet18(7, has_imagenet_stem=True).eval()
+    own.load_state_dict(published.state_dict())
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(own(images), published(images))
+
+
+def test_the_residual_networks_are_as_large_as_published() -> None:
+    sizes = {name: sum(parameter.numel() for parameter in build(name).parameters()) for name in NETWORKS}
+    assert sizes["resnet18"] == 11_173_962  # of CIFAR's stem, as in kuangliu/pytorch-cifar
+    assert sizes["wide_resnet_16_4"] == 2_748_890  # Zagoruyko, Komodakis, table 4: 2.7 million
 
 
 def test_airbench_is_as_large_as_published() -> None:
@@ -104,7 +113,7 @@ def test_networks_without_whitening_leave_their_weights_as_drawn() -> None:
 
 
 def test_inputs_are_scaled_as_the_settings_say() -> None:
-    classifier = Classifier(torch.nn.Flatten(), **SCALING, image_size=1)
+    classifier = Classifier(torch.nn.Flatten(), SCALING["input_mean"], SCALING["input_std"], image_size=1)
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = [
         (value / 255 - mean) / std
@@ -114,5 +123,20 @@ def test_inputs_are_scaled_as_the_settings_say() -> None:
 
 
 def test_an_unknown_network_is_refused_with_the_ones_there_are() -> None:
-    with pytest.raises(ModelError, match="'vgg'.*lenet, resnet"):
-        build("vgg")
+    with pytest.raises(SettingsError, match="--model takes one of .*lenet, resnet.*got: resnte .did you mean resnet"):
+        build("resnte")
+
+
+@pytest.mark.parametrize("image_size", [64, 96, 128, 224])
+@pytest.mark.parametrize("name", ["airbench_small", "resnet"])
+def test_networks_take_images_of_any_size_and_see_all_of_them(name: str, image_size: int) -> None:
+    scaling = {"input_mean": (0.5,) * 3, "input_std": (0.25,) * 3}
+    classifier = build_classifier(name, 3, **scaling, seed=0, image_size=image_size).eval()
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, image_size, image_size), dtype=np.uint8)
+    classifier.initialize_from(images)
+    changed = images.copy()
+    changed[0, :, -8:, -8:] = 255  # a corner
+    with torch.no_grad():
+        logits, others = (classifier(torch.from_numpy(pixels)) for pixels in (images, changed))
+    assert logits.shape == (4, 3) and logits.isfinite().all()
+    assert torch.equal(logits[1:], others[1:]) and not torch.equal(logits[0], others[0])

@@ -18,7 +18,7 @@ from image_classifier.published.folder import CARD, MANIFEST, MODEL, serialize_m
 from image_classifier.published.predictor import METADATA_PREFIX, build_predictor, load_predictor
 from tests.bombs import build_onnx_of_zeros
 from tests.conftest import PROJECT, run_program
-from tests.serving import write_model
+from tests.serving import draw_images, write_model
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
@@ -62,6 +62,22 @@ def test_it_says_what_it_is_a_model_of(published_run: Path) -> None:
 def test_images_of_another_type_or_shape_are_refused(published_run: Path, images: NDArray[Any]) -> None:
     with pytest.raises(DataError, match=r"uint8 \[N, 32, 32, 3\], got"):
         load_predictor(published_run).predict(images)
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_it_takes_images_of_the_side_that_the_graph_has(side: int, tmp_path: Path) -> None:
+    predictor = load_predictor(write_model(tmp_path / "model.onnx", side=side))
+    assert predictor.model.image_size == side
+    predictor.measure()
+    assert predictor.predict(draw_images(3, side=side)).shape == (3, 10)
+    other = 64 if side == 32 else 32
+    with pytest.raises(DataError, match=rf"uint8 \[N, {side}, {side}, 3\], got: uint8 \[3, {other}, {other}, 3\]"):
+        predictor.predict(draw_images(3, side=other))
+
+
+def test_a_graph_of_other_sides_is_none_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no valid input of square images of 32, 64, 96, 128, 224 pixels"):
+        load_predictor(write_model(tmp_path / "model.onnx", side=48))
 
 
 def test_it_never_imports_torch(published_run: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from image_classifier.config import Fit, Views
+from image_classifier.config import Fit, ImageSize, Views
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.published.predictor import load_predictor
@@ -61,6 +61,26 @@ def test_the_graph_answers_as_the_trainer_does(name: str, image_size: int, views
     content = export_model(model, views=views)
     for size in (1, 7, 40):
         np.testing.assert_allclose(predict(content, tmp_path, IMAGES, size), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "image_size", "views"),
+    [
+        *(("resnet", 64, 64, "mirror"), ("airbench_small", 96, 96, "six"), ("airbench_small", 64, 32, "six")),
+        *(("resnet", 32, 64, "one"), ("lenet", 64, 32, "one"), ("airbench_small", 224, 224, "one")),
+    ],
+)
+def test_the_graph_takes_the_images_of_the_run(
+    name: str, side: ImageSize, image_size: int, views: Views, tmp_path: Path
+) -> None:
+    model = replace(build_model(name, image_size), input_size=side)
+    contrasts = np.linspace(0.02, 1, 9).reshape(9, 1, 1, 1)
+    images = (np.random.default_rng(0).integers(0, 256, (9, 3, side, side)) * contrasts).astype(np.uint8)
+    content = export_model(model, views=views)
+    expected = compute_probabilities(model.classifier, images, views=views)
+    for size in (1, 7):
+        np.testing.assert_allclose(predict(content, tmp_path, images, size), expected, rtol=0, atol=1e-5)
+    assert load_predictor(tmp_path / "model.onnx").model.image_size == side
 
 
 def test_only_unsure_images_are_looked_at_six_times(tmp_path: Path) -> None:

@@ -73,3 +73,10 @@ def test_numbers_that_are_none_fail() -> None:
     lines, _ = compute_parity(Answers(EXPECTED * np.float32(np.nan)), IMAGES, EXPECTED, EXPECTED)
     with pytest.raises(ModelError, match="does not answer as the run does"):
         check_parity(lines, 100)
+
+
+def test_large_images_are_compared_in_smaller_batches() -> None:
+    images = np.zeros((100, 3, 128, 128), np.uint8)
+    images[:, 0, 0, 0] = np.arange(100)
+    lines, _ = compute_parity(Answers(EXPECTED), images, EXPECTED, EXPECTED)
+    assert [line["batch_size"] for line in lines] == [1, 7, 16]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from image_classifier.config import ImageSize
 from image_classifier.errors import ImageError, ImageSizeError
 from image_classifier.imaging import decode_image
 from image_classifier.published.predictor import PublishedModel
@@ -46,8 +47,8 @@ MODEL = PublishedModel(
 class Gated:
     """Answers with the first three pixels of an image, when it is let; keeps each batch's size and thread."""
 
-    def __init__(self, *, is_open: bool = True, seconds_per_image: float = 3e-3) -> None:
-        self.model = MODEL
+    def __init__(self, *, is_open: bool = True, seconds_per_image: float = 3e-3, image_size: ImageSize = 32) -> None:
+        self.model = MODEL if image_size == MODEL.image_size else replace(MODEL, image_size=image_size)
         self.seconds_per_image = seconds_per_image
         self.sizes: list[int] = []
         self.threads: list[str] = []
@@ -325,6 +326,19 @@ def test_an_image_is_computed_by_the_model_that_was_current_when_it_came() -> No
         assert {(await future).classifier for future in before} == {old}
         assert {(await future).classifier for future in after} == {new}
         assert sum(old.sizes) == sum(new.sizes) == 3
+        batcher.stop()
+
+    run(work)
+
+
+def test_images_get_the_side_that_the_model_takes() -> None:
+    async def work() -> None:
+        batcher = build(Gated(image_size=96))
+        small, raw = draw_images(1)[0], draw_images(1, side=96)[0]
+        tickets = [Ticket(None, encode(small), ("PNG",)), Ticket(raw.tobytes())]
+        first, second = await asyncio.gather(*(batcher.submit(ticket) for ticket in tickets))
+        assert first.pixels == decode_image(encode(small), side=96).tobytes()
+        assert second.row == raw[0, 0].tolist()
         batcher.stop()
 
     run(work)

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from image_classifier.config import ImageSize
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import Gate
 from image_classifier.serving.batching import Batcher
@@ -63,10 +64,11 @@ class Wire(asyncio.Transport):
         self.has_ended = True
 
 
-def build_app(gate: Gate | None = None, **settings: Any) -> App:
+def build_app(gate: Gate | None = None, image_size: ImageSize = 32, **settings: Any) -> App:
     """Build an application whose batcher has not been started."""
     metrics = Metrics()
-    batcher = Batcher(Gated(seconds_per_image=1e-6), max_batch=8, max_queue=64, timeout_s=5, observer=metrics)
+    classifier = Gated(seconds_per_image=1e-6, image_size=image_size)
+    batcher = Batcher(classifier, max_batch=8, max_queue=64, timeout_s=5, observer=metrics)
     chosen = ServerSettings(model="model", **settings)
     return App(chosen, Service(chosen, batcher, metrics, "model"), gate or Gate(), metrics)
 
@@ -119,6 +121,21 @@ def test_one_small_image_takes_the_short_way(content: bytes, content_type: str, 
         assert isinstance(connection._exchanges[0], SmallImage) == is_short
         await wait_until(lambda: bool(wire.written))
         assert find_statuses(wire) == [415 if content_type == "image/tiff" else 200]
+        connections.batcher.stop()
+
+    run(work)
+
+
+@pytest.mark.parametrize(("side", "is_short"), [(64, True), (96, False), (224, False)])
+def test_the_pixels_of_an_image_take_the_short_way_up_to_64_pixels(side: ImageSize, is_short: bool) -> None:
+    async def work() -> None:
+        connections = Connections(image_size=side)
+        for content, is_whole in ((bytes(3 * side**2), True), (NOISE.tobytes(), False)):
+            connection, wire = connections.connect()
+            connection.data_received(build_request(content))
+            assert isinstance(connection._exchanges[0], SmallImage) == (is_short and is_whole)
+            await wait_until(lambda wire=wire: bool(wire.written))  # type: ignore[misc]  # of this turn
+            assert find_statuses(wire) == [200 if is_whole else 400]
         connections.batcher.stop()
 
     run(work)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image_classifier.serving.oip import PARTS_PER_IMAGE, parse_infer
+from image_classifier.serving.oip import count_parts, parse_infer
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.requests import Parsed, parse_body, parse_options
 from tests.serving import draw_images, encode
@@ -22,7 +22,7 @@ VALUES: Any = st.recursive(
 
 
 def parse(content_type: bytes, body: bytes) -> Parsed:
-    return parse_body(body, content_type, {}, 4)
+    return parse_body(body, content_type, {}, 4, 32)
 
 
 @given(st.sampled_from(["images", "top_k", "request_id", "show_input", "other"]), VALUES)
@@ -85,20 +85,35 @@ def test_a_form_holds_images_and_options() -> None:
 
 def test_compressed_bodies_are_refused() -> None:
     with pytest.raises(Problem) as caught:
-        parse_body(b"x", b"image/png", {"content-encoding": "gzip"}, 1)
+        parse_body(b"x", b"image/png", {"content-encoding": "gzip"}, 1, 32)
     assert caught.value.status == 415
 
 
-def build_infer(data: object, number: int = 1) -> bytes:
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_pixels_are_cut_into_images_of_the_models_size(side: int) -> None:
+    pixels = [bytes([number]) * 3 * side**2 for number in range(3)]
+    tickets, _ = parse_body(b"".join(pixels), b"application/octet-stream", {}, 3, side)
+    assert [ticket.pixels for ticket in tickets] == pixels
+    for body in (b"", pixels[0][1:], pixels[0] + b"x"):
+        with pytest.raises(Problem, match=f"takes {3 * side**2:,} bytes an image: {side} rows of {side} pixels"):
+            parse_body(body, b"application/octet-stream", {}, 3, side)
+    with pytest.raises(Problem, match="a request may hold 2 images"):
+        parse_body(b"".join(pixels), b"application/octet-stream", {}, 2, side)
+
+
+def build_infer(data: object, number: int = 1, side: int = 32) -> bytes:
     """Build the JSON of an inference request."""
-    tensor = {"name": "images", "datatype": "UINT8", "shape": [number, 32, 32, 3], "data": data}
+    tensor = {"name": "images", "datatype": "UINT8", "shape": [number, side, side, 3], "data": data}
     return orjson.dumps({"inputs": [tensor]})
 
 
-def test_an_inference_request_is_flat_or_nested() -> None:
-    images = draw_images(64)
+@pytest.mark.parametrize(("number", "side"), [(64, 32), (1, 64)])
+def test_an_inference_request_is_flat_or_nested(number: int, side: int) -> None:
+    images = draw_images(number, side=side)
     for data in (images.tolist(), images.ravel().tolist()):
-        assert parse_infer(build_infer(data, 64), None, 64)[1] == images.tobytes()
+        assert parse_infer(build_infer(data, number, side), None, number, side)[1] == images.tobytes()
+        with pytest.raises(Problem, match=r"images takes the shape \[N, 96, 96, 3\]"):
+            parse_infer(build_infer(data, number, side), None, number, 96)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +126,25 @@ def test_an_inference_request_is_flat_or_nested() -> None:
         [True] * 3072,
         [256] * 3072,
         [[1] * 3072],
+        [[[[1, 2, 3]] * 32] * 31 + [[[1, 2, 3]] * 31]],
+        [[[[1, 2, 3]] * 31] * 32],
     ],
-    ids=["ragged texts", "empty lists", "nulls", "fractions", "truths", "too large", "half nested"],
+    ids=[
+        *("ragged texts", "empty lists", "nulls", "fractions", "truths", "too large", "half nested"),
+        *("ragged rows", "narrow rows"),
+    ],
 )
 def test_what_is_no_image_is_refused_in_one_line(data: object) -> None:
     with pytest.raises(Problem) as caught:
-        parse_infer(build_infer(data), None, 64)
+        parse_infer(build_infer(data), None, 64, 32)
     assert caught.value.status in (400, 413) and len(caught.value.detail) <= 200
 
 
 def test_json_of_more_parts_than_any_request_is_not_parsed() -> None:
     with pytest.raises(Problem, match="more lists and objects"):
-        parse_infer(b"[" * (64 * PARTS_PER_IMAGE + 2000), None, 64)
+        parse_infer(b"[" * (count_parts(64, 32) + 2000), None, 64, 32)
+    assert count_parts(64, 32) == 64 * count_parts(1, 32) and count_parts(64, 224) == count_parts(64, 32)
+    images = draw_images(2, side=224)
+    assert parse_infer(build_infer(images[:1].tolist(), 1, 224), None, 64, 224)[1] == images[:1].tobytes()
+    with pytest.raises(Problem, match="more values than"):
+        parse_infer(build_infer(images.tolist(), 2, 224), None, 64, 224)

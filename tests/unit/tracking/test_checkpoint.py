@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from image_classifier.config import ImageSize
 from image_classifier.errors import ImageClassifierError, ModelError, RunError, StorageError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.storage import FaultyDisk
@@ -201,10 +202,21 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(model.classifier.state_dict()[name], tensor)
 
 
+def test_the_size_of_the_images_is_kept_and_the_default_one_goes_unsaid(tmp_path: Path) -> None:
+    classifier = build_classifier("resnet", 3, input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=1, image_size=48)
+    path = tmp_path / "model.pth"
+    for side, version in ((32, 2), (96, 3)):
+        model = Model(classifier, "resnet", CLASSES, "mirror", {"a": "b"}, "crop", cast(ImageSize, side))
+        path.write_bytes(serialize_model(model))
+        content = torch.load(path, weights_only=True)
+        assert content["format_version"] == version and ("input_size" in content) == (side != 32)
+        assert (load_model(path).input_size, load_model(path).classifier.image_size) == (side, 48)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 3}, "has the format 3; this version reads up to 2"),
+        ({"format_version": 4}, "has the format 4; this version reads up to 3"),
         (
             {"format_version": 1, "model": "airbench"},
             "holds airbench of image_classifier 0.1, .* train again, or use it",
@@ -212,6 +224,10 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
         ({"format_version": "1"}, "holds no format_version"),
         ({"model": "vgg"}, "holds a network called 'vgg'; this version knows airbench, .*, resnet"),
         ({"model": None}, "no valid 'model'"),
+        ({"model": "os:system"}, "names os:system, code that would be imported; .*IMAGE_CLASSIFIER_PLUGINS=os:system"),
+        ({"model": ["lenet"]}, "holds a network called"),
+        ({"plugin": 7}, "no model of this package"),
+        ({"plugin": {"name": "a", "target": "b"}}, "no model of this package"),
         ({"classes": 3}, "no model of this package"),
         ({"classes": [1, 2, 3]}, "its classes, its views or its fit are not valid"),
         ({"classes": []}, "its classes, its views or its fit are not valid"),
@@ -223,6 +239,8 @@ def test_a_model_is_rebuilt_as_it_was(tmp_path: Path) -> None:
         ({"classes": ["a"] * 1001}, "its classes, its views or its fit are not valid"),
         ({"image_size": 10**9}, "its image_size is 1000000000"),
         ({"image_size": 16}, "its image_size is 16"),
+        ({"input_size": 48}, "its input_size is '48'"),
+        ({"input_size": "64"}, "its input_size is '64'"),
     ],
 )
 def test_a_file_of_another_content_is_refused_with_what_is_wrong(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from image_classifier.errors import RunError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.tracking.run import CHAIN, METRICS, RunFolder, read_chain, read_epochs
 from image_classifier.tracking.state import TrainingState
+from image_classifier.training.average import build_average
 from image_classifier.training.loop import Step
 from image_classifier.training.optimizer import build_optimizer
 from tests.tiny import make_training
@@ -24,10 +26,11 @@ ELSEWHERE: dict[str, Any] = {"digest": "elsewhere", "class": {"processor": "anot
 
 
 def build_training_state(path: Path, machine: dict[str, Any] = HERE, **values: Any) -> TrainingState:
-    training = make_training(model="lenet", num_epochs=3, device="cpu", precision="fp32", **values)
+    values = {"num_epochs": 3, **values}
+    training = make_training(model="lenet", device="cpu", precision="fp32", **values)
     classifier = build_classifier("lenet", 4, input_mean=(0.5,) * 3, input_std=(0.25,) * 3, seed=0)
-    optimizer = build_optimizer(classifier, training)
-    return TrainingState(RunFolder(path), classifier, optimizer, training, STEPS_PER_EPOCH, machine)
+    optimizer, average = build_optimizer(classifier, training), build_average(classifier, training, nullcontext)
+    return TrainingState(RunFolder(path), classifier, optimizer, training, STEPS_PER_EPOCH, machine, average)
 
 
 def take_steps(state: TrainingState, until: int) -> None:
@@ -37,6 +40,8 @@ def take_steps(state: TrainingState, until: int) -> None:
         for index, parameter in enumerate(state.classifier.parameters()):
             parameter.grad = torch.full_like(parameter, 0.01 * number + 0.001 * index)
         state.optimizer.step()
+        if state.average is not None:
+            state.average.update(state.classifier, number)
         state.record_step(Step(number, 0.1 / number, torch.tensor(3.0 / number), torch.tensor(number % 4), 4, 0.5))
         state.append_digest()
         if number % STEPS_PER_EPOCH == 0:
@@ -44,10 +49,13 @@ def take_steps(state: TrainingState, until: int) -> None:
             state.append_epoch({"validation_loss": 1.0, "validation_accuracy": accuracy})
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize("saved_at", [1, 5, 6, 7, 12, 17])
-def test_a_restored_state_goes_on_as_if_nothing_had_happened(keep: str, saved_at: int, tmp_path: Path) -> None:
-    values: dict[str, Any] = {"keep": keep, "validation_fraction": 0.5}
+def test_a_restored_state_goes_on_as_if_nothing_had_happened(
+    keep: str, saved_at: int, ema_decay: float, tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {"keep": keep, "validation_fraction": 0.5, "ema_decay": ema_decay}
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     unharmed = build_training_state(tmp_path / "a", **values)
@@ -69,6 +77,49 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(keep: str, saved_at
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
     for name, tensor in unharmed.get_tensors().items():
         assert torch.equal(second.get_tensors()[name], tensor)
+
+
+@pytest.mark.parametrize(("patience", "num_epochs"), [(1, 2), (2, 3), (3, None)])
+def test_a_run_is_stopped_after_so_many_epochs_that_were_no_better(
+    patience: int, num_epochs: int | None, tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {"early_stopping": patience, "validation_fraction": 0.5, "num_epochs": 6}
+    state = build_training_state(tmp_path, **values)  # whose first epoch is the best
+    stopped = []
+    for number in range(1, 4):
+        take_steps(state, number * STEPS_PER_EPOCH)
+        stopped += [number] * state.is_stopped_early
+    assert stopped[:1] == ([] if num_epochs is None else [num_epochs]) and state.best_epoch == 1
+    state.save(keep=1)
+    restored = build_training_state(tmp_path, **values)
+    restored.restore(keep=1)
+    assert (restored.best_epoch, restored.is_stopped_early) == (1, state.is_stopped_early)
+
+
+def test_the_average_is_what_is_judged_and_part_of_the_digests(tmp_path: Path) -> None:
+    state = build_training_state(tmp_path, ema_decay=0.9)
+    weights = state.classifier.state_dict()
+    expected = {name: tensor.double() for name, tensor in weights.items()}
+    for number in range(1, 9):
+        take_steps(state, number)
+        decay = min(0.9, (1 + number) / (10 + number))
+        expected = {name: decay * expected[name] + (1 - decay) * weights[name] for name in expected}
+    averages = state.judged.state_dict()
+    for name, tensor in expected.items():
+        assert torch.allclose(averages[name].double(), tensor, rtol=1e-5)
+        assert name.startswith("input_") or not torch.equal(averages[name], weights[name])
+    assert read_chain(tmp_path)[-1]["tensors"].keys() >= {f"average.{name}" for name in weights}
+
+
+@pytest.mark.parametrize("value", [None, {}, 3])
+def test_a_checkpoint_without_the_average_is_passed_over(value: Any, tmp_path: Path) -> None:
+    state = build_training_state(tmp_path, ema_decay=0.9)
+    take_steps(state, 3)
+    content = {**state.dump(), "average": value, "lines": {}}
+    state.checkpoints.save(3, content, keep=1)
+    restored = build_training_state(tmp_path, ema_decay=0.9)
+    restored.restore(keep=1)
+    assert restored.step == 0
 
 
 def test_without_a_checkpoint_a_run_begins_again(tmp_path: Path) -> None:

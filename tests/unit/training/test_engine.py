@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from image_classifier.config import RECIPES, Precision, TrainingSettings
+from image_classifier.data.mixing import build_targets
 from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import Arguments, Kernels, get_kernels_digest
 from image_classifier.model.catalog import build_classifier
@@ -17,6 +19,7 @@ from image_classifier.tracking.identity import describe_machine
 from image_classifier.training.determinism import get_instruction_set, resolve_settings
 from image_classifier.training.engine import build_engine
 from image_classifier.training.large_steps import _TILED
+from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.threads import Threads
 from tests.tiny import make_training
 
@@ -43,6 +46,38 @@ def test_the_kernels_belong_to_the_machine_of_a_compiled_run_alone() -> None:
         describe_machine(resolve_settings(replace(SMALL, engine=engine)))["class"] for engine in ("eager", "compiled")
     )
     assert compiled == {**eager, "kernels": get_kernels_digest(get_instruction_set())}
+
+
+@pytest.mark.parametrize(
+    "settings", [SMALL, replace(SMALL, batch_size=100, precision="bf16"), replace(SMALL, instruction_set="portable")]
+)
+def test_targets_that_say_what_labels_do_give_the_same_loss(settings: TrainingSettings) -> None:
+    settings = replace(resolve_settings(settings), engine="compiled", label_smoothing=0.2)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (settings.batch_size, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(len(images)) % 10
+    targets = torch.from_numpy(build_targets(10, 0.2, np.ones(10)))[labels]
+    found: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for has_targets, values in found.items():
+        classifier = build_classifier("resnet", 10, input_mean=(0.5,) * 3, input_std=(0.5,) * 3, seed=0)
+        compute_gradients = build_engine(classifier, settings, Threads(1, choose_arithmetic(settings.instruction_set)))
+        for _ in range(3):  # the operations are written down, compared with autograd, and repeated
+            values += compute_gradients(images, labels, 32, targets if has_targets else None)
+        values += [parameter.grad for parameter in classifier.parameters() if parameter.grad is not None]
+    for one, other in zip(found[False], found[True], strict=True):
+        assert torch.allclose(one, other, rtol=1e-2 if settings.precision == "bf16" else 1e-4, atol=1e-5)
+
+
+def test_a_repeated_step_takes_the_targets_of_its_own_batch() -> None:
+    settings = replace(resolve_settings(SMALL), engine="compiled", mixup=1.0)
+    classifier = build_classifier("lenet", 10, input_mean=(0.5,) * 3, input_std=(0.5,) * 3, seed=0)
+    images, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    compute_gradients = build_engine(classifier, settings, Threads(1))
+    logits = classifier(images)
+    for number in range(4):
+        targets = torch.rand(4, 10, generator=torch.Generator().manual_seed(number))
+        loss, _ = compute_gradients(images, labels, 32, targets)
+        assert torch.allclose(loss, F.cross_entropy(logits, targets), rtol=1e-5)
 
 
 def test_an_eager_engine_leaves_gradients_and_counts_hits() -> None:

@@ -255,3 +255,23 @@ def test_an_empty_test_set_is_refused() -> None:
         compute_evaluation(
             Brightness(), np.zeros((0, 3, 32, 32), dtype=np.uint8), np.zeros(0, dtype=np.int64), ["left", "right"]
         )
+
+
+def test_rows_are_those_of_all_images_and_large_images_come_in_smaller_batches() -> None:
+    class Noted(nn.Module):
+        """Keeps the sizes of its batches; answers by the first pixels of an image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.sizes.append(len(images))
+            return images[:, :, 0, 0].float() / 255
+
+    images = np.random.default_rng(0).integers(0, 256, (50, 3, 224, 224), dtype=np.uint8)
+    network, rows = Noted(), np.array([7, 3, 49, 3])
+    whole = compute_probabilities(network, images, views="six")
+    assert max(network.sizes) == 40
+    assert np.array_equal(compute_probabilities(network, images, rows, views="six"), whole[rows])
+    assert np.array_equal(compute_probabilities(network, images, rows), compute_probabilities(network, images)[rows])

@@ -34,6 +34,7 @@ SETTINGS = make_training(
 class Pair:
     images: Tensor
     labels: Tensor
+    targets: Tensor | None = None
 
 
 class Linear(Classifier):

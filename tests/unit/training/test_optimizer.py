@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from image_classifier.config import OptimizerName
+from image_classifier.model.catalog import build_classifier
 from image_classifier.training.optimizer import (
     BIAS_LEARNING_RATE,
     HEAD_LEARNING_RATE,
@@ -95,11 +95,37 @@ def test_muon_treats_a_linear_head_as_sgd_does() -> None:
 def test_what_is_not_trained_is_not_optimized() -> None:
     layer = nn.Conv2d(3, 2, 2)
     layer.weight.requires_grad_(False)
-    optimizers: tuple[OptimizerName, ...] = ("sgd", "muon")
+    optimizers: tuple[str, ...] = ("sgd", "muon")
     for optimizer in optimizers:
         settings = make_training(model="airbench", optimizer=optimizer)
         groups = build_optimizer(layer, settings).param_groups
         assert [parameter.shape for group in groups for parameter in group["params"]] == [(2,)]
+
+
+def test_body_and_head_have_rates_of_their_own_and_weight_decay_spares_vectors() -> None:
+    classifier = build_classifier("resnet", 4, input_mean=(0.5,) * 3, input_std=(0.5,) * 3, seed=0)
+    settings = make_training(learning_rate=0.1, body_learning_rate=0.01, weight_decay=0.5)
+    rates = {
+        id(parameter): (group["initial_lr"], group["weight_decay"])
+        for group in build_optimizer(classifier, settings).param_groups
+        for parameter in group["params"]
+    }
+    head = set(classifier.head.parameters())
+    for name, parameter in classifier.named_parameters():
+        expected = (0.1 if parameter in head else 0.01, 0.5 if parameter.ndim > 1 else 0.0)
+        assert rates[id(parameter)] == expected, name
+
+
+def test_a_rate_of_the_body_that_is_the_heads_changes_no_bit() -> None:
+    results = []
+    for rate in (None, 0.1):
+        classifier = build_classifier("resnet", 4, input_mean=(0.5,) * 3, input_std=(0.5,) * 3, seed=0)
+        optimizer = build_optimizer(classifier, make_training(learning_rate=0.1, body_learning_rate=rate))
+        for _ in range(2):
+            classifier(torch.arange(3 * 3 * 32 * 32).reshape(3, 3, 32, 32).to(torch.uint8)).sum().backward()
+            optimizer.step()
+        results.append(classifier.state_dict())
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
 
 
 STEP = """

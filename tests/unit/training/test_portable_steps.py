@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import load_kernels
-from image_classifier.model import catalog
+from image_classifier.model.classifier import Classifier
 from image_classifier.training.determinism import choose_kernels
 from image_classifier.training.engine import check_operations
 from image_classifier.training.optimizer import orthogonalize
@@ -140,7 +140,7 @@ def test_what_no_kernel_is_for_is_named(
     assert named in str(error.value)
 
 
-def test_a_network_without_kernels_is_refused_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_kernels_is_refused_before_it_trains() -> None:
     class Odd(nn.Module):
         def __init__(self, num_classes: int) -> None:
             super().__init__()
@@ -149,8 +149,7 @@ def test_a_network_without_kernels_is_refused_before_it_trains(monkeypatch: pyte
         def forward(self, images: Tensor) -> Tensor:
             return self.linear(images.amax((2, 3)).sinh())  # type: ignore[no-any-return]  # a module's call
 
-    monkeypatch.setitem(catalog.NETWORKS, "resnet", Odd)
-    classifier = catalog.build_classifier("resnet", 10, input_mean=(0.5,) * 3, input_std=(0.5,) * 3, seed=0)
+    classifier = Classifier(Odd(10), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(SettingsError, match="no kernel for aten.sinh.default of float32"):
         check_operations(classifier, make_case("resnet"))
 

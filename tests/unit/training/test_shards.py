@@ -24,6 +24,7 @@ from tests.tiny import make_training
 SETTINGS = make_training(device="cpu", precision="fp32", engine="eager", model="airbench_small", batch_size=24)
 IMAGES = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 10
+TARGETS = torch.rand(24, 10, generator=torch.Generator().manual_seed(1))
 
 
 def build(model: str = "airbench_small") -> nn.Module:
@@ -33,7 +34,9 @@ def build(model: str = "airbench_small") -> nn.Module:
 def compute(settings: TrainingSettings, threads: Threads, count: int, ranks: Ranks | None = None) -> list[Tensor]:
     """Compute the gradients of a batch; return the loss, hits, gradients and buffers."""
     classifier = copy.deepcopy(CLASSIFIER)
-    loss, num_correct = build_engine(classifier, settings, threads, ranks)(IMAGES[:count], LABELS[:count], 16)
+    targets = TARGETS[:count] if settings.has_targets else None
+    engine = build_engine(classifier, settings, threads, ranks)
+    loss, num_correct = engine(IMAGES[:count], LABELS[:count], 16, targets)
     gradients = [parameter.grad for parameter in classifier.parameters() if parameter.grad is not None]
     return [loss, num_correct, *gradients, *classifier.buffers()]
 
@@ -65,9 +68,11 @@ class ThreadRanks(Ranks):
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
-@pytest.mark.parametrize(("shards", "count"), [(1, 24), (3, 24), (5, 24), (8, 24), (8, 7)])
-def test_threads_and_ranks_change_no_bit(engine: Any, shards: int, count: int) -> None:
-    settings = replace(SETTINGS, engine=engine, shards=shards, batch_size=24)
+@pytest.mark.parametrize(
+    ("shards", "count", "mixup"), [(1, 24, 0), (3, 24, 0), (5, 24, 0), (8, 24, 0), (8, 7, 0), (5, 24, 1), (8, 7, 1)]
+)
+def test_threads_and_ranks_change_no_bit(engine: Any, shards: int, count: int, mixup: float) -> None:
+    settings = replace(SETTINGS, engine=engine, shards=shards, batch_size=24, mixup=mixup)
     expected = compute(settings, Threads(1), count)
     for num_threads in (2, 3, 8):
         for one, other in zip(expected, compute(settings, Threads(num_threads), count), strict=True):

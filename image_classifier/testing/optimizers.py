@@ -1,0 +1,27 @@
+"""The suite for optimizers: what a run checks before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from image_classifier import conformance
+from image_classifier.config import TrainingSettings
+from image_classifier.errors import ImageClassifierError
+
+
+def check_optimizer(build: Callable[..., torch.optim.Optimizer], settings: TrainingSettings | None = None) -> None:
+    """Check that an optimizer follows the schedule, and can be resumed and verified.
+
+    Args:
+        build: what `--optimizer` would name: `build(parameters, settings)`.
+        settings: those that it gets; by default those of recipe `fast`.
+
+    Raises:
+        AssertionError: the optimizer fails; the message says in what.
+    """
+    try:
+        conformance.check_optimizer(build, settings or TrainingSettings(model="resnet", optimizer="optimizer:build"))
+    except ImageClassifierError as error:
+        raise AssertionError(str(error)) from error
