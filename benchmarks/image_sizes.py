@@ -30,8 +30,6 @@ SIDES = ("ours", "contiguous", "channels_last")
 
 def measure_ours(side: int) -> Iterator[float]:
     """Yield the seconds of the steps of a run."""
-    import torch
-
     from image_classifier.config import TrainingSettings
     from image_classifier.data.loader import Batch
     from image_classifier.model.catalog import build_classifier
