@@ -92,7 +92,10 @@ def build_table(result: dict[str, Any]) -> str:
             f"| {format_figure(figures['step_ms'][figures['quicker']]['mean'])} ({figures['quicker']}) "
             f"| {ratio['mean']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |"
         )
-    return "\n".join(lines) + f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} in turn.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} runs in turn.\n"
+    )
 
 
 def main() -> None:

@@ -181,7 +181,7 @@ def run(
     loader = build_loader(snapshot, train_indices, training, settings.num_workers)
     check_operations(classifier, training, None if loader.targets is None else torch.from_numpy(loader.targets))
     data = describe_data(snapshot, len(train_indices), len(validation_indices))
-    record = build_record(settings, training, data, command, describe_start(pretrained, snapshot, settings))
+    record = build_record(settings, training, data, command, describe_pretrained(pretrained, snapshot, settings))
     ranks.check_agreement({part: describe_part(record, part) for part in IDENTITY})
 
     optimizer = build_checked_optimizer(classifier, training, threads)
@@ -404,7 +404,9 @@ def load_start(settings: RunSettings, training: TrainingSettings, snapshot: Snap
     return pretrained
 
 
-def describe_start(pretrained: Pretrained | None, snapshot: Snapshot, settings: RunSettings) -> dict[str, Any] | None:
+def describe_pretrained(
+    pretrained: Pretrained | None, snapshot: Snapshot, settings: RunSettings
+) -> dict[str, Any] | None:
     """Describe for the record the weights to start from, if there are any."""
     return None if pretrained is None else pretrained.describe(snapshot.classes, settings.settings_from_weights)
 

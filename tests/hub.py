@@ -18,12 +18,12 @@ TOKEN = "hf_" + "a" * 34
 
 @dataclass
 class Hub:
-    """Repositories by name, each with its files; and what was uploaded for a commit to come."""
+    """Repositories by name, each with its files; messages of commits; and what was uploaded for one to come."""
 
     url: str = ""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
-    num_commits: int = 0
+    messages: list[str] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
 
     def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
@@ -32,13 +32,14 @@ class Hub:
         for line in lines:
             value = line["value"]
             match line["key"]:
+                case "header":
+                    self.messages.append(value["summary"])
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
                     files[value["path"]] = self.uploads[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
-        self.num_commits += 1
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -105,7 +106,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self._answer({"files": found})
             case _:
                 hub.commit(name, [json.loads(line) for line in body.splitlines()])
-                oid = hashlib.sha1(str(hub.num_commits).encode(), usedforsecurity=False).hexdigest()
+                oid = hashlib.sha1(str(len(hub.messages)).encode(), usedforsecurity=False).hexdigest()
                 return self._answer({"commitUrl": f"{hub.url}/{name}/commit/{oid}", "commitOid": oid})
 
     do_GET = do_POST = do_PUT = _handle

@@ -74,7 +74,7 @@ def write_sample(folder: Path, *, num_train: int = 5000, num_test: int = 1000, s
 
 
 def locked_dataset(folder: Path) -> AbstractContextManager[None]:
-    """Hold the lock under which a folder that is there gets its files one by one.
+    """Lock a folder into which a data set is written file by file.
 
     Raises:
         DataError: another process holds it.

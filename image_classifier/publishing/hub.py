@@ -47,7 +47,9 @@ def push(path: Path, repository: str, *, private: bool = False, public_key: Path
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported, as the next one is
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     hub = load_extra("huggingface_hub", "hub")
-    files = read_published(find_published(path), public_key).files
+    published = read_published(find_published(path), public_key)
+    name = "{experiment_name}/{run_name}".format_map(published.manifest)
+    files = published.files
     files[README] = files[CARD]
     api = hub.HfApi(library_name="image-classifier")
     try:
@@ -56,7 +58,7 @@ def push(path: Path, repository: str, *, private: bool = False, public_key: Path
             stale = _OURS.intersection(api.list_repo_files(repository)) - files.keys()
             operations = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
             operations += [hub.CommitOperationDelete(name) for name in sorted(stale)]
-            commit = api.create_commit(repository, operations, commit_message=f"Publish {path}")
+            commit = api.create_commit(repository, operations, commit_message=f"Publish {name}")
     except Exception as error:  # of the Hub, of the network, of the token
         raise RegistryError(
             f"cannot push to {repository} at {api.endpoint}: {one_line(error)}; check the name, the network, and the "

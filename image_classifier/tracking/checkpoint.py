@@ -121,12 +121,25 @@ def load_model(path: Path, named: str | None = None) -> Model:
         SettingsError: its network cannot be imported.
         RunError: the manifest beside it is damaged.
     """
+    return parse_model(read_model_file(path), path, named)
+
+
+def read_model_file(path: Path) -> bytes:
+    """Read a file that should hold a model or weights.
+
+    Raises:
+        ModelError: it is missing, too large, or cannot be read.
+    """
     if not path.is_file():
         raise ModelError(f"there is no model file {path}")
     try:
-        raw = read_file(path, MAX_BYTES)
+        return read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}; choose another model") from error
+
+
+def parse_model(raw: bytes, path: Path, named: str | None = None) -> Model:
+    """Rebuild a model from the content of its file, as `load_model` does."""
     content = _deserialize(raw, path, "model", MODEL_FORMAT_VERSION)
     if is_finished(path.parent):
         recorded = read_manifest(path.parent)["files"].get(path.name)

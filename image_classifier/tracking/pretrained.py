@@ -13,12 +13,10 @@ from torch import Tensor
 
 from image_classifier.config import TrainingSettings, get_published_weights, is_image_size
 from image_classifier.errors import ModelError
-from image_classifier.files import read_file
 from image_classifier.model.classifier import Classifier
 from image_classifier.model.head import find_head
-from image_classifier.tracking.checkpoint import check_state, load_model, load_tensors
+from image_classifier.tracking.checkpoint import check_state, load_tensors, parse_model, read_model_file
 from image_classifier.tracking.safetensors import read_safetensors
-from image_classifier.tracking.tensor_file import MAX_BYTES
 from image_classifier.tracking.torchvision_weights import fetch_weights, find_weights
 
 
@@ -74,35 +72,33 @@ def load_pretrained(path: Path, named: str | None = None) -> Pretrained:
     published = get_published_weights(path)
     if published is not None:
         weights = find_weights(*published)
-        state, digest = _load_state(fetch_weights(weights))
+        raw = read_model_file(fetch_weights(weights))
+        state, digest = _find_state(raw, path), hashlib.sha256(raw).hexdigest()
         if state is None:
             raise ModelError(f"{weights.url} holds no state_dict; choose other weights")
         scaling = weights.input_mean, weights.input_std
         side = weights.image_size if is_image_size(weights.image_size) else None
         return Pretrained(path, digest, state, weights.network, weights.classes, *scaling, side, weights.image_size)
-    state, digest = _load_state(path)
+    raw = read_model_file(path)
+    state, digest = _find_state(raw, path), hashlib.sha256(raw).hexdigest()
     if state is not None:
         return Pretrained(path, digest, state)
-    model = load_model(path, named)
+    model = parse_model(raw, path, named)
     classifier = model.classifier
     scaling = _find_decimals(classifier.input_mean), _find_decimals(classifier.input_std)
     state = classifier.network.state_dict()
     return Pretrained(path, digest, state, model.name, model.classes, *scaling, model.input_size, classifier.image_size)
 
 
-def _load_state(path: Path) -> tuple[dict[str, Tensor] | None, str]:
-    """Load a file's state_dict, in single precision, and its sha256; None for a file of another kind."""
-    if not path.is_file():
-        raise ModelError(f"there is no model file {path}")
+def _find_state(raw: bytes, path: Path) -> dict[str, Tensor] | None:
+    """Find a file's state_dict, in single precision; None for a file of another kind."""
     try:
-        raw = read_file(path, MAX_BYTES)
         content = read_safetensors(raw) if path.suffix == ".safetensors" else load_tensors(raw, path, "model")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ModelError(f"{path} cannot be read: {error}; choose another model") from error
-    digest = hashlib.sha256(raw).hexdigest()
     if not isinstance(content, dict) or not content or not all(isinstance(each, Tensor) for each in content.values()):
-        return None, digest
-    return {name: each.float() if each.is_floating_point() else each for name, each in content.items()}, digest
+        return None
+    return {name: each.float() if each.is_floating_point() else each for name, each in content.items()}
 
 
 def _find_decimals(in_pixels: Tensor) -> tuple[float, ...]:

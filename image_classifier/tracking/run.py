@@ -18,13 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import (
-    DEFAULT_IMAGE_SIZE,
-    DatabaseAccess,
-    Reading,
-    get_reference,
-    resolve_password,
-)
+from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Reading, get_reference, resolve_password
 from image_classifier.errors import DataError, ModelError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
 from image_classifier.progress import track
