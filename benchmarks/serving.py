@@ -216,8 +216,10 @@ def make_environment(name: str, server: Server) -> Path:
 
 
 @contextmanager
-def serving(name: str, run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run a server until the block ends, in a session of its own; yield its process and port once it answers."""
+def serving(
+    name: str, run: Path, *options: str, project: Path = PROJECT
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a checkout's server in a session of its own until the block ends; yield process and port when it answers."""
     server = SERVERS[name]
     python = make_environment(name, server)
     with socket.socket() as probe:
@@ -227,7 +229,7 @@ def serving(name: str, run: Path, *options: str) -> Iterator[tuple[subprocess.Po
     variables = {"PEER_RUN": run, "PEER_MODEL": run / "published" / "model.onnx", "PEER_PORT": port}
     environment = os.environ | {key: str(value) for key, value in variables.items()} | {"PEER_THREADS": str(CORES)}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(words, cwd=PROJECT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(words, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             deadline = time.monotonic() + 90
             while True:
