@@ -27,7 +27,7 @@ check momentum '([0-9]{1,9}(\.[0-9]{1,17})?([eE]-?[0-9]{1,3})?)?' "a number such
 for input in num_epochs num_workers batch_size seed; do
     check "$input" '[0-9]{0,18}' "a whole number, or nothing"
 done
-check pretrained_model "($name(/$name){0,7}\.pth)?" "the path of a .pth file under experiments/, or nothing"
+check pretrained_model "($name(/$name){0,7}\.(pth|safetensors))?" "the path of a .pth or .safetensors file under experiments/, or nothing"
 check verify 'true|false' "true or false"
 check publish 'true|false' "true or false"
 check continuation '([0-9]{1,20}:[1-9][0-9]{0,2}:[0-9a-f]{40})?' "nothing: the workflow sets it when it starts itself"

@@ -216,29 +216,42 @@ def test_verify_needs_the_same_weights_and_says_what_is_missing(
     assert f"there is no model file {weights}" in capsys.readouterr().err
 
 
-def test_a_killed_fine_tuning_by_ranks_goes_on_in_one_process_with_the_same_bits(
-    pretrained: Path, new_data: Path, tmp_path: Path
-) -> None:
+LAUNCHER = "-m torch.distributed.run --nproc_per_node 2 --max_restarts 0".split()
+
+
+@pytest.fixture(scope="module")
+def long_training(pretrained: Path, new_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """The words of a fine-tuning, to which the experiments folder is added, and the folder of its uninterrupted run."""
     options = f"""--experiment_name e --run_name run --dataset_folder {new_data} --pretrained_model {pretrained}
         --recipe notebook --batch_size 12 --shards 4 --num_epochs 60 --freeze body --learning_rate 0.05
         --checkpoint_every 5steps --digest_every 5 --num_threads 1 --device cpu""".split()
     trainer = ["-m", "image_classifier.main", *options, "--experiments_folder"]
-    environment = {**leave_out_coverage(), "PYTHONPATH": str(PROJECT)}
-    whole = subprocess.run([sys.executable, *trainer, "whole"], cwd=tmp_path, env=environment, timeout=200)
-    assert whole.returncode == 0
-    launcher = "-m torch.distributed.run --nproc_per_node 2 --max_restarts 0".split()
-    words, pipe = [sys.executable, *launcher, *trainer, "parts"], subprocess.PIPE
-    killed = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe)
-    checkpoints = Checkpoints(tmp_path / "parts" / "e" / "run" / "checkpoints")
+    whole = tmp_path_factory.mktemp("whole")
+    subprocess.run([sys.executable, *trainer, whole], check=True, env=environment(), timeout=200)
+    return trainer, whole / "e" / "run"
+
+
+def environment() -> dict[str, str]:
+    return {**leave_out_coverage(), "PYTHONPATH": str(PROJECT)}
+
+
+@pytest.mark.parametrize(("launcher", "sent"), [(LAUNCHER, signal.SIGTERM), ([], signal.SIGKILL)], ids=("ranks", "one"))
+def test_a_killed_fine_tuning_goes_on_in_one_process_with_the_same_bits(
+    launcher: list[str], sent: signal.Signals, long_training: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    trainer, whole = long_training
+    words, pipe = [sys.executable, *launcher, *trainer, str(tmp_path)], subprocess.PIPE
+    killed = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=pipe, stderr=pipe)
+    folder = tmp_path / "e" / "run"
+    checkpoints = Checkpoints(folder / "checkpoints")
     wait_until(lambda: bool(checkpoints.list_steps()), killed)
-    os.kill(killed.pid, signal.SIGTERM)
+    os.kill(killed.pid, sent)
     killed.communicate(timeout=100)
-    assert not is_finished(tmp_path / "parts" / "e" / "run")
-    resumed = [sys.executable, *trainer, "parts", "--resume"]
-    assert subprocess.run(resumed, cwd=tmp_path, env=environment, timeout=200).returncode == 0
-    one, other = (tmp_path / name / "e" / "run" for name in ("whole", "parts"))
-    assert read_chain(one) == read_chain(other)
-    assert read_manifest(one)["weights_digest"] == read_manifest(other)["weights_digest"]
+    assert not is_finished(folder)
+    resumed = [sys.executable, *trainer, str(tmp_path), "--resume"]
+    assert subprocess.run(resumed, cwd=tmp_path, env=environment(), timeout=200).returncode == 0
+    assert read_chain(folder) == read_chain(whole)
+    assert read_manifest(folder)["weights_digest"] == read_manifest(whole)["weights_digest"]
 
 
 def test_a_fine_tuned_run_is_evaluated_and_published(pretrained: Path, new_data: Path, tmp_path: Path) -> None:

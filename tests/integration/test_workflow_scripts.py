@@ -149,6 +149,18 @@ def artifact(tmp_path: Path, trained_run: Path) -> Path:
     return Path(shutil.make_archive(str(tmp_path / "run"), "zip", trained_run))
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("a/run/model.pth", 0), ("a/run/weights.safetensors", 0), ("a/run/model.onnx", 1)]
+)
+def test_a_training_starts_from_files_of_weights_alone(path: str, status: int) -> None:
+    words = "EXPERIMENT_NAME=e RUN_NAME=r DATASET=cifar10 RECIPE=fast INSTRUCTION_SET=portable VERIFY=true PUBLISH=true"
+    inputs = {f"INPUT_{name}": value for name, _, value in (word.partition("=") for word in words.split())}
+    script = PROJECT / ".github" / "scripts" / "check_inputs.sh"
+    environment = {"PATH": os.environ["PATH"], "INPUT_PRETRAINED_MODEL": path, **inputs}
+    result = subprocess.run([script], env=environment, capture_output=True, text=True, timeout=20)
+    assert result.returncode == status, result.stdout
+
+
 def test_an_artifact_becomes_a_pretrained_model(project: Path, run_script: Run, artifact: Path) -> None:
     git = require_program("git")
     require_program("git-lfs")
