@@ -12,7 +12,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint format type lint-workflows wheel lock benchmark run example-request open-docs clean
+.PHONY: help venv train test lint format type lint-workflows wheel docs lock benchmark run example-request open-docs clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,11 +65,14 @@ lint-workflows: $(VENV)/.develops ## Check workflows and scripts with zizmor, ac
 wheel: $(VENV)/.develops ## Build the wheel and the sdist under dist/
 	python -m build --no-isolation
 
+docs: $(VENV)/.develops ## Build the documentation under build/site, strictly and offline
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+
 lock: $(VENV)/.develops ## Make the locks again from pyproject.toml and the .in files; UPGRADE=1 takes the newest
 	requirements/compile.sh $(if $(UPGRADE),--upgrade)
 
 MEASURED := $(addprefix experiments/benchmark/,notebook fast)
-benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) ## Measure again what the README says, on real CIFAR-10 in DATASET_FOLDER; takes hours
+benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) ## Measure again what the documents say, on real CIFAR-10 in DATASET_FOLDER; takes hours
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines

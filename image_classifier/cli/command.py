@@ -28,7 +28,7 @@ from image_classifier.storage import REFUSALS, storage_error
 
 
 class ExitStatus(IntEnum):
-    """What a command's exit status says; the README's table has the same."""
+    """What a command's exit status says; the documentation's table says the same."""
 
     DONE = 0
     UNEXPECTED_ERROR = 1

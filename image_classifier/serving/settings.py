@@ -37,7 +37,7 @@ class ServerSettings:
         timeout_s: Seconds from a request's acceptance to its answer; later it is given up with 503.
         max_body_bytes: Bytes of a request's body.
         max_pixels: Pixels of an image file that are decoded. Those of a JPEG count at the scale at which it is decoded,
-            1/8 for most photos, unless it is progressive; those of a WebP count one and a half times.
+            1/8 for most photos, unless it is progressive. Those of a WebP count one and a half times.
         max_images: Images in one request.
         max_connections: Open connections of one process; one more is refused with 503.
         header_timeout_s: Seconds that a client may take to send the head of a request.
