@@ -194,11 +194,11 @@ def _describe_default(action: argparse.Action) -> str:
 def list_keys(value: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """List the keys of a JSON document: path, type, and an example where that is a plain value.
 
-    What has keys of its own making, such as names of libraries, shows one of them.
+    Of names of libraries and of tensors one is shown.
     """
     if isinstance(value, dict):
         names = list(value)
-        if prefix.endswith("distributions"):
+        if prefix.endswith(("distributions", "tensors")):
             names = names[:1]
         for name in names:
             yield from list_keys(value[name], f"{prefix}.{name}" if prefix else name)

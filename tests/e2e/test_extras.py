@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import time
@@ -20,6 +21,7 @@ import pytest
 from image_classifier.cli.commands import COMMANDS
 from tests.conftest import PROJECT, find_dependencies, install_wheel, link_environment, report_lack, run_program
 from tests.datasets import PUBLISHED, make_arrays, write_parquet
+from tests.documents import DOCUMENTS
 from tests.integration.test_server_traces import Collector, collector
 from tests.serving import PIXELS, find_port, serving
 from tests.unit.test_repository import read_lock
@@ -34,11 +36,11 @@ INSTALLED = (
     "tracking",
     "hub",
     "tensorboard",
+    "docs",
     "serve",
     "serve,traces",
     "serve,tracking",
 )
-DOCUMENTS = [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), PROJECT / "data" / "README.md"]
 Install = Callable[[str], Path]
 
 
@@ -76,7 +78,7 @@ def refuse(*words: str | Path, cwd: Path) -> str:
 
 
 def test_every_install_that_a_document_names_is_tried_here() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name != "CHANGELOG.md"]
     named = {extras for text in texts for extras in re.findall(r"pip install '?image-classifier\[([\w,]+)\]", text)}
     assert all(extras in INSTALLED or set(extras.split(",")) <= set(INSTALLED) for extras in named)
     declared = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -144,6 +146,22 @@ def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> 
     assert not (tmp_path / "experiments").exists()
     run_program(install("tensorboard"), *words, cwd=tmp_path)
     assert list((tmp_path / "experiments" / "logged" / "first" / "tensorboard").iterdir())
+
+
+def test_docs(install: Install, tmp_path: Path) -> None:
+    """The site is built strictly, in under a minute of computing, and its pages load nothing from other hosts."""
+    words = [install("docs").with_name("python"), "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run_program(*words, cwd=PROJECT, NO_MKDOCS_2_WARNING="1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+    pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert pages.keys() >= {"index.html", "getting_started.html", "reference/options.html", "project/SECURITY.html"}
+    assert "--learning_rate" in pages["reference/options.html"] and "load_predictor" in pages["reference/python.html"]
+    for name, text in pages.items():
+        assert not re.findall(
+            r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*", text
+        ), name
 
 
 def test_serve(install: Install, published_run: Path, tmp_path: Path) -> None:

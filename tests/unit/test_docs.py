@@ -8,9 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import image_classifier
-from benchmarks import database, engines, fine_tuning, image_sizes, kernels, options, portable, scaling, variants
+from benchmarks import (
+    database,
+    engines,
+    fine_tuning,
+    image_sizes,
+    kernels,
+    options,
+    picture,
+    portable,
+    scaling,
+    variants,
+)
 from benchmarks.measure import load_result, read_table
 from benchmarks.tables import DOCUMENT, PLACES, build_recipe_line, build_tables
 from image_classifier import errors
@@ -56,6 +68,11 @@ def test_the_printed_tree_is_the_tree() -> None:
 def test_the_figures_are_those_of_the_benchmarks(name: str) -> None:
     text = PLACES.get(name, DOCUMENT).read_text(encoding="utf-8")
     assert f"<!-- {name} -->\n{build_tables()[name]}\n<!-- end -->" in text
+
+
+def test_the_picture_shows_the_figures_of_the_benchmarks() -> None:
+    with Image.open(picture.PICTURE) as image:
+        assert image.info["Description"] == picture.compute_figures_digest(), "python -m benchmarks.picture draws it"
 
 
 def test_documents_with_figures_say_that_the_code_has_changed_since() -> None:
