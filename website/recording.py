@@ -24,9 +24,9 @@ from pathlib import Path
 
 from website.pictures import FOLDER, PROJECT
 
-PREPARE = "data prepare --source sample --dataset_folder data/sample"
+PREPARE = "data prepare --source sample --dataset_folder data/sample --num_train 2000 --num_test 500"
 COMMANDS = (
-    "train --experiment_name shapes --run_name first --dataset_folder data/sample --recipe small --num_epochs 4",
+    "train --experiment_name shapes --run_name first --dataset_folder data/sample --recipe small --num_epochs 7",
     "verify experiments/shapes/first",
 )
 PAUSE_S = 1.0
