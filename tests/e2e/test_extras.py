@@ -150,9 +150,10 @@ def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> 
 
 def test_docs(install: Install, tmp_path: Path) -> None:
     """The site is built strictly, in under a minute of computing, and its pages load nothing from other hosts."""
-    words = [install("docs").with_name("python"), "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    python = install("docs").with_name("python")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run_program(*words, cwd=PROJECT, NO_MKDOCS_2_WARNING="1")
+    words = ("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path)
+    run_program(python, *words, cwd=PROJECT, NO_MKDOCS_2_WARNING="1")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
     pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}

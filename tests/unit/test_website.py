@@ -118,6 +118,21 @@ def test_links_out_of_the_pages_lead_to_copies_in_the_site() -> None:
     assert hooks.rewrite_links("[r](../README.md)", PROJECT / "data" / "README.md") == "[r](../../index.md)"
 
 
+def test_a_link_to_a_file_that_is_not_there_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "PROJECT", tmp_path)
+    monkeypatch.setattr(hooks, "README", tmp_path / "README.md")
+    monkeypatch.setattr(hooks, "PAGES", ())
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("[page](docs/page.md) [more](MORE.md)", encoding="utf-8")
+    (tmp_path / "MORE.md").write_text("[back](README.md)", encoding="utf-8")
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("[more](../MORE.md) [address](https://example.org)", encoding="utf-8")
+    assert hooks.find_copies([page]) == {tmp_path / "README.md", tmp_path / "MORE.md"}
+    page.write_text("[gone](../GONE.md)", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"docs/page\.md links to \.\./GONE\.md, which is not there"):
+        hooks.find_copies([page])
+
+
 def test_the_site_asks_no_other_host() -> None:
     config = yaml.load((PROJECT / "mkdocs.yml").read_text(encoding="utf-8").replace("!ENV", ""), yaml.SafeLoader)
     assert config["theme"]["font"] is False and config["strict"] is True
