@@ -7,14 +7,17 @@ from `ExitStatus`, files from a tiny run that is made for the purpose, and route
 from __future__ import annotations
 
 import argparse
+import ast
+import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
@@ -23,26 +26,15 @@ from image_classifier.cli.arguments import OTHER_VARIABLES, describe_type, get_o
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS, iterate_parsers
 from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
+from image_classifier.kernels.builder import LIBRARIES
 from image_classifier.plugins import OWN
 
 PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = PROJECT / "image_classifier"
 OPENAPI = PROJECT / "docs" / "openapi.json"
-NO_OPTIONS = {"training", "recipe", "recipe_reason", "settings_from_weights", "db_password", "ask_db_password"}
 NO_SETTINGS = ("recipe", "config", "print_config", "db_pass")
 """Options of the trainer that are no settings."""
 
-TYPES = {
-    int: "whole number",
-    float: "number",
-    float | None: "number",
-    bool: "true, false",
-    str: "text",
-    str | None: "text",
-    Path: "path",
-    Path | None: "path",
-    tuple[float, float, float]: "three numbers, such as 0.5,0.5,0.5",
-    tuple[int, ...]: "whole numbers, such as 16,24",
-}
 STATUSES = {
     ExitStatus.DONE: "done",
     ExitStatus.UNEXPECTED_ERROR: "an unexpected error, with its trace: a defect of this package",
@@ -53,6 +45,16 @@ STATUSES = {
     ExitStatus.INTERRUPTED: "interrupted by Ctrl-C, state saved",
     ExitStatus.TERMINATED: "terminated by SIGTERM, state saved",
 }
+KINDS = {
+    ".css": "The style of a page.",
+    ".html": "A page, or the template of one.",
+    ".js": "The script of a page.",
+    ".json": "A schema.",
+    ".svg": "A picture of a page.",
+    ".typed": "Says that the types are complete.",
+}
+"""Files that begin with no sentence about themselves."""
+
 PYTHON = {
     "A run": ("image_classifier.experiment", ["run", "RunResult", "Reporter", "Reporters"]),
     "Settings": ("image_classifier.config", ["RunSettings", "TrainingSettings", "DatabaseAccess", "Reading"]),
@@ -74,6 +76,7 @@ def build_parts() -> dict[str, Callable[[], str]]:
         "files": build_files,
         "http": build_http,
         "python": build_python,
+        "layout": build_layout,
     }
 
 
@@ -86,22 +89,20 @@ def build_table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([written[0], "|" + "---|" * len(lines[0]), *written[1:]])
 
 
-def build_options_table(settings: type[RunSettings] | type[TrainingSettings]) -> str:
-    """Build the table of the options that settings are, from their fields and docstring."""
+def build_options_table(
+    settings: type[RunSettings] | type[TrainingSettings], options: Mapping[str, argparse.Action]
+) -> str:
+    """Build the table of the options that settings are, from their fields and docstring, and from the parser."""
     meanings = FLAGS | {entry.arg_name: entry.description or "" for entry in parse(settings.__doc__ or "").params}
-    hints: dict[str, Any] = get_type_hints(settings)
     recipe = load_recipe(RECIPES[0]) if settings is TrainingSettings else {}
     rows = []
     for field in fields(settings):
-        if field.name in NO_OPTIONS:
+        if field.name not in options or field.name in NO_SETTINGS:
             continue
-        hint = hints[field.name]
-        takes = ", ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else TYPES[hint]
+        takes = _describe_takes(options[field.name])
         if field.name in OWN:
-            takes = f"{', '.join(OWN[field.name])}, module:attribute"
-        default = format_default(recipe.get(field.name, field.default))
-        if field.name in FLAGS:
-            takes = default = ""
+            takes = f"one of {', '.join(OWN[field.name])}, or module:attribute"
+        default = "" if field.name in FLAGS else format_default(recipe.get(field.name, field.default))
         rows.append((f"`--{field.name}`", takes, default, format_meaning(meanings[field.name])))
     return build_table(("option", "takes", "default", "meaning"), rows)
 
@@ -130,10 +131,10 @@ def build_options() -> str:
             ),
             "## Where the run lies, and how the work is carried out",
             "Threads, workers and folders change no bit of the weights. Data and start weights count by their content.",
-            build_options_table(RunSettings),
+            build_options_table(RunSettings, options),
             "## What decides the weights",
             f"The defaults are those of recipe `{RECIPES[0]}`. These settings are part of the run's identity.",
-            build_options_table(TrainingSettings),
+            build_options_table(TrainingSettings, options),
             "## Recipes",
             "[Benchmarks](../benchmarks.md#recipes) compares them.",
             build_table(("recipe", "command", "measured"), recipes),
@@ -276,3 +277,35 @@ def build_python() -> str:
         else:
             parts.append(f"::: {module}")
     return "\n\n".join(parts)
+
+
+def list_modules() -> list[Path]:
+    """List the package's files, without what was built."""
+    built = {".so", ".dylib", ".pyc"}
+    paths = [path for path in PACKAGE.rglob("*.*") if path.suffix not in built and path.name != LIBRARIES]
+    return sorted(path for path in paths if path.name != "__init__.py" or path.parent == PACKAGE)
+
+
+def build_layout() -> str:
+    """Build what each file of the package is for, by folder: the first sentence of its docstring or comment."""
+    parts = []
+    for folder, paths in itertools.groupby(sorted(list_modules(), key=lambda path: (path.parent, path)), _get_folder):
+        rows = [(f"`{path.name}`", describe_module(path)) for path in paths]
+        parts += [f"### {folder}/", build_table(("file", "is for"), rows)]
+    return "\n\n".join(parts)
+
+
+def _get_folder(path: Path) -> str:
+    return path.parent.relative_to(PROJECT).as_posix()
+
+
+def describe_module(path: Path) -> str:
+    """Describe what a file is for in the sentence that it begins with."""
+    if path.suffix in KINDS:
+        return KINDS[path.suffix]
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        text = re.sub(r"^(?:/\*|#) |\*/.*", "", text.partition("\n\n")[0], flags=re.DOTALL).replace("\n * ", " ")
+    return " ".join(re.split(r"(?<=\.)\s", text.partition("\n\n")[0].partition("\n#")[0], maxsplit=1)[0].split())

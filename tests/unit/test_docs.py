@@ -27,14 +27,12 @@ from benchmarks.measure import load_result, read_table
 from benchmarks.tables import DOCUMENT, PLACES, build_recipe_line, build_tables
 from image_classifier import errors
 from image_classifier.config import RECIPES, get_recipe_path
-from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
 from tests.conftest import PROJECT
 from tests.documents import DATA, DOCUMENTS, EXECUTED, get_section, iterate_blocks
 from website.hooks import find_links, find_target
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 MAX_WORDS_OF_README = 1200
-PACKAGE = PROJECT / "image_classifier"
 
 
 def test_the_readme_is_short() -> None:
@@ -49,19 +47,6 @@ def test_every_class_of_errors_is_explained() -> None:
     described = re.findall(r"^\| `(\w+)`", get_section("docs/troubleshooting.md", "Classes of errors"), re.MULTILINE)
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     assert described == [each.__name__ for each in classes if each is not errors.ImageClassifierError]
-
-
-def test_the_printed_tree_is_the_tree() -> None:
-    """A line holds a file and what it does, or a folder and its files."""
-    printed: set[str] = set()
-    for line in re.findall(r"^[├└]── (.+)$", get_section("docs/built.md", "Layout"), flags=re.MULTILINE):
-        name, _, rest = line.partition(" ")
-        printed |= {name + file for file in re.split(r" +· +", rest.strip())} if name.endswith("/") else {name}
-    built = {*get_library_names(get_target()).values(), LIBRARIES}
-    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts]
-    paths = [path for path in paths if path.name not in built]
-    real = {path.as_posix() for path in paths if path.name != "__init__.py" or len(path.parts) == 1}
-    assert printed == real
 
 
 @pytest.mark.parametrize("name", build_tables())

@@ -11,6 +11,7 @@ import yaml
 
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS, iterate_parsers
+from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
 from tests.conftest import PROJECT
 from tests.documents import DOCUMENTS, list_run_files
 from website import hooks, prose, recording, reference
@@ -69,8 +70,8 @@ def test_every_option_of_the_trainer_has_its_type_its_default_and_its_meaning() 
     for name in reference.list_parser_options(trainer):
         (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", page, flags=re.MULTILINE)
         assert len(row.rpartition(" | ")[2]) > 5, row
-    assert "| `--learning_rate` | number | 0.24 |" in page
-    assert "| `--image_sizes` | whole numbers, such as 16,24 | 16,16,24,32,32,32,32,32 |" in page
+    assert "| `--learning_rate` | a number | 0.24 |" in page
+    assert "| `--image_sizes` | whole numbers such as 16,24 | 16,16,24,32,32,32,32,32 |" in page
 
 
 def test_every_command_and_exit_status_has_its_row() -> None:
@@ -86,6 +87,19 @@ def test_the_files_of_a_run_are_those_of_the_documentation(tmp_path: Path) -> No
     assert {path.name for path in run.iterdir()} == {name.rstrip("/") for name in list_run_files()}
     keys = {name for name, _, _ in reference.list_keys({"a": {"b": [{"c": 1}]}, "distributions": {"x": "1", "y": "2"}})}
     assert keys == {"a.b[].c", "distributions.x"}
+
+
+def test_every_file_of_the_package_says_what_it_is_for() -> None:
+    built = {*get_library_names(get_target()).values(), LIBRARIES}
+    real = {path.relative_to(PROJECT).as_posix() for path in reference.PACKAGE.rglob("*.*")}
+    real = {name for name in real if Path(name).name not in built and "__pycache__" not in name}
+    real = {name for name in real if not name.endswith("/__init__.py") or name.count("/") == 1}
+    shown: dict[str, str] = {}
+    for section in re.split(r"^### ", reference.build_layout(), flags=re.MULTILINE)[1:]:
+        folder = section.partition("\n")[0]
+        shown |= {folder + name: text for name, text in re.findall(r"^\| `(.+)` \| (.+) \|$", section, re.MULTILINE)}
+    assert shown.keys() == real
+    assert not [name for name, text in shown.items() if len(text) < 10 or not text.endswith(".")]
 
 
 def test_every_route_of_the_server_is_in_the_reference() -> None:
