@@ -212,11 +212,11 @@ def list_keys(value: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
 
 
 def build_files() -> str:
-    """Build the tables of the run folder's files: their keys and types, as a tiny run has them."""
+    """Build the tables of the files of a run and of its snapshot: keys and types, as a tiny run has them."""
     parts = []
     with tempfile.TemporaryDirectory() as scratch:
         run = make_tiny_run(Path(scratch))
-        for path in sorted(run.glob("*.json*")):
+        for path in [*sorted(run.glob("*.json*")), *Path(scratch).glob("data/.snapshots/*/snapshot.json")]:
             text = path.read_text(encoding="utf-8")
             content = json.loads(text.splitlines()[0] if path.suffix == ".jsonl" else text)
             rows = [(f"`{name}`", kind, f"`{example}`") for name, kind, example in list_keys(content)]
@@ -255,16 +255,42 @@ def build_http() -> str:
             rows = [(f"`{each['name']}`", each["in"], each.get("description", "")) for each in parameters]
             parts += [build_table(("parameter", "in", "meaning"), rows)] if rows else []
             bodies = operation.get("requestBody", {}).get("content", {})
-            schemas = [(f"`{kind}`", _name_schema(body)) for kind, body in bodies.items()]
+            schemas = [(f"`{kind}`", name_schema(body.get("schema", {}))) for kind, body in bodies.items()]
             parts += [build_table(("body", "schema"), schemas)] if schemas else []
-            statuses = [(status, answer["description"]) for status, answer in sorted(operation["responses"].items())]
-            parts.append(build_table(("status", "answer"), statuses))
-    return "\n\n".join(parts)
+            answers = sorted(operation["responses"].items())
+            statuses = [(status, answer["description"], _list_schemas(answer)) for status, answer in answers]
+            parts.append(build_table(("status", "answer", "schema"), statuses))
+    parts.append("## Schemas")
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        required = schema.get("required", ())
+        fields_of_schema = [
+            (f"`{field}`", name_schema(value), "yes" if field in required else "", value.get("description", ""))
+            for field, value in schema.get("properties", {}).items()
+        ]
+        parts += [f"### {name}", schema.get("description", "")]
+        parts.append(
+            build_table(("field", "type", "required", "meaning"), fields_of_schema) if fields_of_schema else ""
+        )
+    return "\n\n".join(part for part in parts if part)
 
 
-def _name_schema(body: dict[str, Any]) -> str:
-    schema = body.get("schema", {})
-    return f"`{schema['$ref'].rpartition('/')[2]}`" if "$ref" in schema else str(schema.get("type", "bytes"))
+def _list_schemas(answer: dict[str, Any]) -> str:
+    names = [name_schema(body.get("schema", {})) for body in answer.get("content", {}).values()]
+    return ", ".join(dict.fromkeys(names))
+
+
+def name_schema(schema: dict[str, Any]) -> str:
+    """Name a schema of OpenAPI in a few words, with a link where it is one of those that have a name."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(name_schema(each) for each in schema["anyOf"])
+    if "items" in schema:
+        return f"list of {name_schema(schema['items'])}"
+    if "const" in schema or "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    return str(schema.get("type", "bytes"))
 
 
 def build_python() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -105,6 +106,10 @@ def test_every_file_of_the_package_says_what_it_is_for() -> None:
 def test_every_route_of_the_server_is_in_the_reference() -> None:
     page = reference.build_http()
     assert "## POST /predict" in page and "| `top_k` | query |" in page and "| 429 |" in page
+    document = json.loads(reference.OPENAPI.read_text(encoding="utf-8"))
+    assert set(re.findall(r"^## [A-Z]+ (/.*)$", page, flags=re.MULTILINE)) == document["paths"].keys()
+    assert set(re.findall(r"^### (\w+)$", page, flags=re.MULTILINE)) == document["components"]["schemas"].keys()
+    assert "| `probability` | number | yes |" in page and "list of [Score](#score)" in page
 
 
 def test_every_page_is_in_the_navigation_and_every_mark_is_filled() -> None:
