@@ -22,11 +22,7 @@ BLOCKS = [block for document in EXECUTED for block in iterate_blocks(document) i
 
 @pytest.fixture(scope="module")
 def checkout(developed_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has after `git clone`, in which `.venv` is there already, a few pictures, and images by class."""
-    pictures = developed_copy / "pictures"
-    pictures.mkdir()
-    for number, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (32, 32), colour).save(pictures / f"{number}.png")
+    """What a user has after `git clone`, in which `.venv` is there already, and images by class."""
     snapshot = load_snapshot(write_tiny_dataset(tmp_path_factory.mktemp("sample") / "set", num_train=600, num_test=10))
     for number, (image, label) in enumerate(zip(*snapshot.train, strict=True)):
         if (name := snapshot.classes[label]) in ("circle", "ring", "star"):
@@ -88,13 +84,14 @@ def test_the_documents_do_what_they_say(checkout: Path, block: Block) -> None:
 
 
 def test_what_the_documents_promise_is_there(checkout: Path) -> None:
-    """After their commands: every file that the table names, predictions of the three pictures, equal weights."""
+    """After their commands: every file that the table names, a prediction of the picture, equal weights."""
     folder = checkout / "experiments" / "tutorial" / "first"
     names = list_run_files()
     assert "manifest.json" in names
     for name in names:
         assert (folder / name).exists(), name
-    assert len((checkout / "predictions.csv").read_text().splitlines()) == 1 + 3
+    rows = [(checkout / f"{name}.csv").read_text().splitlines() for name in ("predictions", "published")]
+    assert [len(lines) for lines in rows] == [1 + 1, 1 + 1]
     manifests = [checkout / "experiments" / "proof" / run / "manifest.json" for run in ("whole", "killed")]
     whole, killed = (json.loads(manifest.read_text())["weights_digest"] for manifest in manifests)
     assert whole == killed
