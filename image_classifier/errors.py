@@ -9,6 +9,7 @@
     │   ├── DownloadError    the data set could not be fetched
     │   └── DatabaseError    the database cannot be reached, refuses, or lacks what was asked for
     ├── ModelError           a model file that is missing, damaged, hostile, or of another network
+    │   └── VerdictError     somebody who counts says that a run trained again is DIFFERENT: exit status 3
     ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
     ├── RankError            a process of several that train together was lost
     ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
@@ -50,6 +51,10 @@ class DatabaseError(DataError):
 
 class ModelError(ImageClassifierError):
     """A model file is missing, damaged, hostile, or of another network."""
+
+
+class VerdictError(ModelError):
+    """Somebody who counts has signed that a run trained again is DIFFERENT."""
 
 
 class RunError(ImageClassifierError):

@@ -84,6 +84,9 @@ class Reporter:
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         """The record is written; training begins after first_step steps."""
 
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        """The state of a checkpoint was taken up: that after this many steps."""
+
     def step(self, step: Step) -> None:
         """A step was taken."""
 
@@ -110,6 +113,10 @@ class Reporters(Reporter):
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         for reporter in self._reporters:
             reporter.begin(record, num_steps, first_step)
+
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        for reporter in self._reporters:
+            reporter.restore(step, state)
 
     def step(self, step: Step) -> None:
         for reporter in self._reporters:
@@ -193,6 +200,8 @@ def run(
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
             state.restore(settings.keep_checkpoints)
+            if state.step:
+                reporter.restore(state.step, state.get_tensors())
         if ranks.size > 1:
             state.load(ranks.broadcast(state.dump()))
         folder.write_json(RECORD, record)

@@ -28,6 +28,7 @@ class ServerSettings:
         model_name: Name of the model in the Open Inference Protocol; by default the registry's name, or
             image_classifier.
         public_key: Key that the model's signature must be made with; without it signatures are not checked.
+        policy: YAML file that says by whom the model's run must have been verified; without it nobody is asked for.
         precision: fp32, or the int8 network where one was published.
         host: Address to listen on; any but a loopback address needs api_keys_file, jwt_issuer or no_auth.
         port: Port to listen on; 0 takes a free one.
@@ -69,6 +70,7 @@ class ServerSettings:
     experiments_folder: Path = Path("experiments")
     model_name: str = ""
     public_key: Path | None = None
+    policy: Path | None = None
     precision: Precision = "fp32"
     host: str = "127.0.0.1"
     port: int = 8000

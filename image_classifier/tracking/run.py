@@ -22,7 +22,7 @@ from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Reading,
 from image_classifier.errors import DataError, ModelError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
 from image_classifier.progress import track
-from image_classifier.published.folder import PUBLISHED, check_published, one_line
+from image_classifier.published.folder import ATTESTATIONS, PUBLISHED, check_published, one_line
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
 BOARD = "tensorboard"
-ADDED_LATER = ("report.html", PROFILE, BOARD, PUBLISHED)
+ADDED_LATER = ("report.html", PROFILE, BOARD, PUBLISHED, ATTESTATIONS)
 """What may lie in a run folder without being part of the run."""
 
 _PIECE = 2**20  # bytes that are hashed at once
