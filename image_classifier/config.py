@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -38,6 +39,7 @@ ImageSize = Literal[32, 64, 96, 128, 224]
 InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
 Log = Literal["none", "tensorboard"]
+NumKept = int | Literal["all"]
 Precision = Literal["auto", "fp32", "bf16"]
 RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
 Sampler = Literal["uniform", "balanced"]
@@ -522,7 +524,8 @@ class RunSettings:
         num_threads: Threads that compute shards; 0 for as many as the process may use cores.
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
-        keep_checkpoints: How many of the newest checkpoints are kept.
+        keep_checkpoints: How many of the newest checkpoints are kept, or all, so that verify --sample can draw
+            segments between them.
         tracking_uri: MLflow server or database that settings, metrics and files are also written to.
         log: Write the metrics of each epoch for TensorBoard too, into the run folder's tensorboard/.
     """
@@ -539,7 +542,7 @@ class RunSettings:
     num_threads: int = 0
     num_workers: int = 1
     checkpoint_every: str = "1epochs"
-    keep_checkpoints: int = 2
+    keep_checkpoints: NumKept = 2
     tracking_uri: str | None = None
     log: Log = "none"
     resume: bool = False
@@ -576,7 +579,7 @@ class RunSettings:
                 object.__setattr__(self, "dataset_folder", DATABASE_FOLDER)
         _check(self, "num_threads", 0 <= self.num_threads <= 1024, "a whole number from 0 to 1024")
         _check(self, "num_workers", 0 <= self.num_workers <= 256, "a whole number from 0 to 256")
-        _check(self, "keep_checkpoints", self.keep_checkpoints >= 1, "a whole number of 1 or more")
+        _check(self, "keep_checkpoints", self.num_kept >= 1, "a whole number of 1 or more, or all")
         _check(
             self, "checkpoint_every", bool(_INTERVAL.fullmatch(self.checkpoint_every)), "such as 1epochs or 500steps"
         )
@@ -589,6 +592,11 @@ class RunSettings:
                 f"--freeze {self.training.freeze} leaves weights as they are, which nobody has trained: name those "
                 "to start from with --pretrained_model, or set --freeze none"
             )
+
+    @property
+    def num_kept(self) -> int:
+        """How many checkpoints are kept at most."""
+        return sys.maxsize if self.keep_checkpoints == "all" else self.keep_checkpoints
 
     @property
     def run_folder(self) -> Path:

@@ -199,7 +199,7 @@ def run(
         )
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
-            state.restore(settings.keep_checkpoints)
+            state.restore(settings.num_kept)
             if state.step:
                 reporter.restore(state.step, state.get_tensors())
         if ranks.size > 1:
@@ -268,7 +268,7 @@ def train_to_end(
             reporter.digest(line, state.get_tensors())
         stopping = ranks.stopping and not at_end
         if at_end or stopping or step.number % checkpoint_steps == 0:
-            state.save(settings.keep_checkpoints)
+            state.save(settings.num_kept)
         if stopping:
             done = f"stopped after step {step.number} of {state.num_steps}"
             raise Interrupted(f"{done}; --resume continues {settings.run_folder}")

@@ -22,6 +22,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from image_classifier.cli.commands import iterate_parsers
 from image_classifier.cli.spelling import find_meant, suggest
 from image_classifier.cli.table import make_printable
+from image_classifier.config import NumKept
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 
@@ -50,6 +51,7 @@ _TYPES: dict[Any, str] = {
     Secret: "text",
     PositiveInt: "a whole number of 1 or more",
     PositiveFloat: "a number above 0",
+    NumKept: "a whole number of 1 or more, or all",
     tuple[float, float, float]: "three numbers such as 0.5,0.5,0.5",
     tuple[int, ...]: "whole numbers such as 16,24",
 }

@@ -17,7 +17,7 @@ from benchmarks.measure import load_result, read_table
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS
-from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
+from image_classifier.config import FLAGS, RECIPES, NumKept, RunSettings, TrainingSettings, get_recipe_path, load_recipe
 from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
 from image_classifier.plugins import OWN
 from image_classifier.serving.settings import ServerSettings
@@ -31,6 +31,7 @@ PACKAGE = PROJECT / "image_classifier"
 NO_OPTIONS = {"training", "recipe", "recipe_reason", "settings_from_weights", "db_password", "ask_db_password"}
 TYPES = {
     int: "whole number",
+    NumKept: "whole number, or all",
     float: "number",
     float | None: "number",
     bool: "true, false",
