@@ -76,7 +76,11 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None, *, defau
     options = get_options(parser)
     named = {word.partition("=")[0] for word in words}
     if named.isdisjoint(("-h", "--help")):
-        words = [*_list_environment_words({o: a for o, a in options.items() if f"--{o}" not in named}), *words]
+        free = {name: action for name, action in options.items() if f"--{name}" not in named}
+        several = {name: action for name, action in free.items() if action.nargs == "+"}
+        ones = {name: action for name, action in free.items() if name not in several}
+        # What takes several words comes last: it would take the arguments without a name, too.
+        words = [*_list_environment_words(ones), *words, *_list_environment_words(several)]
     _check_words(words, options)
     try:
         parsed = parser.parse_args(_join_lists(words, options), env=False, defaults=defaults)

@@ -147,7 +147,7 @@ def _count(path: Path, *, threshold: str | None, public_key: list[Path], policy:
     """Count the verdicts of others about a run, or a published model, and print who has given them."""
     from image_classifier.published.folder import MODEL, read_published
     from image_classifier.published.policy import build_policy, check_published, check_run, load_policy, parse_threshold
-    from image_classifier.tracking.run import read_manifest, verify_files
+    from image_classifier.tracking.run import is_finished, read_manifest, verify_files
 
     if bool(public_key) == (policy is not None) or (public_key and threshold is None):
         raise SettingsError("give --threshold K-of-N with the --public_key of each of N verifiers, or give a --policy")
@@ -162,7 +162,7 @@ def _count(path: Path, *, threshold: str | None, public_key: list[Path], policy:
     if (path / MODEL).is_file():
         tally = check_published(path, read_published(path), asked)
     else:
-        manifest = read_manifest(path)
+        manifest = read_manifest(path) if is_finished(path) else {}
         if changed := verify_files(path):
             return _print_verdict("DIFFERENT", changed)
         tally = check_run(path, manifest, asked)

@@ -31,6 +31,7 @@ INSTALLED = (
     "parquet",
     "database",
     "publish",
+    "attest",
     "tracking",
     "hub",
     "tensorboard",
@@ -110,6 +111,20 @@ def test_publish(install: Install, trained_run: Path, tmp_path: Path) -> None:
         program, "registry", "check", run, "--public_key", "key.pub", cwd=tmp_path
     )
     assert run_program(program, "predict", run / "published", PROJECT / "docs" / "example.png", cwd=tmp_path)
+
+
+def test_attest(install: Install, trained_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    run_program("openssl", *"ecparam -genkey -name prime256v1 -noout -out key.pem".split(), cwd=tmp_path)
+    run_program("openssl", *"ec -in key.pem -pubout -out key.pub".split(), cwd=tmp_path)
+    signing = ("verify", run, "--attest", "--sign_key", "key.pem")
+    counting = ("verify", run, "--threshold", "1-of-1", "--public_key", "key.pub")
+    for words in (signing, counting):
+        assert "pip install 'image-classifier[attest]'" in refuse(install(""), *words, cwd=tmp_path)
+    assert not (run / "attestations").exists()
+    program = install("attest")
+    assert "  signed: " in run_program(program, *signing, "--allow_code_change", cwd=tmp_path)
+    assert run_program(program, *counting, cwd=tmp_path).startswith("ACCEPTED")
 
 
 def test_tracking(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
@@ -200,6 +215,7 @@ WITHOUT_TORCH = {
     "train --experiment_name a --run_name b --dataset_folder SAMPLE": BASE,
     "verify RUN": BASE,
     "verify RUN --files_only": "",
+    "trace RUN": BASE,
     "data prepare --source sample --dataset_folder new": "",
     "data info --dataset_folder SAMPLE": "",
     "data info --dataset_folder SAMPLE --output sheet.png": BASE,

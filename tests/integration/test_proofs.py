@@ -103,6 +103,7 @@ BAD_LINES = {
     "--sign_key KEY": "--attest and --sign_key are needed together",
     "--attest --sign_key none": "--sign_key none cannot be read",
     "--attest --sign_key KEY --files_only": "--files_only trains nothing",
+    "--threshold 3-of-2 --public_key PUBLIC": "how many of how many, such as 2-of-3",
     "--threshold 2-of-3": "--public_key of each of N verifiers",
     "--public_key PUBLIC": "--public_key of each of N verifiers",
     "--threshold 1-of-2 --public_key PUBLIC": "is of 2 verifiers, and 1 are named",
