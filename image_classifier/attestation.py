@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.errors import RunError, SettingsError, StorageError
-from image_classifier.extras import load_extra
 from image_classifier.published.attestation import (
     EXPORT,
     FORMAT_VERSION,
@@ -26,7 +25,7 @@ from image_classifier.published.folder import ATTESTATIONS
 from image_classifier.published.folder import MODEL as PUBLISHED_MODEL
 from image_classifier.published.folder import PUBLISHED, find_published, read_published
 from image_classifier.publishing.onnx import export_model
-from image_classifier.publishing.signing import KEYLESS, StatementSigner, build_statement_signer
+from image_classifier.publishing.signing import StatementSigner, build_statement_signer
 from image_classifier.storage import DISK, storage_error, write_atomically
 from image_classifier.tracking import run as run_files
 from image_classifier.tracking.checkpoint import load_model
@@ -41,8 +40,6 @@ def prepare(folder: Path, sign_key: str) -> StatementSigner:
         ImageClassifierError: the key cannot be used, or the folder not be written to.
     """
     sign = build_statement_signer(sign_key)
-    if sign_key == KEYLESS:
-        load_extra("sigstore.sign", "attest")
     place = folder / ATTESTATIONS
     if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
         raise RunError(f"{place} is no folder: it is not followed; remove it")

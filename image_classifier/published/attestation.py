@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -291,24 +292,20 @@ class Verifier:
             raise ValueError("it is signed by an identity, and none counts")
         models = load_extra("sigstore.models", "attest")
         policies = load_extra("sigstore.verify.policy", "attest")
+        asked = [policies.Identity(identity=each.identity, issuer=each.issuer) for each in self._identities]
+        sigstore = self._sigstore
         try:
             bundle = models.Bundle.from_json(content)
-        except Exception as error:  # of many types
-            raise ValueError(f"it is no Sigstore bundle: {one_line(error)}") from error
-        reason = ""
-        for signer in self._identities:
-            policy = policies.Identity(identity=signer.identity, issuer=signer.issuer)
-            try:
-                kind, payload = self._sigstore.verify_dsse(bundle, policy)
-            except SettingsError:
-                raise
-            except Exception as error:  # what a damaged bundle raises is of many types
-                reason = one_line(error)
-                continue
-            if kind != PAYLOAD_TYPE:
-                raise ValueError(f"its payload is of the type {kind[:50]!a}")
-            return signer, payload
-        raise ValueError(f"it is signed by no identity that counts: {reason}")
+            kind, payload = sigstore.verify_dsse(bundle, policies.AnyOf(asked))
+        except Exception as error:  # what a damaged bundle raises is of many types
+            raise ValueError(f"it is signed by no identity that counts: {one_line(error)}") from error
+        if kind != PAYLOAD_TYPE:
+            raise ValueError(f"its payload is of the type {kind[:50]!a}")
+        for signer, policy in zip(self._identities, asked, strict=True):
+            with suppress(load_extra("sigstore.errors", "attest").VerificationError):
+                policy.verify(bundle.signing_certificate)
+                return signer, payload
+        raise AssertionError
 
     @cached_property
     def _sigstore(self) -> Any:

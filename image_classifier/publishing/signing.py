@@ -67,6 +67,7 @@ def build_statement_signer(key: str) -> StatementSigner:
         SettingsError: the key cannot be read or is of another kind, or an extra is not installed.
     """
     if key == KEYLESS:
+        _get_token()  # again when it is signed, as one soon expires
         return _sign_keyless
     serialization = load_extra("cryptography.hazmat.primitives.serialization", "attest")
     curves = load_extra("cryptography.hazmat.primitives.asymmetric.ec", "attest")
@@ -86,17 +87,31 @@ def build_statement_signer(key: str) -> StatementSigner:
 
 def _sign_keyless(statement: bytes) -> bytes:
     """Sign with the identity of the environment, certified by Sigstore and entered into its public log."""
-    oidc, dsse = load_extra("sigstore.oidc", "attest"), load_extra("sigstore.dsse", "attest")
     signing, models = load_extra("sigstore.sign", "attest"), load_extra("sigstore.models", "attest")
+    dsse = load_extra("sigstore.dsse", "attest")
+    token = _get_token()
     try:
-        token = oidc.detect_credential()
-        if token is None:
-            raise ValueError("nothing vouches for an identity here, as a workflow with id-token: write would")
         context = signing.SigningContext.from_trust_config(models.ClientTrustConfig.production())
-        with context.signer(oidc.IdentityToken(token)) as signer:
+        with context.signer(token) as signer:
             return str(signer.sign_dsse(dsse.Statement(statement)).to_json()).encode()
     except Exception as error:  # of a network, of an identity provider, of Sigstore
         raise ModelError(f"the verdict cannot be signed: {one_line(error)}") from error
+
+
+def _get_token() -> Any:
+    """Get a token for the identity that the environment vouches for.
+
+    Raises:
+        SettingsError: it vouches for none.
+    """
+    oidc = load_extra("sigstore.oidc", "attest")
+    try:
+        token = oidc.detect_credential()
+        if token is None:
+            raise ValueError("nothing here says who signs, as a workflow with the permission id-token: write does")
+        return oidc.IdentityToken(token)
+    except Exception as error:  # of an identity provider
+        raise SettingsError(f"--sign_key keyless: {one_line(error)}") from error
 
 
 def _key_error(key: str, error: Exception) -> SettingsError:

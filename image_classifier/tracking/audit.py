@@ -96,9 +96,10 @@ def build_audit(
             f"--sample needs checkpoints whose states have digests, and {folder} has none of its last step {last}; "
             "verify it without, or train with --keep_checkpoints all"
         )
-    if record["settings"].get("keep") == "best":
+    if record["settings"].get("keep") == "best" or record["settings"].get("early_stopping"):
         raise SettingsError(
-            "--sample cannot tell which weights were the best: the chain has no digest of them; verify all steps"
+            "--sample cannot tell which epoch was the best, as the chain has no digest of that, and --keep best and "
+            "--early_stopping go by it; verify all steps"
         )
     if number > len(segments):
         raise SettingsError(

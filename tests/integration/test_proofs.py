@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from image_classifier.attestation import find_export
 from image_classifier.cli.registry import main as registry
 from image_classifier.cli.serve import main as serve
 from image_classifier.cli.verify import main
@@ -23,7 +25,7 @@ from image_classifier.config import NumKept
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import SettingsError
 from image_classifier.experiment import run
-from image_classifier.published.folder import ATTESTATIONS, MODEL
+from image_classifier.published.folder import ATTESTATIONS, MODEL, describe_content, serialize_manifest
 from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.tracking.identity import compute_json_digest
@@ -102,6 +104,7 @@ BAD_LINES = {
     "--attest": "--attest and --sign_key are needed together",
     "--sign_key KEY": "--attest and --sign_key are needed together",
     "--attest --sign_key none": "--sign_key none cannot be read",
+    "--attest --sign_key keyless": "nothing here says who signs",
     "--attest --sign_key KEY --files_only": "--files_only trains nothing",
     "--threshold 3-of-2 --public_key PUBLIC": "how many of how many, such as 2-of-3",
     "--threshold 2-of-3": "--public_key of each of N verifiers",
@@ -219,9 +222,31 @@ def test_a_run_that_ended_before_its_last_step_is_found_by_any_sample(copy: Path
 
 
 def test_runs_that_a_sample_says_too_little_of_are_refused(copy: Path) -> None:
+    record = json.loads((copy / "run.json").read_text())
+    for name, value in (("keep", "best"), ("early_stopping", 3)):
+        settings = {**record["settings"], name: value}
+        (copy / "run.json").write_text(json.dumps({**record, "settings": settings}))
+        reseal(copy)
+        with pytest.raises(SettingsError, match="cannot tell which epoch was the best"):
+            audit(copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(SettingsError, match="has none of its last step 40"):
         audit(copy)
+
+
+def test_a_verdict_names_the_published_bytes_if_exporting_the_weights_gives_them(
+    published_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(published_run.parent, tmp_path / "run")
+    content = (published_run / MODEL).read_bytes()
+    said: list[str] = []
+    assert find_export(run, said.append) == hashlib.sha256(content).hexdigest() and not said
+    manifest = json.loads((run / "published" / "manifest.json").read_text())
+    manifest["files"][MODEL] = describe_content(content + b"\x72\x00")
+    (run / "published" / MODEL).write_bytes(content + b"\x72\x00")
+    (run / "published" / "manifest.json").write_bytes(serialize_manifest(manifest))
+    assert find_export(run, said.append) is None
+    assert said == ["model.onnx is not attested: exporting the weights here gives other bytes"]
 
 
 @dataclass

@@ -365,6 +365,9 @@ def test_an_identity_counts_as_sigstore_vouches_for_it(run: Path, tmp_path: Path
     path = write_policy(tmp_path / "policy.yaml", {}, threshold=1, verifiers=[entry], trust_config=config.name)
     put(run, sigstore.sign_statement(serialize_statement(state(run)), IDENTITY))
     assert [each.signer.name for each in check(run, load_policy(path)).counted] == ["workflow"]
+    others = [{**entry, "name": name, "identity": name} for name in ("first", "second")]
+    several = write_policy(tmp_path / "several", {}, threshold=1, verifiers=[*others, entry], trust_config=config.name)
+    assert [each.signer.name for each in check(run, load_policy(several)).counted] == ["workflow"]
     for identity, issuer, by in (
         (IDENTITY.replace("main", "other"), GITHUB_ISSUER, sigstore),
         (IDENTITY, "https://accounts.test", sigstore),
