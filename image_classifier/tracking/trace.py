@@ -108,7 +108,7 @@ def trace(source: str, where: Where) -> list[Link]:
             return [*links, Link("run", name, digest, "unchecked", reason)]
     else:
         folder = path
-    return links + list(_trace_run(folder, where))
+    return links + list(trace_run(folder, where))
 
 
 def _find_start(source: str, where: Where) -> tuple[list[Link], Path]:
@@ -165,7 +165,12 @@ def _link_model(folder: Path, manifest: dict[str, Any], reason: str) -> Link:
     return Link("model", str(folder), manifest["files"]["model.onnx"]["sha256"], "equal", reason)
 
 
-def _trace_run(folder: Path, where: Where) -> Iterator[Link]:
+def trace_run(folder: Path, where: Where) -> Iterator[Link]:
+    """Trace a run, and yield each link when it is checked.
+
+    Raises:
+        RunError: its record or manifest is damaged.
+    """
     changed, manifest = run_files.verify_files(folder), run_files.read_manifest(folder)
     whole = f"{len(manifest['files'])} files are as the manifest has them"
     yield Link("run", str(folder), manifest["digest"], "different" if changed else "equal", "; ".join(changed) or whole)
@@ -207,7 +212,7 @@ def _link_data(folder: Path, record: dict[str, Any], where: Where) -> Link:
 def _link_code(record: dict[str, Any]) -> Link:
     code, present = record["code"], describe_code()
     changes = " with uncommitted changes" if code.get("uncommitted_changes") else ""
-    what = f"image_classifier {code['version']}, commit {code['commit'] or 'unknown'}{changes}"
+    what = f"image_classifier {code['version']}, commit {(code['commit'] or 'unknown')[:12]}{changes}"
     if code["digest"] == present["digest"]:
         return Link("code", what, code["digest"], "equal", "it is the code that is installed here")
     return Link("code", what, code["digest"], "unchecked", f"installed here is {present['digest'][:12]}")
