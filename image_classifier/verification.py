@@ -187,26 +187,25 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
 
     witness = _Witness(record, chain, settings, reporter or Reporter(), goes_on=not machine)
     _train_again(settings, record, training, witness, segments, audit)
+    last = max((line["step"] for line in chain), default=0)
+    again, num_equal, drawn_with = witness.again, witness.num_equal, audit.nonce if audit else None
+    checked = Checked(manifest, record, again, settings.kind, segments, last, num_equal, drawn_with)
+    return _judge(witness, machine, checked, audit.describe() if audit else (), describe_others(folder))
+
+
+def _judge(
+    witness: _Witness, machine: tuple[str, ...], checked: Checked, chances: tuple[str, ...], others: tuple[str, ...]
+) -> Verification:
+    """Give the verdict on what was trained again, on a machine that is other than the run's in some ways."""
     allowed = (*machine, *witness.allowed)
-    checked = Checked(
-        manifest,
-        record,
-        witness.again,
-        settings.kind,
-        segments,
-        max((line["step"] for line in chain), default=0),
-        witness.num_equal,
-        audit.nonce if audit else None,
-    )
     if witness.differences and machine:
         doubt = "that may come of what is other here alone: only a machine of the run's class can tell"
         return Verification(Verdict.NOT_COMPARABLE, (*allowed, *witness.differences, doubt))
     if witness.differences:
         return Verification(Verdict.DIFFERENT, (*allowed, *witness.differences), checked)
-    listed = ", ".join(f"from step {begin} to step {end}" for begin, end in segments)
+    listed = ", ".join(f"from step {begin} to step {end}" for begin, end in checked.segments)
     equal = f"{witness.num_equal} digests of the whole state {listed or 'and the final weights'} are equal"
-    chances = audit.describe() if audit else ()
-    return Verification(Verdict.IDENTICAL, (equal, *chances, *allowed, *describe_others(folder)), checked)
+    return Verification(Verdict.IDENTICAL, (equal, *chances, *allowed, *others), checked)
 
 
 def parse_segment(text: str | None) -> tuple[tuple[int, int], ...]:
