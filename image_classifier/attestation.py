@@ -78,12 +78,10 @@ def attest(
         raise RunError(f"nothing is attested of {folder}: it was changed while it was verified")
     manifest_digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     subjects = {MODEL: checked.manifest["files"][MODEL]["sha256"], MANIFEST: manifest_digest}
-    places, export = [folder], None
-    if verification.verdict is Verdict.IDENTICAL and os.path.lexists(folder / PUBLISHED):
+    places = [folder, *([folder / PUBLISHED] if os.path.lexists(folder / PUBLISHED) else [])]
+    if verification.verdict is Verdict.IDENTICAL and len(places) > 1:
         export = find_export(folder, say)
-        places.append(folder / PUBLISHED)
-    if export is not None:
-        subjects[EXPORT] = export
+        subjects |= {EXPORT: export} if export is not None else {}
     statement = serialize_statement(build_statement(verification, checked, subjects, clock()))
     parse_statement(statement)
     content = sign(statement)

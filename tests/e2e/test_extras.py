@@ -215,6 +215,7 @@ WITHOUT_TORCH = {
     "train --experiment_name a --run_name b --dataset_folder SAMPLE": BASE,
     "verify RUN": BASE,
     "verify RUN --files_only": "",
+    "verify RUN --threshold 1-of-1 --public_key none": "can verify: No such file or directory\n",
     "trace RUN": BASE,
     "data prepare --source sample --dataset_folder new": "",
     "data info --dataset_folder SAMPLE": "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import socket
 import time
@@ -23,9 +24,11 @@ from image_classifier.cli.serve import main as serve
 from image_classifier.cli.verify import main
 from image_classifier.config import NumKept
 from image_classifier.data.snapshot import load_snapshot
-from image_classifier.errors import SettingsError
+from image_classifier.errors import ModelError, SettingsError
 from image_classifier.experiment import run
 from image_classifier.published.folder import ATTESTATIONS, MODEL, describe_content, serialize_manifest
+from image_classifier.serving.server import ModelSource
+from image_classifier.serving.settings import ServerSettings
 from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.tracking.identity import compute_json_digest
@@ -91,8 +94,18 @@ def test_a_difference_is_signed_and_closes_every_gate(
     manifest = read_manifest(copy)
     (copy / "manifest.json").unlink()
     RunFolder(copy).finish(weights_digest=manifest["weights_digest"], chain_head=manifest["chain_head"])
+    (copy / "published").mkdir()
+    (copy / "published" / MODEL).write_bytes(b"a network")
+    published = {"format_version": 1, "experiment_name": "tiny", "run_name": "run", "data_digest": "", "classes": []}
+    published |= {
+        "run_manifest_digest": read_manifest(copy)["digest"],
+        "files": {MODEL: describe_content(b"a network")},
+    }
+    (copy / "published" / "manifest.json").write_bytes(serialize_manifest(published))
     assert main([str(copy), "--attest", "--sign_key", str(keys["lab"][0])]) == 3
     assert "signed: " in capsys.readouterr().out
+    assert main([str(copy / "published"), "--policy", str(policy)]) == 3
+    assert "lab: DIFFERENT, " in capsys.readouterr().err
     put(copy, sign(state(copy), keys["build"][0]))
     assert main([str(copy), "--policy", str(policy)]) == 3
     (line,) = capsys.readouterr().err.splitlines()
@@ -290,6 +303,19 @@ def test_a_model_outside_of_the_policy_is_refused_before_anything_listens(
     assert serve([str(gate.published), "--policy", str(gate.policy), "--port", port]) == 3
     assert "contradict each other: build: DIFFERENT" in capsys.readouterr().err
     assert not listened
+
+
+def test_a_model_that_takes_the_place_of_one_is_held_against_the_policy_too(
+    gate: Gate, keys: dict[str, tuple[Path, Path]]
+) -> None:
+    for private, _ in keys.values():
+        gate.attest(private)
+    source = ModelSource(ServerSettings(model=str(gate.published), policy=gate.policy), None)
+    assert source.load().model.run_name == "run"
+    next((gate.published / ATTESTATIONS).iterdir()).unlink()
+    os.utime(gate.published / "manifest.json", ns=(1, 1))
+    with pytest.raises(ModelError, match="1 of 2 verdicts"):
+        source.load_if_moved()
 
 
 def test_only_what_meets_the_policy_is_promoted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,7 +24,7 @@ from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError, VerdictError
 from image_classifier.published import attestation as attestations
-from image_classifier.published.attestation import Verifier, parse_statement, serialize_statement
+from image_classifier.published.attestation import Signer, Verifier, parse_statement, serialize_statement
 from image_classifier.published.folder import (
     ATTESTATIONS,
     MANIFEST,
@@ -47,6 +48,7 @@ from image_classifier.publishing.signing import build_signer
 from image_classifier.tracking.run import read_manifest
 from image_classifier.verification import Verdict
 from tests.attestations import NOW, put, sign, state, write_policy
+from tests.conftest import PROJECT
 from tests.mutate import change_bytes, change_json
 from tests.published import write_keys, write_published
 from tests.runs import write_run
@@ -314,6 +316,18 @@ def test_a_policy_that_is_malformed_or_cannot_be_met_is_refused(
     assert reason in str(caught.value) and "policy.yaml" in str(caught.value) or case == "missing key"
 
 
+def test_the_policy_of_the_document_is_one(tmp_path: Path, keys: dict[str, tuple[Path, Path]]) -> None:
+    document = (PROJECT / "docs" / "proofs.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.+?)```", document, flags=re.DOTALL)
+    (tmp_path / "keys").mkdir()
+    for name, (_, public) in zip(("lab", "desk", "release"), keys.values(), strict=False):
+        shutil.copy(public, tmp_path / "keys" / f"{name}.pub")
+    (tmp_path / "policy.yaml").write_text(text)
+    policy = load_policy(tmp_path / "policy.yaml")
+    assert [signer.name for signer in policy.verifiers] == ["lab", "desk", "workflow"]
+    assert (policy.threshold, policy.kinds, policy.trust_config) == (2, ("all", "sample"), tmp_path / "trust.json")
+
+
 def test_a_key_twice_is_refused(tmp_path: Path, keys: dict[str, tuple[Path, Path]]) -> None:
     copy = Path(shutil.copy(keys["build"][1], tmp_path / "copy.pub"))
     with pytest.raises(SettingsError, match="is twice among its verifiers"):
@@ -403,6 +417,23 @@ def test_mutated_attestations_are_never_accepted_and_crash_nothing(
             verifier.verify("name", changed)
         num_refused += 1
     assert num_refused > 6000
+
+
+def test_mutated_bundles_are_refused_or_say_what_was_signed(run: Path, tmp_path: Path) -> None:
+    """What no signature is over may change, such as spaces: the statement may not."""
+    chance, sigstore, statement = random.Random(3), Sigstore(), state(run)
+    content = sigstore.sign_statement(serialize_statement(statement), IDENTITY)
+    signer = Signer("workflow", identity=IDENTITY, issuer=GITHUB_ISSUER)
+    verifier = Verifier((signer,), sigstore.write_trust_config(tmp_path / "trust.json"))
+    assert verifier.verify("name", content).statement == statement
+    num_refused = 0
+    for number in range(400):
+        changed = change_json(chance, content) if number % 2 else change_bytes(chance, content)
+        try:
+            assert verifier.verify("name", changed).statement == statement
+        except ValueError:
+            num_refused += 1
+    assert num_refused > 200
 
 
 def test_mutated_statements_that_are_signed_say_nothing_of_another_run_and_crash_nothing(run: Path) -> None:
