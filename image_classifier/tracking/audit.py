@@ -30,7 +30,7 @@ class Audit:
     last_step: int
     nonce: str
 
-    def describe(self) -> tuple[str, str]:
+    def describe(self) -> tuple[str, str, str]:
         """Describe how they were drawn, and how probably a false segment would have been among them."""
         total, most = self.num_segments, max(1, self.num_segments // 2)
         chances = {
@@ -38,10 +38,11 @@ class Audit:
             for number in sorted({1, 2, most})
             if number <= most
         }
-        listed = ", ".join(f"{number} of {total}: {chance:.1%}" for number, chance in chances.items())
+        listed = ", ".join(f"{number} with probability {chance:.1%}" for number, chance in chances.items())
         return (
             f"{len(self.drawn)} of {total} segments were drawn from the manifest's digest and the nonce {self.nonce}",
-            f"false segments would have been caught with the probability, {listed}",
+            f"if some of the {total} were false, one would have been caught: of {listed}",
+            "what the last checkpoint gives is equal: the weights and the probabilities of the test set",
         )
 
 

@@ -152,7 +152,7 @@ def test_a_sample_is_trained_and_signed_as_one(
     verdict, *lines = capsys.readouterr().out.splitlines()
     assert verdict == "IDENTICAL" and lines[0].startswith("  2 digests of the whole state from step ")
     assert lines[1] == "  2 of 4 segments were drawn from the manifest's digest and the nonce a"
-    assert lines[2].endswith("1 of 4: 50.0%, 2 of 4: 83.3%")
+    assert lines[2].endswith("of 1 with probability 50.0%, 2 with probability 83.3%")
     public = {"lab": keys["lab"][1]}
     assert main([str(copy), "--policy", str(write_policy(tmp_path / "all", public))]) == 2
     assert "it is of the kind sample, and all counts" in capsys.readouterr().err

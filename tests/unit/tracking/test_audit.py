@@ -39,4 +39,7 @@ def test_every_draw_is_as_probable_as_any_other_and_can_be_repeated() -> None:
 def test_what_was_drawn_is_said_with_the_chances() -> None:
     lines = Audit(8, ((0, 1), (3, 4), (4, 5), (7, 8)), 8, "nonce").describe()
     assert lines[0] == "4 of 8 segments were drawn from the manifest's digest and the nonce nonce"
-    assert lines[1].endswith("probability, 1 of 8: 50.0%, 2 of 8: 78.6%, 4 of 8: 98.6%")
+    assert lines[1] == (
+        "if some of the 8 were false, one would have been caught: of 1 with probability 50.0%, 2 with probability "
+        "78.6%, 4 with probability 98.6%"
+    )
