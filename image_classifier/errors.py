@@ -12,6 +12,7 @@
     ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
     ├── RankError            a process of several that train together was lost
     ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
+    ├── ServerError          a server that cannot be reached, or refuses a request
     ├── StorageError         the disk refuses: full, read-only, no permission
     └── Interrupted          a run was asked to stop and has saved its state
 
@@ -62,6 +63,20 @@ class RankError(ImageClassifierError):
 
 class RegistryError(ImageClassifierError):
     """A registry of models cannot be reached, refuses, or lacks what was named."""
+
+
+class ServerError(ImageClassifierError):
+    """A server cannot be reached, or refuses a request.
+
+    Attributes:
+        status: of its HTTP answer; 0 where none came.
+        kind: of the problem, such as queue-full; empty where the server does not say.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, kind: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
 
 
 class StorageError(ImageClassifierError):

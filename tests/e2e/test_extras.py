@@ -33,6 +33,7 @@ INSTALLED = (
     "publish",
     "tracking",
     "hub",
+    "client",
     "tensorboard",
     "serve",
     "serve,traces",
@@ -135,6 +136,24 @@ def test_hub(install: Install, published_run: Path, tmp_path: Path) -> None:
     program = [str(word) for word in (install("hub"), *words)]
     result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2 and "error: cannot push to me/shapes" in result.stderr
+
+
+def test_client(install: Install, distributions: dict[str, Path], published_run: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ask.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom image_classifier.client import Client\n"
+        "print(Client(sys.argv[1]).predict(Path(sys.argv[2])).predictions[0].label, 'torch' in sys.modules)\n"
+    )
+    python = install("").with_name("python")
+    result = subprocess.run([python, "-P", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode and "pip install 'image-classifier[client]'" in result.stderr
+    small = tmp_path / "small" / ".venv"  # as docs/client.md has it, without the base
+    link_environment(small, find_dependencies("httpx"))
+    install_wheel(small, distributions["wheel"])
+    with serving(published_run, tmp_path / "log") as server:
+        for python in (install("client").with_name("python"), small / "bin" / "python"):
+            output = run_program(python, "-P", script, server.url, PROJECT / "docs" / "example.png", cwd=tmp_path)
+            assert output.endswith(" False\n")
 
 
 def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
