@@ -12,7 +12,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint format type lint-workflows wheel lock benchmark run example-request open-docs clean
+.PHONY: help venv train test lint format type lint-workflows wheel lock benchmark load-test run example-request open-docs clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -96,6 +96,7 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.publishing --dataset_folder $(DATASET_FOLDER) $(MEASURED)
 	python -m benchmarks.serving $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.soak --run experiments/benchmark/fast
+	python -m benchmarks.capacity $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.floor
 	python -m benchmarks.tables
 	python -m benchmarks.picture
@@ -104,6 +105,9 @@ experiments/benchmark/%/published/manifest.json: | $(VENV)/.develops
 	test -e experiments/benchmark/$*/manifest.json || image_classifier_trainer --experiment_name benchmark \
 		--run_name $* --recipe $* --dataset_folder $(DATASET_FOLDER)
 	image_classifier publish experiments/benchmark/$*
+
+load-test: $(VENV)/.develops ## Load a server of its own with Locust; MODEL= a published model, OPTIONS="--users 64" adds options
+	python -m load_test $(if $(MODEL),--model "$(MODEL)") $(OPTIONS)
 
 run: $(VENV)/.develops ## Serve MODEL (default: the last published run of quickstart) at PORT; OPTIONS adds options
 	@[ -n "$(MODEL)" ] || { echo 'error: nothing is published yet: image_classifier publish RUN, or MODEL=...' >&2; exit 1; }
