@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import math
 import re
 import signal
@@ -21,10 +22,11 @@ import httpx
 import pytest
 import yaml
 
-from image_classifier.serving.telemetry import Metrics
+from image_classifier.serving.telemetry import ECS_VERSION, Metrics, build_formatter
 from tests.conftest import PROJECT, require_program, run_program
+from tests.ecs import FIELDS, check_line
 from tests.prometheus import FOLDER, Prometheus, quicken_rules, wait_for, watching
-from tests.serving import PIXELS, Running, draw_images, encode, find_port, wait_until_ready, write_model
+from tests.serving import PIXELS, Running, draw_images, encode, find_port, serving, wait_until_ready, write_model
 
 DASHBOARDS = sorted(path.name for path in (FOLDER / "grafana").glob("*.json"))
 KEY = "a-key-of-prometheus"
@@ -234,3 +236,53 @@ def test_what_is_quickened_are_times_alone() -> None:
     for rule, quick in zip(before, after, strict=True):
         assert quick["expr"] == re.sub(r"\[\w+\]", "[4s]", rule["expr"])
         assert {**rule, "expr": "", "for": ""} == {**quick, "expr": "", "for": ""}
+
+
+# The log
+
+
+def test_every_line_of_the_log_is_a_document_of_the_elastic_common_schema(tmp_path: Path) -> None:
+    model, keys, log = write_model(tmp_path / "model.onnx"), tmp_path / "keys", tmp_path / "log"
+    keys.write_text(f"prometheus:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    options = ("--log_format", "ecs", "--api_keys_file", keys, "--log_lines_per_s", "2")
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with serving(model, log, *options) as server:
+        for number in range(6):
+            headers = PIXELS | {"x-api-key": KEY, "traceparent": trace}
+            assert httpx.post(f"{server.url}/predict", content=BATCH[:3072], headers=headers).status_code == 200
+            assert httpx.get(f"{server.url}/caf\u00e9%0A{number}").status_code == 401
+        time.sleep(1)
+        model.write_bytes(b"no model")
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "not loaded again" in log.read_text(), "the failed reload is logged")
+    lines = [check_line(line) for line in log.read_text().splitlines()]
+    assert {line["ecs.version"] for line in lines} == {ECS_VERSION}
+    assert {line["log.level"] for line in lines} >= {"info", "error"}
+    seen = {name for line in lines for name in line}
+    assert seen >= FIELDS.keys() - {"error.message", "error.stack_trace", "error.type"}
+    assert "labels.lines_left_out" in seen
+
+
+def test_the_line_of_an_unexpected_error_is_one_too() -> None:
+    try:
+        raise ValueError("a reason\nof two lines")
+    except ValueError:
+        record = logging.LogRecord("name", logging.ERROR, "file.py", 1, "it %s", ("failed",), sys.exc_info(), "work")
+    line = build_formatter("ecs").format(record)
+    assert "\n" not in line
+    fields = check_line(line)
+    assert fields["error.type"] == "ValueError" and "raise ValueError" in fields["error.stack_trace"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"message": "no time"}',
+        '{"@timestamp": "2026-01-01T00:00:00Z", "ecs.version": "9.0.0", "log.level": "info", "message": "", "x": 1}',
+        '{"@timestamp": "yesterday", "ecs.version": "9.0.0", "log.level": "info", "message": ""}',
+        '{"@timestamp": "2026-01-01T00:00:00Z", "ecs.version": "9.0.0", "log.level": "info", "message": 1}',
+    ],
+)
+def test_the_check_of_lines_finds_what_is_wrong(line: str) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        check_line(line)
