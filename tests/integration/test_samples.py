@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -135,3 +136,12 @@ def test_the_curl_lines_are_answered(server: Running) -> None:
             "http://127.0.0.1:8000", server.url
         )
         assert run_program("bash", "-c", command, cwd=PROJECT, key=KEY), line
+
+
+def test_the_example_in_python_prints_three_classes(server: Running) -> None:
+    (code,) = re.findall(
+        r"^```python\n(.+?)^```", (PROJECT / "docs" / "client.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert 'Client("http://127.0.0.1:8000")' in code
+    code = code.replace('"http://127.0.0.1:8000"', f'"{server.url}", key="{KEY}"')
+    assert len(run_program(sys.executable, "-c", code, cwd=PROJECT).splitlines()) == 3
