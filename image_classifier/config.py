@@ -39,10 +39,12 @@ InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
 Log = Literal["none", "tensorboard"]
 Precision = Literal["auto", "fp32", "bf16"]
+Pruner = Literal["none", "median", "hyperband"]
 RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
 Sampler = Literal["uniform", "balanced"]
 ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
+Search = Literal["tpe", "random", "grid"]
 Views = Literal["one", "mirror", "six"]
 _VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
 

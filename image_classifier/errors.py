@@ -9,7 +9,9 @@
     │   ├── DownloadError    the data set could not be fetched
     │   └── DatabaseError    the database cannot be reached, refuses, or lacks what was asked for
     ├── ModelError           a model file that is missing, damaged, hostile, or of another network
-    ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
+    ├── RunError             a run folder that exists, is missing, unfinished, or was changed
+    │   ├── RunBusyError     another process is training into it
+    │   └── DivergedError    the loss of a training is not a number any more
     ├── RankError            a process of several that train together was lost
     ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
     ├── StorageError         the disk refuses: full, read-only, no permission
@@ -54,6 +56,14 @@ class ModelError(ImageClassifierError):
 
 class RunError(ImageClassifierError):
     """A run folder exists already, is missing, unfinished, in use, or was changed."""
+
+
+class RunBusyError(RunError):
+    """Another process is training into a run folder."""
+
+
+class DivergedError(RunError):
+    """The loss of a training is not a number any more."""
 
 
 class RankError(ImageClassifierError):

@@ -87,31 +87,34 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None, *, defau
     return parsed
 
 
-def parse_config(parser: ArgumentParser, config: Any, path: Path, refused: Collection[str]) -> dict[str, Any]:
+def parse_config(
+    parser: ArgumentParser, config: Any, path: Path, refused: Collection[str], option: str = "--config"
+) -> dict[str, Any]:
     """Check what a config file holds, and return its settings by option.
 
     Args:
         config: the document.
         refused: options that a config file must not hold.
+        option: that names the file.
 
     Raises:
         SettingsError: it holds no settings by name, or one is unknown, refused, or of the wrong type.
     """
     options = get_options(parser)
     if not isinstance(config, dict | None):
-        raise SettingsError(f"--config: {path} must hold lines such as `seed: 1`, a setting each")
+        raise SettingsError(f"{option}: {path} must hold lines such as `seed: 1`, a setting each")
     values = {}
     for name, value in (config or {}).items():
         if name in (*refused, "help", "version"):
             raise SettingsError(
-                f"--config: {path} holds {name}, which the command line alone may say; remove it from the file"
+                f"{option}: {path} holds {name}, which the command line alone may say; remove it from the file"
             )
         if name not in options:
             meant = suggest(str(name), options.keys() - set(refused))
-            raise SettingsError(f"--config: {path} holds {_show(name)}, which is no setting{meant}; --help lists them")
+            raise SettingsError(f"{option}: {path} holds {_show(name)}, which is no setting{meant}; --help lists them")
         if value is None and not _may_be_null(options[name]):
-            raise SettingsError(f"--config: {path}: {_refuse(options[name], 'null')}")
-        _check_brackets(str(value), f"--config: {path}: {name}")
+            raise SettingsError(f"{option}: {path}: {_refuse(options[name], 'null')}")
+        _check_brackets(str(value), f"{option}: {path}: {name}")
         values[name] = _write_list(str(value)) if _is_list(options[name]) and not isinstance(value, list) else value
     try:
         return dict(parser.parse_object(values, env=False, defaults=False))
@@ -119,7 +122,7 @@ def parse_config(parser: ArgumentParser, config: Any, path: Path, refused: Colle
         key = _KEY.search(str(error))
         action = options.get(key[1]) if key else None
         reason = _refuse(action, str(values[action.dest])) if action else " ".join(str(error).split())
-        raise SettingsError(f"--config: {path}: {reason}") from error
+        raise SettingsError(f"{option}: {path}: {reason}") from error
 
 
 def check_environment(options: Mapping[str, argparse.Action]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from image_classifier.config import TrainingSettings
-from image_classifier.errors import RunError
+from image_classifier.errors import DivergedError, RunError
 from image_classifier.files import check_form
 from image_classifier.model.classifier import Classifier
 from image_classifier.tracking.checkpoint import Checkpoints, check_state
@@ -104,7 +104,9 @@ class TrainingState:
         num_images = sum(self._num_images)
         if not all(map(math.isfinite, losses)):
             loss = sum(losses)
-            raise RunError(f"the training diverged in epoch {self.epoch}: the loss is {loss}; lower --learning_rate")
+            raise DivergedError(
+                f"the training diverged in epoch {self.epoch}: the loss is {loss}; lower --learning_rate"
+            )
         parts = np.array_split(losses, min(PARTS_PER_EPOCH, len(losses)))
         line = {
             "epoch": self.epoch,
