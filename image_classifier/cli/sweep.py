@@ -7,13 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
 
 from image_classifier.cli.access import get_asking, hide_password, take_password
 from image_classifier.cli.arguments import parse_arguments, parse_config
@@ -32,9 +31,7 @@ from image_classifier.cli.train import (
 )
 from image_classifier.config import (
     DEFAULT_RECIPE,
-    Pruner,
     RunSettings,
-    Search,
     TrainingSettings,
     load_default_recipe,
     resolve_password,
@@ -45,6 +42,7 @@ from image_classifier.extras import load_extra
 from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.progress import track
 from image_classifier.storage import compute_file_digest, temporary_files_beside, write_atomically
+from image_classifier.studies.settings import SweepSettings
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -62,42 +60,6 @@ ALLOWING = {"code": "allow_code_change", "environment": "allow_environment_chang
 
 _OF_JUDGING = ("seed", "validation_fraction", "keep", "early_stopping")
 """Settings that a run on all training images has no use for, or that it takes anew."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSettings:
-    """How a sweep goes about it.
-
-    Attributes:
-        space: YAML file with the settings that are searched and what they may be (required).
-        num_trials: Trials of the sweep; for a grid, all its points unless given.
-        search: How settings are chosen: by TPE, at random, or all of a grid.
-        pruner: Trials that are worse than those before them are ended: none, median, or hyperband.
-        parallel: Trials that may be trained at once, by as many workers; it decides about the trials, the number of
-            workers does not.
-        max_failures: More trials that fail than these end the sweep.
-        storage: Where the study lies: postgresql://USER@HOST/DATABASE, or sqlite:///FILE; by default a file in the
-            experiment's folder.
-        storage_pass_file: File with the storage's password, which may also be in DB_PASSWORD.
-        refit: Train the best settings on all training images, with so many seeds, when the search is done.
-    """
-
-    space: Path
-    num_trials: PositiveInt | None = None
-    search: Search = "tpe"
-    pruner: Pruner = "none"
-    parallel: PositiveInt = 1
-    max_failures: int = 3
-    storage: str | None = None
-    storage_pass_file: Path | None = None
-    refit: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_failures", "refit"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"--{name} takes a whole number of 0 or more, got: {getattr(self, name)}")
-        if self.num_trials is None and self.search != "grid":
-            raise SettingsError("--num_trials must be given: how many trials the sweep has")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from image_classifier.credentials import Secret
+from image_classifier.data.connection import is_loss
 from image_classifier.errors import DatabaseError, SettingsError
 from image_classifier.storage import lock, storage_error
 from image_classifier.studies.plan import DIRECTION
@@ -39,6 +41,7 @@ _LOCK = 1_229_996_360
 """PostgreSQL's advisory lock: a number that other programs in the same database are unlikely to take."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 5.0
 _TIMEOUT_S = 10
+_BUSY_TIMEOUT_S = 60
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 T = TypeVar("T")
@@ -122,7 +125,7 @@ class Storage:
     """The study of a name, changed by one process after the other.
 
     Args:
-        password: of PostgreSQL; the engine, its address and its messages never hold it.
+        password: of PostgreSQL; no address and no message ever holds it.
     """
 
     def __init__(self, place: Place, name: str, password: Secret | None = None) -> None:
@@ -144,23 +147,23 @@ class Storage:
         while True:
             try:
                 with self._mutex, self._locked():
+                    self._was_reached = True
                     result = work(self._get_study())
-                self._was_reached = True
                 return result
             except (SQLAlchemyError, StorageInternalError) as error:
                 self._study = None
-                if not self._was_reached or time.monotonic() - started > PATIENCE_S:
-                    raise DatabaseError(f"--storage: {self.place.title} {_explain(error)}") from None
+                cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+                is_lost = self._was_reached and isinstance(cause, DBAPIError) and is_loss(cause)
+                if not is_lost or time.monotonic() - started > PATIENCE_S:
+                    raise DatabaseError(f"--storage: {self.place.title} {_explain(cause)}") from None
                 logger.warning("%s cannot be reached; trying again in %g s", self.place.title, delay_s)
                 time.sleep(delay_s)
                 delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
     def _get_study(self) -> optuna.Study:
         if self._study is None:
-            # A connection that idles between two changes may be lost meanwhile, and is tried before it is used.
-            options = {"connect_args": self._build_options(), "pool_pre_ping": True, "hide_parameters": True}
             try:
-                storage = optuna.storages.RDBStorage(self.place.url.render_as_string(), options)
+                storage = self._open_tables()
             except RuntimeError as error:  # tables of another version
                 reason = " ".join(str(error).split())
                 raise DatabaseError(f"--storage: {self.place.title} cannot be used: {reason}") from error
@@ -169,9 +172,20 @@ class Storage:
             )
         return self._study
 
+    def _open_tables(self) -> optuna.storages.RDBStorage:
+        file = self.place.file
+        if file is not None:  # whose name may have what means something in an address
+
+            def connect() -> sqlite3.Connection:
+                return sqlite3.connect(file, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
+
+            return optuna.storages.RDBStorage("sqlite://", {"creator": connect, "poolclass": NullPool})
+        # A connection that idles between two changes may be lost meanwhile, and is tried before it is used.
+        options = {"connect_args": self._build_options(), "pool_pre_ping": True, "hide_parameters": True}
+        return optuna.storages.RDBStorage(self.place.url.render_as_string(), options)
+
     def _build_options(self) -> dict[str, Any]:
-        if self.place.file is not None:
-            return {"timeout": 60}
+        """Build what PostgreSQL's connections are made with."""
         password = {} if self._password is None else {"password": self._password.reveal()}
         alive = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
         tls = {}
@@ -213,9 +227,8 @@ _REFUSALS = {
 }
 
 
-def _explain(error: Exception) -> str:
+def _explain(cause: BaseException | None) -> str:
     """Say what went wrong, with the remedy, in one line."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     origin = cause.orig if isinstance(cause, DBAPIError) else cause
     state = getattr(origin, "sqlstate", None)
     if state in _REFUSALS:

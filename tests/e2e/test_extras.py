@@ -33,6 +33,7 @@ INSTALLED = (
     "publish",
     "tracking",
     "hub",
+    "sweep",
     "tensorboard",
     "serve",
     "serve,traces",
@@ -137,6 +138,17 @@ def test_hub(install: Install, published_run: Path, tmp_path: Path) -> None:
     assert result.returncode == 2 and "error: cannot push to me/shapes" in result.stderr
 
 
+def test_sweep(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("flip: {choices: [none, random]}\n")
+    options = ("--experiment_name", "searched", "--num_epochs", "1", "--recipe", "notebook", "--batch_size", "50")
+    words = ("sweep", "--space", "space.yaml", "--search", "grid", *options, "--validation_fraction", "0.1")
+    assert "pip install 'image-classifier[sweep]'" in refuse(install(""), *words, cwd=tmp_path)
+    program = install("sweep")
+    assert "2 complete" in run_program(program, *words, "--dataset_folder", sample_dataset, cwd=tmp_path)
+    folder = tmp_path / "experiments" / "searched"
+    assert (folder / "sweep.html").stat().st_size and (folder / "best.yaml").stat().st_size
+
+
 def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     options = ("--experiment_name", "logged", "--run_name", "first", "--num_epochs", "0", "--recipe", "notebook")
     words = ("train", *options, "--dataset_folder", sample_dataset, "--log", "tensorboard")
@@ -198,6 +210,7 @@ def test_serving_predicting_and_evaluating_need_no_torch(
 BASE = "pip install image-classifier\n"
 WITHOUT_TORCH = {
     "train --experiment_name a --run_name b --dataset_folder SAMPLE": BASE,
+    "sweep --space space.yaml --num_trials 1 --experiment_name a": "pip install 'image-classifier[sweep]'\n",
     "verify RUN": BASE,
     "verify RUN --files_only": "",
     "data prepare --source sample --dataset_folder new": "",

@@ -12,7 +12,7 @@ import pytest
 from docstring_parser import parse
 
 import image_classifier
-from benchmarks import database, engines, fine_tuning, image_sizes, kernels, options, portable, scaling, variants
+from benchmarks import database, engines, fine_tuning, image_sizes, kernels, options, portable, scaling, sweep, variants
 from benchmarks.measure import load_result, read_table
 from benchmarks.tables import build_recipe_line, build_tables
 from image_classifier.cli.command import ExitStatus
@@ -130,6 +130,10 @@ def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
 
 def test_what_the_options_give_is_what_was_measured() -> None:
     assert read_table(options.DOCUMENT, "options") == options.build_table(load_result("options"))
+
+
+def test_what_is_shown_of_sweeps_is_what_was_measured() -> None:
+    assert read_table(sweep.DOCUMENT, "sweep") == sweep.build_table(load_result("sweep"))
 
 
 def test_the_variants_are_those_that_were_measured() -> None:

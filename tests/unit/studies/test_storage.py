@@ -11,8 +11,8 @@ from image_classifier.studies.storage import Storage, check_file_system, parse_s
 
 MOUNTS = """\
 22 1 252:0 / / rw,relatime - ext4 /dev/root rw
-40 22 0:40 / /home rw,relatime shared:1 - nfs4 server:/home rw
-41 40 0:41 / /home/me/my\\040disk rw,relatime - xfs /dev/sdb rw
+40 22 0:40 / /mnt/nfs rw,relatime shared:1 - nfs4 server:/mnt/nfs rw
+41 40 0:41 / /mnt/nfs/me/my\\040disk rw,relatime - xfs /dev/sdb rw
 42 22 0:42 / /mnt/share rw - cifs //server/share rw
 43 22 0:43 / /mnt/ssh rw - fuse.sshfs me@host: rw
 """
@@ -22,9 +22,9 @@ MOUNTS = """\
     ("path", "kind"),
     [
         ("/data/sweep.db", ""),
-        ("/home/me/sweep.db", "nfs4"),
-        ("/home/me/my disk/sweep.db", ""),
-        ("/homework/sweep.db", ""),
+        ("/mnt/nfs/me/sweep.db", "nfs4"),
+        ("/mnt/nfs/me/my disk/sweep.db", ""),
+        ("/mnt/nfs2/sweep.db", ""),
         ("/mnt/share/a/b/sweep.db", "cifs"),
         ("/mnt/ssh/sweep.db", "fuse.sshfs"),
     ],
@@ -39,7 +39,7 @@ def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, path: str, k
 
 
 def test_a_system_without_a_list_of_mounts_refuses_nothing(tmp_path: Path) -> None:
-    check_file_system(Path("/home/me/sweep.db"), tmp_path / "none")
+    check_file_system(Path("/mnt/nfs/me/sweep.db"), tmp_path / "none")
 
 
 @pytest.mark.parametrize(
