@@ -132,7 +132,10 @@ def _search(
     base = settle_weights(base)
     run = build_run_settings(base)
     snapshot = load_snapshot(run.dataset, run.database_access, run.reading)
-    given["database"] = snapshot.database  # the version that the newest one was
+    given |= {
+        "dataset_folder": run.dataset_folder,
+        "database": snapshot.database,
+    }  # the version that the newest one was
     check_judging(snapshot, base)
     trials = Trials(given, snapshot)
     check_space(space, trials)
@@ -151,6 +154,7 @@ def _search(
     shown = TrialsShown(num_trials)
     common: dict[str, Any] = {
         "open_reporter": lambda settings: shown_run(settings, stop, shown.note),
+        "snapshot": snapshot,
         "command": ["image_classifier", "sweep", *words],
         "should_stop": stop.is_set,
     }
@@ -396,7 +400,12 @@ def print_summary(
     ]
     if refits:
         accuracies = [result.evaluation["accuracy"] for result in refits]
-        rows.append(("test accuracy", f"{describe_spread(accuracies)}, {len(refits)} seeds, on all training images"))
+        rows.append(
+            (
+                "test accuracy",
+                f"{describe_spread(accuracies)}, {len(refits)} seed{'s' * (len(refits) > 1)}, on all training images",
+            )
+        )
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
         print(f"{label:<{width}}  {value}")

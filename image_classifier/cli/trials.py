@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,8 +30,13 @@ class TrialsShown(Watcher):
         self._is_terminal = sys.stderr.isatty()
         self._num_told: int | None = None
         self._shown = ""
+        self._lock = threading.Lock()
 
     def show(self, rows: Sequence[Row]) -> None:
+        with self._lock:  # the thread that gives signs of life shows trials, too
+            self._show(rows)
+
+    def _show(self, rows: Sequence[Row]) -> None:
         if self._is_terminal:
             self._draw(format_trials(rows, self._num_trials))
             return

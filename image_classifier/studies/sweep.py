@@ -25,6 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from image_classifier.config import RunSettings
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import (
     DivergedError,
     ImageClassifierError,
@@ -100,6 +101,7 @@ class Work:
         allowed: names of it that may differ nevertheless.
         build_settings: builds the settings of a trial's run out of those that were drawn, and the run's name.
         open_reporter: opens what is told of a run.
+        snapshot: the data set; it is loaded anew for a trial whose images have another size.
     """
 
     plan: Plan
@@ -109,6 +111,7 @@ class Work:
     allowed: Collection[str]
     build_settings: Callable[[Mapping[str, Any], str], RunSettings]
     open_reporter: OpenReporter
+    snapshot: Snapshot | None = None
     command: Sequence[str] = ()
     watcher: Watcher = field(default_factory=Watcher)
     should_stop: Callable[[], bool] = lambda: False
@@ -302,6 +305,7 @@ class Worker:
             with self._work.open_reporter(settings) as reporter:
                 result = run(
                     settings,
+                    snapshot=choose_snapshot(self._work.snapshot, settings),
                     reporter=Reporters(trial, reporter),
                     should_stop=lambda: trial.is_pruned or claim.is_lost or self._work.should_stop(),
                     command=self._work.command,
@@ -345,9 +349,9 @@ class Worker:
         claim.is_lost = entry is None or entry["worker"] != self._id
         if entry is None or claim.is_lost:
             return
-        if len(claim.accuracies) > len(entry["accuracies"]):
-            entry["num_lost"] = 0
-        entry |= {"beat": entry["beat"] + 1, "accuracies": list(claim.accuracies)}
+        if len(claim.accuracies) > len(entry["accuracies"]):  # of an epoch that no worker had done before
+            entry |= {"num_lost": 0, "accuracies": list(claim.accuracies)}
+        entry["beat"] += 1
         study.set_user_attr(_RUNNING, running)
         self._note(study.get_trials(deepcopy=False), running)
 
@@ -417,6 +421,11 @@ class TrialReporter(Reporter):
         patience, num_epochs = training.early_stopping, len(self._accuracies)
         best = 1 + self._accuracies.index(max(self._accuracies))
         return num_epochs >= training.num_epochs or 0 < patience <= num_epochs - best
+
+
+def choose_snapshot(snapshot: Snapshot | None, settings: RunSettings) -> Snapshot | None:
+    """Choose a snapshot that is loaded, if its images have the size that a run needs."""
+    return snapshot if snapshot is not None and snapshot.image_size == settings.training.image_size else None
 
 
 def judge(accuracies: Sequence[float], keep: str) -> float:
@@ -507,6 +516,7 @@ def refit(
     build_settings: Callable[[int], RunSettings],
     open_reporter: OpenReporter,
     *,
+    snapshot: Snapshot | None = None,
     command: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[RunResult]:
@@ -523,7 +533,13 @@ def refit(
             try:
                 if seed not in results:
                     with open_reporter(settings) as reporter:
-                        results[seed] = run(settings, reporter=reporter, should_stop=should_stop, command=command)
+                        results[seed] = run(
+                            settings,
+                            snapshot=choose_snapshot(snapshot, settings),
+                            reporter=reporter,
+                            should_stop=should_stop,
+                            command=command,
+                        )
             except RunBusyError:
                 continue
             except RunError:
