@@ -36,7 +36,7 @@ from image_classifier.config import (
     load_default_recipe,
     resolve_password,
 )
-from image_classifier.credentials import load_secret
+from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.plugins import PLUGGABLE, describe
@@ -121,36 +121,20 @@ def _search(
     from image_classifier.studies.storage import Storage, parse_storage
 
     place = parse_storage(sweep.storage, experiment)
-    secret = load_secret(sweep.storage_pass_file, "storage_pass_file") if sweep.storage_pass_file else None
-    secret = secret or access["db_password"] or resolve_password(base.get("db_pass_file"))
+    secret = choose_password(sweep, access, base)
     with track("starting"):
         from image_classifier.cli.trials import TrialsShown, shown_run
         from image_classifier.data.snapshot import load_snapshot
-        from image_classifier.studies.plan import Plan
-        from image_classifier.studies.sweep import Work, Worker, get_winner, refit
+        from image_classifier.studies.sweep import Work, Worker
 
     base = settle_weights(base)
     run = build_run_settings(base)
     snapshot = load_snapshot(run.dataset, run.database_access, run.reading)
-    given |= {
-        "dataset_folder": run.dataset_folder,
-        "database": snapshot.database,
-    }  # the version that the newest one was
+    given["dataset_folder"], given["database"] = run.dataset_folder, snapshot.database  # its version, if it was newest
     check_judging(snapshot, base)
     trials = Trials(given, snapshot)
     check_space(space, trials)
-    epochs = list_edges(space, base, "num_epochs")
-    if min(epochs) < 1:
-        raise SettingsError("--num_epochs takes 1 or more in a sweep: what is not trained is not judged")
-    num_trials = count_trials(sweep, space)
-    plan = Plan(
-        space,
-        sweep.search,
-        sweep.pruner,
-        base.get("seed", 0),
-        sweep.parallel,
-        max(epochs),
-    )
+    plan, num_trials = build_plan(sweep, space, base), count_trials(sweep, space)
     shown = TrialsShown(num_trials)
     common: dict[str, Any] = {
         "open_reporter": lambda settings: shown_run(settings, stop, shown.note),
@@ -170,30 +154,76 @@ def _search(
     )
     with temporary_files_beside(experiment / "trial"):
         told = Worker(Storage(place, experiment.name, secret), work).run()
-        best = get_winner(told)
-        winner = trials.build(space.get_values(best.params), "best")
-        write_atomically(experiment / RECIPE, format_recipe(winner, best, sweep, words).encode())
-        write_page(experiment, sweep, plan, told, [])
-        results = []
-        if sweep.refit:
-            recipe = load_config(build_trainer_parser(), experiment / RECIPE)
-            seeds = [plan.seed + number for number in range(sweep.refit)]
-            results = refit(seeds, partial(build_refit, given, recipe), **common)
-            write_page(experiment, sweep, plan, told, list(zip(seeds, results, strict=True)))
-    print_summary(experiment, told, best, space, results)
+        finish(experiment, trials, plan, told, sweep.refit, common)
     return ExitStatus.DONE
+
+
+def choose_password(sweep: SweepSettings, access: Mapping[str, Any], values: Mapping[str, Any]) -> Secret | None:
+    """Choose the storage's password: its own, or else that of the data's database.
+
+    Raises:
+        SettingsError: a file with it cannot be read.
+    """
+    if sweep.storage_pass_file is not None:
+        return load_secret(sweep.storage_pass_file, "storage_pass_file")
+    given: Secret | None = access["db_password"]
+    return given or resolve_password(values.get("db_pass_file"))
+
+
+def build_plan(sweep: SweepSettings, space: Space, values: Mapping[str, Any]) -> Plan:
+    """Build what decides the trials.
+
+    Raises:
+        SettingsError: a trial would train nothing.
+    """
+    from image_classifier.studies.plan import Plan
+
+    epochs = list_edges(space, values, "num_epochs")
+    if min(epochs) < 1:
+        raise SettingsError("--num_epochs takes 1 or more in a sweep: what is not trained is not judged")
+    return Plan(space, sweep.search, sweep.pruner, values.get("seed", 0), sweep.parallel, max(epochs))
+
+
+def finish(
+    experiment: Path,
+    trials: Trials,
+    plan: Plan,
+    told: Sequence[FrozenTrial],
+    num_refits: int,
+    common: Mapping[str, Any],
+) -> None:
+    """Write and print what was found, and train the best settings on all images.
+
+    Args:
+        common: what `refit` is given, too.
+    """
+    from image_classifier.studies.sweep import get_winner, refit
+
+    best = get_winner(told)
+    winner = trials.build(plan.space.get_values(best.params), "best")
+    write_atomically(experiment / RECIPE, format_recipe(winner, best).encode())
+    write_page(experiment, plan, told, [])
+    results: list[RunResult] = []
+    if num_refits:
+        recipe = load_config(build_trainer_parser(), experiment / RECIPE)
+        seeds = [plan.seed + number for number in range(num_refits)]
+        results = refit(seeds, partial(build_refit, trials.given, recipe), **common)
+        write_page(experiment, plan, told, list(zip(seeds, results, strict=True)))
+    print_summary(experiment, told, best, plan.space, results)
 
 
 class Trials:
     """Builds the settings of the runs of a sweep.
 
-    Args:
+    Attributes:
         given: what the command line and the config file say, which is the same in all.
+
+    Args:
         snapshot: the data set, which decides about the recipe `default`.
     """
 
     def __init__(self, given: Mapping[str, Any], snapshot: Snapshot) -> None:
-        self._given = given
+        self.given = given
         self._snapshot = snapshot
 
     def build(self, searched: Mapping[str, Any], run_name: str) -> RunSettings:
@@ -202,7 +232,7 @@ class Trials:
         Raises:
             SettingsError: they do not go together.
         """
-        values = settle_weights(complete_settings({**self._given, **searched, "run_name": run_name}))
+        values = settle_weights(complete_settings({**self.given, **searched, "run_name": run_name}))
         if values["recipe"] == DEFAULT_RECIPE:
             from image_classifier.data.augment import count_validation_images
 
@@ -338,7 +368,7 @@ def describe_sweep(plan: Plan, values: Mapping[str, Any], snapshot: Snapshot) ->
     }
 
 
-def format_recipe(winner: RunSettings, best: FrozenTrial, sweep: SweepSettings, words: Sequence[str]) -> str:
+def format_recipe(winner: RunSettings, best: FrozenTrial) -> str:
     """Format the settings of the best trial as a config file of the trainer, to train on all training images."""
     settings = {name: value for name, value in asdict(winner.training).items() if name not in _OF_JUDGING}
     weights = {} if winner.pretrained_model is None else {"pretrained_model": winner.pretrained_model}
@@ -353,7 +383,6 @@ def format_recipe(winner: RunSettings, best: FrozenTrial, sweep: SweepSettings, 
 
 def write_page(
     experiment: Path,
-    sweep: SweepSettings,
     plan: Plan,
     told: Sequence[FrozenTrial],
     refits: Sequence[tuple[int, RunResult]],
