@@ -12,7 +12,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test lint format type lint-workflows wheel lock benchmark run example-request open-docs clean
+.PHONY: help venv train test lint format type lint-workflows wheel docs lock benchmark load-test run example-request open-docs clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,11 +65,14 @@ lint-workflows: $(VENV)/.develops ## Check workflows and scripts with zizmor, ac
 wheel: $(VENV)/.develops ## Build the wheel and the sdist under dist/
 	python -m build --no-isolation
 
+docs: $(VENV)/.develops ## Build the documentation under build/site, strictly and offline
+	NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+
 lock: $(VENV)/.develops ## Make the locks again from pyproject.toml and the .in files; UPGRADE=1 takes the newest
 	requirements/compile.sh $(if $(UPGRADE),--upgrade)
 
 MEASURED := $(addprefix experiments/benchmark/,notebook fast)
-benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) ## Measure again what the README says, on real CIFAR-10 in DATASET_FOLDER; takes hours
+benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) ## Measure again what the documents say, on real CIFAR-10 in DATASET_FOLDER; takes hours
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines
@@ -96,6 +99,7 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.publishing --dataset_folder $(DATASET_FOLDER) $(MEASURED)
 	python -m benchmarks.serving $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.soak --run experiments/benchmark/fast
+	python -m benchmarks.capacity $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.floor
 	python -m benchmarks.tables
 	python -m benchmarks.picture
@@ -104,6 +108,9 @@ experiments/benchmark/%/published/manifest.json: | $(VENV)/.develops
 	test -e experiments/benchmark/$*/manifest.json || image_classifier_trainer --experiment_name benchmark \
 		--run_name $* --recipe $* --dataset_folder $(DATASET_FOLDER)
 	image_classifier publish experiments/benchmark/$*
+
+load-test: $(VENV)/.develops ## Load a server of its own with Locust; MODEL= a published model, OPTIONS="--users 64" adds options
+	python -m load_test $(if $(MODEL),--model "$(MODEL)") $(OPTIONS)
 
 run: $(VENV)/.develops ## Serve MODEL (default: the last published run of quickstart) at PORT; OPTIONS adds options
 	@[ -n "$(MODEL)" ] || { echo 'error: nothing is published yet: image_classifier publish RUN, or MODEL=...' >&2; exit 1; }

@@ -1,6 +1,7 @@
-"""The README's and the recipes' figures, out of benchmarks/results: `python -m benchmarks.tables` puts them there.
+"""The figures of the README, docs/benchmarks.md and the recipes, out of benchmarks/results.
 
-A part of the README between `<!-- name -->` and `<!-- end -->` is what `build_tables()` gives under that name.
+`python -m benchmarks.tables` puts them there: a part of either document between `<!-- name -->` and `<!-- end -->` is
+what `build_tables()` gives under that name.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from benchmarks.measure import PROJECT, RESULTS, format_figure, load_result, sum
 from image_classifier.config import get_recipe_path
 
 RECIPES = {
-    "fast": "airbench's network and Muon, images that grow from 16 to 32 pixels, six test views where one is unsure",
-    "best": "a wider network, longer, with parts of the images greyed out",
+    "fast": "airbench's network and Muon, images that grow from 16 to 32 pixels, test-time augmentation",
+    "best": "a wider network, longer, with cutout",
     "quick": "the network of `fast`, narrower and shorter",
     "small": "the network of `quick`, in smaller batches and more epochs, here on 5,000 of the images",
     "notebook": "LeNet of 62,006 parameters, SGD 0.001, momentum 0.9, batches of 4, 2 epochs",
@@ -35,16 +36,95 @@ COMPARISONS = {
 """Results that have two sides: the recipe, what is compared, and the other side."""
 
 
+README, DOCUMENT = PROJECT / "README.md", PROJECT / "docs" / "benchmarks.md"
+PLACES = {"claims": README, "fast": README}
+"""The parts that stand elsewhere than in docs/benchmarks.md."""
+
+
 def build_tables() -> dict[str, str]:
-    """Build each part of the README that has figures, by its name."""
+    """Build each part of the documents that has figures, by its name."""
     return {
+        "claims": _build_claims_table(),
+        "fast": _build_fast_sentence(),
         "recipes": _build_recipes_table(),
         "speed": _build_speed_table(),
         "publishing": _build_publishing_table(),
         "record": _build_record_sentence(),
         "crashes": _build_crash_sentence(),
         "container": _build_container_sentence(),
+        "ages": _build_ages_table(),
     }
+
+
+def _build_claims_table() -> str:
+    crashes, cost, scaling = load_result("crash_campaign"), load_result("record_cost"), load_result("scaling")
+    kills, trials, failures = sum(crashes["kills_by_kind"].values()), crashes["trials"], len(crashes["failures"])
+    slower = load_result("portable")["recipes"]["fast"]["figures"]["over_native"]["mean"]
+    speed = load_result("time_to_accuracy_native")
+    (accuracy, seconds), others = (speed["trainer"][name]["mean"] for name in ("accuracy", "seconds")), speed[
+        "baseline"
+    ]
+    parities = [line for model in load_result("publishing")["models"] for line in model["parity"]]
+    agreement, apart = min(p["agreement"] for p in parities), max(p["largest_difference"] for p in parities)
+    servers = load_result("serving")["networks"]["notebook"]["servers"]
+    own, *rates = (
+        f"{servers[name]['connections']['32']['requests_per_second']:,.0f}"
+        for name in ("own", "mosec", "litserve", "bentoml")
+    )
+    rows = [
+        (
+            "A killed run continues to the same bits",
+            f"{kills:,} kills of {trials:,} runs; {failures} ended with other weights",
+        ),
+        (
+            "A recorded run is trained again and compared step by step",
+            f"recording costs {cost['cost']['mean']:.2%} of the training time",
+        ),
+        (
+            "Any number of threads or processes gives the same bits",
+            f"two processes reach {scaling['ranks']['mean']:.2f} times the speed of two threads",
+        ),
+        (
+            "Any x86-64 with AVX2, and any aarch64, can give the same bits",
+            f"`fast` takes {slower:.2f} times as long as with AVX-512; aarch64 was emulated",
+        ),
+        (
+            "It trains faster on a CPU than the record's algorithm",
+            f"CIFAR-10 to {accuracy:.1%} in {seconds:.0f} s on {speed['cores']} cores; airbench94 takes "
+            f"{others['seconds']['mean']:.0f} s to {others['accuracy']['mean']:.1%}; runs of each: "
+            f"{others['seconds']['runs']}",
+        ),
+        (
+            "The published model is proved to answer as the run does",
+            f"{agreement:.2%} of the classes equal, probabilities within {apart:.1e}",
+        ),
+        (
+            "The server needs no torch, and outruns general servers",
+            f"LeNet, 32 connections: {own} requests/s; mosec {rates[0]}, LitServe {rates[1]}, BentoML {rates[2]}",
+        ),
+    ]
+    lines = ["| what it does | measured |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]
+    return "\n".join(lines).replace("%", " %")
+
+
+def _build_fast_sentence() -> str:
+    fast, quick = load_recipe_result("fast"), load_recipe_result("quick")
+    return (
+        f"`fast` reaches {_describe_accuracy(fast['accuracy'])} in {fast['seconds']['mean']:.0f} s, `quick` "
+        f"{_describe_accuracy(quick['accuracy'])} in {quick['seconds']['mean']:.0f} s. Measured on {fast['cores']} "
+        f"cores of an {fast['processor']}, with a copy of CIFAR-10 that was compressed as JPEG once."
+    ).replace("%", " %")
+
+
+def _build_ages_table() -> str:
+    """Build the table of when each result was measured, which says how old a figure is."""
+    lines = ["| result | measured on | at commit | processor |", "|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        result = load_result(path.stem)
+        lines.append(
+            f"| `{path.stem}` | {result['measured_at'][:10]} | `{result['commit'][:8]}` | {result['processor']} |"
+        )
+    return "\n".join(lines)
 
 
 def _build_recipes_table() -> str:
@@ -105,7 +185,7 @@ def _describe_range(figure: dict[str, float], digits: int = 0, unit: str = "") -
 
 
 def _build_speed_table() -> str:
-    lines = ["| what | this trainer | the other | ratio of the times, in pairs | on |", "|---|---|---|---|---|"]
+    lines = ["| what | this trainer | the other | ratio of the times, number of pairs | on |", "|---|---|---|---|---|"]
     for name, (recipe, what, other) in COMPARISONS.items():
         result = load_result(name)
         if "ratio" not in result:  # not measured yet
@@ -134,9 +214,8 @@ def _describe_floor(recipe: str, floor: dict[str, Any]) -> str:
     threads = f"{floor['num_threads']} thread{'s' * (floor['num_threads'] > 1)}"
     operations, rate = format_figure(floor["operations"] / 1e12), format_figure(floor["operations_per_second"] / 1e9)
     return (
-        f"The arithmetic of `{recipe}`, its convolutions computed directly, is {operations} TFLOP; at the "
-        f"{rate} GFLOP/s of large {floor['precision']} matrices on {threads} that is "
-        f"{format_figure(floor['floor_seconds'])} s, and the training{cap} takes "
+        f"Direct convolutions of `{recipe}` need {operations} TFLOP, or {format_figure(floor['floor_seconds'])} s at "
+        f"this machine's peak of {rate} GFLOP/s ({floor['precision']} GEMM, {threads}). The training{cap} takes "
         f"{floor['training_over_floor']:.1f} times as long"
     )
 
@@ -186,8 +265,8 @@ def _build_publishing_table() -> str:
     return "\n".join(lines).replace("%", " %") + (
         f"\n\nDifferences of a probability over all {result['models'][0]['num_images']:,} test images in batches of "
         f"{batch_sizes}; {agreement:.2%} of the classes are equal. Speed in batches of 64 on {result['cores']} "
-        "cores, in turn with torch eager, mean and range of the rounds (`python -m benchmarks.publishing`). Without "
-        "figures, int8 was not worth it."
+        "cores, alternating with torch eager, mean and range of the rounds (`python -m benchmarks.publishing`). No "
+        "int8 figures: quantization did not pay off for this model."
     ).replace("%", " %")
 
 
@@ -231,16 +310,15 @@ def _build_container_sentence() -> str:
 
 
 def main() -> None:
-    """Put the figures into the README."""
-    readme = PROJECT / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    """Put the figures into the documents and the recipes."""
     for name, content in build_tables().items():
+        document = PLACES.get(name, DOCUMENT)
+        text = document.read_text(encoding="utf-8")
         before, found, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         if not found or not end:
-            raise SystemExit(f"README.md has no part <!-- {name} -->")
-        text = f"{before}{found}{content}\n{end}{after}"
-    readme.write_text(text, encoding="utf-8")
+            raise SystemExit(f"{document.relative_to(PROJECT)} has no part <!-- {name} -->")
+        document.write_text(f"{before}{found}{content}\n{end}{after}", encoding="utf-8")
     for name in RECIPES:
         recipe = get_recipe_path(name)
         lines = recipe.read_text(encoding="utf-8").splitlines()

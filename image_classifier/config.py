@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -38,11 +39,14 @@ ImageSize = Literal[32, 64, 96, 128, 224]
 InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
 Keep = Literal["last", "best"]
 Log = Literal["none", "tensorboard"]
+NumKept = int | Literal["all"]
 Precision = Literal["auto", "fp32", "bf16"]
+Pruner = Literal["none", "median", "hyperband"]
 RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
 Sampler = Literal["uniform", "balanced"]
 ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
+Search = Literal["tpe", "random", "grid"]
 Views = Literal["one", "mirror", "six"]
 _VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
 
@@ -240,12 +244,12 @@ class TrainingSettings:
         model: Network of the catalogue, or one of your own: my_package.nets:build, or a name that a package registers.
         num_epochs: How often the whole training set is gone through; 0 evaluates only.
         batch_size: Images a step.
-        shards: Parts of a batch, each of which one thread computes, with batch norm over its images alone; 0 for a part
-            for each 125 images, up to 8. A batch has no more parts than images.
-        image_size: Side in pixels of the data set's images, which all others are resized to, and of those that the
-            model takes; part of the data's digest.
-        image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run;
-            where there are fewer steps than sizes, some are passed over. The network is used at the last one. The
+        shards: Parts of a batch, each computed by one thread, with batch norm over its images alone. 0 takes one part
+            per 125 images, up to 8. A batch has no more parts than images.
+        image_size: Side in pixels of the square images that the model takes. All images are resized to it. It is part
+            of the data's digest.
+        image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run.
+            Where there are fewer steps than sizes, some are passed over. The network is used at the last one. The
             recipes have them for images of 32 pixels; they grow with --image_size unless they are given.
         optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal; or one of your own.
         learning_rate: The highest learning rate of the schedule; with muon that of the filters.
@@ -254,15 +258,15 @@ class TrainingSettings:
             --pretrained_model have it.
         momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
         nesterov: Nesterov's variant of the momentum, which muon always has.
-        weight_decay: L2 penalty of sgd, for weights of two and more dimensions; with muon, part of the head and the
-            biases that a step at the highest learning rate takes off.
+        weight_decay: L2 penalty of sgd, for weights of two and more dimensions. With muon, decoupled weight decay of
+            the head and the biases.
         schedule: constant, or triangular: a linear rise to learning_rate, then a linear fall to 0.
         warmup_fraction: Part of all steps that the rise of a triangular schedule takes; 0 with the constant one.
         label_smoothing: Part of the target that is spread over all classes.
         flip: Mirrored images: none, random for each image and epoch, or random in the first epoch and alternating
             from there on.
         translate: Images are shifted by up to so many pixels, reflected at the edge; half of image_size at most.
-        cutout: Side in pixels of a square that is greyed out in each image, up to image_size; 0 for none.
+        cutout: Side in pixels of the grey square that covers a part of each image, up to image_size; 0 for none.
         color_jitter: Brightness, contrast and saturation of each image are multiplied by numbers drawn from 1 less this
             to 1 more; 0 for none.
         rand_augment: Magnitude of RandAugment, which distorts each image in two ways drawn from fourteen, 1 to 30; 0
@@ -273,8 +277,8 @@ class TrainingSettings:
             Beta(alpha, alpha); 0 for none.
         sampler: Images of an epoch: each once, or balanced, as many of each class, those of small classes repeatedly.
         class_weights: Weight of an image in the loss: none, or balanced, by the inverse frequency of its class.
-        views: Views of a test image that are averaged: one, with its mirror image, or six if one leaves it unsure;
-            changes the evaluation alone.
+        views: Test-time augmentation: one view, its mirror image too, or six views when the top-1 margin is below 0.4.
+            Changes the evaluation alone.
         input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
         input_std: Standard deviation of the red, green and blue inputs that is divided by.
         validation_fraction: Part of the training set that is set aside, by the seed, and not trained on; for data
@@ -288,8 +292,9 @@ class TrainingSettings:
         precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
         engine: Eager, all by torch, or compiled, with the package's kernels where they pay; auto is that on a CPU;
             changes weights by rounding alone.
-        instruction_set: Native for what the processor has; portable for the package's kernels alone, which give the
-            same bits on every processor; or the highest that is used; changes weights by rounding alone.
+        instruction_set: Native for what the processor has, or the highest vector instructions that are used. With
+            portable the package's kernels alone compute, with the same bits on every processor. Changes weights by
+            rounding alone.
         digest_every: Steps between two digests of the whole state; changes no weights.
     """
 
@@ -510,9 +515,8 @@ class RunSettings:
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
         dataset_folder: Folder (or archive, or Parquet file) with the data set; with --database that of SQLite's file
             and of the snapshots, by default data.
-        fit: What becomes of images that are not image_size x image_size: they are resized whatever the ratio of their
-            sides (squeeze), cut to the square in their middle (crop), given a black border (pad), or cannot be read
-            (refuse).
+        fit: Images of other sizes are resized whatever the ratio of their sides (squeeze), cut to their middle
+            (crop), given a black border (pad), or refused.
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
         db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
         db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
@@ -522,7 +526,8 @@ class RunSettings:
         num_threads: Threads that compute shards; 0 for as many as the process may use cores.
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
         checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
-        keep_checkpoints: How many of the newest checkpoints are kept.
+        keep_checkpoints: How many of the newest checkpoints are kept, or all, so that verify --sample can draw
+            segments between them.
         tracking_uri: MLflow server or database that settings, metrics and files are also written to.
         log: Write the metrics of each epoch for TensorBoard too, into the run folder's tensorboard/.
     """
@@ -539,7 +544,7 @@ class RunSettings:
     num_threads: int = 0
     num_workers: int = 1
     checkpoint_every: str = "1epochs"
-    keep_checkpoints: int = 2
+    keep_checkpoints: NumKept = 2
     tracking_uri: str | None = None
     log: Log = "none"
     resume: bool = False
@@ -576,7 +581,7 @@ class RunSettings:
                 object.__setattr__(self, "dataset_folder", DATABASE_FOLDER)
         _check(self, "num_threads", 0 <= self.num_threads <= 1024, "a whole number from 0 to 1024")
         _check(self, "num_workers", 0 <= self.num_workers <= 256, "a whole number from 0 to 256")
-        _check(self, "keep_checkpoints", self.keep_checkpoints >= 1, "a whole number of 1 or more")
+        _check(self, "keep_checkpoints", self.num_kept >= 1, "a whole number of 1 or more, or all")
         _check(
             self, "checkpoint_every", bool(_INTERVAL.fullmatch(self.checkpoint_every)), "such as 1epochs or 500steps"
         )
@@ -589,6 +594,11 @@ class RunSettings:
                 f"--freeze {self.training.freeze} leaves weights as they are, which nobody has trained: name those "
                 "to start from with --pretrained_model, or set --freeze none"
             )
+
+    @property
+    def num_kept(self) -> int:
+        """How many checkpoints are kept at most."""
+        return sys.maxsize if self.keep_checkpoints == "all" else self.keep_checkpoints
 
     @property
     def run_folder(self) -> Path:

@@ -9,9 +9,13 @@
     │   ├── DownloadError    the data set could not be fetched
     │   └── DatabaseError    the database cannot be reached, refuses, or lacks what was asked for
     ├── ModelError           a model file that is missing, damaged, hostile, or of another network
-    ├── RunError             a run folder that exists, is missing, unfinished, in use, or was changed
+    │   └── VerdictError     somebody who counts says that a run trained again is DIFFERENT: exit status 3
+    ├── RunError             a run folder that exists, is missing, unfinished, or was changed
+    │   ├── RunBusyError     another process is training into it
+    │   └── DivergedError    the loss of a training is not a number any more
     ├── RankError            a process of several that train together was lost
     ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
+    ├── ServerError          a server that cannot be reached, or refuses a request
     ├── StorageError         the disk refuses: full, read-only, no permission
     └── Interrupted          a run was asked to stop and has saved its state
 
@@ -52,8 +56,20 @@ class ModelError(ImageClassifierError):
     """A model file is missing, damaged, hostile, or of another network."""
 
 
+class VerdictError(ModelError):
+    """Somebody who counts has signed that a run trained again is DIFFERENT."""
+
+
 class RunError(ImageClassifierError):
     """A run folder exists already, is missing, unfinished, in use, or was changed."""
+
+
+class RunBusyError(RunError):
+    """Another process is training into a run folder."""
+
+
+class DivergedError(RunError):
+    """The loss of a training is not a number any more."""
 
 
 class RankError(ImageClassifierError):
@@ -62,6 +78,20 @@ class RankError(ImageClassifierError):
 
 class RegistryError(ImageClassifierError):
     """A registry of models cannot be reached, refuses, or lacks what was named."""
+
+
+class ServerError(ImageClassifierError):
+    """A server cannot be reached, or refuses a request.
+
+    Attributes:
+        status: of its HTTP answer; 0 where none came.
+        kind: of the problem, such as queue-full; empty where the server does not say.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, kind: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
 
 
 class StorageError(ImageClassifierError):

@@ -84,6 +84,9 @@ class Reporter:
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         """The record is written; training begins after first_step steps."""
 
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        """The state of a checkpoint was taken up: that after this many steps."""
+
     def step(self, step: Step) -> None:
         """A step was taken."""
 
@@ -110,6 +113,10 @@ class Reporters(Reporter):
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
         for reporter in self._reporters:
             reporter.begin(record, num_steps, first_step)
+
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        for reporter in self._reporters:
+            reporter.restore(step, state)
 
     def step(self, step: Step) -> None:
         for reporter in self._reporters:
@@ -192,7 +199,9 @@ def run(
         )
         if (path / RECORD).exists():
             record = check_identity(read_record(path), record, settings)
-            state.restore(settings.keep_checkpoints)
+            state.restore(settings.num_kept)
+            if state.step:
+                reporter.restore(state.step, state.get_tensors())
         if ranks.size > 1:
             state.load(ranks.broadcast(state.dump()))
         folder.write_json(RECORD, record)
@@ -259,7 +268,7 @@ def train_to_end(
             reporter.digest(line, state.get_tensors())
         stopping = ranks.stopping and not at_end
         if at_end or stopping or step.number % checkpoint_steps == 0:
-            state.save(settings.keep_checkpoints)
+            state.save(settings.num_kept)
         if stopping:
             done = f"stopped after step {step.number} of {state.num_steps}"
             raise Interrupted(f"{done}; --resume continues {settings.run_folder}")

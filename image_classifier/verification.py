@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,20 @@ import torch
 from torch import Tensor
 
 from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_published_weights, get_reference
+from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import Reporter, run
 from image_classifier.plugins import PLUGGABLE, check_allowed
+from image_classifier.published.attestation import Kind
 from image_classifier.storage import scratch_folder
+from image_classifier.tracking.audit import Audit, build_audit
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
-from image_classifier.tracking.identity import describe_machine, find_differing_keys
+from image_classifier.tracking.identity import (
+    compute_json_digest,
+    compute_tensor_digests,
+    describe_machine,
+    find_differing_keys,
+)
 from image_classifier.tracking.record import find_identity_changes
 from image_classifier.tracking.run import (
     CHAIN,
@@ -29,7 +38,9 @@ from image_classifier.tracking.run import (
     MODEL,
     RECORD,
     describe_others,
+    is_finished,
     read_chain,
+    read_manifest,
     read_predictions,
     read_record,
     verify_files,
@@ -51,11 +62,41 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What a verdict rests on.
+
+    Attributes:
+        manifest: the run's, as it was before.
+        record: the run's.
+        again: the record of the training here, with the code, the environment and the machine of here.
+        kind: every step, segments that were drawn, or one segment that was chosen.
+        segments: from which step to which, each; none where every step was trained again.
+        num_steps: of the run.
+        num_digests: that were equal.
+        nonce: what the segments were drawn with, beside the record.
+    """
+
+    manifest: dict[str, Any]
+    record: dict[str, Any]
+    again: dict[str, Any]
+    kind: Kind
+    segments: tuple[tuple[int, int], ...]
+    num_steps: int
+    num_digests: int
+    nonce: str | None = None
+
+
+@dataclass(frozen=True)
 class Verification:
-    """A verdict and its reasons, a line each."""
+    """A verdict and its reasons, a line each.
+
+    Attributes:
+        checked: None where nothing was trained.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...]
+    checked: Checked | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +109,8 @@ class VerificationSettings:
         database_access: How the database is reached, if its data set lies in one.
         experiments_folder: Where its pretrained model lies below, if it moved.
         segment: A:B trains again only from the checkpoint of step A (0: the beginning) up to step B.
+        sample: How many of the segments between two checkpoints to draw and train again, instead of all.
+        nonce: What they are drawn with, beside the manifest's digest: whoever made the run must not know it before.
         anyway: Train although this machine is of another class, with the nearest to what it lacks, and say how far
             apart it ends.
         allow_code_change: Train although the package's code is not the code of the record.
@@ -81,6 +124,8 @@ class VerificationSettings:
     database_access: DatabaseAccess | None = None
     experiments_folder: Path | None = None
     segment: str | None = None
+    sample: int | None = None
+    nonce: str | None = None
     anyway: bool = False
     allow_code_change: bool = False
     allow_environment_change: bool = False
@@ -92,14 +137,17 @@ class VerificationSettings:
             begin, separator, end = self.segment.partition(":")
             if not separator or not begin.isdecimal() or not end.isdecimal() or int(begin) >= int(end):
                 raise SettingsError(f"--segment takes two steps such as 100:200, got: {self.segment}")
+        if self.segment is not None and self.sample is not None:
+            raise SettingsError("--segment and --sample contradict each other; leave one of them out")
+        if self.sample is not None and self.sample < 1:
+            raise SettingsError(f"--sample takes a whole number of 1 or more, got: {self.sample}")
+        if self.nonce is not None and self.sample is None:
+            raise SettingsError("--nonce is what --sample draws with; give that, too")
 
     @property
-    def steps(self) -> tuple[int, int] | None:
-        """The two steps of the segment."""
-        if self.segment is None:
-            return None
-        begin, _, end = self.segment.partition(":")
-        return int(begin), int(end)
+    def kind(self) -> Kind:
+        """What is trained again."""
+        return "segment" if self.segment is not None else "sample" if self.sample is not None else "all"
 
 
 def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> Verification:
@@ -111,17 +159,23 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
         Interrupted: the reporter stopped it.
     """
     folder = settings.run_folder
+    manifest = read_manifest(folder) if is_finished(folder) else {}
     changed = verify_files(folder)
     if changed:
         return Verification(Verdict.DIFFERENT, changed)
     record, chain = read_record(folder), read_chain(folder)
     for kind in PLUGGABLE:
         check_allowed(kind, record["settings"].get(kind, "sgd"), folder / RECORD, RunError)
+    audit = None
+    if settings.sample is not None:
+        nonce = settings.nonce or secrets.token_hex(16)
+        audit = build_audit(folder, manifest, record, chain, settings.sample, nonce)
+    segments = audit.drawn if audit else parse_segment(settings.segment)
     training, lacks = restore_nearest_settings(record["settings"])
     cap_instruction_set(training.instruction_set)
     training, others = resolve_nearest_settings(training)
     lacks += others
-    apart = _find_class_differences(record, chain, settings.steps, training)
+    apart = _find_class_differences(record, chain, segments, training)
     apart = {name: line for name, line in apart.items() if name not in {lack.setting for lack in lacks}}
     if (lacks or apart) and not settings.anyway:
         reasons = (*map(str, lacks), *apart.values(), "--anyway trains, and says how far apart it ends")
@@ -131,33 +185,76 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
     if "torch" in apart:  # whose version is one of the environment, too
         settings = replace(settings, allow_environment_change=True)
 
-    with scratch_folder() as scratch:
-        again = _build_run_settings(settings, record, training, scratch)
-        witness = _Witness(record, chain, settings, reporter or Reporter(), goes_on=not machine)
-        if settings.steps is None:
-            result = run(again, reporter=witness)
-            witness.differences += _compare_results(folder, result.folder)
-        else:
-            _prepare_segment(folder, record, again.run_folder, settings.steps[0])
-            with suppress(_SegmentEnd):
-                run(again, reporter=witness)
+    witness = _Witness(record, chain, settings, reporter or Reporter(), goes_on=not machine)
+    _train_again(settings, record, training, witness, segments, audit)
+    last = max((line["step"] for line in chain), default=0)
+    again, num_equal, drawn_with = witness.again, witness.num_equal, audit.nonce if audit else None
+    checked = Checked(manifest, record, again, settings.kind, segments, last, num_equal, drawn_with)
+    return _judge(witness, machine, checked, audit.describe() if audit else (), describe_others(folder))
+
+
+def _judge(
+    witness: _Witness, machine: tuple[str, ...], checked: Checked, chances: tuple[str, ...], others: tuple[str, ...]
+) -> Verification:
+    """Give the verdict on what was trained again, on a machine that is other than the run's in some ways."""
     allowed = (*machine, *witness.allowed)
     if witness.differences and machine:
         doubt = "that may come of what is other here alone: only a machine of the run's class can tell"
         return Verification(Verdict.NOT_COMPARABLE, (*allowed, *witness.differences, doubt))
     if witness.differences:
-        return Verification(Verdict.DIFFERENT, (*allowed, *witness.differences))
-    part = f"from step {settings.steps[0]} to step {settings.steps[1]}" if settings.steps else "and the final weights"
-    equal = f"{witness.num_equal} digests of the whole state {part} are equal"
-    return Verification(Verdict.IDENTICAL, (equal, *allowed, *describe_others(folder)))
+        return Verification(Verdict.DIFFERENT, (*allowed, *witness.differences), checked)
+    listed = ", ".join(f"from step {begin} to step {end}" for begin, end in checked.segments)
+    equal = f"{witness.num_equal} digests of the whole state {listed or 'and the final weights'} are equal"
+    return Verification(Verdict.IDENTICAL, (equal, *chances, *allowed, *others), checked)
+
+
+def parse_segment(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Parse A:B, which `VerificationSettings` has checked; nothing stands for all steps."""
+    begin, _, end = (text or "").partition(":")
+    return ((int(begin), int(end)),) if text is not None else ()
+
+
+def _train_again(
+    settings: VerificationSettings,
+    record: dict[str, Any],
+    training: TrainingSettings,
+    witness: _Witness,
+    segments: tuple[tuple[int, int], ...],
+    audit: Audit | None,
+) -> None:
+    """Train the run or some of its segments in a scratch folder, while the witness compares."""
+    folder = settings.run_folder
+    with scratch_folder() as scratch:
+        again = _build_run_settings(settings, record, training, scratch)
+        if not segments:
+            result = run(again, reporter=witness)
+            witness.differences += _compare_results(folder, result.folder)
+            return
+        snapshot = load_snapshot(again.dataset, again.database_access, again.reading) if len(segments) > 1 else None
+        for segment in segments:
+            again = replace(again, experiments_folder=scratch / str(segment[0]), resume=True)
+            witness.expect(segment)
+            _prepare_segment(folder, record, again.run_folder, segment[0])
+            with suppress(_SegmentEnd):
+                run(again, snapshot=snapshot, reporter=witness)
+            shutil.rmtree(again.experiments_folder)
+        if audit is not None:
+            again = replace(again, experiments_folder=scratch / "end")
+            witness.expect_end()
+            _prepare_segment(folder, record, again.run_folder, audit.last_step)
+            result = run(again, snapshot=snapshot, reporter=witness)
+            witness.differences += _compare_results(folder, result.folder)
 
 
 def _find_class_differences(
-    record: dict[str, Any], chain: list[dict[str, Any]], steps: tuple[int, int] | None, training: TrainingSettings
+    record: dict[str, Any],
+    chain: list[dict[str, Any]],
+    segments: tuple[tuple[int, int], ...],
+    training: TrainingSettings,
 ) -> dict[str, str]:
     """Say by name what keeps this machine out of the class that the run was trained in; nothing if it is in it."""
-    begin, end = steps or (0, float("inf"))
-    breaks = [line["step"] for line in chain if "break" in line and begin <= line["step"] < end]
+    steps = [line["step"] for line in chain if "break" in line]
+    breaks = [step for step in steps if not segments or any(begin <= step < end for begin, end in segments)]
     if breaks:
         after = f"the run went on on a machine of another class after step {breaks[0]}; --segment verifies a part"
         return {"break": after}
@@ -189,7 +286,6 @@ def _build_run_settings(
         pretrained_model=pretrained,
         num_threads=settings.num_threads,
         num_workers=settings.num_workers,
-        resume=settings.steps is not None,
         allow_code_change=True,  # the witness is stricter, and says it of the run that is verified
         allow_environment_change=True,
         allow_other_machine=True,
@@ -260,16 +356,45 @@ class _Witness(Reporter):
         self.num_equal = 0
         self.differences: list[str] = []
         self.allowed: list[str] = []
-        self._key = "digest" if goes_on or settings.steps is None or settings.steps[0] == 0 else "tensors"
+        self.again: dict[str, Any] = {}
+        self._goes_on = goes_on
+        self._key = "digest"
         self._record = record
+        self._chain = chain
         self._settings = settings
         self._reporter = reporter
         self._recorded = {line["step"]: line for line in chain if "tensors" in line}
-        if settings.steps is not None:
-            begin, end = settings.steps
-            self._recorded = {step: line for step, line in self._recorded.items() if begin < step <= end}
-            if not self._recorded:
-                raise SettingsError(f"--segment {settings.segment}: the run recorded no digest between these steps")
+        self._segment: tuple[int, int] | None = None
+        self._num_before = 0
+
+    def expect(self, segment: tuple[int, int]) -> None:
+        """Compare from now on what is trained of a segment.
+
+        Raises:
+            SettingsError: there is nothing to compare it with.
+        """
+        begin, end = self._segment = segment
+        self._key = "digest" if self._goes_on or begin == 0 else "tensors"
+        lines = {line["step"]: line for line in self._chain if "tensors" in line}
+        self._recorded = {step: line for step, line in lines.items() if begin < step <= end}
+        self._num_before = len(self.differences)
+        if not self._recorded:
+            raise SettingsError(f"--segment {begin}:{end}: the run recorded no digest between these steps")
+
+    def expect_end(self) -> None:
+        """From now on only the last checkpoint is to be taken up: any further digest is one too many."""
+        self._segment, self._recorded, self._num_before = None, {}, len(self.differences)
+
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        """Hold the state of the checkpoint that a segment begins from against the chain: it decides about all after."""
+        self._reporter.restore(step, state)
+        before = ""
+        for line in self._chain:
+            if line["step"] == step and "tensors" in line:
+                if compute_json_digest([before, step, compute_tensor_digests(state)]) != line["digest"]:
+                    self.differences.append(f"the checkpoint of step {step} is not the state that the chain has there")
+                return
+            before = line["digest"]
 
     def note(self, text: str) -> None:
         self._reporter.note(text)
@@ -288,8 +413,10 @@ class _Witness(Reporter):
                 option = "code" if part == "plugins" else part
                 remedy = f"--allow_{option}_change trains it all the same" if part in allowed else "put it back"
                 raise RunError(f"this run cannot be verified here, its {part} is another: {difference}; {remedy}")
-            if part != "machine":
-                self.allowed.append(f"its {part} is another: {difference}")
+            line = f"its {part} is another: {difference}"
+            if part != "machine" and line not in self.allowed:
+                self.allowed.append(line)
+        self.again = record
         self._reporter.begin(record, num_steps, first_step)
 
     def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
@@ -297,7 +424,7 @@ class _Witness(Reporter):
         recorded = self._recorded.get(line["step"])
         if recorded is not None and recorded[self._key] == line[self._key]:
             self.num_equal += 1
-        elif not self.differences:
+        elif len(self.differences) == self._num_before:
             names = [
                 name
                 for name in line["tensors"]
@@ -305,7 +432,7 @@ class _Witness(Reporter):
             ]
             what = f"the first of {len(names)} tensors is {names[0]}" if names else "the chain before it is another"
             self.differences.append(f"the first difference is at step {line['step']}: {what}")
-        if self._settings.steps is not None and line["step"] >= max(self._recorded):
+        if self._segment is not None and line["step"] >= max(self._recorded):
             raise _SegmentEnd
 
     def step(self, step: Step) -> None:

@@ -64,6 +64,17 @@ def read_dataset(path: Path) -> None:
             pass
 
 
+def count_verdicts(folder: Path) -> None:
+    """Count the verdicts beside a run, by a key that has signed none of them."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from image_classifier.published.policy import build_policy, check_run
+    from tests.published import write_keys
+
+    _, public = write_keys(folder, "key", ec.SECP256R1())
+    check_run(folder, {"digest": "0" * 64, "files": {}}, build_policy(1, [public]))
+
+
 def decode_as_server(*paths: Path) -> None:
     """Decode image files within the server's limits, four at a time."""
     from concurrent.futures import ThreadPoolExecutor

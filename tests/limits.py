@@ -9,6 +9,7 @@ from types import ModuleType
 from image_classifier import confinement, files, imaging
 from image_classifier.cli import database
 from image_classifier.data import card, cifar, content, download, parquet_process, pickles
+from image_classifier.published import attestation
 from image_classifier.published import folder as published
 from image_classifier.serving import auth
 from image_classifier.tracking import run, tensor_file
@@ -89,6 +90,11 @@ ROWS: dict[str, tuple[str, str]] = {
         "the caller's",
     ),
     "file of a published model": (f"{_size(published.MAX_BYTES)}", "the caller's"),
+    "verdict": (
+        f"{_size(attestation.MAX_BYTES)}, {attestation.MAX_FILES} in a folder, and what JSON is; links, more than one "
+        "signature, another form of base64",
+        "the caller's",
+    ),
     "ONNX": (
         f"{_size(published.MAX_BYTES)}; weights in other files",
         _OWN + ", with 4 times the file's size on top; the caller's where a given key has signed it",

@@ -110,6 +110,10 @@ class Sigstore:
         config._signer = Signer()
         config.sign(folder, folder / signature)
 
+    def sign_statement(self, statement: bytes, identity: str, *, issuer: str = GITHUB_ISSUER) -> bytes:
+        """Sign an in-toto statement as an identity: a Sigstore bundle."""
+        return self._bundle(statement, identity, issuer).encode()
+
     def _begin_certificate(
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey, lifetime: timedelta
     ) -> x509.CertificateBuilder:

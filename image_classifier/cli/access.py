@@ -58,8 +58,8 @@ def add_reading_options(parser: ArgumentParser) -> None:
         "--fit",
         type=Fit,
         default="squeeze",
-        help="what becomes of images of another size: they are resized whatever the ratio of their sides, cut to "
-        "the square in their middle, given a black border, or refused",
+        help="images of other sizes are resized whatever the ratio of their sides (squeeze), cut to their middle "
+        "(crop), given a black border (pad), or refused",
     )
     add_image_size_option(parser)
     parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")

@@ -22,6 +22,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from image_classifier.cli.commands import iterate_parsers
 from image_classifier.cli.spelling import find_meant, suggest
 from image_classifier.cli.table import make_printable
+from image_classifier.config import NumKept
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 
@@ -50,6 +51,7 @@ _TYPES: dict[Any, str] = {
     Secret: "text",
     PositiveInt: "a whole number of 1 or more",
     PositiveFloat: "a number above 0",
+    NumKept: "a whole number of 1 or more, or all",
     tuple[float, float, float]: "three numbers such as 0.5,0.5,0.5",
     tuple[int, ...]: "whole numbers such as 16,24",
 }
@@ -74,7 +76,11 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None, *, defau
     options = get_options(parser)
     named = {word.partition("=")[0] for word in words}
     if named.isdisjoint(("-h", "--help")):
-        words = [*_list_environment_words({o: a for o, a in options.items() if f"--{o}" not in named}), *words]
+        free = {name: action for name, action in options.items() if f"--{name}" not in named}
+        several = {name: action for name, action in free.items() if action.nargs == "+"}
+        ones = {name: action for name, action in free.items() if name not in several}
+        # What takes several words comes last: it would take the arguments without a name, too.
+        words = [*_list_environment_words(ones), *words, *_list_environment_words(several)]
     _check_words(words, options)
     try:
         parsed = parser.parse_args(_join_lists(words, options), env=False, defaults=defaults)
@@ -87,31 +93,34 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None, *, defau
     return parsed
 
 
-def parse_config(parser: ArgumentParser, config: Any, path: Path, refused: Collection[str]) -> dict[str, Any]:
+def parse_config(
+    parser: ArgumentParser, config: Any, path: Path, refused: Collection[str], option: str = "--config"
+) -> dict[str, Any]:
     """Check what a config file holds, and return its settings by option.
 
     Args:
         config: the document.
         refused: options that a config file must not hold.
+        option: that names the file.
 
     Raises:
         SettingsError: it holds no settings by name, or one is unknown, refused, or of the wrong type.
     """
     options = get_options(parser)
     if not isinstance(config, dict | None):
-        raise SettingsError(f"--config: {path} must hold lines such as `seed: 1`, a setting each")
+        raise SettingsError(f"{option}: {path} must hold lines such as `seed: 1`, a setting each")
     values = {}
     for name, value in (config or {}).items():
         if name in (*refused, "help", "version"):
             raise SettingsError(
-                f"--config: {path} holds {name}, which the command line alone may say; remove it from the file"
+                f"{option}: {path} holds {name}, which the command line alone may say; remove it from the file"
             )
         if name not in options:
             meant = suggest(str(name), options.keys() - set(refused))
-            raise SettingsError(f"--config: {path} holds {_show(name)}, which is no setting{meant}; --help lists them")
+            raise SettingsError(f"{option}: {path} holds {_show(name)}, which is no setting{meant}; --help lists them")
         if value is None and not _may_be_null(options[name]):
-            raise SettingsError(f"--config: {path}: {_refuse(options[name], 'null')}")
-        _check_brackets(str(value), f"--config: {path}: {name}")
+            raise SettingsError(f"{option}: {path}: {_refuse(options[name], 'null')}")
+        _check_brackets(str(value), f"{option}: {path}: {name}")
         values[name] = _write_list(str(value)) if _is_list(options[name]) and not isinstance(value, list) else value
     try:
         return dict(parser.parse_object(values, env=False, defaults=False))
@@ -119,7 +128,7 @@ def parse_config(parser: ArgumentParser, config: Any, path: Path, refused: Colle
         key = _KEY.search(str(error))
         action = options.get(key[1]) if key else None
         reason = _refuse(action, str(values[action.dest])) if action else " ".join(str(error).split())
-        raise SettingsError(f"--config: {path}: {reason}") from error
+        raise SettingsError(f"{option}: {path}: {reason}") from error
 
 
 def check_environment(options: Mapping[str, argparse.Action]) -> None:

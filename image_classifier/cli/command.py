@@ -20,7 +20,7 @@ from image_classifier import __version__
 from image_classifier.cli.spelling import suggest
 from image_classifier.cli.table import make_printable
 from image_classifier.config import set_log_level
-from image_classifier.errors import ImageClassifierError
+from image_classifier.errors import ImageClassifierError, VerdictError
 from image_classifier.extras import explain_missing
 from image_classifier.files import check_yaml
 from image_classifier.progress import shown
@@ -28,7 +28,7 @@ from image_classifier.storage import REFUSALS, storage_error
 
 
 class ExitStatus(IntEnum):
-    """What a command's exit status says; the README's table has the same."""
+    """What a command's exit status says; the documentation's table says the same."""
 
     DONE = 0
     UNEXPECTED_ERROR = 1
@@ -88,7 +88,7 @@ def execute(
             return command(argv)
     except ImageClassifierError as error:
         print(f"error: {make_printable(str(error))}", file=sys.stderr)
-        return ExitStatus.EXPECTED_ERROR
+        return ExitStatus.DIFFERENT if isinstance(error, VerdictError) else ExitStatus.EXPECTED_ERROR
     except ModuleNotFoundError as error:
         explanation = explain_missing(error)
         if explanation is None:

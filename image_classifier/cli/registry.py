@@ -57,12 +57,14 @@ def _add_proof(parser: ArgumentParser) -> None:
 
 
 def _build_proof(arguments: Namespace) -> Proof:
+    from image_classifier.published.policy import load_policy
     from image_classifier.publishing.registry import Proof
 
     return Proof(
         public_key=arguments.public_key,
         dataset_folder=arguments.dataset_folder,
         access=build_access(arguments, DatabaseAccess().dataset_folder),
+        policy=load_policy(arguments.policy) if arguments.get("policy") else None,
         say=say,
     )
 
@@ -95,6 +97,9 @@ def build_promote_parser() -> ArgumentParser:
     parser.add_argument("--alias", type=str, default="champion", help="the alias to point to it")
     parser.add_argument("--allow_loss", action="store_true", help="promote it although it is worse, or not comparable")
     _add_proof(parser)
+    parser.add_argument(
+        "--policy", type=Path | None, default=None, help="YAML file that says by whom its run must have been verified"
+    )
     return parser
 
 

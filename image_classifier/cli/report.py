@@ -53,6 +53,7 @@ def _report(argv: Sequence[str] | None) -> int:
 
 def _write_report(arguments: Namespace, access: DatabaseAccess, path: Path) -> None:
     from image_classifier.tracking import run
+    from image_classifier.tracking.trace import Where, trace_run
     from image_classifier.visualization.report import RunFacts, build_report
 
     folder = arguments.run
@@ -66,6 +67,7 @@ def _write_report(arguments: Namespace, access: DatabaseAccess, path: Path) -> N
         manifest=run.read_manifest(folder),
         probabilities=probabilities,
         labels=labels,
+        links=list(trace_run(folder, Where(folder.parent.parent, arguments.dataset_folder, access))),
     )
     images: NDArray[np.uint8] | str
     try:

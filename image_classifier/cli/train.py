@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -141,6 +141,13 @@ def place_aside(settings: RunSettings, folder: Path) -> RunSettings:
 def build_trainer_parser() -> ArgumentParser:
     """Build the trainer's parser; its options are the fields of the settings."""
     parser = build_parser("image_classifier_trainer", "Train a network, evaluate it, and leave a complete run folder.")
+    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
+    add_run_options(parser)
+    return parser
+
+
+def add_run_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
+    """Add the options of a run: recipe, config file, and the fields of the settings but those to skip."""
     parser.add_argument(
         "--recipe",
         type=RecipeName,
@@ -149,16 +156,15 @@ def build_trainer_parser() -> ArgumentParser:
         "and small below",
     )
     parser.add_argument("--config", type=Path | None, default=None, help="YAML file with settings, above the recipe's")
-    parser.add_argument("--print_config", action="store_true", help="print all settings as YAML and stop")
     for flag, purpose in FLAGS.items():
-        parser.add_argument(f"--{flag}", action="store_true", help=purpose)
+        if flag not in skip:
+            parser.add_argument(f"--{flag}", action="store_true", help=purpose)
     add_password_option(parser)
-    parser.add_class_arguments(RunSettings, None, skip={*_NO_OPTIONS, *FLAGS})
+    parser.add_class_arguments(RunSettings, None, skip={*_NO_OPTIONS, *FLAGS, *skip})
     parser.add_class_arguments(TrainingSettings, None)
     options = get_options(parser)
     for kind in PLUGGABLE:
         options[kind].help = f"{options[kind].help} {{{describe_names(kind)}}}"
-    return parser
 
 
 def parse_settings(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
@@ -172,8 +178,11 @@ def parse_settings(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[s
     return {**(load_config(parser, path) if path is not None else {}), **options}
 
 
-def load_config(parser: ArgumentParser, path: Path) -> dict[str, Any]:
+def load_config(parser: ArgumentParser, path: Path, refused: Collection[str] = CONTROLS) -> dict[str, Any]:
     """Load the settings of a config file.
+
+    Args:
+        refused: options that it must not hold.
 
     Raises:
         SettingsError: it cannot be read, or holds something else.
@@ -183,7 +192,7 @@ def load_config(parser: ArgumentParser, path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"--config: {path} cannot be read as YAML: {reason}; correct it") from error
-    return parse_config(parser, document, path, refused=CONTROLS)
+    return parse_config(parser, document, path, refused=refused)
 
 
 def complete_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,14 +338,14 @@ def format_settings(values: Mapping[str, Any]) -> str:
             decided = {name: value for name, value in settings_of_recipe.items() if name not in taken}
             side = "from" if recipe == "fast" else "below"
             comments += f"# {side} {NUM_IMAGES_FOR_FAST:,} images to train on: {recipe}, that is "
-            comments += _dump(decided, in_one_line=True)
+            comments += dump_settings(decided, in_one_line=True)
             left_open |= decided.keys()
         named = load_default_recipe(NUM_IMAGES_FOR_FAST, named)
     settings = build_settings(named)
     run = [field.name for field in fields(RunSettings) if field.name not in _NOT_PRINTED]
     printed = {"recipe": values["recipe"]} | {name: getattr(settings, name) for name in run} | asdict(settings.training)
     printed |= {name: values.get(name, "") for name in ("experiment_name", "run_name")}
-    return comments + _dump({name: value for name, value in printed.items() if name not in left_open})
+    return comments + dump_settings({name: value for name, value in printed.items() if name not in left_open})
 
 
 class _Dumper(yaml.SafeDumper):
@@ -349,7 +358,8 @@ _Dumper.add_representer(
 )
 
 
-def _dump(values: Mapping[str, Any], *, in_one_line: bool = False) -> str:
+def dump_settings(values: Mapping[str, Any], *, in_one_line: bool = False) -> str:
+    """Write settings as YAML."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=in_one_line, width=10_000)
     return text
 

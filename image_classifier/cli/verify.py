@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -13,9 +15,10 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
+from image_classifier.cli.table import make_printable
 from image_classifier.config import DatabaseAccess
-from image_classifier.errors import Interrupted
-from image_classifier.progress import track
+from image_classifier.errors import Interrupted, SettingsError
+from image_classifier.progress import say, track
 
 FLAGS = {
     "files_only": "check the files against the manifest and train nothing",
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_verify_parser() -> ArgumentParser:
     """Build the parser of `verify`."""
     parser = build_parser("verify", "Train a recorded run again and say whether every bit of it is the same.")
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, help="the run's folder; to count verdicts, also that of a published model")
     for flag, purpose in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=purpose)
     parser.add_argument(
@@ -47,6 +50,26 @@ def build_verify_parser() -> ArgumentParser:
     parser.add_argument(
         "--segment", type=str | None, default=None, help="A:B trains only from the checkpoint of step A to step B"
     )
+    parser.add_argument(
+        "--sample", type=int | None, default=None, help="train only so many of the segments between two checkpoints"
+    )
+    parser.add_argument(
+        "--nonce", type=str | None, default=None, help="what they are drawn with; drawn itself where left out"
+    )
+    parser.add_argument("--attest", action="store_true", help="sign the verdict, and write it beside the run")
+    parser.add_argument(
+        "--sign_key", type=str | None, default=None, help="private key for it (elliptic curve, PEM), or keyless"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=str | None,
+        default=None,
+        help="K-of-N: train nothing, and count the signed verdicts of N verifiers, of which K are needed",
+    )
+    parser.add_argument(
+        "--public_key", type=Path, nargs="+", default=[], help="PEM files of the keys of those who count"
+    )
+    parser.add_argument("--policy", type=Path | None, default=None, help="YAML file that says who counts, and how")
     parser.add_argument("--num_threads", type=int, default=0, help="threads that compute shards; 0 for all cores")
     parser.add_argument("--num_workers", type=int, default=1, help="threads that prepare batches")
     return parser
@@ -56,10 +79,19 @@ def _verify(argv: Sequence[str] | None) -> int:
     parsed = parse_arguments(build_verify_parser(), argv)
     access = build_access(parsed, DatabaseAccess().dataset_folder)
     options = {name: value for name, value in parsed.items() if not name.startswith("db_")}
+    counting = {name: options.pop(name) for name in ("threshold", "public_key", "policy")}
+    signing = {name: options.pop(name) for name in ("attest", "sign_key")}
+    if any(counting.values()):
+        _check_alone(options, signing)
+        return _count(options["run"], **counting)
+    if signing["attest"] != (signing["sign_key"] is not None):
+        raise SettingsError("--attest and --sign_key are needed together: a verdict that nobody signed proves nothing")
 
     from image_classifier.tracking.run import describe_others, read_manifest, read_record, verify_files
 
     if options.pop("files_only"):
+        if signing["attest"]:
+            raise SettingsError("--files_only trains nothing that --attest could attest; leave one of them out")
         if changed := verify_files(options["run"]):
             return _print_verdict("DIFFERENT", changed)
         num_files = len(read_manifest(options["run"])["files"])
@@ -77,13 +109,69 @@ def _verify(argv: Sequence[str] | None) -> int:
                 from image_classifier.cli.progress import TerminalReporter
                 from image_classifier.verification import VerificationSettings, verify
 
-            settings = VerificationSettings(run_folder=options.pop("run"), database_access=access, **options)
+            run = options.pop("run")
+            settings = VerificationSettings(run_folder=run, database_access=access, **options)
+            sign = None
+            if signing["attest"]:
+                from image_classifier.attestation import attest, prepare
+
+                sign = prepare(run, signing["sign_key"])
             with closing(TerminalReporter()) as reporter:
                 verification = verify(settings, reporter)
         except Interrupted as interruption:
             print(f"{interruption}: no verdict", file=sys.stderr)
             return stop.exit_status
-    return _print_verdict(verification.verdict, verification.reasons)
+    status = _print_verdict(verification.verdict, verification.reasons)
+    if sign is not None:
+        for path in attest(run, verification, sign, say=say):
+            print(f"  signed: {path}")
+    return status
+
+
+def _check_alone(options: dict[str, Any], signing: dict[str, Any]) -> None:
+    """Check that nothing is asked for that trains where verdicts are counted.
+
+    Raises:
+        SettingsError: something is.
+    """
+    names = (*FLAGS, "dataset_folder", "experiments_folder", "segment", "sample", "nonce")
+    asked = [name for name, value in (options | signing).items() if value and name in (*names, *signing)]
+    if asked:
+        raise SettingsError(
+            f"--{asked[0]} is for a verification that trains, and --threshold, --public_key and --policy count the "
+            "verdicts of others; leave one of them out"
+        )
+
+
+def _count(path: Path, *, threshold: str | None, public_key: list[Path], policy: Path | None) -> int:
+    """Count the verdicts of others about a run, or a published model, and print who has given them."""
+    from image_classifier.published.folder import MODEL, read_published
+    from image_classifier.published.policy import build_policy, check_published, check_run, load_policy, parse_threshold
+    from image_classifier.tracking.run import is_finished, read_manifest, verify_files
+
+    if bool(public_key) == (policy is not None) or (public_key and threshold is None):
+        raise SettingsError("give --threshold K-of-N with the --public_key of each of N verifiers, or give a --policy")
+    number, total = parse_threshold(threshold) if threshold is not None else (0, 0)
+    asked = load_policy(policy) if policy is not None else build_policy(number, public_key)
+    if threshold is not None:
+        if total != len(asked.verifiers):
+            raise SettingsError(
+                f"--threshold {threshold} is of {total} verifiers, and {len(asked.verifiers)} are named"
+            )
+        asked = replace(asked, threshold=number)
+    if (path / MODEL).is_file():
+        tally = check_published(path, read_published(path), asked)
+    else:
+        manifest = read_manifest(path) if is_finished(path) else {}
+        if changed := verify_files(path):
+            return _print_verdict("DIFFERENT", changed)
+        tally = check_run(path, manifest, asked)
+    lines = [f"{len(asked.verifiers) - len(tally.missing)} of {len(asked.verifiers)} verifiers have found it IDENTICAL"]
+    lines[0] += f", and {asked.threshold} are asked for"
+    lines += sorted(attestation.describe() for attestation in tally.counted)
+    lines += [f"missing: {name}" for name in tally.missing]
+    lines += [f"not counted: {name}: {reason}" for name, reason in sorted(tally.ignored.items())]
+    return _print_verdict("ACCEPTED", [make_printable(line) for line in lines])
 
 
 def _print_verdict(verdict: str, reasons: Sequence[str]) -> int:

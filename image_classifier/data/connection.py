@@ -290,7 +290,7 @@ class Database:
             StorageError: as `run` says.
         """
         self.close()
-        is_lost = self._was_connected and _is_loss(error)
+        is_lost = self._was_connected and is_loss(error)
         if not is_lost or number >= self.place.num_tries:
             raise explain(error, self.place, num_tries=number) from None
         delay_s = min(_FIRST_DELAY_S * 2 ** (number - 1), _LONGEST_DELAY_S)
@@ -490,7 +490,7 @@ def _revision_error(place: Place, revision: str | None) -> DatabaseError:
     )
 
 
-def _is_loss(error: DBAPIError) -> bool:
+def is_loss(error: DBAPIError) -> bool:
     """Say whether the connection was lost, or could not be made because the server is just starting or stopping."""
     state = getattr(error.orig, "sqlstate", None)
     if isinstance(error.orig, sqlite3.Error):
@@ -541,7 +541,7 @@ def explain(error: DBAPIError, place: Place, num_tries: int = 1) -> ImageClassif
             f"{place.title} cannot be trusted ({reason}): name its certificate as tls_root in --db_config, or give the "
             "server one that verifies"
         )
-    if _is_loss(error):
+    if is_loss(error):
         what = f"was lost and could not be made again in {num_tries} tries" if num_tries > 1 else "cannot be made"
         return DatabaseError(
             f"the connection to {place.title} {what} ({reason}): start the server, correct host and port in "

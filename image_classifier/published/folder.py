@@ -9,6 +9,7 @@
     sbom.cdx.json     the software that made it (CycloneDX)
     manifest.json     size and sha256 of each of these files, written last
     model.sig         a signature over all of them (a Sigstore bundle, by OpenSSF's model-signing), if there is one
+    attestations/     signed verdicts about the run, which `attestation.py` reads; no part of what is signed
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
 PUBLISHED = "published"
 """Name of the folder in that of the run."""
+ATTESTATIONS = "attestations"
+"""Name of the folder with signed verdicts, beside what they are about: no manifest names them, as more may come."""
 
 _NUM_TRIES = 20  # to read a folder that is replaced meanwhile
 
@@ -119,7 +122,7 @@ def _parse_manifest(raw: bytes, path: Path) -> dict[str, Any]:
 
 def _is_described(name: str, facts: dict[str, Any]) -> bool:
     """Say whether a manifest has name, size and sha256 of a file in its own folder."""
-    is_name = name.isprintable() and "/" not in name and name not in ("", ".", "..", MANIFEST, SIGNATURE)
+    is_name = name.isprintable() and "/" not in name and name not in ("", ".", "..", MANIFEST, SIGNATURE, ATTESTATIONS)
     return is_name and facts.keys() == {"size", "sha256"} and type(facts["size"]) is int
 
 
@@ -178,7 +181,7 @@ def read_published(folder: Path, public_key: Path | None = None) -> Published:
 
 
 def _check_names(folder: Path, manifest: dict[str, Any]) -> None:
-    known = {MANIFEST, SIGNATURE, *manifest["files"]}
+    known = {MANIFEST, SIGNATURE, ATTESTATIONS, *manifest["files"]}
     unknown = sorted(name for name in os.listdir(folder) if name not in known)
     if unknown:
         raise ModelError(

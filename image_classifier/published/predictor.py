@@ -29,6 +29,7 @@ from image_classifier.published.folder import (
     one_line,
     read_published,
 )
+from image_classifier.published.policy import Policy, check_published
 from image_classifier.published.session import build_options, get_image_size
 
 INPUT, OUTPUT = "images", "probabilities"
@@ -129,6 +130,7 @@ def load_predictor(
     path: Path,
     *,
     public_key: Path | None = None,
+    policy: Policy | None = None,
     num_threads: int = 0,
     num_lone_threads: int = 0,
     precision: ServingPrecision = "fp32",
@@ -139,16 +141,18 @@ def load_predictor(
     Args:
         path: its folder, or an ONNX file; one in a published folder is held against the manifest there.
         public_key: the key that it must be signed by.
+        policy: by whom its run must have been verified.
         num_threads: threads that compute one batch; 0 for all cores.
         num_lone_threads: threads that compute what is alone; 0 for as many as always.
         precision: which of the folder's two models.
         version: what the registry calls it.
 
     Raises:
-        ModelError: it is missing, changed, not signed by the key, of a later format, or cannot be computed here.
+        ModelError: it is missing, changed, not signed by the key, not verified as the policy asks for, of a later
+            format, or cannot be computed here.
         SettingsError: the key is of another kind, or ONNX Runtime is not installed.
     """
-    content, beside = _read_model(path, public_key, precision)
+    content, beside = _read_model(path, public_key, policy, precision)
     predictor = build_predictor(
         content,
         path,
@@ -203,12 +207,14 @@ def _build_session(runtime: Any, content: bytes, num_threads: int) -> Any:
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision) -> tuple[bytes, dict[str, bytes]]:
+def _read_model(
+    path: Path, public_key: Path | None, policy: Policy | None, precision: ServingPrecision
+) -> tuple[bytes, dict[str, bytes]]:
     """Read the content of a model once, and what is shown of its folder: the bytes that were checked."""
     if not path.exists():
         raise ModelError(f"there is no published model {path}; publish a run first")
     folder, name = (path, INT8_MODEL if precision == "int8" else MODEL) if path.is_dir() else (path.parent, path.name)
-    if not path.is_dir() and public_key is None and not (folder / MANIFEST).is_file():
+    if not path.is_dir() and public_key is None and policy is None and not (folder / MANIFEST).is_file():
         try:
             return files.read_file(path, MAX_BYTES), {}
         except (OSError, ValueError) as error:
@@ -216,6 +222,8 @@ def _read_model(path: Path, public_key: Path | None, precision: ServingPrecision
     published = read_published(folder, public_key)
     if name not in published.manifest["files"]:
         raise ModelError(f"{folder} was published without {name}; choose --precision fp32")
+    if policy is not None:
+        check_published(folder, published, policy, name)
     return published.files[name], published.files
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from image_classifier.errors import RegistryError
 from image_classifier.extras import load_extra
 from image_classifier.progress import track
+from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import (
+    ATTESTATIONS,
     CARD,
     INT8_MODEL,
     MANIFEST,
@@ -28,7 +30,8 @@ _OURS = {MODEL, INT8_MODEL, PARITY, CARD, SBOM, MANIFEST, SIGNATURE}
 
 
 def push(path: Path, repository: str, *, private: bool = False, public_key: Path | None = None) -> str:
-    """Push a published model in one commit, with its card as README.md; files of an earlier version go.
+    """Push a published model in one commit, with its card as README.md and its verdicts; files of an earlier
+    version go.
 
     Args:
         path: folder of a published run, or of the published model in it.
@@ -47,15 +50,19 @@ def push(path: Path, repository: str, *, private: bool = False, public_key: Path
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported, as the next one is
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     hub = load_extra("huggingface_hub", "hub")
-    published = read_published(find_published(path), public_key)
+    folder = find_published(path)
+    published = read_published(folder, public_key)
+    verdicts, _ = read_attestations(folder)
     name = "{experiment_name}/{run_name}".format_map(published.manifest)
     files = published.files
     files[README] = files[CARD]
+    files |= {f"{ATTESTATIONS}/{file}": content for file, content in verdicts.items()}
     api = hub.HfApi(library_name="image-classifier")
     try:
         with track(f"pushing to {repository}"):
             api.create_repo(repository, private=private, exist_ok=True)
-            stale = _OURS.intersection(api.list_repo_files(repository)) - files.keys()
+            present = api.list_repo_files(repository)
+            stale = {each for each in present if each in _OURS or each.startswith(f"{ATTESTATIONS}/")} - files.keys()
             operations = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
             operations += [hub.CommitOperationDelete(name) for name in sorted(stale)]
             commit = api.create_commit(repository, operations, commit_message=f"Publish {name}")

@@ -16,7 +16,9 @@ from image_classifier.config import describe_views
 from image_classifier.data.snapshot import Snapshot, load_snapshot
 from image_classifier.errors import DataError, RunError
 from image_classifier.metrics import compute_metrics
+from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import (
+    ATTESTATIONS,
     CARD,
     FORMAT_VERSION,
     INT8_MODEL,
@@ -93,6 +95,10 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
     if folder.exists() and not settings.overwrite:
         raise RunError(f"{folder} exists already; remove it, or replace it with --overwrite")
     sign = build_signer(settings.sign_key) if settings.sign_key is not None else None
+    attestations, refused = read_attestations(run)
+    if refused:
+        name, reason = min(refused.items())
+        raise RunError(f"{run / ATTESTATIONS / name} cannot be carried along: {reason}; remove it")
     snapshot = _load_data(run, record, settings.dataset_folder)
     images, labels = snapshot.test
     model = load_model(run / run_files.MODEL)
@@ -167,6 +173,12 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
         if sign is not None:
             say("signing it")
             sign(temporary)
+        if attestations:  # last: no signature is over them, as more may come
+            disk.make_folder(temporary / ATTESTATIONS)
+            for name, attestation in attestations.items():
+                disk.write_file(temporary / ATTESTATIONS / name, attestation)
+                disk.sync(temporary / ATTESTATIONS / name)
+            disk.sync(temporary / ATTESTATIONS)
         disk.sync(temporary)
     return folder
 

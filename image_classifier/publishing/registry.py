@@ -13,7 +13,9 @@ from typing import Any
 from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
-from image_classifier.published.folder import Published, read_published, written_out
+from image_classifier.published.attestation import read_attestations
+from image_classifier.published.folder import ATTESTATIONS, Published, read_published, written_out
+from image_classifier.published.policy import Policy, check_published
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
@@ -74,12 +76,14 @@ class Proof:
         dataset_folder: the data set that its answers are computed on, or db:NAME@VERSION. None takes the usual folder;
             but with a key the signer is believed, who has computed them to publish.
         access: how the database is reached.
+        policy: by whom the run must have been verified to be promoted; None asks for nobody.
         say: told of what takes time.
     """
 
     public_key: Path | None = None
     dataset_folder: Path | None = None
     access: DatabaseAccess = DatabaseAccess()
+    policy: Policy | None = None
     say: Callable[[str], None] = lambda line: None
 
     @property
@@ -136,7 +140,8 @@ class Registry:
     def add(self, folder: Path, name: str, *, alias: str | None = None, proof: Proof = _USUAL) -> Version:
         """Register a published folder as the next version of a model, with an alias where one is given.
 
-        What is registered are the bytes that were checked, and nothing that the manifest does not name. Its figures
+        What is registered are the bytes that were checked, and nothing that the manifest does not name but
+        attestations, which show by themselves whose they are. Its figures
         are registered if they could be checked; where the usual data set is not there they are left out.
 
         Raises:
@@ -152,6 +157,7 @@ class Registry:
             if alias == CHAMPION:
                 raise SettingsError(f"--alias {CHAMPION} is given by: registry promote NAME/VERSION")
         published = read_published(folder, proof.public_key)
+        attestations, _ = read_attestations(folder)
         evidence, reason = self._gather(str(folder), published, proof)
         manifest = published.manifest
         tags = {
@@ -163,6 +169,9 @@ class Registry:
         }
         tags |= _describe(evidence) if evidence else {}
         with written_out(folder, published) as copy, self._store.open(f"register {name!r}") as client:
+            for attestation, content in attestations.items():
+                (copy / ATTESTATIONS).mkdir(exist_ok=True)
+                (copy / ATTESTATIONS / attestation).write_bytes(content)
             _create_model(client, name)
             run = client.create_run(self._store.get_experiment_id(EXPERIMENT), run_name=name, tags=tags)
             run_id = run.info.run_id
@@ -246,13 +255,16 @@ class Registry:
         Raises:
             RegistryError: the version loses significantly, or was tested on other data, or cannot be checked without
                 the data, and that is not allowed; or another process has moved the alias meanwhile.
-            ModelError: the files of a version are not what was registered, or its manifest claims what it is not.
+            ModelError: the files of a version are not what was registered, or its manifest claims what it is not, or
+                its run was not verified as the policy asks for.
             DataError: the data set that the proof names is not there, or is another.
             SettingsError: the alias is none that a registry takes.
         """
         check_alias(alias)
         version = self.find(reference)
-        _, published = self._fetch(version, public_key=proof.public_key)
+        folder, published = self._fetch(version, public_key=proof.public_key)
+        if proof.policy is not None:
+            check_published(folder, published, proof.policy)
         former = self._find_alias(version.name, alias)
         evidence, reason = self._gather(version.title, published, proof)
         if evidence is None and not allow_loss:

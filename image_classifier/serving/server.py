@@ -22,6 +22,7 @@ from PIL import Image
 
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
 from image_classifier.published.folder import MANIFEST
+from image_classifier.published.policy import load_policy
 from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
 from image_classifier.serving.accepting import Acceptor
 from image_classifier.serving.app import App
@@ -65,7 +66,7 @@ class ModelSource:
         """Load what the name stands for now.
 
         Raises:
-            ImageClassifierError: it is missing, damaged, not signed as asked for, or not registered.
+            ImageClassifierError: it is missing, damaged, not signed or verified as asked for, or not registered.
         """
         predictor = self.load_if_moved()
         assert predictor is not None
@@ -81,6 +82,7 @@ class ModelSource:
         predictor = load_predictor(
             path,
             public_key=settings.public_key,
+            policy=load_policy(settings.policy) if settings.policy else None,
             num_threads=1,
             num_lone_threads=settings.count_threads(),
             precision=settings.precision,

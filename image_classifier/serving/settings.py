@@ -28,6 +28,7 @@ class ServerSettings:
         model_name: Name of the model in the Open Inference Protocol; by default the registry's name, or
             image_classifier.
         public_key: Key that the model's signature must be made with; without it signatures are not checked.
+        policy: YAML file that says by whom the model's run must have been verified; without it nobody is asked for.
         precision: fp32, or the int8 network where one was published.
         host: Address to listen on; any but a loopback address needs api_keys_file, jwt_issuer or no_auth.
         port: Port to listen on; 0 takes a free one.
@@ -37,7 +38,7 @@ class ServerSettings:
         timeout_s: Seconds from a request's acceptance to its answer; later it is given up with 503.
         max_body_bytes: Bytes of a request's body.
         max_pixels: Pixels of an image file that are decoded. Those of a JPEG count at the scale at which it is decoded,
-            1/8 for most photos, unless it is progressive; those of a WebP count one and a half times.
+            1/8 for most photos, unless it is progressive. Those of a WebP count one and a half times.
         max_images: Images in one request.
         max_connections: Open connections of one process; one more is refused with 503.
         header_timeout_s: Seconds that a client may take to send the head of a request.
@@ -69,6 +70,7 @@ class ServerSettings:
     experiments_folder: Path = Path("experiments")
     model_name: str = ""
     public_key: Path | None = None
+    policy: Path | None = None
     precision: Precision = "fp32"
     host: str = "127.0.0.1"
     port: int = 8000

@@ -35,6 +35,9 @@ REQUEST_LOGGER = "image_classifier.serving.request"
 LIFE_LOGGERS = frozenset(("uvicorn.error", "image_classifier.serving.server"))
 """What these say at level INFO is about the server's start, its end, or another version of its model."""
 
+ECS_VERSION = "9.0.0"
+"""Of the Elastic Common Schema; ecs-logging would say 1.6.0, which has no http.request.id."""
+
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 
 
@@ -196,17 +199,24 @@ class RequestLog:
         self._logger.info("%s %s %d %.1f ms", method, printable, status, seconds * 1e3, extra=extra)
 
 
+def build_formatter(log_format: LogFormat) -> logging.Formatter:
+    """Build what makes a line of a record: for people, or JSON in the Elastic Common Schema, version `ECS_VERSION`."""
+    if log_format == "plain":
+        return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    import ecs_logging
+
+    class Formatter(ecs_logging.StdlibFormatter):
+        def format_to_ecs(self, record: logging.LogRecord) -> dict[str, Any]:
+            return {**super().format_to_ecs(record), "ecs.version": ECS_VERSION}
+
+    # log.original is the message again, and no field of this version.
+    return Formatter(extra={"service": {"name": "image_classifier"}}, exclude_fields=["log.original"])
+
+
 def configure_logging(log_format: LogFormat) -> None:
     """Send all logs to stderr, as lines for people or as JSON in the Elastic Common Schema."""
-    formatter: logging.Formatter
-    if log_format == "ecs":
-        import ecs_logging
-
-        formatter = ecs_logging.StdlibFormatter(extra={"service": {"name": "image_classifier"}})
-    else:
-        formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(build_formatter(log_format))
     logging.getLogger().handlers[:] = [handler]
     set_log_level("INFO")
 

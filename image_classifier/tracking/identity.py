@@ -105,7 +105,7 @@ def describe_machine(settings: TrainingSettings) -> dict[str, Any]:
     capped = settings.instruction_set != "native"
     machine_class: dict[str, Any] = {
         "architecture": platform.machine(),
-        "processor": "any" if capped else _describe_processor(),
+        "processor": "any" if capped else describe_processor(),
         "instruction_set": settings.instruction_set if capped else get_instruction_set(),
         "torch": torch.__version__,
         "torch_build": torch.version.git_version,
@@ -124,7 +124,7 @@ def describe_machine(settings: TrainingSettings) -> dict[str, Any]:
     return {"class": machine_class, "digest": compute_json_digest(machine_class)}
 
 
-def _describe_processor() -> str:
+def describe_processor() -> str:
     """Name vendor, family and model, as the kernel tells them."""
     facts = read_processor()
     if not facts:
@@ -132,6 +132,14 @@ def _describe_processor() -> str:
     of_arm = ("CPU implementer", "CPU variant", "CPU part")
     keys = of_arm if of_arm[0] in facts else ("vendor_id", "cpu family", "model")
     return " ".join(facts.get(key, "?") for key in keys)
+
+
+def describe_processor_family() -> str:
+    """Name architecture, vendor and, on x86, family: what processors that compute alike have in common."""
+    facts = read_processor()
+    keys = ("CPU implementer",) if "CPU implementer" in facts else ("vendor_id", "cpu family")
+    named = [facts[key] for key in keys if key in facts] or [describe_processor()]
+    return " ".join([platform.machine(), *named])
 
 
 def _ask_macos() -> str:

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Reading, get_reference, resolve_password
-from image_classifier.errors import DataError, ModelError, RunError
+from image_classifier.errors import DataError, ModelError, RunBusyError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
 from image_classifier.progress import track
-from image_classifier.published.folder import PUBLISHED, check_published, one_line
+from image_classifier.published.folder import ATTESTATIONS, PUBLISHED, check_published, one_line
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
 BOARD = "tensorboard"
-ADDED_LATER = ("report.html", PROFILE, BOARD, PUBLISHED)
+ADDED_LATER = ("report.html", PROFILE, BOARD, PUBLISHED, ATTESTATIONS)
 """What may lie in a run folder without being part of the run."""
 
 _PIECE = 2**20  # bytes that are hashed at once
@@ -249,7 +249,7 @@ def open_run_folder(path: Path, *, resume: bool, disk: Disk = DISK) -> Iterator[
         RunError: it exists (or, to resume, does not, or is no run's), or another process is writing it.
         StorageError: the disk refuses.
     """
-    error = RunError(f"another process is training into {path}; wait for it, or choose another --run_name")
+    error = RunBusyError(f"another process is training into {path}; wait for it, or choose another --run_name")
     with ExitStack() as stack:
         try:
             created = _find_resumable(path) if resume else _create_folders(path, disk)

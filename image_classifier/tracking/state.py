@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from image_classifier.config import TrainingSettings
-from image_classifier.errors import RunError
+from image_classifier.errors import DivergedError, RunError
 from image_classifier.files import check_form
 from image_classifier.model.classifier import Classifier
+from image_classifier.plugins import is_own
 from image_classifier.tracking.checkpoint import Checkpoints, check_state
 from image_classifier.tracking.identity import compute_json_digest, compute_tensor_digests
 from image_classifier.tracking.run import CHAIN, CHECKPOINTS, METRICS, RunFolder
@@ -104,7 +105,9 @@ class TrainingState:
         num_images = sum(self._num_images)
         if not all(map(math.isfinite, losses)):
             loss = sum(losses)
-            raise RunError(f"the training diverged in epoch {self.epoch}: the loss is {loss}; lower --learning_rate")
+            raise DivergedError(
+                f"the training diverged in epoch {self.epoch}: the loss is {loss}; lower --learning_rate"
+            )
         parts = np.array_split(losses, min(PARTS_PER_EPOCH, len(losses)))
         line = {
             "epoch": self.epoch,
@@ -238,9 +241,20 @@ class TrainingState:
             if not state["losses"].shape == state["num_correct"].shape == (len(state["num_images"]),):
                 raise ValueError("it has other numbers of losses than of steps")
             self.folder.check_lines(state["lines"])
-            self.optimizer.load_state_dict(state["optimizer"])  # last: what is refused must leave no trace
+            self._load_optimizer(state["optimizer"])  # last: what is refused must leave no trace
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise RunError(f"a checkpoint in {path} is none of this run: {' '.join(str(error).split())}") from error
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Load what an optimizer has learnt; what was set, as learning rates and momentum, the settings say.
+
+        An optimizer of another package may keep something there that changes.
+        """
+        if is_own("optimizer", self.training.optimizer):
+            if len(state["param_groups"]) != len(self.optimizer.param_groups):
+                raise ValueError(f"it has {len(state['param_groups'])} groups of parameters")
+            state = {**state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(state)
 
 
 _STATE_DICT = (dict, OrderedDict)

@@ -19,6 +19,7 @@ from PIL import Image
 from image_classifier.config import describe_views
 from image_classifier.progress import track
 from image_classifier.tracking.record import describe_checkers, describe_head
+from image_classifier.tracking.trace import Link
 from image_classifier.visualization.figures import (
     DARK,
     LIGHT,
@@ -45,6 +46,7 @@ class RunFacts:
         manifest: manifest.json.
         probabilities: float32 [N, C] of the test set.
         labels: int64 [N] of the test set.
+        links: where it comes from, as `trace` finds it; none leaves the picture out.
     """
 
     path: str
@@ -55,6 +57,7 @@ class RunFacts:
     manifest: dict[str, Any]
     probabilities: NDArray[np.float32]
     labels: NDArray[np.int64]
+    links: Sequence[Link] = ()
 
 
 @track("drawing the report")
@@ -89,6 +92,7 @@ def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
             f"<div><dt>{escape(name)}</dt><dd>{_escape_value(value)}</dd></div>"
             for name, value in record["settings"].items()
         ),
+        links=_build_links(facts.links),
         identity=_build_identity(record),
         verification=_build_verification(facts),
     )
@@ -208,6 +212,21 @@ def _build_mistakes(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
             f'<span class="muted">test image {index}</span></li>'
         )
     return f'<ul class="mistakes">{"".join(items)}</ul>'
+
+
+_MARKS = {"equal": "\u2713", "different": "\u2717", "missing": "\u2717", "unchecked": "?"}
+
+
+def _build_links(links: Sequence[Link]) -> str:
+    """Draw the way from the model to what it was made of, each step with whether it was checked."""
+    items = [
+        f'<li class="{link.state}"><b>{_MARKS[link.state]} {escape(link.name)}: {link.state}</b>'
+        f'<span class="digest">{escape(link.digest[:12])}</span><span>{escape(link.what)}</span>'
+        f'<span class="muted">{escape(link.reason)}</span></li>'
+        for link in links
+    ]
+    listed = f'<ol class="links">{"".join(items)}</ol>'
+    return f'<section class="wide">\n<h2>Where it comes from</h2>\n{listed}\n</section>' if items else ""
 
 
 def _build_identity(record: dict[str, Any]) -> str:

@@ -54,7 +54,10 @@ def test_every_service_is_known(folder: Path) -> None:
     rendered = render(folder)
     for name in rendered["services"]:
         assert build_run_words(rendered, name, folder)
-    assert rendered["services"].keys() == {"trainer", "postgres", "ml-api-service"}
+    watching = {"prometheus", "alertmanager", "grafana"}
+    assert rendered["services"].keys() == {"trainer", "postgres", "ml-api-service", *watching}
+    for name in watching:
+        assert rendered["services"][name]["profiles"] == ["monitoring"]
 
 
 def test_no_service_has_rights_that_it_does_not_need(folder: Path) -> None:
@@ -64,7 +67,8 @@ def test_no_service_has_rights_that_it_does_not_need(folder: Path) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert {"cpus", "mem_limit", "pids_limit"} <= service.keys(), name
     assert [name for name, service in services.items() if "cap_add" in service] == ["postgres"]
-    assert [port["host_ip"] for service in services.values() for port in service.get("ports", ())] == ["127.0.0.1"]
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert len(ports) == 4 and {port["host_ip"] for port in ports} == {"127.0.0.1"}
 
 
 def test_the_environment_chooses_user_limits_and_ports(folder: Path) -> None:

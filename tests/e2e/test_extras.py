@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import time
@@ -20,6 +21,7 @@ import pytest
 from image_classifier.cli.commands import COMMANDS
 from tests.conftest import PROJECT, find_dependencies, install_wheel, link_environment, report_lack, run_program
 from tests.datasets import PUBLISHED, make_arrays, write_parquet
+from tests.documents import DOCUMENTS
 from tests.integration.test_server_traces import Collector, collector
 from tests.serving import PIXELS, find_port, serving
 from tests.unit.test_repository import read_lock
@@ -31,14 +33,17 @@ INSTALLED = (
     "parquet",
     "database",
     "publish",
+    "attest",
     "tracking",
     "hub",
+    "client",
+    "sweep",
     "tensorboard",
+    "docs",
     "serve",
     "serve,traces",
     "serve,tracking",
 )
-DOCUMENTS = [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"), PROJECT / "data" / "README.md"]
 Install = Callable[[str], Path]
 
 
@@ -76,7 +81,7 @@ def refuse(*words: str | Path, cwd: Path) -> str:
 
 
 def test_every_install_that_a_document_names_is_tried_here() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+    texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name != "CHANGELOG.md"]
     named = {extras for text in texts for extras in re.findall(r"pip install '?image-classifier\[([\w,]+)\]", text)}
     assert all(extras in INSTALLED or set(extras.split(",")) <= set(INSTALLED) for extras in named)
     declared = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -112,6 +117,20 @@ def test_publish(install: Install, trained_run: Path, tmp_path: Path) -> None:
     assert run_program(program, "predict", run / "published", PROJECT / "docs" / "example.png", cwd=tmp_path)
 
 
+def test_attest(install: Install, trained_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    run_program("openssl", *"ecparam -genkey -name prime256v1 -noout -out key.pem".split(), cwd=tmp_path)
+    run_program("openssl", *"ec -in key.pem -pubout -out key.pub".split(), cwd=tmp_path)
+    signing = ("verify", run, "--attest", "--sign_key", "key.pem")
+    counting = ("verify", run, "--threshold", "1-of-1", "--public_key", "key.pub")
+    for words in (signing, counting):
+        assert "pip install 'image-classifier[attest]'" in refuse(install(""), *words, cwd=tmp_path)
+    assert not (run / "attestations").exists()
+    program = install("attest")
+    assert "  signed: " in run_program(program, *signing, "--allow_code_change", cwd=tmp_path)
+    assert run_program(program, *counting, cwd=tmp_path).startswith("ACCEPTED")
+
+
 def test_tracking(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
     registry = ("--experiments_folder", tmp_path, "--dataset_folder", sample_dataset)
     words = ("registry", "add", published_run, "--name", "shapes", *registry)
@@ -137,6 +156,35 @@ def test_hub(install: Install, published_run: Path, tmp_path: Path) -> None:
     assert result.returncode == 2 and "error: cannot push to me/shapes" in result.stderr
 
 
+def test_client(install: Install, distributions: dict[str, Path], published_run: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ask.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom image_classifier.client import Client\n"
+        "print(Client(sys.argv[1]).predict(Path(sys.argv[2])).predictions[0].label, 'torch' in sys.modules)\n"
+    )
+    python = install("").with_name("python")
+    result = subprocess.run([python, "-P", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode and "pip install 'image-classifier[client]'" in result.stderr
+    small = tmp_path / "small" / ".venv"  # as docs/client.md has it, without the base
+    link_environment(small, find_dependencies("httpx"))
+    install_wheel(small, distributions["wheel"])
+    with serving(published_run, tmp_path / "log") as server:
+        for python in (install("client").with_name("python"), small / "bin" / "python"):
+            output = run_program(python, "-P", script, server.url, PROJECT / "docs" / "example.png", cwd=tmp_path)
+            assert output.endswith(" False\n")
+
+
+def test_sweep(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("flip: {choices: [none, random]}\n")
+    options = ("--experiment_name", "searched", "--num_epochs", "1", "--recipe", "notebook", "--batch_size", "50")
+    words = ("sweep", "--space", "space.yaml", "--search", "grid", *options, "--validation_fraction", "0.1")
+    assert "pip install 'image-classifier[sweep]'" in refuse(install(""), *words, cwd=tmp_path)
+    program = install("sweep")
+    assert "2 complete" in run_program(program, *words, "--dataset_folder", sample_dataset, cwd=tmp_path)
+    folder = tmp_path / "experiments" / "searched"
+    assert (folder / "sweep.html").stat().st_size and (folder / "best.yaml").stat().st_size
+
+
 def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     options = ("--experiment_name", "logged", "--run_name", "first", "--num_epochs", "0", "--recipe", "notebook")
     words = ("train", *options, "--dataset_folder", sample_dataset, "--log", "tensorboard")
@@ -144,6 +192,23 @@ def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> 
     assert not (tmp_path / "experiments").exists()
     run_program(install("tensorboard"), *words, cwd=tmp_path)
     assert list((tmp_path / "experiments" / "logged" / "first" / "tensorboard").iterdir())
+
+
+def test_docs(install: Install, tmp_path: Path) -> None:
+    """The site is built strictly, in under a minute of computing, and its pages load nothing from other hosts."""
+    python = install("docs").with_name("python")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path)
+    run_program(python, *words, cwd=PROJECT, NO_MKDOCS_2_WARNING="1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+    pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
+    assert pages.keys() >= {"index.html", "getting_started.html", "reference/options.html", "project/SECURITY.html"}
+    assert "--learning_rate" in pages["reference/options.html"] and "load_predictor" in pages["reference/python.html"]
+    for name, text in pages.items():
+        assert not re.findall(
+            r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*", text
+        ), name
 
 
 def test_serve(install: Install, published_run: Path, tmp_path: Path) -> None:
@@ -198,8 +263,11 @@ def test_serving_predicting_and_evaluating_need_no_torch(
 BASE = "pip install image-classifier\n"
 WITHOUT_TORCH = {
     "train --experiment_name a --run_name b --dataset_folder SAMPLE": BASE,
+    "sweep --space space.yaml --num_trials 1 --experiment_name a": "pip install 'image-classifier[sweep]'\n",
     "verify RUN": BASE,
     "verify RUN --files_only": "",
+    "verify RUN --threshold 1-of-1 --public_key none": "can verify: No such file or directory\n",
+    "trace RUN": BASE,
     "data prepare --source sample --dataset_folder new": "",
     "data info --dataset_folder SAMPLE": "",
     "data info --dataset_folder SAMPLE --output sheet.png": BASE,

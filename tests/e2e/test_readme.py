@@ -1,38 +1,28 @@
-"""The README's commands and its example, and those of the guide, in their order, in a copy that has just been set up.
+"""The commands of the README, the tutorial and the guide to own images, in their order, in a copy just set up.
 
-Blocks marked bash and python are executed; what is slow on purpose (all tests) is asked for and not carried out.
-The data is the sample set: the address of CIFAR-10 cannot be reached.
+Blocks marked bash and python are executed, unless a comment before says why not; what is slow on purpose (all tests) is
+asked for and not carried out. The data is the sample set: the address of CIFAR-10 cannot be reached.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from image_classifier.data.snapshot import load_snapshot
-from tests.conftest import PROJECT, require_program, run_program
+from tests.conftest import require_program, run_program
+from tests.documents import DATA, EXECUTED, Block, iterate_blocks, list_run_files
 from tests.tiny import write_tiny_dataset
 
-BLOCKS = [
-    block
-    for document in ("README.md", "docs/own_images.md")
-    for block in re.findall(
-        r"^```(bash|python)\n(.*?)^```$", (PROJECT / document).read_text(), flags=re.MULTILINE | re.DOTALL
-    )
-]
+BLOCKS = [block for document in EXECUTED for block in iterate_blocks(document) if block.language not in DATA]
 
 
 @pytest.fixture(scope="module")
 def checkout(developed_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has after `git clone`, in which `.venv` is there already, a few pictures, and images by class."""
-    pictures = developed_copy / "pictures"
-    pictures.mkdir()
-    for number, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (32, 32), colour).save(pictures / f"{number}.png")
+    """What a user has after `git clone`, in which `.venv` is there already, and images by class."""
     snapshot = load_snapshot(write_tiny_dataset(tmp_path_factory.mktemp("sample") / "set", num_train=600, num_test=10))
     for number, (image, label) in enumerate(zip(*snapshot.train, strict=True)):
         if (name := snapshot.classes[label]) in ("circle", "ring", "star"):
@@ -50,6 +40,8 @@ def short_and_offline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "NUM_EPOCHS": "10",
         "BATCH_SIZE": "100",
         "NUM_THREADS": "1",
+        "NUM_TRAIN": "1000",
+        "NUM_TEST": "200",
     }.items():
         monkeypatch.setenv(f"IMAGE_CLASSIFIER_{setting}", value)
     for variable in ("http_proxy", "https_proxy"):
@@ -72,32 +64,34 @@ def test_make_train_goes_from_a_clone_to_a_trained_network(checkout: Path) -> No
 
 
 def test_the_readme_begins_with_both_commands() -> None:
-    assert [code for _, code in BLOCKS[:2]] == ["make train\n", "make test\n"]
+    assert [block.code for block in BLOCKS[:2]] == ["make train\n", "make test\n"]
 
 
-@pytest.mark.parametrize(("language", "code"), BLOCKS, ids=lambda text: text.partition("\n")[0][:40])
-def test_the_readme_does_what_it_says(checkout: Path, language: str, code: str) -> None:
+@pytest.mark.parametrize("block", [block for block in BLOCKS if not block.comment], ids=str)
+def test_the_documents_do_what_they_say(checkout: Path, block: Block) -> None:
     dataset = checkout / "data" / "cifar_dataset"
     if not dataset.exists():
         words = ("data", "prepare", "--source", "sample", "--num_train", "1000", "--num_test", "200")
         run_program("image_classifier", *words, "--dataset_folder", dataset, cwd=checkout)
-    if language == "python":
-        run_program("python", "-W", "error", "-c", code, cwd=checkout)
-    elif code == "make test\n":
+    if block.language == "python":
+        run_program("python", "-W", "error", "-c", block.code, cwd=checkout)
+    elif block.code == "make test\n":
         assert "python -m pytest --cov" in run_program("make", "--dry-run", "test", cwd=checkout)
-    elif code != "make train\n":  # which has a test of its own
+    elif block.code != "make train\n":  # which has a test of its own
         # What a block that fails has started in the background would keep its output open, and hide the reason.
         ending = "trap 'jobs -p | xargs --no-run-if-empty kill 2>/dev/null || true' EXIT\n"
-        run_program("bash", "-euo", "pipefail", "-c", ending + code, cwd=checkout)
+        run_program("bash", "-euo", "pipefail", "-c", ending + block.code, cwd=checkout)
 
 
-def test_what_the_readme_promises_is_there(checkout: Path) -> None:
-    """After its commands: every file that its table names, predictions of the three pictures, equal weights."""
-    folder = checkout / "experiments" / "cifar10" / "first"
-    section = (PROJECT / "README.md").read_text().partition("### The run folder")[2].partition("\n## ")[0]
-    for name in re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE):
+def test_what_the_documents_promise_is_there(checkout: Path) -> None:
+    """After their commands: every file that the table names, a prediction of the picture, equal weights."""
+    folder = checkout / "experiments" / "tutorial" / "first"
+    names = list_run_files()
+    assert "manifest.json" in names
+    for name in names:
         assert (folder / name).exists(), name
-    assert len((checkout / "predictions.csv").read_text().splitlines()) == 1 + 3
+    rows = [(checkout / f"{name}.csv").read_text().splitlines() for name in ("predictions", "published")]
+    assert [len(lines) for lines in rows] == [1 + 1, 1 + 1]
     manifests = [checkout / "experiments" / "proof" / run / "manifest.json" for run in ("whole", "killed")]
     whole, killed = (json.loads(manifest.read_text())["weights_digest"] for manifest in manifests)
     assert whole == killed

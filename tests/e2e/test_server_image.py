@@ -22,6 +22,7 @@ from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities
 from tests.conftest import run_program
 from tests.e2e.conftest import IMAGE_NAME, build_docker_words, make_open_folder
+from tests.integration.test_kubernetes import list_pods, read_options
 from tests.integration.test_server import Clients
 from tests.serving import PIXELS, Running, draw_images, encode, find_port, wait_until_ready
 
@@ -146,6 +147,59 @@ def test_docker_stop_loses_nothing(docker: str, server: Running) -> None:
     assert server.process.wait(60) == 0
     clients.join()
     assert clients.lost == [] and set(clients.answered) == {200}
+
+
+def build_pod_words(docker: str, pod: dict[str, Any], options: dict[str, str], model: Path, port: int) -> list[str]:
+    """Build the `docker run` of a pod's one container, with all that the pod says about rights, limits and places."""
+    (container,) = pod["containers"]
+    own, context, limits = pod["securityContext"], container["securityContext"], container["resources"]["limits"]
+    assert own["runAsNonRoot"] and context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+    words = [docker, "run", "--rm", "--read-only", "--security-opt", "no-new-privileges"]
+    words += ["--user", f"{own['runAsUser']}:{own['runAsGroup']}"]
+    words += ["--cpus", limits["cpu"], "--memory", limits["memory"].replace("Mi", "m")]
+    words += [word for name in context["capabilities"]["drop"] for word in ("--cap-drop", name)]
+    words += [word for name, value in options.items() for word in ("--env", f"{name}={value}")]
+    places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (scratch,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "tmp")
+    words += ["--tmpfs", f"{places['tmp']}:mode=1777,size={scratch['sizeLimit'].replace('Mi', 'm')}"]
+    return [*words, "--volume", f"{model}:{places['model']}:ro", "--publish", f"127.0.0.1:{port}:{port}"]
+
+
+def test_a_pod_of_kubernetes_starts_answers_its_probes_and_ends_in_its_time(
+    docker: str, server_image: str, published_run: Path, tmp_path: Path
+) -> None:
+    """As rendered; the port alone is another, for the container shares this machine's network where Docker is none."""
+    for path in published_run.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (pod,) = list_pods("base")
+    (container,) = pod["containers"]
+    port, name, log = find_port(), f"image-classifier-{uuid.uuid4().hex}", tmp_path / "log"
+    options = read_options("base", container) | {"IMAGE_CLASSIFIER_PORT": str(port)}
+    words = build_pod_words(docker, dict(pod), options, published_run, port)
+    with open(log, "wb") as file:
+        process = subprocess.Popen([*words, "--name", name, server_image], stdout=file, stderr=file)
+    try:
+        startup = container["startupProbe"]
+        wait_until_ready(
+            Running(process, f"http://127.0.0.1:{port}", port, log),
+            timeout_s=startup["periodSeconds"] * startup["failureThreshold"],
+        )
+        for probe in ("readinessProbe", "livenessProbe"):
+            path, limit_s = container[probe]["httpGet"]["path"], container[probe]["timeoutSeconds"]
+            assert httpx.get(f"http://127.0.0.1:{port}{path}", timeout=limit_s).status_code == 200
+        clients = Clients(Running(process, f"http://127.0.0.1:{port}", port, log), 4)
+        time.sleep(1)
+        left_s = pod["terminationGracePeriodSeconds"] - container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        began = time.monotonic()
+        run_program(docker, "stop", "--time", str(left_s), name, cwd=Path("/"))
+        assert process.wait(60) == 0, log.read_text()
+        assert float(options["IMAGE_CLASSIFIER_DRAIN_S"]) <= time.monotonic() - began < left_s
+        clients.join()
+        assert clients.lost == [] and set(clients.answered) == {200}
+    finally:
+        if process.poll() is None:
+            subprocess.run([docker, "stop", "--time", "5", name], capture_output=True, timeout=60)
+            process.wait(60)
 
 
 def test_without_a_word_about_who_may_ask_it_does_not_listen(

@@ -330,6 +330,18 @@ BOMBS: dict[str, dict[str, Bomb]] = {
     "file of a published model": {
         "size": Bomb(PUBLISHED, "model.onnx", write_sparse(2**30 + 1), "more than the 1,073,741,824 bytes")
     },
+    "verdict": {
+        "size": Bomb(
+            "tests.confined:count_verdicts", "attestations/a", write_sparse(2**30), "more than the 262,144", True
+        ),
+        "nested": Bomb(
+            "tests.confined:count_verdicts",
+            "attestations/a",
+            lambda path: path.write_bytes(b"[" * 2**17),
+            "nested deeper",
+            True,
+        ),
+    },
     "ONNX": {
         "zeros": Bomb(
             PUBLISHED,
@@ -368,6 +380,7 @@ def test_the_table_of_limits_says_what_the_code_does() -> None:
 @pytest.mark.parametrize("row, kind", [(row, kind) for row, bombs in BOMBS.items() for kind in bombs])
 def test_a_bomb_is_refused_within_limits(row: str, kind: str, tmp_path: Path) -> None:
     bomb = BOMBS[row][kind]
+    (tmp_path / bomb.name).parent.mkdir(exist_ok=True)
     bomb.write(tmp_path / bomb.name)
     if bomb.name == "data_batch_1":
         for name in (*(f"data_batch_{number}" for number in range(2, 6)), "test_batch"):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from image_classifier.cli.verify import main as verify
 from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import StorageError
 from image_classifier.published.folder import check_published
@@ -23,7 +25,9 @@ from image_classifier.storage import FaultyDisk
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.run import find_changed_files
 from image_classifier.training.evaluate import compute_probabilities
+from tests.attestations import put, sign, state
 from tests.conftest import PROJECT, run_program
+from tests.published import write_keys
 from tests.runs import write_image_folder
 from tests.tiny import write_tiny_dataset
 
@@ -53,6 +57,18 @@ def list_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def test_verdicts_are_carried_along_and_no_signature_is_over_them(trained_run: Path, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "lab", ec.SECP256R1())
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    path = put(run, sign(state(run), private))
+    publish(run, "--sign_key", private)
+    published = run / "published"
+    assert (published / "attestations" / path.name).read_bytes() == path.read_bytes()
+    put(published, sign(state(run), private))
+    check_published(published, public)
+    assert verify([str(run), "--files_only"]) == 0
+
+
 def test_a_published_run_is_still_the_run(published_run: Path) -> None:
     assert list_names(published_run) - {"model.int8.onnx"} == {
         "model.onnx", "parity.json", "MODEL_CARD.md", "sbom.cdx.json", "manifest.json"  # fmt: skip
@@ -64,7 +80,7 @@ def test_it_is_replaced_only_when_asked(published_run: Path) -> None:
     assert "exists already; remove it, or replace it with --overwrite" in publish(published_run.parent, status=2)
 
 
-@pytest.mark.parametrize("damage", ["unfinished", "changed", "data", "key"])
+@pytest.mark.parametrize("damage", ["unfinished", "changed", "data", "key", "verdict"])
 def test_what_cannot_be_published_leaves_nothing(damage: str, trained_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     options: list[str | Path] = []
@@ -74,6 +90,9 @@ def test_what_cannot_be_published_leaves_nothing(damage: str, trained_run: Path,
         content = bytearray((run / "predictions.npz").read_bytes())
         content[100] ^= 1
         (run / "predictions.npz").write_bytes(content)
+    elif damage == "verdict":
+        (run / "attestations").mkdir()
+        (run / "attestations" / "a.json").symlink_to(run / "run.json")
     elif damage == "data":
         options = ["--dataset_folder", write_tiny_dataset(tmp_path / "other")]
     else:
@@ -81,7 +100,7 @@ def test_what_cannot_be_published_leaves_nothing(damage: str, trained_run: Path,
     before = list_names(run)
     line = publish(run, *options, status=2)
     expected = {"unfinished": "not a finished run", "changed": "predictions.npz is not what its manifest says"}
-    expected |= {"data": "holds data of the digest", "key": "--sign_key"}
+    expected |= {"data": "holds data of the digest", "key": "--sign_key", "verdict": "a.json cannot be carried along"}
     assert line.startswith("error: ")
     assert expected[damage] in line
     assert list_names(run) == before

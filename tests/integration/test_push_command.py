@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from image_classifier.published.folder import check_published
+from tests.attestations import put
 from tests.conftest import PROJECT
 from tests.hub import TOKEN, Hub, serving_hub
 from tests.integration.test_download import find_closed_port
@@ -57,6 +58,15 @@ def test_files_of_an_earlier_version_go_and_those_of_others_stay(published_run: 
         f"Publish {manifest['experiment_name']}/{manifest['run_name']}"
     ]  # and no path of this machine
     assert hub.private == set()
+
+
+def test_verdicts_are_pushed_and_those_of_an_earlier_version_go(published_run: Path, hub: Hub, tmp_path: Path) -> None:
+    folder = shutil.copytree(published_run, tmp_path / "published")
+    path = put(folder, b"{}")
+    hub.repositories["me/cifar"] = {"attestations/verdict-earlier.json": b"of an earlier version"}
+    assert push("me/cifar", folder, endpoint=hub.url).returncode == 0
+    files = hub.repositories["me/cifar"]
+    assert {name for name in files if name.startswith("attestations/")} == {f"attestations/{path.name}"}
 
 
 def test_what_cannot_be_pushed_is_one_line(published_run: Path, hub: Hub, tmp_path: Path) -> None:

@@ -4,122 +4,66 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pytest
-from docstring_parser import parse
+from PIL import Image
 
 import image_classifier
-from benchmarks import database, engines, fine_tuning, image_sizes, kernels, options, portable, scaling, variants
+from benchmarks import (
+    database,
+    engines,
+    fine_tuning,
+    image_sizes,
+    kernels,
+    options,
+    picture,
+    portable,
+    scaling,
+    sweep,
+    variants,
+)
 from benchmarks.measure import load_result, read_table
-from benchmarks.tables import build_recipe_line, build_tables
-from image_classifier.cli.command import ExitStatus
-from image_classifier.cli.commands import COMMANDS
-from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
-from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
-from image_classifier.plugins import OWN
-from image_classifier.serving.settings import ServerSettings
+from benchmarks.tables import DOCUMENT, PLACES, build_recipe_line, build_tables
+from image_classifier import errors
+from image_classifier.config import RECIPES, get_recipe_path
 from tests.conftest import PROJECT
+from tests.documents import DATA, DOCUMENTS, EXECUTED, get_section, iterate_blocks
+from website.hooks import find_links, find_target
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted(
-    path for pattern in ("*.md", "data/*.md", "docs/*.md", "experiments/*.md") for path in PROJECT.glob(pattern)
-)
-PACKAGE = PROJECT / "image_classifier"
-NO_OPTIONS = {"training", "recipe", "recipe_reason", "settings_from_weights", "db_password", "ask_db_password"}
-TYPES = {
-    int: "whole number",
-    float: "number",
-    float | None: "number",
-    bool: "true, false",
-    str: "text",
-    str | None: "text",
-    Path: "path",
-    Path | None: "path",
-    tuple[float, float, float]: "three numbers, such as 0.5,0.5,0.5",
-    tuple[int, ...]: "whole numbers, such as 16,24",
-}
+MAX_WORDS_OF_README = 1200
 
 
-def get_section(title: str) -> str:
-    """Get the text of one section of the README."""
-    sections = re.split(r"^##+ ", README, flags=re.MULTILINE)
-    (section,) = (text for text in sections if text.partition("\n")[0] == title)
-    return section
-
-
-def build_options_table(settings: type[RunSettings] | type[TrainingSettings] | type[ServerSettings]) -> str:
-    """Build the README's table of options from the settings and their docstring."""
-    meanings = FLAGS | {entry.arg_name: entry.description or "" for entry in parse(settings.__doc__ or "").params}
-    hints: dict[str, Any] = get_type_hints(settings)
-    recipe = load_recipe(RECIPES[0]) if settings is TrainingSettings else {}
-    lines = ["| option | takes | default | meaning |", "|---|---|---|---|"]
-    for field in fields(settings):
-        if field.name in NO_OPTIONS:
-            continue
-        if settings is ServerSettings and field.name == "model":
-            continue
-        hint = hints[field.name]
-        takes = ", ".join(map(str, get_args(hint))) if get_origin(hint) is Literal else TYPES[hint]
-        if field.name in OWN:
-            takes = f"{', '.join(OWN[field.name])}, module:attribute"
-        value = recipe.get(field.name, field.default)
-        default = "" if value in ("", None) else str(value).lower().strip("()[]").replace(", ", ",")
-        meaning = " ".join(meanings[field.name].split()).rstrip(".")
-        if field.name in FLAGS:
-            takes = default = ""
-        lines.append(f"| `--{field.name}` | {takes} | {default} | {meaning[0].upper()}{meaning[1:]} |")
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize("settings", [RunSettings, TrainingSettings])
-def test_every_option_is_documented_as_it_is(settings: type[RunSettings] | type[TrainingSettings]) -> None:
-    table = build_options_table(settings)
-    assert table in README, f"the README needs this table:\n{table}"
-
-
-def test_every_option_of_the_server_is_documented_as_it_is() -> None:
-    table = build_options_table(ServerSettings)
-    assert table in (PROJECT / "docs" / "serving.md").read_text(encoding="utf-8"), f"it needs this table:\n{table}"
-
-
-@pytest.mark.parametrize("option", ["recipe", "config", "print_config", "db_pass"])
-def test_the_options_that_are_no_settings_are_documented(option: str) -> None:
-    assert f"`--{option}" in get_section("Options")
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) < MAX_WORDS_OF_README
 
 
 def test_every_recipe_has_its_row() -> None:
-    assert re.findall(r"^\| `(\w+)`", get_section("Recipes"), flags=re.MULTILINE) == list(RECIPES)
+    assert re.findall(r"^\| `(\w+)`", get_section("docs/benchmarks.md", "Recipes"), flags=re.MULTILINE) == list(RECIPES)
 
 
-def test_every_command_has_its_row() -> None:
-    assert re.findall(r"^\| `(\w+)", get_section("Commands"), flags=re.MULTILINE) == list(COMMANDS)
-
-
-def test_every_exit_status_has_its_row() -> None:
-    assert re.findall(r"^\| (\d+)", get_section("Exit statuses"), flags=re.MULTILINE) == [
-        str(int(s)) for s in ExitStatus
-    ]
-
-
-def test_the_printed_tree_is_the_tree() -> None:
-    """A line holds a file and what it does, or a folder and its files."""
-    printed: set[str] = set()
-    for line in re.findall(r"^[├└]── (.+)$", get_section("Layout"), flags=re.MULTILINE):
-        name, _, rest = line.partition(" ")
-        printed |= {name + file for file in re.split(r" +· +", rest.strip())} if name.endswith("/") else {name}
-    built = {*get_library_names(get_target()).values(), LIBRARIES}
-    paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts]
-    paths = [path for path in paths if path.name not in built]
-    real = {path.as_posix() for path in paths if path.name != "__init__.py" or len(path.parts) == 1}
-    assert printed == real
+def test_every_class_of_errors_is_explained() -> None:
+    described = re.findall(r"^\| `(\w+)`", get_section("docs/troubleshooting.md", "Classes of errors"), re.MULTILINE)
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert described == [each.__name__ for each in classes if each is not errors.ImageClassifierError]
 
 
 @pytest.mark.parametrize("name", build_tables())
-def test_the_figures_of_the_readme_are_those_of_the_benchmarks(name: str) -> None:
-    assert f"<!-- {name} -->\n{build_tables()[name]}\n<!-- end -->" in README
+def test_the_figures_are_those_of_the_benchmarks(name: str) -> None:
+    text = PLACES.get(name, DOCUMENT).read_text(encoding="utf-8")
+    assert f"<!-- {name} -->\n{build_tables()[name]}\n<!-- end -->" in text
+
+
+def test_the_picture_shows_the_figures_of_the_benchmarks() -> None:
+    with Image.open(picture.PICTURE) as image:
+        assert image.info["Description"] == picture.compute_figures_digest(), "python -m benchmarks.picture draws it"
+
+
+def test_documents_with_figures_say_that_the_code_has_changed_since() -> None:
+    for document in {DOCUMENT, *PLACES.values()}:
+        assert "older than the present code" in document.read_text(encoding="utf-8")
 
 
 def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
@@ -130,6 +74,10 @@ def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
 
 def test_what_the_options_give_is_what_was_measured() -> None:
     assert read_table(options.DOCUMENT, "options") == options.build_table(load_result("options"))
+
+
+def test_what_is_shown_of_sweeps_is_what_was_measured() -> None:
+    assert read_table(sweep.DOCUMENT, "sweep") == sweep.build_table(load_result("sweep"))
 
 
 def test_the_variants_are_those_that_were_measured() -> None:
@@ -161,21 +109,41 @@ def test_a_recipe_opens_with_its_command_and_what_it_was_measured_at(name: str) 
 
 
 def test_every_folder_of_the_repository_is_described() -> None:
-    described = re.findall(r"^\| `([\w.]+)/`", get_section("Layout"), flags=re.MULTILINE)
+    described = re.findall(r"^\| `([\w.]+)/`", get_section("docs/built.md", "Layout"), flags=re.MULTILINE)
     tracked = {path.name for path in PROJECT.iterdir() if path.is_dir()} - {"dist", "build"}
     assert set(described) == {name for name in tracked if not name.startswith((".", "_")) and "egg-info" not in name}
 
 
+def list_anchors(document: Path) -> set[str]:
+    """List the places of a document that a link may name."""
+    titles = re.findall(r"(?m)^#+ (.+)$", document.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    text = document.read_text(encoding="utf-8")
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", text)}
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    """The anchors of the pages that are generated are checked where the site is built."""
+    for link in find_links(document.read_text(encoding="utf-8")):
         path, _, anchor = link.partition("#")
         if "://" in link:
             continue
-        assert (document.parent / path).exists(), link
-        assert not anchor or path or anchor in anchors, link
+        target = find_target(link, document) if path else document
+        assert target is not None and target.exists(), link
+        if anchor and target.parent.name != "reference":
+            assert anchor in list_anchors(target), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_every_block_of_code_is_executed_or_says_why_not(document: Path) -> None:
+    for block in iterate_blocks(document):
+        if block.language in DATA or (document in EXECUTED and not block.comment):
+            continue
+        kind, _, reason = block.comment.partition(": ")
+        assert kind in ("not executed", "executed by") and reason, f"no test executes, and no comment explains: {block}"
+        for name in re.findall(r"tests/[\w/]+\.py", reason):
+            assert (PROJECT / name).is_file(), f"{block}: {name} is not there"
+        if kind == "executed by":
+            assert document.name in (PROJECT / reason).read_text(encoding="utf-8"), f"{reason} does not read {document}"
 
 
 def test_the_version_is_the_same_everywhere() -> None:

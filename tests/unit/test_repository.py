@@ -170,7 +170,7 @@ def test_every_folder_of_tests_is_a_package() -> None:
 
 
 def test_each_unit_test_has_its_module() -> None:
-    others = {"test_conftest.py", "test_docs.py", "test_repository.py", "test_workflows.py"}
+    others = {"test_conftest.py", "test_docs.py", "test_website.py", "test_repository.py", "test_workflows.py"}
     for path in (PROJECT / "tests" / "unit").rglob("test_*.py"):
         relative = path.relative_to(PROJECT / "tests" / "unit")
         module = PACKAGE / relative.with_name(relative.name.removeprefix("test_"))

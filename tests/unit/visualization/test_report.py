@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_classifier.tracking.trace import Link
 from image_classifier.visualization.report import RunFacts, build_report, find_confusions, find_surest_mistakes
 from tests.runs import CLASSES, build_epochs, build_record, compute_evaluation_of, draw_predictions
 
@@ -208,3 +209,10 @@ def test_breaks_and_changes_are_said() -> None:
 
 def test_the_same_run_gives_the_same_page(html: str) -> None:
     assert build_report(build_facts(), build_images()) == html
+
+
+def test_where_a_run_comes_from_is_drawn_with_what_was_checked() -> None:
+    links = [Link("run", "a <b>", "0" * 64, "equal", "all files"), Link("data", "c", "", "different", "another")]
+    page = build_report(dataclasses.replace(build_facts(), links=links), "none")
+    assert "a &lt;b&gt;" in page and '<li class="different"><b>\u2717 data: different</b>' in page
+    assert "Where it comes from" not in build_report(build_facts(), "no images")

@@ -1,0 +1,173 @@
+"""From a verification to a signed verdict beside the run: what others can rely on without training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from image_classifier.errors import RunError, SettingsError, StorageError
+from image_classifier.published.attestation import (
+    EXPORT,
+    FORMAT_VERSION,
+    MANIFEST,
+    MODEL,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    format_time,
+    parse_statement,
+    serialize_statement,
+)
+from image_classifier.published.folder import ATTESTATIONS
+from image_classifier.published.folder import MODEL as PUBLISHED_MODEL
+from image_classifier.published.folder import PUBLISHED, find_published, read_published
+from image_classifier.publishing.onnx import export_model
+from image_classifier.publishing.signing import StatementSigner, build_statement_signer
+from image_classifier.storage import DISK, storage_error, write_atomically
+from image_classifier.tracking import run as run_files
+from image_classifier.tracking.checkpoint import load_model
+from image_classifier.tracking.identity import describe_processor, describe_processor_family
+from image_classifier.verification import Checked, Verdict, Verification
+
+
+def prepare(folder: Path, sign_key: str) -> StatementSigner:
+    """Check, before a run is trained again, that its verdict can be signed and written; return what signs.
+
+    Raises:
+        ImageClassifierError: the key cannot be used, or the folder not be written to.
+    """
+    sign = build_statement_signer(sign_key)
+    place = folder / ATTESTATIONS
+    if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+        raise RunError(f"{place} is no folder: it is not followed; remove it")
+    if folder.is_dir() and not os.access(place if place.is_dir() else folder, os.W_OK):
+        raise StorageError(f"cannot write to {folder}: the verdict could not be kept; verify a copy")
+    return sign
+
+
+def attest(
+    folder: Path,
+    verification: Verification,
+    sign: StatementSigner,
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Sign a verdict, and write it beside the run and beside the model that was published of it.
+
+    Args:
+        say: told what is not attested.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        RunError: there is no verdict that others could rely on, or the run was changed meanwhile.
+        ModelError: it cannot be signed.
+        StorageError: the disk refused.
+    """
+    checked = verification.checked
+    if checked is None:
+        raise RunError(f"nothing is attested of {folder}: what its manifest names was not trained again")
+    if verification.verdict is Verdict.DIFFERENT and _has_other_code(checked):
+        raise RunError(f"nothing is attested of {folder}: the difference may come of the code or the libraries of here")
+    if run_files.verify_files(folder) or run_files.read_manifest(folder) != checked.manifest:
+        raise RunError(f"nothing is attested of {folder}: it was changed while it was verified")
+    manifest_digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    subjects = {MODEL: checked.manifest["files"][MODEL]["sha256"], MANIFEST: manifest_digest}
+    places = [folder, *([folder / PUBLISHED] if os.path.lexists(folder / PUBLISHED) else [])]
+    if verification.verdict is Verdict.IDENTICAL and len(places) > 1:
+        export = find_export(folder, say)
+        subjects |= {EXPORT: export} if export is not None else {}
+    statement = serialize_statement(build_statement(verification, checked, subjects, clock()))
+    parse_statement(statement)
+    content = sign(statement)
+    suffix = ".sigstore.json" if b'"mediaType"' in content else ".json"
+    name = f"verdict-{hashlib.sha256(content).hexdigest()[:12]}{suffix}"
+    return [_write(place / ATTESTATIONS / name, content) for place in places]
+
+
+def _has_other_code(checked: Checked) -> bool:
+    """Say whether code or libraries are others than those that trained, where bits may depend on them."""
+    is_portable = checked.record["settings"].get("instruction_set") == "portable"
+    parts = ("code",) if is_portable else ("code", "environment")
+    return any(checked.record[part]["digest"] != checked.again[part]["digest"] for part in parts)
+
+
+def find_export(folder: Path, say: Callable[[str], None]) -> str | None:
+    """Find the digest of the model that was published of a run, if exporting the run's weights here gives its bytes."""
+    published = read_published(find_published(folder / PUBLISHED))
+    manifest = published.manifest
+    try:
+        content = export_model(load_model(folder / MODEL), views=manifest["views"], opset=manifest["opset"])
+    except SettingsError as error:  # the extra that exports is not installed
+        say(f"{PUBLISHED_MODEL} is not attested: {error}")
+        return None
+    if content != published.files[PUBLISHED_MODEL]:
+        say(f"{PUBLISHED_MODEL} is not attested: exporting the weights here gives other bytes")
+        return None
+    return hashlib.sha256(content).hexdigest()
+
+
+def build_statement(
+    verification: Verification, checked: Checked, subjects: dict[str, str], now: datetime
+) -> dict[str, Any]:
+    """Build the in-toto statement of a verdict; verdict.schema.json describes it.
+
+    Args:
+        subjects: sha256 by name.
+    """
+    record, again = checked.record, checked.again
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in subjects.items()],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "format_version": FORMAT_VERSION,
+            "verdict": str(verification.verdict),
+            "reasons": list(verification.reasons),
+            "run": {
+                "experiment_name": record["experiment_name"],
+                "run_name": record["run_name"],
+                "manifest_digest": checked.manifest["digest"],
+                "record_digest": checked.manifest["files"][run_files.RECORD]["sha256"],
+                "weights_digest": checked.manifest["weights_digest"],
+                "chain_head": checked.manifest["chain_head"],
+            },
+            "recorded": {
+                **{part: record[part]["digest"] for part in ("data", "code", "environment", "machine")},
+                "kernels": record["machine"]["class"].get("kernels"),
+            },
+            "checked": {
+                "kind": checked.kind,
+                "num_steps": checked.num_steps,
+                "num_digests": checked.num_digests,
+                "segments": [list(segment) for segment in checked.segments],
+                "nonce": checked.nonce,
+            },
+            "machine": {
+                **again["machine"],
+                "processor": describe_processor(),
+                "processor_family": describe_processor_family(),
+            },
+            "verifier": {
+                "version": again["code"]["version"],
+                "code": again["code"]["digest"],
+                "environment": again["environment"]["digest"],
+            },
+            "verified_at": format_time(now),
+        },
+    }
+
+
+def _write(path: Path, content: bytes) -> Path:
+    try:
+        if not path.parent.is_dir():
+            DISK.make_folder(path.parent)
+        write_atomically(path, content)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    return path

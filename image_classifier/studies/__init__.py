@@ -1,0 +1,1 @@
+"""Many runs: a search over settings."""

@@ -1,0 +1,1 @@
+"""Load on a running server, by Locust: `make load-test`, or `locust --config load_test/locust.conf --host URL`."""
