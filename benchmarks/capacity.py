@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.measure import PROJECT, format_figure, load_result, save_result, write_table
 from benchmarks.serving import KEY, RAW, load_images, load_with_wrk, serving
-from image_classifier.tracking.run import read_record
+from image_classifier.tracking.reading import read_record
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
 ROUNDS = 3

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.measure import build_parser, measure_in_turn, measure_recipe
 from benchmarks.subsets import write_subset
 from benchmarks.time_to_accuracy import measure_record
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 
 NUM_TRAIN, NUM_TEST = 4000, 1000
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import save_result
-from image_classifier.tracking.run import read_record
+from image_classifier.tracking.reading import read_record
 from tests.crash import Campaign
 
 TRIALS_PER_LINE = 100

@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import PROJECT, load_result, measure_command, save_result, to_row, write_table
 from benchmarks.subsets import write_subset
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
+from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.compare import compute_mcnemar_test
-from image_classifier.tracking.run import is_finished, read_epochs, read_evaluation, read_predictions, read_record
+from image_classifier.tracking.reading import read_epochs, read_evaluation, read_predictions, read_record
 
 DOCUMENT = PROJECT / "docs" / "own_images.md"
 NEW_CLASSES = ("bird", "dog", "horse", "ship")

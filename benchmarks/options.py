@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from benchmarks.measure import PROJECT, load_result, measure_recipe, save_result, write_table
 from benchmarks.small_sets import NUM_HELD_OUT
 from benchmarks.subsets import write_subset
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 
 DOCUMENT = PROJECT / "docs" / "augmentation.md"
 LARGEST_RATIO = 20

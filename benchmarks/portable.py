@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.measure import PROJECT, build_parser, load_result, measure_recipe, save_result, summarize, write_table
 from benchmarks.subsets import write_subset
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.training.determinism import FORCE_KERNELS, list_portable_kernels
 
 NUM_IMAGES, NUM_TEST = {"fast": 4000}, 1000

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import load_result, save_result, summarize
 from image_classifier.config import Views
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.published.folder import INT8_MODEL, MANIFEST, PARITY
 from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
 from image_classifier.publishing.publish import PublishSettings, publish
 from image_classifier.publishing.quantize import measure_speed
 from image_classifier.tracking.checkpoint import load_model
-from image_classifier.tracking.run import MODEL, read_record
+from image_classifier.tracking.layout import MODEL
+from image_classifier.tracking.reading import read_record
 from image_classifier.training.evaluate import compute_probabilities
 
 NUM_TIMED_IMAGES = 2048

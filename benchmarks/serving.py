@@ -272,8 +272,8 @@ def ask(name: str, port: int, pixels: bytes) -> str:
 
 def load_images(run: Path) -> list[bytes]:
     """Load the first test images of the run's data: 3,072 bytes each."""
-    from image_classifier.data.snapshot import load_snapshot
-    from image_classifier.tracking.run import read_record
+    from image_classifier.data.dataset import load_snapshot
+    from image_classifier.tracking.reading import read_record
 
     images, _ = load_snapshot(Path(read_record(run)["execution"]["dataset_folder"])).test
     pixels = np.ascontiguousarray(np.asarray(images[:NUM_CHECKED]).transpose(0, 2, 3, 1))

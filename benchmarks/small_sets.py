@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.measure import PROJECT, load_result, measure_recipe, save_result, write_table
 from benchmarks.subsets import write_subset
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 
 DOCUMENT = PROJECT / "benchmarks" / "README.md"
 NUM_HELD_OUT = 2000

@@ -35,8 +35,9 @@ import optuna
 
 from benchmarks.measure import PROJECT, load_result, measure_recipe, save_result, write_table
 from benchmarks.subsets import write_subset
-from image_classifier.data.snapshot import load_snapshot
-from image_classifier.tracking.run import is_finished, read_chain, read_manifest
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.tracking.checking import is_finished
+from image_classifier.tracking.reading import read_chain, read_manifest
 from tests.postgres import PASSWORD, Cluster
 
 DOCUMENT = PROJECT / "docs" / "sweep.md"

@@ -18,7 +18,8 @@ from typing import Any
 from benchmarks.floor import count_training
 from benchmarks.measure import PROJECT, load_result, save_result, write_table
 from image_classifier.config import load_recipe, restore_training_settings
-from image_classifier.tracking.run import check_finished, read_epochs, read_record
+from image_classifier.tracking.checking import check_finished
+from image_classifier.tracking.reading import read_epochs, read_record
 
 DOCUMENT = PROJECT / "benchmarks" / "README.md"
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from benchmarks.measure import PROJECT, build_parser, save_result, write_table
 from image_classifier.data.augment import compute_validation_split
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.tracking.checkpoint import load_model
-from image_classifier.tracking.run import MODEL, read_record
+from image_classifier.tracking.layout import MODEL
+from image_classifier.tracking.reading import read_record
 from image_classifier.training import evaluate
 
 THRESHOLDS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0]

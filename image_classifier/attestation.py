@@ -27,7 +27,7 @@ from image_classifier.published.folder import PUBLISHED, find_published, read_pu
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.signing import StatementSigner, build_statement_signer
 from image_classifier.storage import DISK, storage_error, write_atomically
-from image_classifier.tracking import run as run_files
+from image_classifier.tracking import checking, layout, reading
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.identity import describe_processor, describe_processor_family
 from image_classifier.verification import Checked, Verdict, Verification
@@ -74,7 +74,7 @@ def attest(
         raise RunError(f"nothing is attested of {folder}: what its manifest names was not trained again")
     if verification.verdict is Verdict.DIFFERENT and _has_other_code(checked):
         raise RunError(f"nothing is attested of {folder}: the difference may come of the code or the libraries of here")
-    if run_files.verify_files(folder) or run_files.read_manifest(folder) != checked.manifest:
+    if checking.verify_files(folder) or reading.read_manifest(folder) != checked.manifest:
         raise RunError(f"nothing is attested of {folder}: it was changed while it was verified")
     manifest_digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     subjects = {MODEL: checked.manifest["files"][MODEL]["sha256"], MANIFEST: manifest_digest}
@@ -133,7 +133,7 @@ def build_statement(
                 "experiment_name": record["experiment_name"],
                 "run_name": record["run_name"],
                 "manifest_digest": checked.manifest["digest"],
-                "record_digest": checked.manifest["files"][run_files.RECORD]["sha256"],
+                "record_digest": checked.manifest["files"][layout.RECORD]["sha256"],
                 "weights_digest": checked.manifest["weights_digest"],
                 "chain_head": checked.manifest["chain_head"],
             },

@@ -22,6 +22,8 @@ import yaml
 from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
 from image_classifier.plugins import NETWORKS, SCALES, check_name, is_own
+from image_classifier.references import _DATABASE_PREFIX, get_published_weights, get_reference, parse_reference
+from image_classifier.text import make_printable
 
 IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
 """Of a batch whose shards are not given."""
@@ -84,71 +86,15 @@ TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
-_DATABASE_PREFIX = "db:"
-_PUBLISHED = re.compile(r"torchvision:([a-z0-9_]{1,100})@([A-Za-z0-9_]{1,100})")
 DATASET_FOLDER = Path("data/cifar_dataset")
 """Where a data set lies if nothing else is said."""
 DATABASE_FOLDER = Path("data")
 """Where SQLite's file lies, with all data sets in it, and the snapshots of what is read from a database."""
-_REFERENCE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,99})(?:@([1-9][0-9]{0,8}))?")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A data set in a database, and which of its versions; None is the newest."""
-
-    name: str
-    version: int | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.version is None else f"{self.name}@{self.version}"
 
 
 def describe_views(views: str) -> str:
     """Describe which views of an image are averaged (test-time augmentation), for whoever reads an accuracy."""
     return _VIEWS.get(views, f"views {views}")
-
-
-def parse_reference(text: str) -> Reference:
-    """Parse NAME or NAME@VERSION.
-
-    Raises:
-        SettingsError: it is neither.
-    """
-    match = _REFERENCE.fullmatch(text)
-    if match is None:
-        raise SettingsError(
-            "a data set in a database is NAME or NAME@VERSION, of letters, digits, dots, dashes and underscores and a "
-            f"whole number, got: {text[:200]!a}"
-        )
-    return Reference(match[1], int(match[2]) if match[2] else None)
-
-
-def get_reference(dataset: Path | str) -> Reference | None:
-    """Parse db:NAME or db:NAME@VERSION, which may stand where a folder may; None for a path.
-
-    Raises:
-        SettingsError: it begins with db: and does not go on so.
-    """
-    text = str(dataset)
-    return parse_reference(text.removeprefix(_DATABASE_PREFIX)) if text.startswith(_DATABASE_PREFIX) else None
-
-
-def get_published_weights(model: Path | str) -> tuple[str, str] | None:
-    """Parse torchvision:NETWORK@WEIGHTS, which may stand where a model file may; None for a path.
-
-    Raises:
-        SettingsError: it begins with torchvision: and does not go on so.
-    """
-    if not str(model).startswith("torchvision:"):
-        return None
-    match = _PUBLISHED.fullmatch(str(model))
-    if match is None:
-        raise SettingsError(
-            "--pretrained_model takes a path, or torchvision:NETWORK@WEIGHTS such as "
-            f"torchvision:resnet18@IMAGENET1K_V1, got: {str(model)[:200]!a}"
-        )
-    return match[1], match[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -477,7 +423,7 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys() - {"num_threads", "deterministic"}
     if unknown:
         raise SettingsError(
-            f"the record has settings of another version: {', '.join(map(_make_printable, sorted(unknown)))[:200]}; "
+            f"the record has settings of another version: {', '.join(map(make_printable, sorted(unknown)))[:200]}; "
             "use the version that it names under code"
         )
     try:
@@ -734,11 +680,7 @@ def _check(settings: object, option: str, good: bool, takes: str) -> None:
     if not good:
         value = getattr(settings, option)
         got = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        raise SettingsError(f"--{option} takes {takes}, got: {_make_printable(str(got))}")
-
-
-def _make_printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
+        raise SettingsError(f"--{option} takes {takes}, got: {make_printable(str(got))}")
 
 
 def _check_choices(settings: TrainingSettings) -> None:

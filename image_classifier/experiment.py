@@ -20,34 +20,29 @@ from image_classifier.conformance import check_network, check_optimizer
 from image_classifier.data.augment import Augmentation, compute_validation_split
 from image_classifier.data.balance import compute_class_weights
 from image_classifier.data.content import list_classes
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.loader import Loader
 from image_classifier.data.mixing import build_targets
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.plugins import PlugIn, is_own, load
 from image_classifier.storage import DISK, Disk, remove_leftovers
+from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
+from image_classifier.tracking.layout import EVALUATION, FIGURE, MODEL, PREDICTIONS, PROFILE, RECORD
 from image_classifier.tracking.pretrained import Pretrained, check_pretrained, load_pretrained, start_from
-from image_classifier.tracking.record import build_record, check_identity, check_settings
-from image_classifier.tracking.run import (
-    EVALUATION,
-    FIGURE,
-    MODEL,
-    PREDICTIONS,
-    PROFILE,
-    RECORD,
-    is_finished,
-    open_run_folder,
+from image_classifier.tracking.reading import (
     read_epochs,
     read_evaluation,
     read_manifest,
     read_record,
-    run_exists_error,
     serialize_predictions,
 )
+from image_classifier.tracking.record import build_record, check_identity, check_settings
+from image_classifier.tracking.run import open_run_folder, run_exists_error
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.average import build_average
 from image_classifier.training.determinism import cap_instruction_set, configure_torch, resolve_settings

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings, get_published_weights, get_reference
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import Reporter, run
 from image_classifier.plugins import PLUGGABLE, check_allowed
 from image_classifier.published.attestation import Kind
+from image_classifier.references import get_published_weights, get_reference
 from image_classifier.storage import scratch_folder
 from image_classifier.tracking.audit import Audit, build_audit
+from image_classifier.tracking.checking import describe_others, is_finished, verify_files
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import (
     compute_json_digest,
@@ -30,21 +32,9 @@ from image_classifier.tracking.identity import (
     describe_machine,
     find_differing_keys,
 )
+from image_classifier.tracking.layout import CHAIN, CHECKPOINTS, METRICS, MODEL, RECORD
+from image_classifier.tracking.reading import read_chain, read_manifest, read_predictions, read_record
 from image_classifier.tracking.record import find_identity_changes
-from image_classifier.tracking.run import (
-    CHAIN,
-    CHECKPOINTS,
-    METRICS,
-    MODEL,
-    RECORD,
-    describe_others,
-    is_finished,
-    read_chain,
-    read_manifest,
-    read_predictions,
-    read_record,
-    verify_files,
-)
 from image_classifier.training.determinism import (
     cap_instruction_set,
     resolve_nearest_settings,

@@ -12,7 +12,7 @@ from image_classifier.attestation import build_statement
 from image_classifier.published.attestation import EXPORT, MANIFEST, MODEL, Kind, serialize_statement
 from image_classifier.published.folder import ATTESTATIONS
 from image_classifier.publishing.signing import build_statement_signer
-from image_classifier.tracking.run import read_manifest, read_record
+from image_classifier.tracking.reading import read_manifest, read_record
 from image_classifier.verification import Checked, Verdict, Verification
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -36,18 +36,11 @@ from image_classifier.cli.train import place_aside
 from image_classifier.config import RunSettings
 from image_classifier.experiment import run
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk, scratch_folder
+from image_classifier.tracking.checking import find_changed_files, is_finished
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import compute_tensor_digests, compute_weights_digest
-from image_classifier.tracking.run import (
-    CHAIN,
-    CHECKPOINTS,
-    EVALUATION,
-    METRICS,
-    MODEL,
-    PREDICTIONS,
-    RECORD,
-    find_changed_files,
-    is_finished,
+from image_classifier.tracking.layout import CHAIN, CHECKPOINTS, EVALUATION, METRICS, MODEL, PREDICTIONS, RECORD
+from image_classifier.tracking.reading import (
     read_chain,
     read_epochs,
     read_evaluation,

@@ -21,7 +21,8 @@ from image_classifier.config import SMALL_BATCH, RunSettings, TrainingSettings
 from image_classifier.experiment import run
 from image_classifier.kernels.library import Arguments, load_kernels
 from image_classifier.model.catalog import build_classifier
-from image_classifier.tracking.run import CHAIN, read_manifest, read_predictions
+from image_classifier.tracking.layout import CHAIN
+from image_classifier.tracking.reading import read_manifest, read_predictions
 from image_classifier.training.determinism import choose_kernels
 from image_classifier.training.engine import Eager
 from image_classifier.training.portable_steps import PortableMode

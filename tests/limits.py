@@ -12,7 +12,7 @@ from image_classifier.data import card, cifar, content, download, parquet_proces
 from image_classifier.published import attestation
 from image_classifier.published import folder as published
 from image_classifier.serving import auth
-from image_classifier.tracking import run, tensor_file
+from image_classifier.tracking import reading, tensor_file
 from tests.conftest import PROJECT
 
 
@@ -76,7 +76,7 @@ ROWS: dict[str, tuple[str, str]] = {
     "YAML": (f"{_size(files.MAX_YAML_BYTES)}, {files.MAX_DEPTH} levels; aliases, a key twice", "the caller's"),
     "`README.md` of a data set": (f"{_size(card.MAX_CARD_BYTES)}, and its head as YAML", "the caller's"),
     "`predictions.npz`": (
-        f"{_size(run.MAX_PREDICTIONS_BYTES)}, packed and unpacked; arrays of other types",
+        f"{_size(reading.MAX_PREDICTIONS_BYTES)}, packed and unpacked; arrays of other types",
         "the caller's",
     ),
     "`model.pth`, checkpoint": (

@@ -280,7 +280,7 @@ def race_resolve(home: Home) -> None:
 
 def race_train(home: Home) -> None:
     """Two train under one name: one does, the other is told. Two more begin an experiment: both do."""
-    from image_classifier.tracking.run import check_finished, find_changed_files
+    from image_classifier.tracking.checking import check_finished, find_changed_files
 
     experiments = home.folder / "experiments"
     shutil.rmtree(experiments, ignore_errors=True)

@@ -31,8 +31,9 @@ from image_classifier.credentials import load_secret
 from image_classifier.data.card import check_sizes
 from image_classifier.data.connection import load_place
 from image_classifier.data.content import METADATA_FILE, load_metadata
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.parquet import iterate_images
-from image_classifier.data.snapshot import compute_fingerprint, load_snapshot
+from image_classifier.data.snapshot import compute_fingerprint
 from image_classifier.data.source import find_source
 from image_classifier.errors import ImageClassifierError
 from image_classifier.imaging import decode_image
@@ -46,7 +47,7 @@ from image_classifier.serving import oip
 from image_classifier.serving.app import describe_model
 from image_classifier.serving.auth import TokenGate, load_keys
 from image_classifier.serving.requests import parse_body
-from image_classifier.tracking import run as run_files
+from image_classifier.tracking import checking, layout, reading
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.compare import compare_runs
 from image_classifier.tracking.pretrained import load_pretrained
@@ -352,8 +353,8 @@ def _build_run_files() -> list[Reader]:
     files = read_folder(GOLDEN)
     state = next(name for name in files if name.endswith("state.pth"))
     tensors = change_zip(("data.pkl", mix(change_pickle, change_bytes)))
-    documents = {name: files[name] for name in (run_files.RECORD, run_files.EVALUATION)}
-    lines = {name: files[name] for name in (run_files.METRICS, run_files.CHAIN)}
+    documents = {name: files[name] for name in (layout.RECORD, layout.EVALUATION)}
+    lines = {name: files[name] for name in (layout.METRICS, layout.CHAIN)}
     parts = documents | lines
 
     def change_part(chance: Any, content: bytes) -> bytes:
@@ -368,7 +369,7 @@ def _build_run_files() -> list[Reader]:
         Reader("run record", parts, change_part, _read_run, prepare),
         Reader(
             "run manifest",
-            {run_files.MANIFEST: files[run_files.MANIFEST]},
+            {layout.MANIFEST: files[layout.MANIFEST]},
             mix(
                 change_bytes, change_json, seal(change_json, _seal_run_manifest), seal(change_json, _seal_run_manifest)
             ),
@@ -377,14 +378,14 @@ def _build_run_files() -> list[Reader]:
         ),
         Reader(
             "predictions.npz",
-            {run_files.PREDICTIONS: files[run_files.PREDICTIONS]},
+            {layout.PREDICTIONS: files[layout.PREDICTIONS]},
             mix(change_bytes, change_zip((".npy", change_npy)), change_zip((".npy", change_npy))),
             _read_run,
             prepare,
         ),
         Reader(
             "model.pth",
-            {run_files.MODEL: files[run_files.MODEL]},
+            {layout.MODEL: files[layout.MODEL]},
             mix(change_bytes, tensors, tensors),
             lambda name, content, folder: load_model(_write(folder / name, content)),
         ),
@@ -403,9 +404,7 @@ def _build_run_files() -> list[Reader]:
             _read_checkpoint,
             lambda folder: _write_all(folder, files),
         ),
-        Reader(
-            "job summary", parts | {run_files.MANIFEST: files[run_files.MANIFEST]}, change_part, _summarize, prepare
-        ),
+        Reader("job summary", parts | {layout.MANIFEST: files[layout.MANIFEST]}, change_part, _summarize, prepare),
     ]
 
 
@@ -460,17 +459,17 @@ def _compare(folders: list[Path]) -> None:
 
 
 _READS: tuple[Callable[[Path], object], ...] = (
-    lambda run: restore_training_settings(run_files.read_record(run)["settings"]),
-    lambda run: run_files.find_dataset(run, access=DatabaseAccess()),
-    lambda run: format_evaluation(run_files.read_evaluation(run)),
-    run_files.read_epochs,
-    run_files.read_chain,
-    run_files.read_predictions,
+    lambda run: restore_training_settings(reading.read_record(run)["settings"]),
+    lambda run: reading.find_dataset(run, access=DatabaseAccess()),
+    lambda run: format_evaluation(reading.read_evaluation(run)),
+    reading.read_epochs,
+    reading.read_chain,
+    reading.read_predictions,
 )
 
 
 def _seal_run(folder: Path) -> None:
-    (folder / run_files.MANIFEST).unlink()
+    (folder / layout.MANIFEST).unlink()
     RunFolder(folder).finish(weights_digest="0" * 64, chain_head="")
 
 
@@ -484,22 +483,22 @@ def _seal_run_manifest(content: bytes) -> bytes:
 def _read_run_manifest(name: str, content: bytes, folder: Path) -> None:
     run = folder / "run"
     (run / name).write_bytes(content)
-    errors = [_attempt(run_files.verify_files, run), _attempt(run_files.check_finished, run)]
+    errors = [_attempt(checking.verify_files, run), _attempt(checking.check_finished, run)]
     for error in filter(None, errors):
         raise error
 
 
 def _read_checkpoint(name: str, content: bytes, folder: Path) -> None:
     """Resume from a changed checkpoint that its manifest agrees with, and take a step."""
-    settings = restore_training_settings(run_files.read_record(folder)["settings"])
+    settings = restore_training_settings(reading.read_record(folder)["settings"])
     for place in (folder / "checkpoints").iterdir():
         shutil.rmtree(place)
     facts = {"format_version": 1, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     _write_all(folder, {name: content, str(Path(name).with_name("manifest.json")): json.dumps(facts).encode()})
-    classifier = load_model(folder / run_files.MODEL).classifier
+    classifier = load_model(folder / layout.MODEL).classifier
     optimizer = build_optimizer(classifier, settings)
     state = TrainingState(RunFolder(folder), classifier, optimizer, settings, 20, {"digest": "", "class": {}})
-    lines = {name: (folder / name).read_bytes() for name in (run_files.METRICS, run_files.CHAIN)}
+    lines = {name: (folder / name).read_bytes() for name in (layout.METRICS, layout.CHAIN)}
     try:
         state.restore(2)
         for parameter in classifier.parameters():  # not by torch's threads, which a fork has lost
@@ -518,7 +517,7 @@ def _summarize(name: str, content: bytes, folder: Path) -> None:
 
 
 def _build_published(scratch: Path) -> list[Reader]:
-    model = load_model(GOLDEN / run_files.MODEL)
+    model = load_model(GOLDEN / layout.MODEL)
     content = export_model(model)
     images = np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
     models = {"fp32": content, "int8": quantize(content, images), "mirror": export_model(model, views="mirror")}

@@ -15,9 +15,10 @@ from PIL import Image
 from image_classifier.config import Fit, Views
 from image_classifier.metrics import compute_metrics
 from image_classifier.model.catalog import build_classifier
-from image_classifier.tracking import run as run_files
+from image_classifier.tracking import layout
 from image_classifier.tracking.checkpoint import Model, serialize_model
-from image_classifier.tracking.run import RunFolder, serialize_predictions
+from image_classifier.tracking.reading import serialize_predictions
+from image_classifier.tracking.run import RunFolder
 from tests.tiny import make_training
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -167,14 +168,14 @@ def write_run(
     for part, values in (changes or {}).items():
         record[part] = {**(record[part] or {"path": "model.pth"}), **values}
     epochs = build_epochs(num_epochs, validation=bool(settings.get("validation_fraction")))
-    folder.write_json(run_files.RECORD, record)
+    folder.write_json(layout.RECORD, record)
     for epoch in epochs:
-        folder.append_line(run_files.METRICS, epoch)
+        folder.append_line(layout.METRICS, epoch)
         head = hashlib.sha256(f"{name} {epoch['step']}".encode()).hexdigest()
-        folder.append_line(run_files.CHAIN, {"step": epoch["step"], "digest": head, "tensors": {}})
-    folder.write(run_files.MODEL, build_model_file(classes, record["data"]["digest"]))
-    folder.write(run_files.PREDICTIONS, serialize_predictions(probabilities, labels))
-    folder.write_json(run_files.EVALUATION, evaluation)
-    folder.write(run_files.FIGURE, b"a picture")  # which nothing reads, and which takes long to draw
+        folder.append_line(layout.CHAIN, {"step": epoch["step"], "digest": head, "tensors": {}})
+    folder.write(layout.MODEL, build_model_file(classes, record["data"]["digest"]))
+    folder.write(layout.PREDICTIONS, serialize_predictions(probabilities, labels))
+    folder.write_json(layout.EVALUATION, evaluation)
+    folder.write(layout.FIGURE, b"a picture")  # which nothing reads, and which takes long to draw
     folder.finish(weights_digest="0" * 64, chain_head=head if epochs else "")
     return path

@@ -24,7 +24,7 @@ from typing import BinaryIO
 from image_classifier.errors import ImageClassifierError, RunError
 from image_classifier.published import folder as published
 from image_classifier.storage import storage_error
-from image_classifier.tracking import run
+from image_classifier.tracking import checking, layout, reading
 
 MAX_MEMBERS = 10_000
 MAX_BYTES = 2**31
@@ -164,29 +164,29 @@ def unpack(artifact: Artifact, path: Path, target: Path) -> tuple[dict[str, str]
         RunError: it is no finished run, or a file is not what its manifest says.
         ModelError: the published model in it is not what its manifest says.
     """
-    for name in (run.RECORD, run.MANIFEST):
+    for name in (layout.RECORD, layout.MANIFEST):
         if name not in artifact.sizes:
             raise RunError(f"{path} holds no {name}: it is no run that was published")
     target.mkdir()
-    write(artifact, run.MANIFEST, target, MAX_DOCUMENT_BYTES)
-    manifest = run.read_manifest(target)
+    write(artifact, layout.MANIFEST, target, MAX_DOCUMENT_BYTES)
+    manifest = reading.read_manifest(target)
     check_names(manifest["files"], COMMITTED_NAME)
-    if run.RECORD not in manifest["files"]:
-        raise RunError(f"the manifest of {path} does not name {run.RECORD}")
+    if layout.RECORD not in manifest["files"]:
+        raise RunError(f"the manifest of {path} does not name {layout.RECORD}")
     wanted = {name: facts["size"] for name, facts in manifest["files"].items() if name in artifact.sizes}
     wanted |= find_published(artifact, target)
     if sum(wanted.values()) > MAX_BYTES:
         raise RunError(f"{path} holds a run of {sum(wanted.values()):,} bytes; at most {MAX_BYTES:,} are taken")
     for name, size in wanted.items():
         write(artifact, name, target, size)
-    wrong = run.verify_files(target)
+    wrong = checking.verify_files(target)
     if wrong:
         raise RunError(f"{path} is no whole run: {wrong[0]}")
-    record = run.read_record(target)
+    record = reading.read_record(target)
     for key in ("experiment_name", "run_name"):
         if not isinstance(record.get(key), str) or not FOLDER.fullmatch(record[key]):
             raise RunError(f"{str(record.get(key))[:200]!a} is no name of a folder that is committed")
-    taken = {*wanted, run.MANIFEST, f"{published.PUBLISHED}/{published.MANIFEST}"}
+    taken = {*wanted, layout.MANIFEST, f"{published.PUBLISHED}/{published.MANIFEST}"}
     return record, sorted(name for name in artifact.sizes if name not in taken)
 
 

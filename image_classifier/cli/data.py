@@ -17,9 +17,10 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.database import format_counts, name_left_out
 from image_classifier.cli.table import format_table, make_printable
-from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER, get_reference
+from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER
 from image_classifier.errors import DataError
 from image_classifier.progress import say
+from image_classifier.references import get_reference
 from image_classifier.storage import storage_error, temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def _prepare(argv: Sequence[str] | None) -> int:
     """get a data set and freeze it into a snapshot"""
     options = parse_arguments(build_prepare_parser(), argv)
 
+    from image_classifier.data.dataset import load_snapshot
     from image_classifier.data.download import UnreachableError
-    from image_classifier.data.snapshot import load_snapshot
 
     folder: Path = options.dataset_folder
     reading = build_reading(options)
@@ -172,7 +173,7 @@ def _info(argv: Sequence[str] | None) -> int:
     """show a data set's classes and balance; with --output draw a sheet of its images"""
     options = parse_arguments(build_info_parser(), argv)
 
-    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.data.dataset import load_snapshot
 
     in_database = get_reference(options.dataset_folder) is not None
     access = build_access(options, DATABASE_FOLDER if in_database else options.dataset_folder)

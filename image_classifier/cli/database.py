@@ -21,12 +21,13 @@ from image_classifier.cli.access import (
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser
 from image_classifier.cli.table import format_table, make_printable
-from image_classifier.config import DATABASE_FOLDER, Reading, Reference, get_reference, parse_reference
+from image_classifier.config import DATABASE_FOLDER, Reading
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.files import read_file
 from image_classifier.progress import say, track
+from image_classifier.references import Reference, get_reference, parse_reference
 from image_classifier.storage import temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
@@ -253,8 +254,8 @@ def diff(argv: Sequence[str] | None) -> int:
     options = _parse(build_diff_parser(), argv)
     access = build_access(options, options.dataset_folder)
 
+    from image_classifier.data.dataset import load_snapshot
     from image_classifier.data.diff import compute_difference
-    from image_classifier.data.snapshot import load_snapshot
 
     reading = Reading(image_size=options.image_size)
     old, new = (load_snapshot(path, access, reading) for path in (options.old, options.new))
@@ -341,8 +342,8 @@ def export(argv: Sequence[str] | None) -> int:
     options = _parse(build_export_parser(), argv)
     access = build_access(options, options.dataset_folder)
 
+    from image_classifier.data.dataset import load_snapshot
     from image_classifier.data.export import write_folder, write_parquet
-    from image_classifier.data.snapshot import load_snapshot
 
     loaded = load_snapshot(options.dataset, access, Reading(image_size=options.image_size))
     write = write_folder if options.format == "folder" else write_parquet

@@ -14,9 +14,10 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table, make_printable
-from image_classifier.config import DatabaseAccess, Reading, describe_views, get_reference
+from image_classifier.config import DatabaseAccess, Reading, describe_views
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.progress import say
+from image_classifier.references import get_reference
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +46,9 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     model = load(arguments)
 
     from image_classifier.data.content import list_classes
-    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.data.dataset import load_snapshot
     from image_classifier.storage import write_atomically
-    from image_classifier.tracking.run import find_dataset
+    from image_classifier.tracking.reading import find_dataset
 
     dataset_folder, reading = arguments.dataset_folder, Reading(fit=model.fit, image_size=model.image_size)
     if dataset_folder is None:
@@ -80,7 +81,7 @@ def find_run(model_path: Path) -> Path:
     Raises:
         SettingsError: no record lies there.
     """
-    from image_classifier.tracking.run import RECORD
+    from image_classifier.tracking.layout import RECORD
 
     folder = model_path.parent.parent if model_path.suffix == ".onnx" else model_path.parent
     if not (folder / RECORD).is_file():

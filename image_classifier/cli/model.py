@@ -143,7 +143,8 @@ def find_model(run: Path) -> Path:
     Raises:
         RunError: the folder is not a finished run.
     """
-    from image_classifier.tracking.run import MODEL, check_finished
+    from image_classifier.tracking.checking import check_finished
+    from image_classifier.tracking.layout import MODEL
 
     if run.is_file():
         return run

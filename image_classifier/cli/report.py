@@ -41,10 +41,10 @@ def _report(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(build_report_parser(), argv)
     access = build_access(arguments, DatabaseAccess().dataset_folder)
 
-    from image_classifier.tracking import run
+    from image_classifier.tracking.checking import check_finished
 
     path = arguments.run / "report.html"
-    run.check_finished(arguments.run)
+    check_finished(arguments.run)
     with temporary_files_beside(path):
         _write_report(arguments, access, path)
     print(path)
@@ -52,26 +52,26 @@ def _report(argv: Sequence[str] | None) -> int:
 
 
 def _write_report(arguments: Namespace, access: DatabaseAccess, path: Path) -> None:
-    from image_classifier.tracking import run
+    from image_classifier.tracking import reading
     from image_classifier.tracking.trace import Where, trace_run
     from image_classifier.visualization.report import RunFacts, build_report
 
     folder = arguments.run
-    probabilities, labels = run.read_predictions(folder)
+    probabilities, labels = reading.read_predictions(folder)
     facts = RunFacts(
         path=str(folder),
-        record=run.read_record(folder),
-        epochs=run.read_epochs(folder),
-        evaluation=run.read_evaluation(folder),
-        chain=run.read_chain(folder),
-        manifest=run.read_manifest(folder),
+        record=reading.read_record(folder),
+        epochs=reading.read_epochs(folder),
+        evaluation=reading.read_evaluation(folder),
+        chain=reading.read_chain(folder),
+        manifest=reading.read_manifest(folder),
         probabilities=probabilities,
         labels=labels,
         links=list(trace_run(folder, Where(folder.parent.parent, arguments.dataset_folder, access))),
     )
     images: NDArray[np.uint8] | str
     try:
-        images = load_test_images(*run.find_dataset(folder, arguments.dataset_folder, access), facts.record)
+        images = load_test_images(*reading.find_dataset(folder, arguments.dataset_folder, access), facts.record)
     except DataError as error:
         if arguments.dataset_folder is not None:
             raise
@@ -87,7 +87,7 @@ def load_test_images(
     Raises:
         DataError: the data set is not there, or is another one.
     """
-    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.data.dataset import load_snapshot
 
     snapshot = load_snapshot(dataset_folder, access, reading)
     if snapshot.digest != record["data"]["digest"]:

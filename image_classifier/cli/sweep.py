@@ -124,7 +124,7 @@ def _search(
     secret = choose_password(sweep, access, base)
     with track("starting"):
         from image_classifier.cli.trials import TrialsShown, shown_run
-        from image_classifier.data.snapshot import load_snapshot
+        from image_classifier.data.dataset import load_snapshot
         from image_classifier.studies.sweep import Work, Worker
 
     base = settle_weights(base)

@@ -16,7 +16,8 @@ from image_classifier.config import RunSettings
 from image_classifier.experiment import Reporter
 from image_classifier.extras import load_extra
 from image_classifier.storage import storage_error
-from image_classifier.tracking.run import BOARD, FIGURE, read_epochs, read_evaluation
+from image_classifier.tracking.layout import BOARD, FIGURE
+from image_classifier.tracking.reading import read_epochs, read_evaluation
 
 
 @contextmanager

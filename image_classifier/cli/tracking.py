@@ -12,7 +12,8 @@ from image_classifier.config import RunSettings
 from image_classifier.errors import Interrupted, RegistryError
 from image_classifier.experiment import Reporter
 from image_classifier.progress import say
-from image_classifier.tracking.run import CHECKPOINTS, MANIFEST, list_run_files, read_epochs, read_evaluation
+from image_classifier.tracking.layout import CHECKPOINTS, MANIFEST, list_run_files
+from image_classifier.tracking.reading import read_epochs, read_evaluation
 from image_classifier.tracking.store import Store
 
 TEST_METRICS = ("accuracy", "accuracy_single_view", "top5_accuracy", "loss", "expected_calibration_error")

@@ -223,7 +223,8 @@ def read_recorded_options(run_folder: Path, given: Mapping[str, Any]) -> dict[st
     Raises:
         RunError: the record names code of another package that was not given and is not to be imported for it.
     """
-    from image_classifier.tracking.run import RECORD, read_record
+    from image_classifier.tracking.layout import RECORD
+    from image_classifier.tracking.reading import read_record
 
     if not (run_folder / RECORD).exists():
         return None
@@ -285,7 +286,7 @@ def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | No
     run = check_open_settings(values)
 
     from image_classifier.data.augment import count_validation_images
-    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.data.dataset import load_snapshot
     from image_classifier.tracking.run import run_exists_error
 
     if os.path.lexists(run.run_folder) and not (run.resume or is_restarted()):

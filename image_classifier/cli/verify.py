@@ -87,7 +87,8 @@ def _verify(argv: Sequence[str] | None) -> int:
     if signing["attest"] != (signing["sign_key"] is not None):
         raise SettingsError("--attest and --sign_key are needed together: a verdict that nobody signed proves nothing")
 
-    from image_classifier.tracking.run import describe_others, read_manifest, read_record, verify_files
+    from image_classifier.tracking.checking import describe_others, verify_files
+    from image_classifier.tracking.reading import read_manifest, read_record
 
     if options.pop("files_only"):
         if signing["attest"]:
@@ -147,7 +148,8 @@ def _count(path: Path, *, threshold: str | None, public_key: list[Path], policy:
     """Count the verdicts of others about a run, or a published model, and print who has given them."""
     from image_classifier.published.folder import MODEL, read_published
     from image_classifier.published.policy import build_policy, check_published, check_run, load_policy, parse_threshold
-    from image_classifier.tracking.run import is_finished, read_manifest, verify_files
+    from image_classifier.tracking.checking import is_finished, verify_files
+    from image_classifier.tracking.reading import read_manifest
 
     if bool(public_key) == (policy is not None) or (public_key and threshold is None):
         raise SettingsError("give --threshold K-of-N with the --public_key of each of N verifiers, or give a --policy")

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from image_classifier.data.content import one_line
 from image_classifier.data.parts import find_part
 from image_classifier.errors import DataError
 from image_classifier.files import load_json, parse_yaml, read_file
+from image_classifier.text import one_line
 
 MAX_CARD_BYTES = 2**20
 

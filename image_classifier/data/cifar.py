@@ -18,18 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.data.content import (
-    CIFAR10_CLASSES,
-    CIFAR10_PUBLISHED_CLASSES,
-    Batch,
-    Content,
-    Metadata,
-    is_name,
-    one_line,
-)
+from image_classifier.data.content import CIFAR10_CLASSES, CIFAR10_PUBLISHED_CLASSES, Batch, Content, Metadata, is_name
 from image_classifier.data.pickles import load_pickle
 from image_classifier.errors import DataError
 from image_classifier.files import read_file
+from image_classifier.text import one_line
 
 MAX_FILE_BYTES = 2**28
 """Largest file that is read; the largest published one, CIFAR-100's training set, has 155 million bytes."""

@@ -25,11 +25,11 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from image_classifier.config import DATASET_FOLDER, DatabaseAccess
-from image_classifier.data.content import one_line
 from image_classifier.data.schema import REVISION
 from image_classifier.errors import DatabaseError, ImageClassifierError, SettingsError, StorageError
 from image_classifier.files import load_yaml
 from image_classifier.progress import track
+from image_classifier.text import one_line
 
 Driver = Literal["sqlite", "postgresql"]
 Tls = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]

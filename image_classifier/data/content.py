@@ -20,6 +20,7 @@ from image_classifier.config import DEFAULT_IMAGE_SIZE, Reading
 from image_classifier.data.findings import Findings, Notebook
 from image_classifier.errors import DataError, ImageError
 from image_classifier.files import load_json
+from image_classifier.text import one_line
 
 METADATA_FILE = "metadata.json"
 METADATA_FORMAT = 1
@@ -245,12 +246,6 @@ def list_classes(classes: Sequence[str]) -> str:
     """List the names of classes for a message: the first ten, and how many there are."""
     listed = ", ".join(classes[:10])
     return f"{listed}, … ({len(classes)})" if len(classes) > 10 else listed
-
-
-def one_line(error: object) -> str:
-    """Write an error's message on one line without control characters, at most 300 characters of it."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:300]
 
 
 def _check(content: dict[str, Any], key: str, accepts: Any, takes: str) -> tuple[bool, str, Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, case, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, ImageSize, Reference, is_image_size
+from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, ImageSize, is_image_size
 from image_classifier.data.connection import Database, copying, open_database
 from image_classifier.data.content import Batch, Content
 from image_classifier.data.parts import PARTS
@@ -38,6 +38,7 @@ from image_classifier.data.snapshot import (
 )
 from image_classifier.errors import DatabaseError, DataError
 from image_classifier.progress import track
+from image_classifier.references import Reference
 
 CONDITIONS = ("class", "split", "source", "added_by")
 """What a version may be limited by; each takes some of the values that samples have."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from image_classifier import __version__
-from image_classifier.data.content import one_line
 from image_classifier.errors import DownloadError, SettingsError
 from image_classifier.progress import Task, track
 from image_classifier.storage import DISK, is_same, lock, storage_error
+from image_classifier.text import one_line
 
 PART_SUFFIX = ".part"
 MAX_BYTES = 2**31

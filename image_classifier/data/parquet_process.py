@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from image_classifier.confinement import Confinement
-from image_classifier.data.content import one_line
 from image_classifier.errors import DataError
 from image_classifier.files import parse_json
+from image_classifier.text import one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")

@@ -17,8 +17,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.data.content import one_line
 from image_classifier.errors import DataError
+from image_classifier.text import one_line
 
 MAX_INSTRUCTIONS = 1_000_000
 """A batch of 50,000 images has 200,000."""

@@ -32,29 +32,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import (
-    DEFAULT_IMAGE_SIZE,
-    DatabaseAccess,
-    ImageSize,
-    Reading,
-    Reference,
-    get_reference,
-    is_image_size,
-)
+from image_classifier.config import DEFAULT_IMAGE_SIZE, ImageSize, Reading, is_image_size
 from image_classifier.data.balance import find_imbalances
-from image_classifier.data.content import (
-    METADATA_FILE,
-    Batch,
-    Content,
-    load_metadata,
-    one_line,
-    resize_content,
-)
+from image_classifier.data.content import METADATA_FILE, Batch, Content, load_metadata, resize_content
 from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.parts import PARTS
 from image_classifier.data.source import Source, find_source
-from image_classifier.errors import DataError, SettingsError, StorageError
-from image_classifier.extras import load_extra
+from image_classifier.errors import DataError, StorageError
 from image_classifier.files import load_json
 from image_classifier.progress import track
 from image_classifier.storage import (
@@ -66,6 +50,7 @@ from image_classifier.storage import (
     temporary_folder,
     write_atomically,
 )
+from image_classifier.text import one_line
 
 FORMAT_VERSION = 1
 STORE = ".snapshots"
@@ -147,28 +132,18 @@ class Snapshot:
         return [*(f"note: {line}" for line in notes), *(f"warning: {line}" for line in warnings)]
 
 
-@track("looking at the data set")
-def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, reading: Reading = Reading()) -> Snapshot:
-    """Map the snapshot of the data set at a path, and freeze the data set into one first if there is none yet.
+def load_folder_snapshot(dataset_folder: Path, reading: Reading = Reading()) -> Snapshot:
+    """Map the snapshot of the files at a path, and freeze them into one first if there is none yet.
 
     Args:
-        dataset_folder: a dataset folder, or an archive or a Parquet file itself; or db:NAME or db:NAME@VERSION.
-        access: how the database is reached, for the last two.
+        dataset_folder: a dataset folder, or an archive or a Parquet file itself.
         reading: how image files are read.
 
     Raises:
         DataError: there is no data set, or it is damaged, hostile, or not the one that `metadata.json` names.
-        SettingsError: what follows db: is no name, or image files are to be read in some way, but there are none.
+        SettingsError: image files are to be read in some way, but there are none.
         StorageError: the disk refused the snapshot; nothing is left of it.
     """
-    reference = get_reference(dataset_folder)
-    if reference is not None:
-        if replace(reading, image_size=None) != Reading():
-            raise SettingsError(
-                f"--fit and --skip_bad say how files are read; {dataset_folder} is in a database, whose images were "
-                "read by `data ingest`: leave them out"
-            )
-        return load_from_database(reference, access or DatabaseAccess(), reading.image_size)
     metadata = load_metadata(dataset_folder)
     source = find_source(dataset_folder)
     fingerprint = compute_fingerprint(source, dataset_folder / METADATA_FILE, reading)
@@ -185,19 +160,6 @@ def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, re
             f"get the data set again, correct {METADATA_FILE}, or give the --image_size that it is of"
         )
     return replace(snapshot, notes=source.notes)
-
-
-def load_from_database(reference: Reference, access: DatabaseAccess, image_size: ImageSize | None = None) -> Snapshot:
-    """Map the snapshot of a data set in the database, as `database.load_version_snapshot` does.
-
-    Raises:
-        SettingsError: what it takes to reach a database is not installed; and as that function says.
-    """
-    load_extra("sqlalchemy", "database")
-
-    from image_classifier.data.database import load_version_snapshot
-
-    return load_version_snapshot(reference, access, image_size)
 
 
 def resize_snapshot(stores: list[Path], snapshot: Snapshot, image_size: ImageSize) -> Snapshot:

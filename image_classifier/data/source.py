@@ -10,9 +10,10 @@ from typing import Protocol
 
 from image_classifier.config import Reading
 from image_classifier.data import cifar, folder, parquet, plugged
-from image_classifier.data.content import METADATA_FILE, Content, Metadata, one_line, resize_content
+from image_classifier.data.content import METADATA_FILE, Content, Metadata, resize_content
 from image_classifier.data.parts import check_shards, complete_parts, find_part_of_file
 from image_classifier.errors import DataError
+from image_classifier.text import one_line
 
 STRICT = Reading()
 

@@ -26,8 +26,9 @@ from typing import Any, Literal, get_args
 from image_classifier import files
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.extras import load_extra
-from image_classifier.published.folder import ATTESTATIONS, one_line
+from image_classifier.published.folder import ATTESTATIONS
 from image_classifier.storage import TEMPORARY_PREFIX
+from image_classifier.text import one_line
 
 Kind = Literal["all", "sample", "segment"]
 """What was trained again: every step, segments that were drawn, or one segment that somebody chose."""

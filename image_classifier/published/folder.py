@@ -28,6 +28,7 @@ from image_classifier import files
 from image_classifier.errors import ModelError, SettingsError, StorageError
 from image_classifier.extras import load_extra
 from image_classifier.storage import scratch_folder
+from image_classifier.text import one_line
 
 FORMAT_VERSION = 1
 MAX_BYTES = 2**30
@@ -266,8 +267,3 @@ def written_out(folder: Path, published: Published) -> Iterator[Path]:
                 f"{folder} cannot be copied to a temporary folder ({error.strerror}); name another one in TMPDIR"
             ) from error
         yield copy
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, in one line that is not too long."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,8 +13,8 @@ import numpy as np
 
 from image_classifier.confinement import MEMORY_BYTES, Confinement
 from image_classifier.errors import ModelError
-from image_classifier.published.folder import one_line
 from image_classifier.published.session import build_options, get_image_size
+from image_classifier.text import one_line
 
 
 def main() -> None:

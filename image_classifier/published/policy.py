@@ -21,13 +21,8 @@ from image_classifier.published.attestation import (
 )
 from image_classifier.published.attestation import MODEL as WEIGHTS
 from image_classifier.published.attestation import Attestation, Kind, Signer, Verifier, load_key, read_attestations
-from image_classifier.published.folder import (
-    MODEL,
-    Published,
-    check_identity_signature,
-    check_signature,
-    one_line,
-)
+from image_classifier.published.folder import MODEL, Published, check_identity_signature, check_signature
+from image_classifier.text import one_line
 
 FORMAT_VERSION = 1
 MAX_SIGNERS = 64

@@ -26,11 +26,11 @@ from image_classifier.published.folder import (
     MANIFEST,
     MAX_BYTES,
     MODEL,
-    one_line,
     read_published,
 )
 from image_classifier.published.policy import Policy, check_published
 from image_classifier.published.session import build_options, get_image_size
+from image_classifier.text import one_line
 
 INPUT, OUTPUT = "images", "probabilities"
 WORTH_ALL_CORES = 0.8

@@ -14,8 +14,9 @@ from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ModelError
 from image_classifier.metrics import compute_metrics
 from image_classifier.progress import track
-from image_classifier.published.folder import MODEL, Published, one_line
+from image_classifier.published.folder import MODEL, Published
 from image_classifier.published.predictor import build_predictor
+from image_classifier.text import one_line
 
 METRICS = ("accuracy", "top5_accuracy", "loss")
 

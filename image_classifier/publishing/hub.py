@@ -19,9 +19,9 @@ from image_classifier.published.folder import (
     SBOM,
     SIGNATURE,
     find_published,
-    one_line,
     read_published,
 )
+from image_classifier.text import one_line
 
 README = "README.md"
 """The name under which the Hub shows the card."""

@@ -19,8 +19,9 @@ from image_classifier.extras import load_extra
 from image_classifier.model.airbench import ConvGroup
 from image_classifier.model.classifier import Classifier
 from image_classifier.progress import track
-from image_classifier.published.folder import FORMAT_VERSION, one_line
+from image_classifier.published.folder import FORMAT_VERSION
 from image_classifier.published.predictor import INPUT, METADATA_PREFIX, OUTPUT
+from image_classifier.text import one_line
 from image_classifier.tracking.checkpoint import Model
 from image_classifier.training.evaluate import SURE, VIEWS
 

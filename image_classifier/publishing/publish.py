@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from image_classifier import __version__
 from image_classifier.config import describe_views
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, RunError
 from image_classifier.metrics import compute_metrics
 from image_classifier.published.attestation import read_attestations
@@ -38,8 +39,9 @@ from image_classifier.publishing.quantize import NUM_CALIBRATION_IMAGES, compare
 from image_classifier.publishing.sbom import build_sbom
 from image_classifier.publishing.signing import build_signer
 from image_classifier.storage import DISK, Disk, locked_folder, storage_error, written_beside
-from image_classifier.tracking import run as run_files
+from image_classifier.tracking import checking, layout, reading
 from image_classifier.tracking.checkpoint import load_model
+from image_classifier.tracking.reading import find_dataset
 from image_classifier.training.evaluate import compute_probabilities
 
 
@@ -80,7 +82,7 @@ def publish(
             the network cannot be exported, or its answers are others, or another process publishes the run; nothing is
             left of what was begun.
     """
-    run_files.check_finished(run)
+    checking.check_finished(run)
     busy = RunError(f"another process publishes {run}; wait for it, then see what is there")
     try:
         with locked_folder(run, busy):
@@ -101,8 +103,8 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
         raise RunError(f"{run / ATTESTATIONS / name} cannot be carried along: {reason}; remove it")
     snapshot = _load_data(run, record, settings.dataset_folder)
     images, labels = snapshot.test
-    model = load_model(run / run_files.MODEL)
-    model.check_code(run / run_files.MODEL)
+    model = load_model(run / layout.MODEL)
+    model.check_code(run / layout.MODEL)
     views = model.views if settings.views else "one"
     sbom = build_sbom(record, manifest["weights_digest"])
 
@@ -136,7 +138,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
         }
         parity |= {"fp32": lines, "int8": int8}
         metrics = {"num_images": len(images), **compute_metrics(answers, labels, model.classes)}
-        say(_describe_accuracy(metrics["accuracy"], views, run_files.read_evaluation(run)))
+        say(_describe_accuracy(metrics["accuracy"], views, reading.read_evaluation(run)))
         card = build_card(
             CardFacts(
                 record=record,
@@ -220,15 +222,15 @@ def _pack_bits(is_right: NDArray[np.bool_]) -> str:
 
 def _check_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the record and the manifest of a run of which every file is as it was left."""
-    run_files.check_finished(run)
-    changed = run_files.find_changed_files(run)
+    checking.check_finished(run)
+    changed = checking.find_changed_files(run)
     if changed:
         raise RunError(f"{run} was changed after the run: {', '.join(changed[:3])} is not what its manifest says")
-    return run_files.read_record(run), run_files.read_manifest(run)
+    return reading.read_record(run), reading.read_manifest(run)
 
 
 def _load_data(run: Path, record: dict[str, Any], dataset_folder: Path | None) -> Snapshot:
-    dataset_folder, access, reading = run_files.find_dataset(run, dataset_folder)
+    dataset_folder, access, reading = find_dataset(run, dataset_folder)
     snapshot = load_snapshot(dataset_folder, access, reading)
     if snapshot.digest != record["data"]["digest"]:
         raise DataError(

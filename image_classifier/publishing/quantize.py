@@ -14,9 +14,9 @@ from image_classifier.config import scale_batch
 from image_classifier.errors import ImageClassifierError, ModelError
 from image_classifier.extras import load_extra
 from image_classifier.progress import track
-from image_classifier.published.folder import one_line
 from image_classifier.published.predictor import INPUT, Predictor
 from image_classifier.storage import scratch_folder
+from image_classifier.text import one_line
 
 NUM_CALIBRATION_IMAGES = 512
 MAX_LOSS = 0.005

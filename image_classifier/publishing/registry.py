@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.config import DATASET_FOLDER, DatabaseAccess
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
 from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import ATTESTATIONS, Published, read_published, written_out

@@ -17,7 +17,8 @@ from image_classifier.published.attestation import (
     is_supported,
     serialize_envelope,
 )
-from image_classifier.published.folder import SIGNATURE, one_line
+from image_classifier.published.folder import SIGNATURE
+from image_classifier.text import one_line
 
 KEYLESS = "keyless"
 """Instead of a key: the identity that the environment vouches for, such as a workflow of GitHub's."""

@@ -22,9 +22,9 @@ import jwt
 
 from image_classifier.errors import SettingsError
 from image_classifier.files import parse_json, read_file
-from image_classifier.published.folder import one_line
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.text import one_line
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Those with a public key; `none` and those with a shared secret are refused."""

@@ -39,7 +39,8 @@ from image_classifier.experiment import Reporter, Reporters, RunResult, run
 from image_classifier.studies.plan import Plan, Planned, build_trial, find_best
 from image_classifier.studies.storage import Storage
 from image_classifier.tracking.identity import find_differing_keys
-from image_classifier.tracking.run import METRICS, read_epochs
+from image_classifier.tracking.layout import METRICS
+from image_classifier.tracking.reading import read_epochs
 
 FORMAT_VERSION = 1
 BEAT_S = 5.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.tracking.checkpoint import Checkpoints
-from image_classifier.tracking.run import CHAIN, CHECKPOINTS
+from image_classifier.tracking.layout import CHAIN, CHECKPOINTS
 
 
 @dataclass(frozen=True)

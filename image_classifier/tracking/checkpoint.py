@@ -32,7 +32,9 @@ from image_classifier.storage import (
     storage_error,
     write_folder_atomically,
 )
-from image_classifier.tracking.run import MANIFEST, is_finished, read_manifest
+from image_classifier.tracking.checking import is_finished
+from image_classifier.tracking.layout import MANIFEST
+from image_classifier.tracking.reading import read_manifest
 from image_classifier.tracking.tensor_file import MAX_BYTES, rebuild_tensor_file
 
 FORMAT_VERSION = 1  # of a checkpoint

@@ -18,13 +18,8 @@ from numpy.typing import NDArray
 
 from image_classifier.errors import RunError
 from image_classifier.progress import track
-from image_classifier.tracking.run import (
-    check_finished,
-    read_epochs,
-    read_evaluation,
-    read_predictions,
-    read_record,
-)
+from image_classifier.tracking.checking import check_finished
+from image_classifier.tracking.reading import read_epochs, read_evaluation, read_predictions, read_record
 
 CONFIDENCE = 0.95
 """Of the intervals; a difference is called one where its p-value is below 1 - CONFIDENCE."""

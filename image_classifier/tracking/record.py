@@ -18,7 +18,7 @@ from image_classifier.tracking.identity import (
     describe_machine,
     find_differing_keys,
 )
-from image_classifier.tracking.run import FORMAT_VERSION
+from image_classifier.tracking.layout import FORMAT_VERSION
 
 
 def build_record(

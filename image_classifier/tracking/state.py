@@ -18,7 +18,8 @@ from image_classifier.model.classifier import Classifier
 from image_classifier.plugins import is_own
 from image_classifier.tracking.checkpoint import Checkpoints, check_state
 from image_classifier.tracking.identity import compute_json_digest, compute_tensor_digests
-from image_classifier.tracking.run import CHAIN, CHECKPOINTS, METRICS, RunFolder
+from image_classifier.tracking.layout import CHAIN, CHECKPOINTS, METRICS
+from image_classifier.tracking.run import RunFolder
 from image_classifier.training.average import Average
 from image_classifier.training.loop import Step
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from image_classifier import files
 from image_classifier.config import DatabaseAccess
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DatabaseError, DataError, ModelError, RunError, VerdictError
 from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import ATTESTATIONS
@@ -28,8 +28,9 @@ from image_classifier.published.folder import read_manifest as read_published_ma
 from image_classifier.published.folder import read_published
 from image_classifier.published.policy import Policy, check_run
 from image_classifier.storage import compute_file_digest
-from image_classifier.tracking import run as run_files
+from image_classifier.tracking import checking, layout, reading
 from image_classifier.tracking.identity import describe_code, describe_environment
+from image_classifier.tracking.reading import find_dataset
 
 State = Literal["equal", "different", "unchecked", "missing"]
 VERSION_DIGITS = 12
@@ -91,7 +92,7 @@ def trace(source: str, where: Where) -> list[Link]:
         folder = _find_run(where, path.parent, lambda manifest: _has_weights(manifest, weights))
         if folder is None:
             raise ModelError(f"no run under {where.experiments_folder} has the weights {path} (sha256 {weights[:12]})")
-        links.append(Link("weights", str(path), weights, "equal", f"{run_files.MODEL} in the manifest of {folder}"))
+        links.append(Link("weights", str(path), weights, "equal", f"{layout.MODEL} in the manifest of {folder}"))
     elif is_published(path) or is_published(path / PUBLISHED):
         published = read_published(find_published(path.parent if path.suffix == ".onnx" else path))
         place = path.parent if path.suffix == ".onnx" else find_published(path)
@@ -150,15 +151,15 @@ def _list_folders(experiments: Path, name: str) -> Iterator[Path]:
 
 
 def _find_run(where: Where, near: Path, is_it: Callable[[dict[str, Any]], bool]) -> Path | None:
-    for folder in (near, *_list_folders(where.experiments_folder, run_files.MANIFEST)):
+    for folder in (near, *_list_folders(where.experiments_folder, layout.MANIFEST)):
         with suppress(RunError):
-            if is_it(run_files.read_manifest(folder)):
+            if is_it(reading.read_manifest(folder)):
                 return folder
     return None
 
 
 def _has_weights(manifest: dict[str, Any], digest: str) -> bool:
-    return bool(manifest["files"].get(run_files.MODEL, {}).get("sha256") == digest)
+    return bool(manifest["files"].get(layout.MODEL, {}).get("sha256") == digest)
 
 
 def _link_model(folder: Path, manifest: dict[str, Any], reason: str) -> Link:
@@ -171,10 +172,10 @@ def trace_run(folder: Path, where: Where) -> Iterator[Link]:
     Raises:
         RunError: its record or manifest is damaged.
     """
-    changed, manifest = run_files.verify_files(folder), run_files.read_manifest(folder)
+    changed, manifest = checking.verify_files(folder), reading.read_manifest(folder)
     whole = f"{len(manifest['files'])} files are as the manifest has them"
     yield Link("run", str(folder), manifest["digest"], "different" if changed else "equal", "; ".join(changed) or whole)
-    record = run_files.read_record(folder)
+    record = reading.read_record(folder)
     pretrained = record["pretrained"]
     if pretrained is not None:
         yield _link_file("start", f"weights {pretrained['path']}", Path(pretrained["path"]), pretrained["digest"])
@@ -202,7 +203,7 @@ def _link_data(folder: Path, record: dict[str, Any], where: Where) -> Link:
     data = record["data"]
     what = f"{data['name']}: {data['num_train']:,} images to train on, {data['num_test']:,} to test with"
     try:
-        dataset_folder, access, reading = run_files.find_dataset(folder, where.dataset_folder, where.access)
+        dataset_folder, access, reading = find_dataset(folder, where.dataset_folder, where.access)
         found = load_snapshot(dataset_folder, access, reading).digest
     except (DataError, DatabaseError) as error:
         return Link("data", what, data["digest"], "unchecked", str(error))

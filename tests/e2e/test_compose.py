@@ -19,7 +19,8 @@ import psycopg
 import pytest
 import yaml
 
-from image_classifier.tracking.run import is_finished, read_record, verify_files
+from image_classifier.tracking.checking import is_finished, verify_files
+from image_classifier.tracking.reading import read_record
 from tests.compose import build_run_words, find_compose, read_duration, render
 from tests.conftest import run_program, wait_until
 from tests.e2e.conftest import IMAGE_NAME, make_open_folder

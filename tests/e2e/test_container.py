@@ -14,7 +14,8 @@ import pytest
 
 from image_classifier import __version__
 from image_classifier.kernels.library import get_kernels_digest
-from image_classifier.tracking.run import is_finished, read_chain, read_record, verify_files
+from image_classifier.tracking.checking import is_finished, verify_files
+from image_classifier.tracking.reading import read_chain, read_record
 from tests.conftest import require_program, require_real_data, run_program, wait_until
 from tests.e2e.conftest import IMAGE_NAME, build_docker_words, build_image, make_open_folder
 

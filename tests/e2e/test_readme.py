@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from tests.conftest import require_program, run_program
 from tests.documents import DATA, EXECUTED, Block, iterate_blocks, list_run_files
 from tests.tiny import write_tiny_dataset

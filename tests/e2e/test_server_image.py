@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.published.predictor import load_predictor
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities

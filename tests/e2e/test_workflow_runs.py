@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.ingest import ingest
-from image_classifier.data.snapshot import load_snapshot
-from image_classifier.tracking.run import is_finished, read_manifest, read_record, verify_files
+from image_classifier.tracking.checking import is_finished, verify_files
+from image_classifier.tracking.reading import read_manifest, read_record
 from image_classifier.training.determinism import FORCE_KERNELS, list_portable_kernels
 from tests.actions import TOKEN, GitHub, JobRun, Runner, ask_git
 from tests.conftest import require_program, run_program

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from image_classifier.__main__ import main
-from image_classifier.tracking.run import read_evaluation
+from image_classifier.tracking.reading import read_evaluation
 from tests.conftest import run_program
 
 

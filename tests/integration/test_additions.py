@@ -15,7 +15,7 @@ from image_classifier.config import ADDITIONS
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, RunResult, run
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
-from image_classifier.tracking.run import read_chain, read_epochs
+from image_classifier.tracking.reading import read_chain, read_epochs
 from image_classifier.training.loop import Step
 from image_classifier.verification import VerificationSettings, verify
 from tests.tiny import make_settings, write_tiny_dataset

@@ -15,7 +15,8 @@ from image_classifier.cli.train import main
 from image_classifier.cli.verify import main as verify
 from image_classifier.config import RECIPES
 from image_classifier.data import snapshot
-from image_classifier.tracking.run import read_epochs, read_manifest, read_record
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.tracking.reading import read_epochs, read_manifest, read_record
 from tests.conftest import PROJECT, run_program
 from tests.datasets import make_arrays, write_image_folder
 from tests.tiny import write_tiny_dataset
@@ -140,7 +141,7 @@ def test_the_rule_counts_the_images_that_are_trained_on_and_reads_them_once(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config, "NUM_IMAGES_FOR_FAST", 200)
-    snapshot.load_snapshot(dataset)
+    load_snapshot(dataset)
     digests = []
     compute = snapshot.compute_digest
 

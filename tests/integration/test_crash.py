@@ -17,7 +17,8 @@ import pytest
 from image_classifier.errors import Interrupted, RunError, StorageError
 from image_classifier.experiment import Reporter, run
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
-from image_classifier.tracking.run import CHAIN, MANIFEST, METRICS, find_changed_files, list_run_files
+from image_classifier.tracking.checking import find_changed_files
+from image_classifier.tracking.layout import CHAIN, MANIFEST, METRICS, list_run_files
 from image_classifier.training.loop import Step
 from tests.conftest import report_lack
 from tests.crash import (

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from image_classifier.cli.data import ACTIONS
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.sample import locked_dataset
-from image_classifier.data.snapshot import load_snapshot
 from tests.conftest import PROJECT
 from tests.datasets import (
     OURS,

@@ -22,7 +22,7 @@ from PIL import Image
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from image_classifier.config import DatabaseAccess, Reading, Reference
+from image_classifier.config import DatabaseAccess, Reading
 from image_classifier.credentials import Secret
 from image_classifier.data import connection as connections
 from image_classifier.data.connection import Database, load_place, open_database, upgrade, upgrade_database
@@ -37,11 +37,13 @@ from image_classifier.data.database import (
     load_version_snapshot,
     open_content,
 )
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.ingest import Ingested, Listener, ingest
 from image_classifier.data.schema import REVISION, metadata
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DatabaseError, DataError, ImageClassifierError, SettingsError, StorageError
 from image_classifier.experiment import run
+from image_classifier.references import Reference
 from tests.conftest import PROJECT, require_program, require_real_data, run_program
 from tests.databases import Home, make_home, make_home_in, swap_label, write_source
 from tests.datasets import OURS, encode, make_arrays, write_image_folder, write_parquet
@@ -732,7 +734,8 @@ def test_sqlite_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:
         path.chmod(0o555)
     code = (
         "import sys; from pathlib import Path\n"
-        "from image_classifier.config import DatabaseAccess, Reading, Reference\n"
+        "from image_classifier.config import DatabaseAccess, Reading\n"
+        "from image_classifier.references import Reference\n"
         "from image_classifier.data.database import load_version_snapshot\n"
         "print(load_version_snapshot(Reference('birds'), DatabaseAccess(dataset_folder=Path(sys.argv[1]))).digest)"
     )

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from image_classifier.config import RunSettings
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DatabaseError
-from image_classifier.tracking.run import read_manifest, read_record
+from image_classifier.tracking.reading import read_manifest, read_record
 from tests.conftest import PROJECT
 from tests.databases import Home, make_home, swap_label, write_source
 from tests.datasets import OURS, encode, make_arrays, write_image_folder

@@ -9,7 +9,7 @@ import torch
 
 from image_classifier.experiment import run
 from image_classifier.tracking.checkpoint import load_model
-from image_classifier.tracking.run import read_manifest, read_record
+from image_classifier.tracking.reading import read_manifest, read_record
 from image_classifier.verification import Verdict, VerificationSettings, verify
 from tests.conftest import PROJECT, run_program
 from tests.tiny import make_settings, write_tiny_dataset

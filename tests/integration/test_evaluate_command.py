@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from image_classifier.cli.evaluate import main
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.tracking.checkpoint import load_model
 from tests.runs import write_image_folder, write_run
 

@@ -16,20 +16,13 @@ import torch
 from PIL import Image
 
 from image_classifier.config import RunSettings
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
 from image_classifier.experiment import Reporter, RunResult, run
+from image_classifier.tracking.checking import check_finished, verify_files
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import compute_weights_digest
-from image_classifier.tracking.run import (
-    check_finished,
-    read_chain,
-    read_epochs,
-    read_manifest,
-    read_predictions,
-    read_record,
-    verify_files,
-)
+from image_classifier.tracking.reading import read_chain, read_epochs, read_manifest, read_predictions, read_record
 from image_classifier.training.evaluate import compute_probabilities
 from image_classifier.training.loop import Step
 from image_classifier.verification import VerificationSettings, verify

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from image_classifier.cli.train import main as train_main
 from image_classifier.cli.verify import main as verify_main
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import build_initial_classifier, run
+from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.pretrained import load_pretrained
-from image_classifier.tracking.run import is_finished, read_chain, read_manifest, read_record
+from image_classifier.tracking.reading import read_chain, read_manifest, read_record
 from image_classifier.training.determinism import resolve_settings
 from image_classifier.verification import Verdict, VerificationSettings, verify
 from tests.conftest import PROJECT, leave_out_coverage, wait_until

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 
 from image_classifier.config import restore_training_settings
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ModelError, RunError
+from image_classifier.tracking.checking import check_finished, verify_files
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import compute_weights_digest
-from image_classifier.tracking.run import (
-    check_finished,
+from image_classifier.tracking.reading import (
     read_chain,
     read_epochs,
     read_evaluation,
     read_manifest,
     read_predictions,
     read_record,
-    verify_files,
 )
 from image_classifier.training.evaluate import compute_probabilities
 from tests.conftest import PROJECT

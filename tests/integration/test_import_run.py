@@ -17,7 +17,10 @@ from types import ModuleType
 import pytest
 
 from image_classifier.published.folder import serialize_manifest
-from image_classifier.tracking.run import CHECKPOINTS, RunFolder, describe_others, read_manifest, verify_files
+from image_classifier.tracking.checking import describe_others, verify_files
+from image_classifier.tracking.layout import CHECKPOINTS
+from image_classifier.tracking.reading import read_manifest
+from image_classifier.tracking.run import RunFolder
 from tests.conftest import PROJECT, report_lack, require_program, run_program
 
 SCRIPTS = PROJECT / ".github" / "scripts"
@@ -79,7 +82,7 @@ def reseal(folder: Path, change: Callable[[dict[str, dict[str, object]]], None])
     manifest = read_manifest(folder)
     change(manifest["files"])
     content = {key: value for key, value in manifest.items() if key != "digest"}
-    digest = importlib.import_module("image_classifier.tracking.run")._compute_manifest_digest(content)
+    digest = importlib.import_module("image_classifier.tracking.reading").compute_manifest_digest(content)
     (folder / "manifest.json").write_text(json.dumps({**content, "digest": digest}))
 
 

@@ -22,8 +22,9 @@ from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, run
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
+from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Checkpoints
-from image_classifier.tracking.run import is_finished, read_chain, read_epochs, read_evaluation, read_manifest
+from image_classifier.tracking.reading import read_chain, read_epochs, read_evaluation, read_manifest
 from image_classifier.training.loop import Step
 from tests.conftest import PROJECT, leave_out_coverage, require_real_data, wait_until
 from tests.crash import Campaign, Child, Place, call, kill_process, resume_and_compare

@@ -12,7 +12,7 @@ import pytest
 from docstring_parser import parse
 
 from image_classifier.config import RECIPES, Reading, TrainingSettings
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import SettingsError
 from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
 from image_classifier.tracking.identity import compute_weights_digest

@@ -18,7 +18,7 @@ from image_classifier.cli.predict import main as predict_here
 from image_classifier.cli.publish import main as publish_here
 from image_classifier.cli.train import main as train_here
 from image_classifier.cli.verify import main as verify_here
-from image_classifier.tracking.run import read_manifest, read_record
+from image_classifier.tracking.reading import read_manifest, read_record
 from tests.conftest import PROJECT, leave_out_coverage, make_once, run_program, wait_until
 from tests.serving import PIXELS, serving
 from tests.tiny import write_tiny_dataset

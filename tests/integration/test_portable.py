@@ -17,7 +17,7 @@ from image_classifier.experiment import run
 from image_classifier.kernels.builder import FOLDER as KERNELS
 from image_classifier.kernels.builder import build_libraries, get_target
 from image_classifier.kernels.library import read_header, split_name
-from image_classifier.tracking.run import _compute_manifest_digest
+from image_classifier.tracking.reading import compute_manifest_digest
 from image_classifier.training import determinism
 from image_classifier.training.portable_steps import is_exact
 from image_classifier.verification import Verdict, VerificationSettings, verify
@@ -133,7 +133,7 @@ def change_file(folder: Path, name: str, content: bytes) -> None:
     """Change a file of a finished run, and the manifest with it."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["digest"] = _compute_manifest_digest(manifest)
+    manifest["digest"] = compute_manifest_digest(manifest)
     (folder / name).write_bytes(content)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 

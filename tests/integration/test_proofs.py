@@ -23,7 +23,7 @@ from image_classifier.cli.registry import main as registry
 from image_classifier.cli.serve import main as serve
 from image_classifier.cli.verify import main
 from image_classifier.config import NumKept
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.experiment import run
 from image_classifier.published.folder import ATTESTATIONS, MODEL, describe_content, serialize_manifest
@@ -32,7 +32,8 @@ from image_classifier.serving.settings import ServerSettings
 from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.tracking.identity import compute_json_digest
-from image_classifier.tracking.run import RunFolder, read_manifest
+from image_classifier.tracking.reading import read_manifest
+from image_classifier.tracking.run import RunFolder
 from image_classifier.verification import Verdict, VerificationSettings, verify
 from tests.attestations import put, sign, state, write_policy
 from tests.published import write_keys, write_published

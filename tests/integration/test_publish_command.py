@@ -15,15 +15,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.cli.verify import main as verify
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import StorageError
 from image_classifier.published.folder import check_published
 from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing import publish as publishing
 from image_classifier.publishing import quantize as quantization
 from image_classifier.storage import FaultyDisk
+from image_classifier.tracking.checking import find_changed_files
 from image_classifier.tracking.checkpoint import load_model
-from image_classifier.tracking.run import find_changed_files
 from image_classifier.training.evaluate import compute_probabilities
 from tests.attestations import put, sign, state
 from tests.conftest import PROJECT, run_program

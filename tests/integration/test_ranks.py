@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.tracking.run import CHAIN, CHECKPOINTS, PREDICTIONS, is_finished, read_epochs, read_manifest
+from image_classifier.tracking.checking import is_finished
+from image_classifier.tracking.layout import CHAIN, CHECKPOINTS, PREDICTIONS
+from image_classifier.tracking.reading import read_epochs, read_manifest
 from tests.conftest import PROJECT
 from tests.tiny import write_tiny_dataset
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from image_classifier.tracking.run import check_finished
+from image_classifier.tracking.checking import check_finished
 from tests.conftest import PROJECT, leave_out_coverage, report_lack
 
 ENTER = """

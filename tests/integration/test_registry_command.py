@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from image_classifier.data.snapshot import Snapshot, load_snapshot
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ModelError, RegistryError, SettingsError
 from image_classifier.published.folder import MANIFEST, read_published, serialize_manifest
 from image_classifier.publishing.registry import Proof, Registry, Version

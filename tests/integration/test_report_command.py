@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from image_classifier.cli.report import main
-from image_classifier.data.snapshot import load_snapshot
-from image_classifier.tracking.run import check_finished, find_changed_files
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.tracking.checking import check_finished, find_changed_files
 from tests.runs import write_image_folder, write_run
 
 CLASSES = ("blue", "green", "red")

@@ -204,7 +204,7 @@ def test_ten_thousand_images_at_once_get_the_trainers_own_classes(tmp_path: Path
     run_program(sys.executable, "-m", "image_classifier.main", *words, cwd=PROJECT)
     run = tmp_path / "parity" / "run"
     run_program(sys.executable, "-m", "image_classifier", "publish", run, cwd=PROJECT)
-    from image_classifier.data.snapshot import load_snapshot
+    from image_classifier.data.dataset import load_snapshot
 
     images, labels = load_snapshot(dataset).test
     expected = np.load(run / "predictions.npz")["probabilities"]

@@ -27,7 +27,8 @@ import pytest
 from image_classifier.cli.sweep import main
 from image_classifier.cli.train import main as train
 from image_classifier.cli.verify import main as verify
-from image_classifier.tracking.run import is_finished, read_chain, read_evaluation, read_manifest, read_record
+from image_classifier.tracking.checking import is_finished
+from image_classifier.tracking.reading import read_chain, read_evaluation, read_manifest, read_record
 from tests.conftest import PROJECT, leave_out_coverage, wait_until
 from tests.postgres import PASSWORD, Cluster
 from tests.tiny import write_tiny_dataset

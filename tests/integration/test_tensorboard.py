@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from image_classifier.tracking.run import verify_files
+from image_classifier.tracking.checking import verify_files
 from tests.conftest import PROJECT, wait_until
 from tests.tiny import write_tiny_dataset
 

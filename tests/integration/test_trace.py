@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.cli.trace import main
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.published.folder import describe_content, serialize_manifest
 from image_classifier.tracking.identity import describe_code, describe_environment
-from image_classifier.tracking.run import read_manifest
+from image_classifier.tracking.reading import read_manifest
 from image_classifier.verification import Verdict
 from tests.attestations import put, sign, state, write_policy
 from tests.published import write_keys

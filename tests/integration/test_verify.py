@@ -19,7 +19,8 @@ from image_classifier.errors import RunError, SettingsError
 from image_classifier.experiment import run
 from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import load_model, serialize_model
-from image_classifier.tracking.run import RunFolder, read_manifest, read_record
+from image_classifier.tracking.reading import read_manifest, read_record
+from image_classifier.tracking.run import RunFolder
 from image_classifier.verification import Verdict, Verification, VerificationSettings, verify
 from tests.conftest import PROJECT, require_real_data
 from tests.tiny import make_settings, write_tiny_dataset

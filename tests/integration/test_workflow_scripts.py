@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from image_classifier import __version__
-from image_classifier.tracking.run import verify_files
+from image_classifier.tracking.checking import verify_files
 from tests.actions import UnknownFormError, check_commands
 from tests.conftest import PROJECT, report_lack, require_program, run_program
 

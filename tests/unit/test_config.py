@@ -18,23 +18,20 @@ from image_classifier.config import (
     RECIPES,
     ImageSize,
     Reading,
-    Reference,
     RunSettings,
     TrainingSettings,
     choose_recipe,
     freeze_lists,
-    get_published_weights,
     get_recipe_path,
-    get_reference,
     load_default_recipe,
     load_recipe,
-    parse_reference,
     restore_training_settings,
     scale_batch,
     update_recorded_settings,
 )
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
+from image_classifier.references import Reference, get_published_weights, get_reference, parse_reference
 from tests.tiny import make_training
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.sample import CLASSES, draw_sample, write_sample
-from image_classifier.data.snapshot import load_snapshot
 from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.storage import locked_folder
 

@@ -24,13 +24,13 @@ import pytest
 from PIL import Image
 
 from image_classifier.config import IMAGE_SIZES, Fit, ImageSize, Reading
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.findings import Findings
 from image_classifier.data.snapshot import (
     Snapshot,
     compute_digest,
     compute_fingerprint,
     find_stores,
-    load_snapshot,
     prune,
     resize_snapshot,
 )
@@ -50,7 +50,7 @@ from tests.datasets import (
     write_parquet,
 )
 
-LOAD = "import sys; from pathlib import Path; from image_classifier.data.snapshot import load_snapshot\n"
+LOAD = "import sys; from pathlib import Path; from image_classifier.data.dataset import load_snapshot\n"
 
 
 @pytest.fixture(autouse=True)
@@ -377,7 +377,8 @@ def test_processes_that_start_at_once_make_one_snapshot(dataset: Path) -> None:
 
 def test_processes_that_make_and_prune_at_once_do_not_hinder_each_other(dataset: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from image_classifier.data.snapshot import load_snapshot, prune\n"
+        "import sys; from pathlib import Path; from image_classifier.data.dataset import load_snapshot; "
+        "from image_classifier.data.snapshot import prune\n"
         "sys.stdin.readline()\n"
         "for _ in range(30):\n"
         "    load_snapshot(Path(sys.argv[1])) if sys.argv[2] == 'load' else prune(Path(sys.argv[1]))\n"

@@ -21,7 +21,7 @@ from in_toto_attestation.v1.statement import Statement
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError, VerdictError
 from image_classifier.published import attestation as attestations
 from image_classifier.published.attestation import Signer, Verifier, parse_statement, serialize_statement
@@ -45,7 +45,7 @@ from image_classifier.published.policy import (
 )
 from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing.signing import build_signer
-from image_classifier.tracking.run import read_manifest
+from image_classifier.tracking.reading import read_manifest
 from image_classifier.verification import Verdict
 from tests.attestations import NOW, put, sign, state, write_policy
 from tests.conftest import PROJECT

@@ -21,7 +21,8 @@ from image_classifier.tracking.compare import (
     compute_welch_test,
     describe_sample,
 )
-from image_classifier.tracking.run import EVALUATION, PREDICTIONS, read_predictions
+from image_classifier.tracking.layout import EVALUATION, PREDICTIONS
+from image_classifier.tracking.reading import read_predictions
 from tests.runs import CLASSES, write_run
 
 

@@ -23,26 +23,25 @@ from numpy.typing import NDArray
 
 from image_classifier.errors import RunError, StorageError
 from image_classifier.storage import Disk, FaultyDisk
-from image_classifier.tracking import run as run_module
-from image_classifier.tracking.run import (
-    CHAIN,
-    MAX_PREDICTIONS_BYTES,
-    METRICS,
-    RECORD,
-    RunFolder,
+from image_classifier.tracking import reading
+from image_classifier.tracking.checking import (
     check_finished,
     describe_others,
     find_changed_files,
     is_finished,
-    open_run_folder,
+    verify_files,
+)
+from image_classifier.tracking.layout import CHAIN, METRICS, RECORD
+from image_classifier.tracking.reading import (
+    MAX_PREDICTIONS_BYTES,
     read_chain,
     read_epochs,
     read_evaluation,
     read_manifest,
     read_predictions,
     read_record,
-    verify_files,
 )
+from image_classifier.tracking.run import RunFolder, open_run_folder
 from tests.conftest import PROJECT
 from tests.runs import write_run
 
@@ -382,7 +381,7 @@ def test_a_folder_that_cannot_be_listed_is_not_called_whole(finished: Path, monk
 )
 def test_a_manifest_that_names_no_files_of_a_run_is_refused(files: Any, finished: Path) -> None:
     manifest = {**read_manifest(finished), "files": files}
-    manifest["digest"] = run_module._compute_manifest_digest(manifest)
+    manifest["digest"] = reading.compute_manifest_digest(manifest)
     (finished / "manifest.json").write_text(json.dumps(manifest))
     for read in (find_changed_files, check_finished, verify_files):
         with pytest.raises(RunError, match=r"manifest.json is (missing or )?damaged: "):

@@ -13,7 +13,9 @@ import torch
 
 from image_classifier.errors import RunError
 from image_classifier.model.catalog import build_classifier
-from image_classifier.tracking.run import CHAIN, METRICS, RunFolder, read_chain, read_epochs
+from image_classifier.tracking.layout import CHAIN, METRICS
+from image_classifier.tracking.reading import read_chain, read_epochs
+from image_classifier.tracking.run import RunFolder
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.average import build_average
 from image_classifier.training.loop import Step
