@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier import __version__
-from image_classifier.config import describe_views
+from image_classifier.config import Views, describe_views
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, RunError
@@ -31,7 +31,7 @@ from image_classifier.published.folder import (
     describe_content,
     serialize_manifest,
 )
-from image_classifier.published.predictor import load_predictor
+from image_classifier.published.predictor import Predictor, load_predictor
 from image_classifier.publishing.card import CardFacts, build_card
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
 from image_classifier.publishing.parity import TOLERANCE, check_parity, compute_parity
@@ -40,7 +40,7 @@ from image_classifier.publishing.sbom import build_sbom
 from image_classifier.publishing.signing import build_signer
 from image_classifier.storage import DISK, Disk, locked_folder, storage_error, written_beside
 from image_classifier.tracking import checking, layout, reading
-from image_classifier.tracking.checkpoint import load_model
+from image_classifier.tracking.checkpoint import Model, load_model
 from image_classifier.tracking.reading import find_dataset
 from image_classifier.training.evaluate import compute_probabilities
 
@@ -97,12 +97,8 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
     if folder.exists() and not settings.overwrite:
         raise RunError(f"{folder} exists already; remove it, or replace it with --overwrite")
     sign = build_signer(settings.sign_key) if settings.sign_key is not None else None
-    attestations, refused = read_attestations(run)
-    if refused:
-        name, reason = min(refused.items())
-        raise RunError(f"{run / ATTESTATIONS / name} cannot be carried along: {reason}; remove it")
+    attestations = _read_attestations(run)
     snapshot = _load_data(run, record, settings.dataset_folder)
-    images, labels = snapshot.test
     model = load_model(run / layout.MODEL)
     model.check_code(run / layout.MODEL)
     views = model.views if settings.views else "one"
@@ -113,76 +109,102 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
     with written_beside(folder, disk, replace=settings.overwrite) as temporary:
         files = _Files(temporary, disk)
         files.write(MODEL, content)
+        predictor = load_predictor(temporary / MODEL)
+        images, labels = snapshot.test
 
         say(f"comparing its answers with the trainer's on {len(images):,} images")
-        single_view = compute_probabilities(model.classifier, images)
-        expected = single_view if views == "one" else compute_probabilities(model.classifier, images, views=views)
-        predictor = load_predictor(temporary / MODEL)
-        lines, answers = compute_parity(predictor, images, expected, single_view, views=views)
-        check_parity(lines, len(images))
-
+        lines, answers = _compare(predictor, model, images, views)
         say("quantizing it")
-        quantized = quantize(content, snapshot.train[0][:NUM_CALIBRATION_IMAGES])
-        files.write(INT8_MODEL, quantized)
-        predictors = {"fp32": predictor, "int8": load_predictor(temporary / INT8_MODEL)}
-        int8 = compare_precisions(predictors, images, labels)
-        int8 = {"published": int8["verdict"] is None, **int8, "bytes": {"fp32": len(content), "int8": len(quantized)}}
-        if not int8["published"]:
-            files.remove(INT8_MODEL)
-
-        parity: dict[str, Any] = {
-            "format_version": 1,
-            "num_images": len(images),
-            "views": views,
-            "tolerance": TOLERANCE,
-        }
-        parity |= {"fp32": lines, "int8": int8}
+        int8 = _write_quantized(files, predictor, content, snapshot)
+        proof = {"num_images": len(images), "views": views, "tolerance": TOLERANCE, "fp32": lines, "int8": int8}
+        parity: dict[str, Any] = {"format_version": 1, **proof}
         metrics = {"num_images": len(images), **compute_metrics(answers, labels, model.classes)}
         say(_describe_accuracy(metrics["accuracy"], views, reading.read_evaluation(run)))
-        card = build_card(
-            CardFacts(
-                record=record,
-                metrics=metrics,
-                parity=parity,
-                license=settings.license,
-                weights_digest=manifest["weights_digest"],
-                views=views,
-                opset=settings.opset,
-                image_size=predictor.model.image_size,
-            )
+
+        facts = CardFacts(
+            record=record,
+            metrics=metrics,
+            parity=parity,
+            license=settings.license,
+            weights_digest=manifest["weights_digest"],
+            views=views,
+            opset=settings.opset,
+            image_size=predictor.model.image_size,
         )
         files.write_json(PARITY, parity)
-        files.write(CARD, card.encode("utf-8", "backslashreplace"))
+        files.write(CARD, build_card(facts).encode("utf-8", "backslashreplace"))
         files.write(SBOM, sbom)
-        described = {
-            "format_version": FORMAT_VERSION,
-            "experiment_name": record["experiment_name"],
-            "run_name": record["run_name"],
-            "classes": record["data"]["classes"],
-            "views": views,
-            "image_size": predictor.model.image_size,
-            "opset": settings.opset,
-            "data_digest": record["data"]["digest"],
-            "code_digest": record["code"]["digest"],
-            "weights_digest": manifest["weights_digest"],
-            "run_manifest_digest": manifest["digest"],
-            "package_version": __version__,
-            "metrics": {name: metrics[name] for name in ("accuracy", "top5_accuracy", "loss", "num_images")},
-            "right": _pack_bits(answers.argmax(axis=1) == labels),
-            "files": files.described,
-        }
-        files.write(MANIFEST, serialize_manifest(described))
+        described = _describe(facts, manifest["digest"], answers.argmax(axis=1) == labels)
+        files.write(MANIFEST, serialize_manifest({**described, "files": files.described}))
         if sign is not None:
             say("signing it")
             sign(temporary)
-        if attestations:  # last: no signature is over them, as more may come
-            disk.make_folder(temporary / ATTESTATIONS)
-            for name, attestation in attestations.items():
-                disk.write_file(temporary / ATTESTATIONS / name, attestation)
-                disk.sync(temporary / ATTESTATIONS / name)
-            disk.sync(temporary / ATTESTATIONS)
+        _write_attestations(temporary / ATTESTATIONS, attestations, disk)
         disk.sync(temporary)
     return folder
+
+
+def _compare(
+    predictor: Predictor, model: Model, images: NDArray[np.uint8], views: Views
+) -> tuple[list[dict[str, Any]], NDArray[np.float32]]:
+    """Compare the exported model's answers with the network's; return the lines of the proof, and the answers."""
+    single_view = compute_probabilities(model.classifier, images)
+    expected = single_view if views == "one" else compute_probabilities(model.classifier, images, views=views)
+    lines, answers = compute_parity(predictor, images, expected, single_view, views=views)
+    check_parity(lines, len(images))
+    return lines, answers
+
+
+def _write_quantized(files: _Files, predictor: Predictor, content: bytes, snapshot: Snapshot) -> dict[str, Any]:
+    """Quantize the exported model, and keep it where that is worth it; return what came of it."""
+    quantized = quantize(content, snapshot.train[0][:NUM_CALIBRATION_IMAGES])
+    files.write(INT8_MODEL, quantized)
+    predictors = {"fp32": predictor, "int8": load_predictor(files.folder / INT8_MODEL)}
+    compared = compare_precisions(predictors, *snapshot.test)
+    is_published = compared["verdict"] is None
+    if not is_published:
+        files.remove(INT8_MODEL)
+    return {"published": is_published, **compared, "bytes": {"fp32": len(content), "int8": len(quantized)}}
+
+
+def _describe(facts: CardFacts, run_manifest_digest: str, is_right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Describe the published model for its manifest, its files left out."""
+    record, metrics = facts.record, facts.metrics
+    return {
+        "format_version": FORMAT_VERSION,
+        "experiment_name": record["experiment_name"],
+        "run_name": record["run_name"],
+        "classes": record["data"]["classes"],
+        "views": facts.views,
+        "image_size": facts.image_size,
+        "opset": facts.opset,
+        "data_digest": record["data"]["digest"],
+        "code_digest": record["code"]["digest"],
+        "weights_digest": facts.weights_digest,
+        "run_manifest_digest": run_manifest_digest,
+        "package_version": __version__,
+        "metrics": {name: metrics[name] for name in ("accuracy", "top5_accuracy", "loss", "num_images")},
+        "right": _pack_bits(is_right),
+    }
+
+
+def _read_attestations(run: Path) -> dict[str, bytes]:
+    attestations, refused = read_attestations(run)
+    if refused:
+        name, reason = min(refused.items())
+        raise RunError(f"{run / ATTESTATIONS / name} cannot be carried along: {reason}; remove it")
+    return attestations
+
+
+def _write_attestations(folder: Path, attestations: dict[str, bytes], disk: Disk) -> None:
+    """Write the verdicts of others beside what is signed: no signature is over them, as more may come."""
+    if not attestations:
+        return
+    disk.make_folder(folder)
+    for name, attestation in attestations.items():
+        disk.write_file(folder / name, attestation)
+        disk.sync(folder / name)
+    disk.sync(folder)
 
 
 class _Files:
