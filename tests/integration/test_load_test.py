@@ -27,7 +27,7 @@ def build_options(folder: Path, users: int, run_time: str) -> list[str]:
 
 
 def test_a_load_test_starts_its_server_loads_it_reports_and_ends_it(model: Path, tmp_path: Path) -> None:
-    options = build_options(tmp_path, 4, "2s")
+    options = build_options(tmp_path, 8, "10s")
     run_program(sys.executable, "-m", "load_test", "--model", model, *options, cwd=PROJECT)
     with open(tmp_path / "load_stats.csv", newline="") as file:
         rows = {row["Name"]: row for row in csv.DictReader(file)}
@@ -43,7 +43,7 @@ def test_a_server_that_refuses_is_noticed(model: Path, tmp_path: Path) -> None:
     with serving(model, tmp_path / "log", "--rate_limit", "5") as server:
         words = [sys.executable, "-m", "locust", "--config", "load_test/locust.conf", "--host", server.url]
         result = subprocess.run(
-            [*words, *build_options(tmp_path, 2, "1s")], cwd=PROJECT, env=os.environ, capture_output=True, timeout=60
+            [*words, *build_options(tmp_path, 2, "5s")], cwd=PROJECT, env=os.environ, capture_output=True, timeout=60
         )
     assert result.returncode == 1 and b"status 429" in result.stdout + result.stderr
 
