@@ -350,7 +350,7 @@ def import_run(clone: Path, artifact: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [clone / ".github" / "scripts" / "import_run.sh", artifact],
         cwd=clone.parent,
-        env=os.environ | {"PATH": path, "PYTHONPATH": str(clone)},
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(clone), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=200,
