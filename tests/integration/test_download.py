@@ -355,11 +355,12 @@ def test_a_full_disk_leaves_nothing(server: Server, target: Path) -> None:
 
 def test_a_command_shows_a_download_and_the_library_is_silent(server: Server, target: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from image_classifier import progress\n"
+        "import sys; from contextlib import nullcontext; from pathlib import Path\n"
+        "from image_classifier import progress\n"
         "from image_classifier.data.download import Archive, fetch_archive\n"
         "progress.INTERVAL_S = 0.0001\n"
-        "if sys.argv[5] == 'shown': shown = progress.shown('prepare'); shown.__enter__()\n"
-        "fetch_archive(Archive(*sys.argv[1:4]), Path(sys.argv[4]))"
+        "with progress.shown('prepare') if sys.argv[5] == 'shown' else nullcontext():\n"
+        "    fetch_archive(Archive(*sys.argv[1:4]), Path(sys.argv[4]))"
     )
     command = [sys.executable, "-W", "error", "-c", script, server.url, target.name, MD5, str(target.parent)]
     for mode in ("shown", "silent"):
