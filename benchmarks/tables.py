@@ -162,7 +162,8 @@ def _describe_capped() -> str:
         accuracy, seconds = _describe_accuracy(result["accuracy"]), _describe_range(result["seconds"], unit=" s")
         reached.append(f"`{name.split('_')[1]}`{length} {accuracy} in {seconds}")
     processors = " or ".join(sorted({result["processor"] for result in results.values()}))
-    return f"Without AVX-512 and BF16, on an {processors}: {'; '.join(reached)}."
+    lines = "\n".join(f"- {line}" for line in reached)
+    return f"Without AVX-512 and BF16, on an {processors}:\n\n{lines}"
 
 
 def load_recipe_result(name: str) -> dict[str, Any]:

@@ -249,7 +249,8 @@ def test_a_killed_fine_tuning_goes_on_in_one_process_with_the_same_bits(
     wait_until(lambda: bool(checkpoints.list_steps()), killed)
     os.kill(killed.pid, sent)
     killed.communicate(timeout=100)
-    assert not is_finished(folder)
+    assert killed.returncode == -sent if sent is signal.SIGKILL else killed.returncode
+    assert checkpoints.list_steps() and not is_finished(folder)
     resumed = [sys.executable, *trainer, str(tmp_path), "--resume"]
     assert subprocess.run(resumed, cwd=tmp_path, env=environment(), timeout=200).returncode == 0
     assert read_chain(folder) == read_chain(whole)
