@@ -23,7 +23,7 @@ from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
 from image_classifier.plugins import NETWORKS, SCALES, check_name, is_own
 from image_classifier.references import _DATABASE_PREFIX, get_published_weights, get_reference, parse_reference
-from image_classifier.text import make_printable
+from image_classifier.text import quote_unprintable
 
 IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
 """Of a batch whose shards are not given."""
@@ -423,7 +423,7 @@ def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
     unknown = recorded.keys() - TrainingSettings.__dataclass_fields__.keys() - {"num_threads", "deterministic"}
     if unknown:
         raise SettingsError(
-            f"the record has settings of another version: {', '.join(map(make_printable, sorted(unknown)))[:200]}; "
+            f"the record has settings of another version: {', '.join(map(quote_unprintable, sorted(unknown)))[:200]}; "
             "use the version that it names under code"
         )
     try:
@@ -680,7 +680,7 @@ def _check(settings: object, option: str, good: bool, takes: str) -> None:
     if not good:
         value = getattr(settings, option)
         got = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        raise SettingsError(f"--{option} takes {takes}, got: {make_printable(str(got))}")
+        raise SettingsError(f"--{option} takes {takes}, got: {quote_unprintable(str(got))}")
 
 
 def _check_choices(settings: TrainingSettings) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from image_classifier.errors import ImageClassifierError, SettingsError
 from image_classifier.files import check_form
+from image_classifier.text import quote_unprintable
 
 Kind = Literal["model", "optimizer", "source"]
 """What a plug-in is: the setting that names it, or a source of data, which is asked."""
@@ -164,7 +165,7 @@ def check_name(kind: Kind, name: str) -> None:
     known = [*OWN[kind], *registered]
     meant = get_close_matches(name.lower().replace("-", "_"), known, n=1)
     question = f" (did you mean {meant[0]}?)" if meant else ""
-    shown = name[:100] if name.isprintable() else ascii(name)[:100]
+    shown = quote_unprintable(name)[:100]
     raise SettingsError(
         f"--{kind} takes one of {', '.join(known)}, or module:attribute of a package of yours, got: {shown}{question}"
     )

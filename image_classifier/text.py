@@ -11,5 +11,10 @@ def one_line(error: object) -> str:
 
 
 def make_printable(text: str) -> str:
-    """Return a text that a terminal shows on one line: itself, or escaped where it has control characters."""
+    """Escape what would move the cursor or break the line: names come from data that others made."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def quote_unprintable(text: str) -> str:
+    """Quote and escape a text that is not printable, so that it is taken for no other; return any other as it is."""
     return text if text.isprintable() else ascii(text)

@@ -21,10 +21,10 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from image_classifier.cli.commands import iterate_parsers
 from image_classifier.cli.spelling import find_meant, suggest
-from image_classifier.cli.table import make_printable
 from image_classifier.config import NumKept
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
+from image_classifier.text import make_printable
 
 PREFIX = "IMAGE_CLASSIFIER_"
 """Of the variables that give options."""

@@ -16,12 +16,13 @@ from image_classifier.cli.access import add_access_options, add_reading_options,
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.database import format_counts, name_left_out
-from image_classifier.cli.table import format_table, make_printable
+from image_classifier.cli.table import format_table
 from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER
 from image_classifier.errors import DataError
 from image_classifier.progress import say
 from image_classifier.references import get_reference
 from image_classifier.storage import storage_error, temporary_files_beside, write_atomically
+from image_classifier.text import make_printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

@@ -20,7 +20,7 @@ from image_classifier.cli.access import (
 )
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser
-from image_classifier.cli.table import format_table, make_printable
+from image_classifier.cli.table import format_table
 from image_classifier.config import DATABASE_FOLDER, Reading
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
@@ -29,6 +29,7 @@ from image_classifier.files import read_file
 from image_classifier.progress import say, track
 from image_classifier.references import Reference, get_reference, parse_reference
 from image_classifier.storage import temporary_files_beside, write_atomically
+from image_classifier.text import make_printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

@@ -13,11 +13,12 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
-from image_classifier.cli.table import format_percentage, format_table, make_printable
+from image_classifier.cli.table import format_percentage, format_table
 from image_classifier.config import DatabaseAccess, Reading, describe_views
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.progress import say
 from image_classifier.references import get_reference
+from image_classifier.text import make_printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, TextIO
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
-from image_classifier.cli.table import format_cell, make_printable
+from image_classifier.cli.table import format_cell
 from image_classifier.config import Fit, scale_batch
 from image_classifier.errors import DataError, ImageError, StorageError
 from image_classifier.progress import say, track
 from image_classifier.storage import DISK, written_beside
+from image_classifier.text import make_printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
-from image_classifier.cli.table import format_table, make_printable
+from image_classifier.cli.table import format_table
 from image_classifier.config import DatabaseAccess, describe_views
 from image_classifier.progress import say
+from image_classifier.text import make_printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

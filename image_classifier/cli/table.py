@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from image_classifier.text import make_printable
+
 _FORMULA = re.compile(r"""(^|[,;|"'])(\s*)([=+\-@\uff1d\uff0b\uff0d\uff20])""")
 """What a spreadsheet takes for a formula, also one that splits cells at other characters."""
 
@@ -26,11 +28,6 @@ def format_table(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
 def format_percentage(fraction: float | None) -> str:
     """Format a fraction in percent; a dash for one that is undefined."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def make_printable(text: str) -> str:
-    """Escape what would move the cursor or break the line: names come from data that others made."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def format_cell(text: str) -> str:

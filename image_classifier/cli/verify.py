@@ -15,10 +15,10 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
-from image_classifier.cli.table import make_printable
 from image_classifier.config import DatabaseAccess
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.progress import say, track
+from image_classifier.text import make_printable
 
 FLAGS = {
     "files_only": "check the files against the manifest and train nothing",

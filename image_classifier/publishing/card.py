@@ -15,6 +15,7 @@ import yaml
 
 from image_classifier.config import DEFAULT_IMAGE_SIZE
 from image_classifier.published.folder import INT8_MODEL, MODEL, PARITY, SIGNATURE
+from image_classifier.text import make_printable
 from image_classifier.tracking.record import describe_checkers, describe_head
 
 NUM_WEAKNESSES = 5
@@ -251,5 +252,4 @@ def _interval(rate: float | None, num_images: int) -> tuple[str, ...]:
 
 def _escape(text: str) -> str:
     """Escape what Markdown or a terminal would take for more than text: names come from data that others made."""
-    printable = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in printable)
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in make_printable(text))

@@ -9,7 +9,7 @@ from typing import Any
 from image_classifier.errors import ModelError, RunError
 from image_classifier.progress import track
 from image_classifier.published.folder import PUBLISHED, check_published
-from image_classifier.text import make_printable
+from image_classifier.text import quote_unprintable
 from image_classifier.tracking.layout import (
     CHECKPOINTS,
     KINDS,
@@ -89,7 +89,7 @@ def verify_files(folder: Path) -> tuple[str, ...]:
     if not is_finished(folder):
         raise RunError(f"{folder} is not a finished run: it has no {MANIFEST}; continue it with --resume")
     differences = _find_differences(folder)
-    lines = [f"{make_printable(name)} {what}" for name, what in sorted(differences.items())]
+    lines = [f"{quote_unprintable(name)} {what}" for name, what in sorted(differences.items())]
     if os.path.lexists(folder / PUBLISHED):
         try:
             published = check_published(folder / PUBLISHED)
@@ -107,7 +107,7 @@ def describe_others(folder: Path) -> tuple[str, ...]:
         num_files = len(check_published(folder / PUBLISHED)["files"])
         lines.append(f"{num_files} files of {PUBLISHED}/ are as the manifest there has them")
     others = [
-        make_printable(name) + ("" if kind == "file" else f", which {KINDS[kind]}")
+        quote_unprintable(name) + ("" if kind == "file" else f", which {KINDS[kind]}")
         for name, kind in sorted(list_entries(folder).items())
         if not is_part_of_run(name) and name != MANIFEST and not name.startswith(f"{PUBLISHED}/")
     ]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from image_classifier.cli.table import format_cell, format_percentage, format_table, make_printable, parse_cell
+from image_classifier.cli.table import format_cell, format_percentage, format_table, parse_cell
+from image_classifier.text import make_printable
 
 
 def test_columns_are_aligned() -> None:
