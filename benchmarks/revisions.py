@@ -1,10 +1,12 @@
 """This checkout beside one of another commit, in turns: seconds to train recipes, requests a second of the server.
 
-    git worktree add ../before COMMIT
-    PYTHON=... make -C ../before wheel   # or copy the kernels, where their sources are the same
-    python -m benchmarks.revisions --before ../before --dataset_folder DATA --recipe quick fast --run RUN
+    git worktree add ../before COMMIT && make -C ../before venv
+    python -m benchmarks.revisions --before ../before --dataset_folder DATA --recipe quick --run RUN
+    python -m benchmarks.revisions --before ../before --dataset_folder DATA --recipe fast --rounds 2 \\
+        --options "--num_epochs 1 --image_sizes [24]"
 
-Training takes the recipe with `--num_epochs` epochs; a run's weights must be equal on both sides. The server of each
+`make venv` builds the other checkout's kernels. Both sides run in this environment, and the table says whether they
+give the same weights. `--options` of the trainer shorten the recipe. The server of each
 side answers for the same published runs, which the commit before has made, so that it can read them. Adds the other
 commit's part to benchmarks/results/revisions.json, and writes the table in benchmarks/README.md.
 """
@@ -33,13 +35,11 @@ def read_commit(project: Path) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def train(project: Path, recipe: str, num_epochs: int, dataset_folder: Path) -> dict[str, Any]:
+def train(project: Path, recipe: str, options: Sequence[str], dataset_folder: Path) -> dict[str, Any]:
     """Train a recipe by a checkout's command; return seconds of the command and of its epochs, and the weights."""
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, "-P", "-m", "image_classifier.main", "--experiments_folder", scratch]
-        words += ["--experiment_name", "e", "--run_name", "r", "--recipe", recipe, "--num_epochs", str(num_epochs)]
-        if recipe == "fast":
-            words += ["--image_sizes", f"[{', '.join(['24', '32', '32', '32'][:num_epochs])}]"]
+        words += ["--experiment_name", "e", "--run_name", "r", "--recipe", recipe, *options]
         measured = measure_command([*words, "--dataset_folder", dataset_folder], PYTHONPATH=str(project))
         folder = Path(scratch) / "e" / "r"
         epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -52,7 +52,7 @@ def train(project: Path, recipe: str, num_epochs: int, dataset_folder: Path) -> 
 
 
 def measure_training(
-    before: Path, recipes: Sequence[str], num_epochs: int, rounds: int, dataset_folder: Path
+    before: Path, recipes: Sequence[str], options: Sequence[str], rounds: int, dataset_folder: Path
 ) -> dict[str, Any]:
     """Train each recipe on both sides in turns; return each recipe's ratio of training time, and whether bits agree."""
     result = {}
@@ -61,10 +61,10 @@ def measure_training(
         for number in range(rounds):
             for side in ("before", "now") if number % 2 == 0 else ("now", "before"):
                 project = before if side == "before" else PROJECT
-                rows[side].append(train(project, recipe, num_epochs, dataset_folder))
+                rows[side].append(train(project, recipe, options, dataset_folder))
                 print(recipe, side, rows[side][-1], flush=True)
         result[recipe] = {
-            "num_epochs": num_epochs,
+            "options": " ".join(options),
             "same_weights": len({row["weights_digest"] for side in rows.values() for row in side}) == 1,
             "rows": rows,
         }
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the other commit, with its kernels")
     parser.add_argument("--dataset_folder", type=Path, required=True)
     parser.add_argument("--recipe", nargs="*", default=[], help="recipes to train")
-    parser.add_argument("--num_epochs", type=int, default=2)
+    parser.add_argument("--options", default="--num_epochs 1", help="of the trainer")
     parser.add_argument("--run", type=Path, nargs="*", default=[], help="published runs to serve")
     parser.add_argument("--seconds", type=float, default=5, help="of each load on the server")
     parser.add_argument("--rounds", type=int, default=5)
@@ -125,7 +125,7 @@ def main() -> None:
     before = options.before.resolve()
     result = {key: value for key, value in load_result("revisions").items() if key in ("training", "serving")}
     result |= {"before": read_commit(before)}
-    trained = measure_training(before, options.recipe, options.num_epochs, options.rounds, options.dataset_folder)
+    trained = measure_training(before, options.recipe, options.options.split(), options.rounds, options.dataset_folder)
     result["training"] = result.get("training", {}) | trained
     served = measure_serving(before, options.run, options.seconds, options.rounds)
     result["serving"] = result.get("serving", {}) | served
