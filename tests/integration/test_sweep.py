@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +26,7 @@ from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.reading import read_chain, read_evaluation, read_manifest, read_record
 from tests.conftest import PROJECT, leave_out_coverage, wait_until
 from tests.postgres import PASSWORD, Cluster
+from tests.terminal import run_on_terminal
 from tests.tiny import write_tiny_dataset
 
 SPACE = "learning_rate: {low: 0.002, high: 0.2, log: true}\nflip: {choices: [none, random]}\n"
@@ -321,25 +317,9 @@ def test_a_trial_that_fails_is_recorded_and_too_many_end_the_sweep(
 def test_a_terminal_shows_a_table_that_is_drawn_anew(
     reference: Path, dataset: Path, space: Path, tmp_path: Path
 ) -> None:
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 110, 0, 0))
     words = [sys.executable, "-m", "image_classifier", "sweep", *list_words(tmp_path, dataset, space), *SWEEP]
     words += ["--num_trials", "2"]
-    with subprocess.Popen(words, cwd=PROJECT, stderr=terminal, stdout=subprocess.PIPE, text=True) as process:
-        os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                part = os.read(controller, 65536)
-            except OSError:  # the other side was closed
-                break
-            if not part:
-                break
-            shown += part
-        summary, _ = process.communicate(timeout=60)
-    os.close(controller)
-    assert process.returncode == 0
-    text = shown.decode()
+    text, summary = run_on_terminal(words, lines=30, columns=110)
     last = text.rpartition("\x1b[J")[2]
     assert re.search(r"2 of 2 trials are done; \* best: \d+\.\d\d %", last)
     assert re.search(r"^trial +state +accuracy +epochs +time +flip +learning_rate", last, flags=re.MULTILINE)

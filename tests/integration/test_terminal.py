@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT
+from tests.terminal import run_on_terminal
 from tests.tiny import write_tiny_dataset
 
 
@@ -26,8 +22,6 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_a_terminal_shows_a_bar_with_speed_loss_and_time_left(options: list[str], tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     command = [
         sys.executable,
         "-m",
@@ -38,21 +32,7 @@ def test_a_terminal_shows_a_bar_with_speed_loss_and_time_left(options: list[str]
         "--run_name",
         "r",
     ]
-    with subprocess.Popen(command, cwd=PROJECT, stderr=terminal, stdout=subprocess.PIPE, text=True) as process:
-        os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                part = os.read(controller, 65536)
-            except OSError:  # the other side was closed
-                break
-            if not part:
-                break
-            shown += part
-        summary, _ = process.communicate(timeout=60)
-    os.close(controller)
-    assert process.returncode == 0
-    text = shown.decode()
+    text, summary = run_on_terminal(command, lines=24, columns=120)
     assert re.search(r"\d+%\|.*/1\.60k \[\d\d:\d\d<\d\d:\d\d, .* images/s, loss=\d\.\d{3}\]", text), text[-2000:]
     assert "epoch 1/2: loss " in text and "epoch 2/2: loss " in text
     assert re.search(r"test accuracy +\d+\.\d\d% of 60 images, (single view|2 views averaged)", summary)
