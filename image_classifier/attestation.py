@@ -27,6 +27,7 @@ from image_classifier.published.folder import PUBLISHED, find_published, read_pu
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.signing import StatementSigner, build_statement_signer
 from image_classifier.storage import DISK, storage_error, write_atomically
+from image_classifier.text import one_line
 from image_classifier.tracking import checking, layout, reading
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.identity import describe_processor, describe_processor_family
@@ -69,6 +70,54 @@ def attest(
         ModelError: it cannot be signed.
         StorageError: the disk refused.
     """
+    return _keep(folder, serialize_verdict(folder, verification, clock=clock, say=say), sign)
+
+
+def sign_statement(folder: Path, statement: bytes, sign: StatementSigner) -> list[Path]:
+    """Sign the statement of a verdict that another machine has given, and write it beside the run as `attest` does.
+
+    Args:
+        statement: as `serialize_verdict` returned it there. Whoever signs vouches for it.
+
+    Raises:
+        RunError: it is no statement about this run and the model that was published of it.
+        ModelError: it cannot be signed.
+        StorageError: the disk refused.
+    """
+    try:
+        said = parse_statement(statement)
+        if serialize_statement(said) != statement:
+            raise ValueError("it is not in the one form that statements are written in")
+    except ValueError as error:
+        raise RunError(f"nothing is attested of {folder}: the statement cannot be used: {one_line(error)}") from error
+    if checking.verify_files(folder):
+        raise RunError(f"nothing is attested of {folder}: its files are not as its manifest has them")
+    manifest = reading.read_manifest(folder)
+    expected = _list_subjects(folder, manifest)
+    subjects = {subject["name"]: subject["digest"]["sha256"] for subject in said["subject"]}
+    if EXPORT in subjects:
+        published = read_published(find_published(folder / PUBLISHED))
+        expected[EXPORT] = hashlib.sha256(published.files[PUBLISHED_MODEL]).hexdigest()
+    if subjects != expected or said["predicate"]["run"] != _describe_run(reading.read_record(folder), manifest):
+        raise RunError(f"nothing is attested of {folder}: the statement is about another run")
+    return _keep(folder, statement, sign)
+
+
+def serialize_verdict(
+    folder: Path,
+    verification: Verification,
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    say: Callable[[str], None] = lambda line: None,
+) -> bytes:
+    """Serialize the statement of a verdict, not signed yet.
+
+    Args:
+        say: told what is not attested.
+
+    Raises:
+        RunError: there is no verdict that others could rely on, or the run was changed meanwhile.
+    """
     checked = verification.checked
     if checked is None:
         raise RunError(f"nothing is attested of {folder}: what its manifest names was not trained again")
@@ -76,17 +125,38 @@ def attest(
         raise RunError(f"nothing is attested of {folder}: the difference may come of the code or the libraries of here")
     if checking.verify_files(folder) or reading.read_manifest(folder) != checked.manifest:
         raise RunError(f"nothing is attested of {folder}: it was changed while it was verified")
-    manifest_digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    subjects = {MODEL: checked.manifest["files"][MODEL]["sha256"], MANIFEST: manifest_digest}
-    places = [folder, *([folder / PUBLISHED] if os.path.lexists(folder / PUBLISHED) else [])]
-    if verification.verdict is Verdict.IDENTICAL and len(places) > 1:
+    subjects = _list_subjects(folder, checked.manifest)
+    if verification.verdict is Verdict.IDENTICAL and os.path.lexists(folder / PUBLISHED):
         export = find_export(folder, say)
         subjects |= {EXPORT: export} if export is not None else {}
     statement = serialize_statement(build_statement(verification, checked, subjects, clock()))
     parse_statement(statement)
+    return statement
+
+
+def _list_subjects(folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
+    """List the sha256 of what each statement about a run names."""
+    manifest_digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    return {MODEL: manifest["files"][MODEL]["sha256"], MANIFEST: manifest_digest}
+
+
+def _describe_run(record: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "experiment_name": record["experiment_name"],
+        "run_name": record["run_name"],
+        "manifest_digest": manifest["digest"],
+        "record_digest": manifest["files"][layout.RECORD]["sha256"],
+        "weights_digest": manifest["weights_digest"],
+        "chain_head": manifest["chain_head"],
+    }
+
+
+def _keep(folder: Path, statement: bytes, sign: StatementSigner) -> list[Path]:
+    """Sign a statement, and write it beside the run and beside the model that was published of it."""
     content = sign(statement)
     suffix = ".sigstore.json" if b'"mediaType"' in content else ".json"
     name = f"verdict-{hashlib.sha256(content).hexdigest()[:12]}{suffix}"
+    places = [folder, *([folder / PUBLISHED] if os.path.lexists(folder / PUBLISHED) else [])]
     return [_write(place / ATTESTATIONS / name, content) for place in places]
 
 
@@ -129,14 +199,7 @@ def build_statement(
             "format_version": FORMAT_VERSION,
             "verdict": str(verification.verdict),
             "reasons": list(verification.reasons),
-            "run": {
-                "experiment_name": record["experiment_name"],
-                "run_name": record["run_name"],
-                "manifest_digest": checked.manifest["digest"],
-                "record_digest": checked.manifest["files"][layout.RECORD]["sha256"],
-                "weights_digest": checked.manifest["weights_digest"],
-                "chain_head": checked.manifest["chain_head"],
-            },
+            "run": _describe_run(record, checked.manifest),
             "recorded": {
                 **{part: record[part]["digest"] for part in ("data", "code", "environment", "machine")},
                 "kernels": record["machine"]["class"].get("kernels"),

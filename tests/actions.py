@@ -392,8 +392,14 @@ class GitHub:
 
     def _download(self, options: dict[str, str], runner: Runner, workspace: Path) -> None:
         """Download an artifact of the same run; scripts fetch those of others."""
-        _check_keys(options, {"name", "artifact-ids", "merge-multiple", "path"}, "actions/download-artifact")
+        _check_keys(options, {"name", "artifact-ids", "merge-multiple", "path", "pattern"}, "actions/download-artifact")
         own = [a for a in self._read()["artifacts"] if a["workflow_run"]["id"] == int(runner.run_id)]
+        if "pattern" in options:  # each into a folder of its name
+            for artifact in own:
+                if fnmatch.fnmatchcase(artifact["name"], options["pattern"]):
+                    with zipfile.ZipFile(self.folder / "zips" / f"{artifact['id']}.zip") as archive:
+                        archive.extractall(workspace / options["path"] / artifact["name"])
+            return
         wanted = [a for a in own if str(a["id"]) == options.get("artifact-ids") or a["name"] == options.get("name")]
         if not wanted or ("artifact-ids" in options and options.get("merge-multiple") != "true"):
             raise StepError(f"the run {runner.run_id} has no artifact {options}")
@@ -520,6 +526,7 @@ class Runner:
         variables: the repository's variables.
         secrets: the repository's secrets.
         environment: added to that of each step, for what a test has to steer.
+        on_runners: added to that of the steps on a kind of runners, by its label.
     """
 
     def __init__(
@@ -534,6 +541,7 @@ class Runner:
         ref: str = "refs/heads/main",
         variables: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        on_runners: Mapping[str, Mapping[str, str]] | None = None,
         secrets: Mapping[str, str] | None = None,
     ) -> None:
         self.github = github
@@ -546,6 +554,8 @@ class Runner:
         self._path = f".github/workflows/{workflow}"
         self._workflow = yaml.safe_load(ask_git(github.repository, "show", f"{self.commit}:{self._path}"))
         self._environment = dict(environment or {})
+        self._on_runners = on_runners or {}
+        self._instead: Mapping[str, Callable[[JobRun], None]] = {}
         self._event = event = "workflow_dispatch" if inputs is not None else event
         triggers = self._workflow[True]  # YAML reads the key `on` as a truth value
         if event not in triggers or (event == "push" and not _is_pushed(triggers["push"], ref)):
@@ -572,8 +582,9 @@ class Runner:
         """Run all jobs, each after those that it needs.
 
         Args:
-            instead: by the job's name, what is done in place of its steps where it is to run.
+            instead: by the name of a job or of a step, what is done in its place where it is to run.
         """
+        self._instead = instead or {}
         known = {"name", "on", True, "run-name", "permissions", "concurrency", "env", "jobs"}
         _check_keys(self._workflow, known, "the workflow")
         format_value(self._fill(self._workflow.get("run-name", ""), self._context, {}))
@@ -583,43 +594,69 @@ class Runner:
         pending = dict(self._workflow["jobs"])
         while pending:
             name = next(name for name, job in pending.items() if not _list_needs(job) & pending.keys())
-            self.jobs[name] = self._run_job(name, pending.pop(name), (instead or {}).get(name))
+            self.jobs[name] = self._run_job(name, pending.pop(name))
         failed = any(job.result == "failure" for job in self.jobs.values())
         self.github.change_run(self.run_id, status="completed", conclusion="failure" if failed else "success")
         return self.jobs
 
-    def _run_job(self, name: str, job: dict[str, Any], instead: Callable[[JobRun], None] | None) -> JobRun:
+    def _run_job(self, name: str, job: dict[str, Any]) -> JobRun:
         known = {"name", "needs", "if", "runs-on", "timeout-minutes", "environment", "permissions", "outputs", "steps"}
-        _check_keys(job, known, f"the job {name}")
+        _check_keys(job, known | {"strategy"}, f"the job {name}")
         needs = _list_needs(job)
-        folder = self._folder / self.run_id / name
-        temporary = folder / "temporary"
-        temporary.mkdir(parents=True)
-        run = JobRun(folder / "workspace", [str(self.github.folder / "bin"), os.environ["PATH"]])
-        run.may_sign = job["permissions"].get("id-token") == "write"
-        run.workspace.mkdir()
         context = {
             **self._context,
-            "github": {**self._context["github"], "workspace": str(run.workspace)},
-            "runner": {"temp": str(temporary)},
             "needs": {
                 needed: {"result": self.jobs[needed].result, "outputs": self.jobs[needed].outputs} for needed in needs
             },
         }
+        run = JobRun(self._folder / self.run_id / name / "workspace", [])
+        run.may_sign = job["permissions"].get("id-token") == "write"
         succeeded = all(self.jobs[needed].result == "success" for needed in self._list_all_needs(needs))
         if not self._is_wanted(job.get("if", "success()"), context, succeeded):
             run.result = "skipped"
-            return run
-        if instead is not None:
-            instead(run)
-            return run
+        elif name in self._instead:
+            run.workspace.mkdir(parents=True)
+            self._instead[name](run)
+        else:
+            for matrix in self._list_matrix(job, context):
+                folder = run.workspace.parent.joinpath(*matrix.values())
+                self._run_on_runner(folder, job, {**context, "matrix": matrix}, run)
+        return run
+
+    def _list_matrix(self, job: dict[str, Any], context: Context) -> list[dict[str, str]]:
+        """List what the context `matrix` holds in each run of a job: values of at most one name are known here."""
+        strategy = job.get("strategy", {"matrix": {}})
+        if not strategy["matrix"]:
+            return [{}]
+        _check_keys(strategy, {"fail-fast", "matrix"}, "a strategy")
+        ((name, values),) = strategy["matrix"].items()
+        match = _EXPRESSION.fullmatch(values)
+        if match is None or strategy["fail-fast"]:
+            raise UnknownFormError(f"the strategy {strategy}")
+        return [{name: value} for value in evaluate(match[1], context, {"fromJSON": json.loads})]
+
+    def _run_on_runner(self, folder: Path, job: dict[str, Any], context: dict[str, Any], run: JobRun) -> None:
+        """Run a job's steps in a clean workspace; one that failed on another runner stays failed."""
+        temporary = folder / "temporary"
+        temporary.mkdir(parents=True)
+        run.workspace, run.path = folder / "workspace", [str(self.github.folder / "bin"), os.environ["PATH"]]
+        run.workspace.mkdir()
+        before, run.result = run.result, "success"
+        context = {
+            **context,
+            "github": {**self._context["github"], "workspace": str(run.workspace)},
+            "runner": {"arch": "X64", "temp": str(temporary)},
+        }
+        label = self._fill(job["runs-on"], context, {})
         environment = {name: self._fill(value, context, {}) for name, value in self._workflow.get("env", {}).items()}
         with self._files(folder, run) as files:
-            steps = self._run_steps(job["steps"], context, environment | files, run)
+            steps = self._run_steps(
+                job["steps"], context, environment | files | dict(self._on_runners.get(label, {})), run
+            )
         if run.result == "success":
             for output, value in job.get("outputs", {}).items():
                 run.outputs[output] = self._fill(value, {**context, "steps": steps}, {})
-        return run
+            run.result = before
 
     @contextmanager
     def _files(self, folder: Path, run: JobRun) -> Iterator[dict[str, str]]:
@@ -629,7 +666,7 @@ class Runner:
         for path in paths.values():
             path.touch()
         yield {name: str(path) for name, path in paths.items()}
-        run.summary = paths.pop("GITHUB_STEP_SUMMARY").read_text(encoding="utf-8")
+        run.summary += paths.pop("GITHUB_STEP_SUMMARY").read_text(encoding="utf-8")
         for name, path in paths.items():
             if path.read_text():
                 raise UnknownFormError(f"{name} was written to")
@@ -646,7 +683,9 @@ class Runner:
                 continue
             outputs: Mapping[str, str] = {}
             try:
-                if "run" in step:
+                if step.get("name") in self._instead:
+                    self._instead[step["name"]](run)
+                elif "run" in step:
                     added = self._fill_all(step.get("env", {}), context, run)
                     outputs = self._run_script(step, environment | added, context, run)
                 else:

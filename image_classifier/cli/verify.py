@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,6 +19,7 @@ from image_classifier.cli.signals import StopRequest
 from image_classifier.config import DatabaseAccess
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.progress import say, track
+from image_classifier.storage import written_beside
 from image_classifier.text import make_printable
 
 FLAGS = {
@@ -58,6 +60,9 @@ def build_verify_parser() -> ArgumentParser:
     )
     parser.add_argument("--attest", action="store_true", help="sign the verdict, and write it beside the run")
     parser.add_argument(
+        "--statement", type=Path | None, default=None, help="new file for the verdict, for `attest` to sign elsewhere"
+    )
+    parser.add_argument(
         "--sign_key", type=str | None, default=None, help="private key for it (elliptic curve, PEM), or keyless"
     )
     parser.add_argument(
@@ -80,18 +85,19 @@ def _verify(argv: Sequence[str] | None) -> int:
     access = build_access(parsed, DatabaseAccess().dataset_folder)
     options = {name: value for name, value in parsed.items() if not name.startswith("db_")}
     counting = {name: options.pop(name) for name in ("threshold", "public_key", "policy")}
-    signing = {name: options.pop(name) for name in ("attest", "sign_key")}
+    signing = {name: options.pop(name) for name in ("attest", "sign_key", "statement")}
     if any(counting.values()):
         _check_alone(options, signing)
         return _count(options["run"], **counting)
     if signing["attest"] != (signing["sign_key"] is not None):
         raise SettingsError("--attest and --sign_key are needed together: a verdict that nobody signed proves nothing")
+    _check_statement(signing["statement"])
 
     from image_classifier.tracking.checking import describe_others, verify_files
     from image_classifier.tracking.reading import read_manifest, read_record
 
     if options.pop("files_only"):
-        if signing["attest"]:
+        if signing["attest"] or signing["statement"]:
             raise SettingsError("--files_only trains nothing that --attest could attest; leave one of them out")
         if changed := verify_files(options["run"]):
             return _print_verdict("DIFFERENT", changed)
@@ -126,7 +132,25 @@ def _verify(argv: Sequence[str] | None) -> int:
     if sign is not None:
         for path in attest(run, verification, sign, say=say):
             print(f"  signed: {path}")
+    if signing["statement"]:
+        from image_classifier.attestation import serialize_verdict
+
+        statement = serialize_verdict(run, verification, say=say)
+        with written_beside(signing["statement"], replace=False) as temporary:
+            temporary.write_bytes(statement)
+        print(f"  not signed yet: {make_printable(str(signing['statement']))}")
     return status
+
+
+def _check_statement(path: Path | None) -> None:
+    """Check, before a run is trained again, that its verdict can be written.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    if path is not None and (os.path.lexists(path) or not path.parent.is_dir()):
+        reason = "is there already" if os.path.lexists(path) else "lies in no folder"
+        raise SettingsError(f"--statement takes a new file, and {path} {reason}")
 
 
 def _check_alone(options: dict[str, Any], signing: dict[str, Any]) -> None:

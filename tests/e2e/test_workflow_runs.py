@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,16 +16,20 @@ from pathlib import Path
 
 import pytest
 
+from image_classifier.__main__ import main
+from image_classifier.attestation import sign_statement
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.ingest import ingest
+from image_classifier.published.folder import ATTESTATIONS
 from image_classifier.tracking.checking import is_finished, verify_files
 from image_classifier.tracking.reading import read_manifest, read_record
 from image_classifier.training.determinism import FORCE_KERNELS, list_portable_kernels
-from tests.actions import TOKEN, GitHub, JobRun, Runner, ask_git
-from tests.conftest import require_program, run_program
+from tests.actions import REPOSITORY, TOKEN, GitHub, JobRun, Runner, ask_git
+from tests.conftest import PROJECT, require_program, run_program
 from tests.databases import make_home_in
 from tests.e2e.conftest import IMAGE_NAME
 from tests.postgres import PASSWORD, Cluster
+from tests.sigstore import Sigstore
 
 pytestmark = pytest.mark.timeout(1800)  # the first test that asks for the image waits until it is built
 
@@ -35,6 +41,7 @@ INPUTS: Mapping[str, str | bool] = {
     "batch_size": "100",
     "num_epochs": "1",
 }
+IDENTITY = f"https://github.com/{REPOSITORY}/.github/workflows/training.yaml@refs/heads/main"
 Dispatch = Callable[..., dict[str, JobRun]]
 
 
@@ -75,6 +82,8 @@ def dispatch(github: GitHub, training_image: str, runs: Path) -> Dispatch:
         variables: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
         kernels: str | None = None,
+        on_runners: Mapping[str, Mapping[str, str]] | None = None,
+        instead: Mapping[str, Callable[[JobRun], None]] | None = None,
     ) -> dict[str, JobRun]:
         environment = {"IMAGE_NAME": IMAGE_NAME} | ({FORCE_KERNELS: kernels} if kernels else {})
         runner = Runner(
@@ -85,9 +94,10 @@ def dispatch(github: GitHub, training_image: str, runs: Path) -> Dispatch:
             inputs=inputs,
             variables=variables,
             environment=environment,
+            on_runners=on_runners,
             secrets=secrets,
         )
-        jobs = runner.run()
+        jobs = runner.run(instead)
         for job in jobs.values():
             assert TOKEN not in job.log
             assert not job.may_sign or job.commits <= {runner.commit}, "code of another commit could sign"
@@ -97,9 +107,49 @@ def dispatch(github: GitHub, training_image: str, runs: Path) -> Dispatch:
 
 
 @pytest.fixture(scope="module")
-def first(dispatch: Dispatch) -> dict[str, JobRun]:
-    """The jobs of a training that is verified."""
-    return dispatch("1", {**INPUTS, "verify": True})
+def sigstore() -> Sigstore:
+    """What vouches for the identity of the workflow, in place of the public one."""
+    return Sigstore()
+
+
+@pytest.fixture(scope="module")
+def other_processor(tmp_path_factory: pytest.TempPathFactory, github: GitHub) -> dict[str, str]:
+    """What makes a runner's containers see a processor of another family, and takes the least of the kernels."""
+    folder = tmp_path_factory.mktemp("other")
+    facts = Path("/proc/cpuinfo").read_text()
+    facts = re.sub(r"(?m)^(vendor_id\s*: ).*$", r"\1SomebodyElse", facts)
+    (folder / "cpuinfo").write_text(re.sub(r"(?m)^(CPU implementer\s*: ).*$", r"\g<1>0x99", facts))
+    docker = folder / "bin" / "docker"
+    docker.parent.mkdir()
+    real = require_program("docker")
+    mount = f"--volume={folder}/cpuinfo:/proc/cpuinfo:ro"
+    docker.write_text(f'#!/bin/sh\n[ "$1" != run ] || {{ shift; set -- run {mount} "$@"; }}\nexec {real} "$@"\n')
+    docker.chmod(0o755)
+    path = f"{docker.parent}:{Path(sys.executable).parent}:{github.folder / 'bin'}:{os.environ['PATH']}"
+    return {"PATH": path, FORCE_KERNELS: list_portable_kernels()[0]}
+
+
+@pytest.fixture(scope="module")
+def first(dispatch: Dispatch, sigstore: Sigstore, other_processor: dict[str, str]) -> dict[str, JobRun]:
+    """The jobs of a training that is verified on two kinds of runners and published."""
+
+    def sign_model(job: JobRun) -> None:
+        sigstore.sign(job.workspace / "run" / "published", IDENTITY)
+
+    def sign_verdicts(job: JobRun) -> None:
+        for statement in sorted(job.workspace.glob("verdicts/*/statement.json")):
+            sign_statement(
+                job.workspace / "run",
+                statement.read_bytes(),
+                lambda content: sigstore.sign_statement(content, IDENTITY),
+            )
+
+    return dispatch(
+        "1",
+        {**INPUTS, "verify": True, "publish": True},
+        on_runners={"ubuntu-24.04-arm": other_processor},
+        instead={"Sign with the identity of this workflow": sign_model, "Sign the verdicts": sign_verdicts},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +171,7 @@ def expect(*succeeded: str) -> dict[str, str]:
 
 def test_the_jobs_do_what_the_inputs_ask_for(first: dict[str, JobRun]) -> None:
     log = "\n".join(job.log for job in first.values())
-    assert get_results(first) == expect("plan", "train", "attest", "verify"), log
+    assert get_results(first) == expect("plan", "train", "attest", "verify", "sign"), log
 
 
 def test_the_artifact_is_the_whole_run(first: dict[str, JobRun], github: GitHub) -> None:
@@ -161,8 +211,34 @@ def test_the_summary_shows_settings_metrics_and_a_picture(first: dict[str, JobRu
     assert "previous run" not in summary
 
 
-def test_a_second_runner_gives_the_verdict(first: dict[str, JobRun]) -> None:
-    assert first["verify"].summary.startswith("## Verification of workflow/first\n\n    IDENTICAL\n")
+def test_two_kinds_of_runners_give_the_verdict(first: dict[str, JobRun]) -> None:
+    assert first["verify"].summary.count("## Verification of workflow/first\n\n    IDENTICAL\n") == 2
+
+
+def test_a_policy_takes_the_published_model_with_the_verdicts_of_both_runners_and_with_none_less(
+    first: dict[str, JobRun],
+    github: GitHub,
+    sigstore: Sigstore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (content,) = re.findall(
+        r"```yaml\n(format_version: 1\n.*?)```", (PROJECT / "docs" / "ci.md").read_text(), re.DOTALL
+    )
+    trust_config = sigstore.write_trust_config(tmp_path / "trust.json")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(content.replace("OWNER/REPOSITORY", REPOSITORY) + f"trust_config: {trust_config}\n")
+    published = github.get_artifact("1", "published")
+    verdicts = sorted(path.name for path in (published / ATTESTATIONS).iterdir())
+    assert verdicts == sorted(path.name for path in github.get_artifact("1", "attestations").iterdir())
+    assert main(["verify", str(published), "--policy", str(policy)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("ACCEPTED\n  1 of 1 verifiers have found it IDENTICAL") and said.count(", all ") == 2
+    for name in verdicts:
+        less = shutil.copytree(published, tmp_path / name)
+        (less / ATTESTATIONS / name).unlink()
+        assert main(["verify", str(less), "--policy", str(policy)]) == 2
+        assert ": 1 of 2 processor families: " in capsys.readouterr().err
 
 
 def test_a_later_run_is_compared_to_the_one_before(second: dict[str, JobRun]) -> None:

@@ -19,6 +19,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.attestation import find_export
+from image_classifier.cli import attest as attest_command
 from image_classifier.cli.registry import main as registry
 from image_classifier.cli.serve import main as serve
 from image_classifier.cli.verify import main
@@ -26,6 +27,7 @@ from image_classifier.config import NumKept
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.experiment import run
+from image_classifier.published.attestation import EXPORT, serialize_statement
 from image_classifier.published.folder import ATTESTATIONS, MODEL, describe_content, serialize_manifest
 from image_classifier.serving.server import ModelSource
 from image_classifier.serving.settings import ServerSettings
@@ -114,12 +116,76 @@ def test_a_difference_is_signed_and_closes_every_gate(
     assert "; build: IDENTICAL, " in line
 
 
+def test_a_verdict_of_one_machine_is_signed_on_another(
+    copy: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: Capture
+) -> None:
+    private, public = (str(key) for key in keys["lab"])
+    statement = tmp_path / "statement.json"
+    assert main([str(copy), "--segment", "20:40", "--statement", str(statement)]) == 0
+    assert f"  not signed yet: {statement}" in capsys.readouterr().out
+    assert not (copy / "attestations").exists()
+    assert main([str(copy), "--statement", str(statement)]) == 2
+    assert capsys.readouterr().err == f"error: --statement takes a new file, and {statement} is there already\n"
+    assert attest_command.main([str(copy), str(statement), "--sign_key", private]) == 0
+    policy = write_policy(tmp_path / "policy.yaml", {"lab": Path(public)}, kinds=["segment"])
+    assert main([str(copy), "--policy", str(policy)]) == 0
+    assert "lab: IDENTICAL, the chosen segment 20:40 of 40 steps" in capsys.readouterr().out
+
+
+BAD_STATEMENTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "of another run": (lambda s: s["predicate"]["run"].update(run_name="other"), "the statement is about another run"),
+    "of other weights": (lambda s: s["subject"][0]["digest"].update(sha256="0" * 64), "about another run"),
+    "of a model that nobody published": (
+        lambda s: s["subject"].append({"name": EXPORT, "digest": {"sha256": "0" * 64}}),
+        "holds no published model",
+    ),
+    "of another kind": (lambda s: s.update(predicateType="x"), "cannot be used: it is no verdict of this package"),
+    "of a later version": (lambda s: s["predicate"].update(format_version=2), "cannot be used: it has the format 2"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_STATEMENTS)
+def test_a_statement_about_something_else_is_not_signed(
+    kind: str, copy: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: Capture
+) -> None:
+    change, reason = BAD_STATEMENTS[kind]
+    statement = state(copy)
+    change(statement)
+    path = tmp_path / "statement.json"
+    path.write_bytes(serialize_statement(statement))
+    assert attest_command.main([str(copy), str(path), "--sign_key", str(keys["lab"][0])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and reason in line
+    assert not (copy / "attestations").exists()
+
+
+def test_a_statement_in_another_form_or_about_changed_files_is_not_signed(
+    copy: Path, keys: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "statement.json"
+    words = [str(copy), str(path), "--sign_key", str(keys["lab"][0])]
+    assert attest_command.main(words) == 2
+    assert f"error: the statement {path} cannot be read: No such file" in capsys.readouterr().err
+    path.write_bytes(b" " + serialize_statement(state(copy)))
+    assert attest_command.main(words) == 2
+    assert "it is not in the one form that statements are written in" in capsys.readouterr().err
+    path.write_bytes(serialize_statement(state(copy)))
+    with (copy / "model.pth").open("ab") as weights:
+        weights.write(b"x")
+    assert attest_command.main(words) == 2
+    assert "its files are not as its manifest has them" in capsys.readouterr().err
+    assert not (copy / "attestations").exists()
+
+
 BAD_LINES = {
     "--attest": "--attest and --sign_key are needed together",
     "--sign_key KEY": "--attest and --sign_key are needed together",
     "--attest --sign_key none": "--sign_key none cannot be read",
     "--attest --sign_key keyless": "nothing here says who signs",
     "--attest --sign_key KEY --files_only": "--files_only trains nothing",
+    "--statement new.json --files_only": "--files_only trains nothing",
+    "--statement none/new.json": "lies in no folder",
+    "--threshold 1-of-1 --public_key PUBLIC --statement new.json": "--statement is for a verification that trains",
     "--threshold 3-of-2 --public_key PUBLIC": "how many of how many, such as 2-of-3",
     "--threshold 2-of-3": "--public_key of each of N verifiers",
     "--public_key PUBLIC": "--public_key of each of N verifiers",
