@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_program
-from tests.documents import PROJECT, get_section
+from tests.conftest import PROJECT, run_program
+from tests.documents import get_section
 
 NEW_FILES = {
     "image_classifier/model/NAME.py": """
