@@ -9,8 +9,11 @@ case ${target:-train} in
 esac
 # A tag takes no plus sign, which a local version has.
 IMAGE_VERSION=${IMAGE_VERSION:-$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' ../image_classifier/__init__.py | tr + -)}
-# The locks hold wheels for this platform.
-IMAGE_PLATFORM=${IMAGE_PLATFORM:-linux/amd64}
+# That of this machine: the locks hold wheels for both. A run has the same bits on either, if it is a portable one.
+case $HOSTTYPE in
+    aarch64 | arm64) IMAGE_PLATFORM=${IMAGE_PLATFORM:-linux/arm64} ;;
+    *) IMAGE_PLATFORM=${IMAGE_PLATFORM:-linux/amd64} ;;
+esac
 # Empty: the base that the Dockerfile names.
 BASE_IMAGE=${BASE_IMAGE-}
 

@@ -130,6 +130,15 @@ def test_what_is_configured_is_used(
     assert_nothing_is_left(project, calls)
 
 
+@pytest.mark.parametrize(("machine", "platform"), [("x86_64", "linux/amd64"), ("aarch64", "linux/arm64")])
+def test_the_image_is_for_the_machine_that_builds_it(machine: str, platform: str, project: Path, calls: Path) -> None:
+    uname = calls.parent / "bin" / "uname"
+    uname.write_text(f"#!/bin/sh\necho {machine}\n")
+    uname.chmod(0o755)
+    run_program(project / "docker" / "build.sh", cwd=project)
+    assert f"--platform {platform}" in " ".join(read_calls(calls)[0]["words"])
+
+
 def test_what_signs_in_at_the_origin_gets_into_no_label(project: Path, calls: Path) -> None:
     git = require_program("git")
     origin = run_program(git, "remote", "get-url", "origin", cwd=project).strip()
