@@ -459,8 +459,8 @@ class RunSettings:
         experiments_folder: Folder that holds all experiments.
         experiment_name: Name of the experiment, a folder under experiments_folder (required).
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
-        dataset_folder: Folder (or archive, or Parquet file) with the data set; with --database that of SQLite's file
-            and of the snapshots, by default data.
+        dataset_folder: Folder (or archive, Parquet file, or tars) with the data set; with --database that of SQLite's
+            file and of the snapshots, by default data.
         fit: Images of other sizes are resized whatever the ratio of their sides (squeeze), cut to their middle
             (crop), given a black border (pad), or refused.
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
