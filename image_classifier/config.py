@@ -222,6 +222,8 @@ class TrainingSettings:
         cutmix: Alpha of cutmix: a rectangle of each image of a batch is taken from another, the area left drawn from
             Beta(alpha, alpha); 0 for none.
         sampler: Images of an epoch: each once, or balanced, as many of each class, those of small classes repeatedly.
+        shuffle_window: MiB of images that are shuffled with each other, for snapshots larger than memory: blocks of
+            1 MiB come in random order, so many at a time. 0 shuffles all images of an epoch.
         class_weights: Weight of an image in the loss: none, or balanced, by the inverse frequency of its class.
         views: Test-time augmentation: one view, its mirror image too, or six views when the top-1 margin is below 0.4.
             Changes the evaluation alone.
@@ -268,6 +270,7 @@ class TrainingSettings:
     mixup: float = 0.0
     cutmix: float = 0.0
     sampler: Sampler = "uniform"
+    shuffle_window: int = 0
     class_weights: ClassWeights = "none"
     views: Views = _FAST["views"]
     input_mean: tuple[float, float, float] = _FAST["input_mean"]
@@ -383,7 +386,7 @@ def _check_network(settings: TrainingSettings) -> None:
 ADDITIONS: dict[str, Any] = {
     **{"color_jitter": 0.0, "rand_augment": 0, "mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0, "early_stopping": 0},
     **{"sampler": "uniform", "class_weights": "none", "image_size": DEFAULT_IMAGE_SIZE},
-    **{"body_learning_rate": None, "freeze": "none"},
+    **{"body_learning_rate": None, "freeze": "none", "shuffle_window": 0},
 }
 """Settings that a run does without, and what they are then; earlier versions had none of them."""
 
@@ -402,6 +405,12 @@ def _check_additions(settings: TrainingSettings) -> None:
     if settings.class_weights == settings.sampler == "balanced":
         raise SettingsError(
             "--class_weights balanced and --sampler balanced make up for the same imbalance twice; choose one"
+        )
+    _check(settings, "shuffle_window", 0 <= settings.shuffle_window <= 2**20, "a whole number from 0 to 1,048,576")
+    if settings.shuffle_window and settings.sampler != "uniform":
+        raise SettingsError(
+            "--shuffle_window reads blocks of a snapshot, each once an epoch, which --sampler balanced does not; "
+            "set one of them alone"
         )
     _check(settings, "ema_decay", 0 <= settings.ema_decay < 1, "a number from 0 up to but not including 1")
     latest = max(settings.num_epochs - 2, 0)
@@ -459,8 +468,8 @@ class RunSettings:
         experiments_folder: Folder that holds all experiments.
         experiment_name: Name of the experiment, a folder under experiments_folder (required).
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
-        dataset_folder: Folder (or archive, or Parquet file) with the data set; with --database that of SQLite's file
-            and of the snapshots, by default data.
+        dataset_folder: Folder (or archive, Parquet file, or tars) with the data set; with --database that of SQLite's
+            file and of the snapshots, by default data.
         fit: Images of other sizes are resized whatever the ratio of their sides (squeeze), cut to their middle
             (crop), given a black border (pad), or refused.
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.

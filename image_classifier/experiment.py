@@ -464,6 +464,7 @@ def build_loader(
         ),
         num_workers=num_workers,
         sampler=training.sampler,
+        shuffle_window=training.shuffle_window,
         targets=build_targets(num_classes, training.label_smoothing, weights) if training.has_targets else None,
         mixup=training.mixup,
         cutmix=training.cutmix,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 ORDER, FLIP, SHIFT_Y, SHIFT_X, CUTOUT_Y, CUTOUT_X, SPLIT, WEIGHTS = range(8)
-BRIGHTNESS, CONTRAST, SATURATION, FIRST_DISTORTION, SECOND_DISTORTION, MIX, MIX_Y, MIX_X, SAMPLE = range(8, 17)
+BRIGHTNESS, CONTRAST, SATURATION, FIRST_DISTORTION, SECOND_DISTORTION, MIX, MIX_Y, MIX_X, SAMPLE, BLOCK = range(8, 18)
 """What a random number is for; each use has a stream of its own."""
 DRAWS = 64
 """The stream of what a network or an optimizer of another package draws in its steps."""

@@ -343,7 +343,7 @@ def _make_locked_folder(parent: Path, disk: Disk) -> tuple[Path, int]:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # another writer took it for a leftover before it was locked
             continue
-        if _try_lock(descriptor) is not False and is_same(path, descriptor):
+        if try_lock(descriptor) is not False and is_same(path, descriptor):
             return path, descriptor
         os.close(descriptor)
 
@@ -360,13 +360,13 @@ def _remove_unless_locked(path: Path, disk: Disk) -> None:
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            if _try_lock(descriptor):
+            if try_lock(descriptor):
                 disk.remove(path)
         finally:
             os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool | None:
+def try_lock(descriptor: int) -> bool | None:
     """Lock an open file or folder; say whether that succeeded, None where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -387,7 +387,7 @@ def lock(descriptor: int, path: Path, busy: ImageClassifierError | None = None) 
         busy: raised where another process holds the lock; without it that process is waited for.
     """
     started, is_told = time.monotonic(), False
-    while (locked := _try_lock(descriptor)) is False:
+    while (locked := try_lock(descriptor)) is False:
         if busy is not None:
             raise busy
         if not is_told and time.monotonic() - started > _PATIENCE_S:

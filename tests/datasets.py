@@ -7,7 +7,7 @@ import json
 import pickle
 import struct
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,3 +176,36 @@ def write_parquet_file(
         features = {columns[0]: {"_type": "Image"}, columns[1]: {"names": list(classes), "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pyarrow.parquet.write_table(table, path, row_group_size=rows_per_group)
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes | None]], **options: Any) -> None:
+    """Write a tar with these members; one without content is a symbolic link to /etc/passwd."""
+    with tarfile.open(path, "w", **options) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if content is None:
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            member.size = len(content or b"")
+            archive.addfile(member, io.BytesIO(content or b""))
+
+
+def list_members(arrays: Arrays, part: slice, classes: Sequence[str] | None = None) -> list[tuple[str, bytes]]:
+    """List the members of a shard of WebDataset: KEY.png, and KEY.cls; with classes, KEY.json with a name instead."""
+    members = []
+    for number, (image, label) in enumerate(zip(arrays.images[part], arrays.labels[part], strict=True)):
+        key = f"{(part.start or 0) + number:06d}"
+        named = json.dumps({"label": classes[label]}) if classes else None
+        members.append((f"{key}.png", encode(image)))
+        members.append((f"{key}.cls", b"%d\n" % label) if named is None else (f"{key}.json", named.encode()))
+    return members
+
+
+def write_shards(folder: Path, arrays: Arrays, classes: Sequence[str]) -> None:
+    """Write train-*.tar in three shards and test-*.tar, as WebDataset has them, and metadata.json with the classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cut = arrays.num_train
+    bounds = [0, cut // 3, cut // 2, cut]
+    for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        write_tar(folder / f"train-{number:06d}.tar", list_members(arrays, slice(start, stop)))
+    write_tar(folder / "test-000000.tar", list_members(arrays, slice(cut, len(arrays.labels))))
+    (folder / "metadata.json").write_text(json.dumps({"classes": list(classes)}), encoding="utf-8")

@@ -397,10 +397,12 @@ def change_zip(*mutators: tuple[str, Mutator]) -> Mutator:
 
 
 def change_tar(member: Mutator) -> Mutator:
-    """Change what a .tar.gz unpacks to: fields of a head, whose checksum is set right, or what a member holds."""
+    """Change a tar, or what a .tar.gz unpacks to: fields of a head, whose checksum is set right, or what a member
+    holds."""
 
     def change(chance: Random, content: bytes) -> bytes:
-        raw = bytearray(gzip.decompress(content))
+        is_packed = content.startswith(b"\x1f\x8b")
+        raw = bytearray(gzip.decompress(content) if is_packed else content)
         heads, at = [], 0
         while at + 512 <= len(raw) and raw[at]:
             heads.append(at)
@@ -435,7 +437,7 @@ def change_tar(member: Mutator) -> Mutator:
         if head + 512 <= len(raw):
             block = bytes(raw[head : head + 148]) + b" " * 8 + bytes(raw[head + 156 : head + 512])
             raw[head + 148 : head + 156] = b"%06o\0 " % sum(block)
-        return gzip.compress(bytes(raw), 1)
+        return gzip.compress(bytes(raw), 1) if is_packed else bytes(raw)
 
     return change
 

@@ -167,6 +167,12 @@ def _build_datasets(scratch: Path) -> list[Reader]:
             lambda name, content, folder: _read_dataset(_write(folder / "all.tar.gz", content)),
         ),
         Reader(
+            "WebDataset",
+            _build_tars(),
+            mix(change_bytes, change_tar(change_bytes), change_tar(change_png), change_tar(change_text)),
+            lambda name, content, folder: _read_dataset(_write(folder / "all.tar", content)),
+        ),
+        Reader(
             "pickled batch",
             is_batch | old_batches,
             mix(change_bytes, change_pickle, change_pickle),
@@ -205,6 +211,24 @@ def _build_datasets(scratch: Path) -> list[Reader]:
             lambda folder: _write_all(folder / "whole", few),
         ),
     ]
+
+
+def _build_tars() -> dict[str, bytes]:
+    image = save(Image.new("RGB", (8, 8), "red"))
+    labels = {"names": ("cls", b"cat"), "records": ("json", b'{"label": "cat"}')}
+    tars = {}
+    for name, (suffix, label) in labels.items():
+        for kind in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w", format=kind) as archive:
+                for number in range(6):
+                    stem = f"{number}" if kind == tarfile.USTAR_FORMAT else f"{'x' * 120}ü{number}"
+                    for ending, content in (("png", image), (suffix, label)):
+                        member = tarfile.TarInfo(f"{stem}.{ending}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+            tars[f"{name} {kind}"] = packed.getvalue()
+    return tars
 
 
 def _pack(folder: Path) -> bytes:

@@ -85,6 +85,12 @@ def build_info_parser() -> ArgumentParser:
         default=None,
         help="PNG file for a sheet with images of each class and the balance",
     )
+    parser.add_argument(
+        "--croissant",
+        type=Path | None,
+        default=None,
+        help="JSON-LD file that describes the snapshot in Croissant 1.1, with the digests of its files",
+    )
     return parser
 
 
@@ -184,6 +190,13 @@ def _info(argv: Sequence[str] | None) -> int:
             from image_classifier.visualization.dataset_sheet import draw_dataset_sheet
 
             write_atomically(options.output, draw_dataset_sheet(snapshot))
+    if options.croissant is not None:
+        from image_classifier.data.croissant import write_croissant
+        from image_classifier.data.snapshot import find_stores
+        from image_classifier.data.source import get_folder
+
+        folder = access.dataset_folder if in_database else get_folder(options.dataset_folder)
+        write_croissant(snapshot, find_stores(folder), options.croissant)
     print(format_info(snapshot))
     return ExitStatus.DONE
 

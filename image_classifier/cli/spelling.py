@@ -45,6 +45,7 @@ USUAL_NAMES = {
     "mixup": "mixup_alpha",
     "cutmix": "cutmix_alpha",
     "sampler": "balanced_sampler oversample weighted_sampler",
+    "shuffle_window": "shuffle shuffle_buffer shuffle_buffer_size shuffle_size",
     "class_weights": "class_weight loss_weights pos_weight",
     "views": "test_time_augmentation tta",
     "input_mean": "mean",

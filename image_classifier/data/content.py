@@ -51,6 +51,8 @@ class Content:
         notebook: what is found meanwhile; None for a source whose images are taken as they are.
         image_size: side in pixels of the images.
         num_images: how many there are, as far as that is known before they are read.
+        reopen: gives the batches of a part from its N-th image on, those that are left out counted; None for a source
+            that is read from its beginning alone.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Content:
     notebook: Notebook | None = None
     image_size: int = DEFAULT_IMAGE_SIZE
     num_images: int | None = None
+    reopen: Callable[[str, int], Iterable[Batch]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.classes) > MAX_CLASSES:
@@ -171,26 +174,29 @@ def resize_content(content: Content, reading: Reading) -> Content:
             yield from zip(images, labels.tolist(), strict=True)
 
     parts = {part: decode_images(iterate(batches), resize) for part, batches in content.parts.items()}
-    return replace(content, parts=parts, notebook=notebook, image_size=reading.side)
+    return replace(content, parts=parts, notebook=notebook, image_size=reading.side, reopen=None)
 
 
 def decode_images(
     encoded: Iterable[tuple[T, int]],
     decode: Callable[[T], NDArray[np.uint8]],
     left_out: list[str] | None = None,
+    notebook: Notebook | None = None,
 ) -> Iterator[Batch]:
     """Decode images in threads, in their order; each comes with its label.
 
     Args:
         decode: gives uint8 [S, S, 3].
         left_out: gets the reason for each image that cannot be read, which is left out then.
+        notebook: gets what decoding an image notes when it is the image's turn, so that the notes are those of the
+            batches so far.
 
     Raises:
         DataError: images cannot be read, and are not left out; the message lists the first of them, with the reasons.
     """
     num_bad, reasons = 0, list[str]()
     images, labels = list[NDArray[np.uint8]](), list[int]()
-    for result, label in _decode_in_threads(encoded, decode):
+    for result, label in _decode_in_threads(encoded, decode, notebook or Notebook(Reading())):
         if not isinstance(result, ImageError):
             if not num_bad:  # else the rest is read for its errors alone
                 images.append(result)
@@ -215,26 +221,33 @@ def decode_images(
 
 
 def _decode_in_threads(
-    encoded: Iterable[tuple[T, int]], decode: Callable[[T], NDArray[np.uint8]]
+    encoded: Iterable[tuple[T, int]], decode: Callable[[T], NDArray[np.uint8]], notebook: Notebook
 ) -> Iterator[tuple[NDArray[np.uint8] | ImageError, int]]:
     """Decode to [3, S, S] in order by all cores, with a few images ahead: encoded they may have 32 MB each."""
 
-    def attempt(item: tuple[T, int]) -> tuple[NDArray[np.uint8] | ImageError, int]:
-        try:
-            return np.ascontiguousarray(decode(item[0]).transpose(2, 0, 1)), item[1]
-        except ImageError as error:
-            return error, item[1]
+    def attempt(encoded: T) -> tuple[NDArray[np.uint8] | ImageError, list[tuple[int, int]]]:
+        with notebook.apart() as sizes:
+            try:
+                return np.ascontiguousarray(decode(encoded).transpose(2, 0, 1)), sizes
+            except ImageError as error:
+                return error, sizes
 
-    pending: deque[Future[tuple[NDArray[np.uint8] | ImageError, int]]] = deque()
+    def finish() -> tuple[NDArray[np.uint8] | ImageError, int]:
+        future, label = pending.popleft()
+        result, sizes = future.result()
+        notebook.add_sizes(sizes)
+        return result, label
+
+    pending: deque[tuple[Future[tuple[NDArray[np.uint8] | ImageError, list[tuple[int, int]]]], int]] = deque()
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_ahead = max(_FEWEST_AHEAD, 2 * num_cores)
     with ThreadPoolExecutor(num_cores + 1) as threads:
-        for item in encoded:
-            pending.append(threads.submit(attempt, item))
+        for item, label in encoded:
+            pending.append((threads.submit(attempt, item), label))
             if len(pending) == num_ahead:
-                yield pending.popleft().result()
+                yield finish()
         while pending:
-            yield pending.popleft().result()
+            yield finish()
 
 
 def is_name(value: Any) -> bool:

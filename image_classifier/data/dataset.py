@@ -18,7 +18,7 @@ def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, re
     """Map the snapshot of the data set at a path, and freeze the data set into one first if there is none yet.
 
     Args:
-        dataset_folder: a dataset folder, or an archive or a Parquet file itself; or db:NAME or db:NAME@VERSION.
+        dataset_folder: a dataset folder, or an archive, a Parquet file or tars themselves; or db:NAME[@VERSION].
         access: how the database is reached, for the last two.
         reading: how image files are read.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,11 +89,43 @@ class Notebook:
         self._reading = reading
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._lock = threading.Lock()
+        self._thread = threading.local()
 
     def note_size(self, width: int, height: int) -> None:
         """Note the size of an image that is fitted."""
+        apart: list[tuple[int, int]] | None = getattr(self._thread, "apart", None)
+        if apart is None:
+            self.add_sizes([(width, height)])
+        else:
+            apart.append((width, height))
+
+    @contextmanager
+    def apart(self) -> Iterator[list[tuple[int, int]]]:
+        """Collect the sizes that this thread notes in the block, for `add_sizes` when it is their images' turn."""
+        self._thread.apart = []
+        try:
+            yield self._thread.apart
+        finally:
+            self._thread.apart = None
+
+    def add_sizes(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Count the sizes of images that were fitted."""
         with self._lock:
-            self._sizes[width, height] += 1
+            self._sizes.update(sizes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all notes as JSON has them, for `restore`."""
+        return {"left_out": self.left_out, "sizes": [[*size, count] for size, count in sorted(self._sizes.items())]}
+
+    def restore(self, notes: Mapping[str, Any]) -> None:
+        """Take the notes of `to_json` instead of those that were taken so far.
+
+        Raises:
+            TypeError, ValueError: they are none.
+        """
+        check_form(notes, {"left_out": [str], "sizes": [[int]]})
+        self._sizes = Counter({(width, height): count for width, height, count in notes["sizes"]})
+        self.left_out[:] = notes["left_out"]
 
     def summarize(self) -> Findings:
         """Summarize the notes."""

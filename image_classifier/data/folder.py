@@ -111,17 +111,17 @@ def read_images(listing: ImageFolder, metadata: Metadata, reading: Reading = Rea
         for path, chosen in zip(listing.files, is_test, strict=True):
             files["test" if chosen else "train"].append(path)
 
-    def batches(paths: Sequence[str]) -> Iterator[Batch]:
+    def batches(part: str, start: int = 0) -> Iterator[Batch]:
         from image_classifier.imaging import load_image  # Pillow, which a run that finds its snapshot does not need
 
-        encoded = ((listing.folder / path, labels[path]) for path in paths)
+        encoded = ((listing.folder / path, labels[path]) for path in files[part][start:])
         decode = partial(load_image, side=reading.side, fit=reading.fit, note_size=notebook.note_size)
-        return decode_images(encoded, decode, notebook.left_out if reading.skip_bad else None)
+        return decode_images(encoded, decode, notebook.left_out if reading.skip_bad else None, notebook)
 
     notebook = Notebook(reading)
     name = metadata.name or listing.folder.resolve().name
-    parts = {part: batches(paths) for part, paths in files.items()}
-    return Content(name, classes, parts, notebook, reading.side, len(listing.files))
+    parts = {part: batches(part) for part in files}
+    return Content(name, classes, parts, notebook, reading.side, len(listing.files), batches)
 
 
 def _list_folders(folder: Path) -> list[str]:

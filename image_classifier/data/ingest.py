@@ -25,7 +25,7 @@ from image_classifier.data.database import (
     map_labels,
 )
 from image_classifier.data.findings import Findings
-from image_classifier.data.source import find_source
+from image_classifier.data.source import find_source, get_folder
 from image_classifier.errors import DatabaseError, DataError
 from image_classifier.storage import lock, storage_error
 
@@ -80,7 +80,7 @@ def ingest(
     """
     told = listener or Listener()
     source = find_source(source_path)
-    content = source.read(load_metadata(source_path), reading)
+    content = source.read(load_metadata(get_folder(source_path)), reading)
     chunks = _iterate_chunks(content, chunk_size)
     first = next(chunks, None)  # what cannot be read at all leaves no trace
     if first is None:

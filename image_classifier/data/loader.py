@@ -20,6 +20,7 @@ from torch import Tensor
 from image_classifier.config import Sampler
 from image_classifier.data.augment import Augmentation, augment_images, compute_order
 from image_classifier.data.balance import compute_balanced_order
+from image_classifier.data.blocks import compute_windows, count_block_images, read_ahead
 from image_classifier.data.mixing import cut_images, find_partners, mix_images
 
 BLOCK_BYTES = 4096 * 3072  # of uint8 a block: little memory, and few calls even at a batch size of 1
@@ -49,6 +50,7 @@ class Loader:
         targets: float32 [C, C], what an image of each class is trained towards; None for its class alone.
         mixup: alpha of mixup, which needs targets; 0 for none.
         cutmix: alpha of cutmix, likewise.
+        shuffle_window: MiB of images that are shuffled with each other; 0 for all. Not with a balanced sampler.
     """
 
     images: NDArray[np.uint8]
@@ -62,6 +64,7 @@ class Loader:
     targets: NDArray[np.float32] | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    shuffle_window: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -75,10 +78,14 @@ class Loader:
 
         def list_blocks() -> Iterator[Block]:
             for epoch in range(first_step // max(self.steps_per_epoch, 1), num_epochs):
-                chosen, numbers = self._order_images(epoch)
+                chosen, numbers, ends = self._order_images(epoch)
+                begins, ahead = [0, *ends], 0
                 begin = max(first_step - epoch * self.steps_per_epoch, 0) * self.batch_size
                 for start in range(begin, len(chosen), batches_per_block * self.batch_size):
                     stop = start + batches_per_block * self.batch_size
+                    while ahead < len(ends) and begins[max(ahead - 1, 0)] < stop:  # the window before is begun
+                        read_ahead(self.images, chosen[max(start, begins[ahead]) : ends[ahead]])
+                        ahead += 1
                     yield epoch, chosen[start:stop], numbers[start:stop]
 
         for block in _run_ahead(self._prepare, list_blocks(), self.num_workers):
@@ -87,15 +94,20 @@ class Loader:
                 targets = None if block.targets is None else block.targets[part]
                 yield Batch(block.images[part], block.labels[part], targets)
 
-    def _order_images(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Find the images of an epoch, and the numbers by which they are told apart in it: both [M]."""
+    def _order_images(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+        """Find the images of an epoch, the numbers that tell them apart in it, both [M], and where windows end."""
+        if self.shuffle_window:
+            num_block_images = count_block_images(self.images)
+            windows = compute_windows(self.seed, epoch, self.indices, num_block_images, self.shuffle_window)
+            chosen = self.indices[np.concatenate(windows)]
+            return chosen, chosen, np.cumsum([len(window) for window in windows]).tolist()
         if self.sampler == "uniform":
             chosen = self.indices[compute_order(self.seed, epoch, len(self.indices))]
-            return chosen, chosen
+            return chosen, chosen, []
         order = compute_balanced_order(self.seed, epoch, self.labels[self.indices])
         times, places = np.divmod(order, len(self.indices))
         chosen = self.indices[places]
-        return chosen, chosen + times * len(self.images)
+        return chosen, chosen + times * len(self.images), []
 
     def _prepare(self, epoch: int, chosen: NDArray[np.int64], numbers: NDArray[np.int64]) -> Batch:
         """Prepare the images at these indices, which are those of whole batches, as one."""

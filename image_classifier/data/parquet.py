@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +70,24 @@ def read_files(
         is_test = choose_test(keys, labels[first].tolist(), metadata.split_seed)
         chosen |= {"train": {first: ~is_test}, "test": {first: is_test}}
 
-    def batches(part: str) -> Iterator[Batch]:
-        encoded = (
-            ((f"{path} row {row}", content), int(labels[path][row]))
-            for path, is_chosen in chosen.get(part, {}).items()
-            for row, (_, content) in enumerate(_iterate_all_images(path, len(labels[path])))
-            if is_chosen[row]
-        )
+    def encoded(part: str, start: int) -> Iterator[tuple[tuple[str, bytes | None], int]]:
+        for path, is_chosen in chosen.get(part, {}).items():
+            num_chosen = int(is_chosen.sum())
+            if start < num_chosen:
+                images = enumerate(_iterate_all_images(path, len(labels[path])))
+                rows = ((row, content) for row, (_, content) in images if is_chosen[row])
+                for row, content in islice(rows, start, None):
+                    yield (f"{path} row {row}", content), int(labels[path][row])
+            start = max(start - num_chosen, 0)
+
+    def batches(part: str, start: int = 0) -> Iterator[Batch]:
         decode = partial(_decode, side=reading.side, fit=reading.fit, note_size=notebook.note_size)
-        return decode_images(encoded, decode, notebook.left_out if reading.skip_bad else None)
+        return decode_images(encoded(part, start), decode, notebook.left_out if reading.skip_bad else None, notebook)
 
     notebook = Notebook(reading)
     name = metadata.name or ("cifar10" if is_cifar10 else name)
     parts = {part: batches(part) for part in PARTS}
-    return Content(name, classes, parts, notebook, reading.side, sum(counts.values()))
+    return Content(name, classes, parts, notebook, reading.side, sum(counts.values()), batches)
 
 
 def iterate_images(path: Path) -> Iterator[tuple[str | None, bytes | None]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from image_classifier.errors import DataError
 
@@ -24,7 +24,7 @@ _NAMES = {
 }
 _FILE = re.compile(rf"(?P<part>{'|'.join(sorted(_NAMES, reverse=True))})(?![a-z]).*\.parquet", re.IGNORECASE)
 _SHARD = re.compile(
-    r"(?P<stem>.*?)[-_.]?(?P<index>[0-9]{1,9})(?P<of>-of-(?P<count>[0-9]{1,9})(?:-[0-9a-f]{6,64})?)?\.parquet"
+    r"(?P<stem>.*?)[-_.]?(?P<index>[0-9]{1,9})(?P<of>-of-(?P<count>[0-9]{1,9})(?:-[0-9a-f]{6,64})?)?\.(parquet|tar)"
 )
 
 
@@ -37,6 +37,12 @@ def find_part_of_file(file_name: str) -> str | None:
     """Find the part that a Parquet file of this name belongs to; None for any other name."""
     match = _FILE.fullmatch(file_name)
     return None if match is None else _NAMES[match["part"].lower()]
+
+
+def find_part_of_shard(file_name: str) -> str | None:
+    """Find the part that a tar of this name belongs to, such as imagenet-train-000000.tar; None where it says none."""
+    words = re.split("[^a-z]+", file_name.lower())
+    return next((_NAMES[word] for word in words if word in _NAMES), None)
 
 
 def complete_parts(parts: Mapping[str, T], where: object, notes: list[str]) -> dict[str, T]:
@@ -61,8 +67,8 @@ def complete_parts(parts: Mapping[str, T], where: object, notes: list[str]) -> d
     return {part: found[part] for part in PARTS if part in found}
 
 
-def check_shards(names: Sequence[str], where: object) -> None:
-    """Check that Parquet files of one part are all of its shards, each once, by their names.
+def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "tar"] = "Parquet") -> None:
+    """Check that Parquet files, or tars, of one part are all of its shards, each once, by their names.
 
     Names are `NAME-00000-of-00002.parquet`, perhaps with a hash behind; or `NAME-0.parquet`, `NAME-1.parquet` and so
     on; or one file with any other name.
@@ -78,8 +84,8 @@ def check_shards(names: Sequence[str], where: object) -> None:
     for name, match in zip(names, matches, strict=True):
         if match is None:
             raise DataError(
-                f"{where} has the Parquet files {_list(names)}, and {name} does not say which shard it is; name shards "
-                "as train-00000-of-00002.parquet, and remove what is no shard"
+                f"{where} has the {kind} files {_list(names)}, and {name} does not say which shard it is; name shards "
+                f"as train-00000-of-00002.{kind.lower()}, and remove what is no shard"
             )
         index = int(match["index"])
         if index in shards:
@@ -88,7 +94,7 @@ def check_shards(names: Sequence[str], where: object) -> None:
         kinds.add((match["stem"], None if match["count"] is None else int(match["count"])))
     if len(kinds) > 1:
         raise DataError(
-            f"{where} has the Parquet files {_list(names)}, which are shards of different sets by their names; "
+            f"{where} has the {kind} files {_list(names)}, which are shards of different sets by their names; "
             "remove those that do not belong there"
         )
     ((_, count),) = kinds
@@ -101,7 +107,7 @@ def check_shards(names: Sequence[str], where: object) -> None:
     if num_missing:
         first = next(index for index in wanted if index not in shards)
         raise DataError(
-            f"{where} has {len(shards):,} of {len(wanted):,} Parquet shards, {_list(names)}: {num_missing:,} are "
+            f"{where} has {len(shards):,} of {len(wanted):,} {kind} shards, {_list(names)}: {num_missing:,} are "
             f"missing, the first is number {first}; get all of them, or give a file that is the whole set a name "
             "without a number"
         )

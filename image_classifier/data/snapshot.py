@@ -7,6 +7,7 @@ It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where th
     <digest>/snapshot.json    format_version, digest, classes, num_train, num_validation, num_test, shape
     index/<fingerprint>.json  which snapshot the files of a source were frozen into, the data set's name, and what was
                               found while they were read
+    unfinished-<fingerprint>/ one that is being written, or whose writer was killed
     .lock                     locked by the process that writes
 
 The fingerprint is over path, size, times and inode of each file of the source, the content of `metadata.json` and how
@@ -27,7 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,10 @@ from image_classifier.config import DEFAULT_IMAGE_SIZE, ImageSize, Reading, is_i
 from image_classifier.data.balance import find_imbalances
 from image_classifier.data.content import METADATA_FILE, Batch, Content, load_metadata, resize_content
 from image_classifier.data.findings import Findings, restore_findings
+from image_classifier.data.mapping import iterate_blocks
 from image_classifier.data.parts import PARTS
-from image_classifier.data.source import Source, find_source
+from image_classifier.data.source import Source, find_source, get_folder
+from image_classifier.data.unfinished import UNFINISHED_PREFIX, unfinished_folder, write_arrays
 from image_classifier.errors import DataError, StorageError
 from image_classifier.files import load_json
 from image_classifier.progress import track
@@ -47,7 +50,6 @@ from image_classifier.storage import (
     find_cache,
     lock,
     storage_error,
-    temporary_folder,
     write_atomically,
 )
 from image_classifier.text import one_line
@@ -136,7 +138,7 @@ def load_folder_snapshot(dataset_folder: Path, reading: Reading = Reading()) -> 
     """Map the snapshot of the files at a path, and freeze them into one first if there is none yet.
 
     Args:
-        dataset_folder: a dataset folder, or an archive or a Parquet file itself.
+        dataset_folder: a dataset folder, or an archive, a Parquet file or tars themselves.
         reading: how image files are read.
 
     Raises:
@@ -144,16 +146,17 @@ def load_folder_snapshot(dataset_folder: Path, reading: Reading = Reading()) -> 
         SettingsError: image files are to be read in some way, but there are none.
         StorageError: the disk refused the snapshot; nothing is left of it.
     """
-    metadata = load_metadata(dataset_folder)
+    folder = get_folder(dataset_folder)
+    metadata = load_metadata(folder)
     source = find_source(dataset_folder)
-    fingerprint = compute_fingerprint(source, dataset_folder / METADATA_FILE, reading)
+    fingerprint = compute_fingerprint(source, folder / METADATA_FILE, reading)
 
     def check_unchanged() -> None:
-        if compute_fingerprint(source, dataset_folder / METADATA_FILE, reading) != fingerprint:
+        if compute_fingerprint(source, folder / METADATA_FILE, reading) != fingerprint:
             raise DataError(f"{dataset_folder} was changed while it was read; start again")
 
     read = partial(source.read, metadata, reading)
-    snapshot = _find_or_make(find_stores(dataset_folder), fingerprint, str(dataset_folder), read, check_unchanged)
+    snapshot = _find_or_make(find_stores(folder), fingerprint, str(dataset_folder), read, check_unchanged)
     if metadata.digest not in (None, snapshot.digest):
         raise DataError(
             f"{dataset_folder} has the digest {snapshot.digest}, but its {METADATA_FILE} names {metadata.digest}: "
@@ -245,7 +248,8 @@ def compute_digest(
     """
     counts = {"train": num_train, "validation": num_validation, "test": len(labels) - num_train - num_validation}
     digest = build_digest(classes, counts, images.shape[1:])
-    digest.update(np.ascontiguousarray(images, np.uint8).data)
+    for block in iterate_blocks(images):
+        digest.update(np.ascontiguousarray(block, np.uint8).data)
     digest.update(np.ascontiguousarray(labels, "<i8").data)
     return digest.hexdigest()
 
@@ -315,7 +319,7 @@ def prune(dataset_folder: Path | None) -> int:
 
 
 def _is_part_of_a_store(name: str) -> bool:
-    if name == "index" or name.startswith(TEMPORARY_PREFIX):
+    if name == "index" or name.startswith((TEMPORARY_PREFIX, UNFINISHED_PREFIX)):
         return True
     return re.fullmatch(f"({_DAMAGED_PREFIX})?[0-9a-f]{{64}}", name) is not None
 
@@ -410,7 +414,7 @@ def _find_or_make(
             return snapshot
         content = read()
         try:
-            digest = _write_snapshot(store, content, title)
+            digest = _write_snapshot(store, content, title, fingerprint=fingerprint)
             check_unchanged()
             findings = content.findings
             entry = {
@@ -474,12 +478,12 @@ def _locked(store: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write_snapshot(store: Path, content: Content, title: str, expected: str | None = None) -> str:
+def _write_snapshot(
+    store: Path, content: Content, title: str, expected: str | None = None, fingerprint: str | None = None
+) -> str:
     """Write a snapshot beside its place, then move it there, and return its digest."""
-    with temporary_folder(store) as folder:
-        temporary = folder / "snapshot"
-        DISK.make_folder(temporary)
-        counts = _write_arrays(temporary, content)
+    with unfinished_folder(store, fingerprint if content.reopen else None) as (folder, is_kept):
+        temporary, counts = write_arrays(folder, content, is_kept)
         check_counts(title, counts)
         images, labels = (np.load(temporary / name, mmap_mode="r") for name in ("images.npy", "labels.npy"))
         record = {
@@ -505,38 +509,9 @@ def _write_snapshot(store: Path, content: Content, title: str, expected: str | N
         return target.name
 
 
-def _write_arrays(folder: Path, content: Content) -> dict[str, int]:
-    """Write images.npy and labels.npy batch by batch, and return the number of images of each part."""
-    labels: list[NDArray[np.int64]] = []
-    counts = {}
-    shape = build_shape(content.image_size)
-    with (
-        track("reading the data set", content.num_images, "images") as task,
-        open(folder / "images.npy", "xb") as file,
-    ):
-        _write_header(file, 0, shape)
-        for part, batches in content.parts.items():
-            before = sum(map(len, labels))
-            for images, batch_labels in batches:
-                file.write(np.ascontiguousarray(images, np.uint8).data)
-                labels.append(np.ascontiguousarray(batch_labels, np.int64))
-                task.advance(len(images))
-            counts[part] = sum(map(len, labels)) - before
-        file.seek(0)
-        _write_header(file, sum(counts.values()), shape)
-    np.save(folder / "labels.npy", np.concatenate(labels) if labels else np.empty(0, np.int64))
-    return counts
-
-
 def build_shape(image_size: int) -> tuple[int, int, int]:
     """Build the shape of an image."""
     return 3, image_size, image_size
-
-
-def _write_header(file: BinaryIO, num_images: int, shape: tuple[int, int, int]) -> None:
-    # numpy pads the header so that the first axis can grow without moving what follows.
-    header = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *shape)}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _is_whole(folder: Path) -> bool:

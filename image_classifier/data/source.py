@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from image_classifier.config import Reading
-from image_classifier.data import cifar, folder, parquet, plugged
+from image_classifier.data import cifar, folder, parquet, plugged, webdataset
 from image_classifier.data.content import METADATA_FILE, Content, Metadata, resize_content
 from image_classifier.data.parts import check_shards, complete_parts, find_part_of_file
 from image_classifier.errors import DataError
@@ -46,8 +46,13 @@ class Source:
     code: str = ""
 
 
+def get_folder(path: Path) -> Path:
+    """Get the folder that `metadata.json` and the snapshots of a data set lie in: for tars, their own."""
+    return path.parent if path.name.endswith(".tar") and not path.is_dir() else path
+
+
 def find_source(path: Path) -> Source:
-    """Find the one data set that lies at a path: a dataset folder, or an archive or a Parquet file itself.
+    """Find the one data set that lies at a path: a dataset folder, or an archive, a Parquet file or tars themselves.
 
     Raises:
         DataError: nothing is there, or nothing that is known, or more than one data set.
@@ -58,7 +63,7 @@ def find_source(path: Path) -> Source:
     if not sources:
         raise DataError(
             f"no data set in {path}: looked for CIFAR-10 and CIFAR-100 (python or binary layout, folder or .tar.gz), "
-            f"Parquet files, and sub-folders with images; {_advise(path)}"
+            f"Parquet files, WebDataset tars, and sub-folders with images; {_advise(path)}"
         )
     if len(sources) > 1:
         titles = " and ".join(source.title for source in sources)
@@ -75,12 +80,17 @@ def find_sources(path: Path) -> list[Source]:
     try:
         if path.exists() and (others := _find_plugged(path)):
             return others
+        if webdataset.is_range(path):
+            return [_build_tar_source(webdataset.list_range(path))]
         if path.is_dir():
             parquet_folders = sorted({file.parent for file in path.glob("[!.]*/*.parquet")})
+            tars = webdataset.list_folder(path)
+            read_elsewhere = {place.name for place in parquet_folders} | (tars.folders if tars else set())
             return [
                 *_find_cifar(path),
                 *_find_parquet(path, parquet_folders),
-                *_find_images(path, {place.name for place in parquet_folders}),
+                *([_build_tar_source(tars)] if tars else []),
+                *_find_images(path, read_elsewhere),
             ]
         return [_build_file_source(path)] if path.exists() else []
     except OSError as error:
@@ -163,6 +173,16 @@ def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
     return sources
 
 
+def _build_tar_source(listing: webdataset.Listing) -> Source:
+    return Source(
+        f"WebDataset tars ({listing.root})",
+        listing.root,
+        listing.files,
+        lambda metadata, reading=STRICT: webdataset.read_shards(listing, metadata, reading),
+        listing.notes,
+    )
+
+
 def _build_parquet_source(
     place: Path, parts: Mapping[str, Sequence[Path]], name: str, notes: Sequence[str] = ()
 ) -> Source:
@@ -202,6 +222,10 @@ def _build_file_source(path: Path) -> Source:
     if path.name.endswith(".parquet"):
         check_shards([path.name], path.parent)
         return _build_parquet_source(path.parent, {"train": [path]}, path.stem)
+    if path.name.endswith(".tar"):
+        return _build_tar_source(webdataset.list_file(path))
     if path.name == METADATA_FILE:
         raise DataError(f"{path} describes a data set: give the folder that it lies in")
-    raise DataError(f"{path} is no data set: give a folder, a .tar.gz of CIFAR, or a .parquet file")
+    raise DataError(
+        f"{path} is no data set: give a folder, a .tar.gz of CIFAR, a .parquet file, or a .tar of WebDataset"
+    )

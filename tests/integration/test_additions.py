@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from image_classifier.config import ADDITIONS
+from image_classifier.data import blocks
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, RunResult, run
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
@@ -81,14 +82,16 @@ ALL_THAT_IS_OFF: list[dict[str, Any]] = [
     {"mixup": 0.4, "sampler": "balanced", "ema_decay": 0.9},
     {"cutmix": 1.0, "class_weights": "balanced", "rand_augment": 9, "color_jitter": 0.4},
     {"ema_decay": 0.9, "validation_fraction": 0.25, "keep": "best", "class_weights": "balanced", "mixup": 1.0},
+    {"shuffle_window": 2, "validation_fraction": 0.1},
 ]
 
 
 @pytest.mark.parametrize("batch_size", [10, 100])
 @pytest.mark.parametrize("values", ALL_THAT_IS_OFF)
 def test_a_run_with_options_that_are_off_by_default_goes_on_exactly_and_is_verified(
-    values: dict[str, Any], batch_size: int, imbalanced: Path, tmp_path: Path
+    values: dict[str, Any], batch_size: int, imbalanced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 10 * 3072)
     values = {
         **values,
         "model": "resnet",

@@ -12,6 +12,7 @@ import pytest
 from docstring_parser import parse
 
 from image_classifier.config import RECIPES, Reading, TrainingSettings
+from image_classifier.data import blocks
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import SettingsError
 from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
@@ -47,6 +48,7 @@ CHANGES: dict[str, list[Any]] = {
     "mixup": [0.3],
     "cutmix": [1.0],
     "sampler": ["balanced"],
+    "shuffle_window": [2],
     "class_weights": ["balanced"],
     "input_mean": [(0.5, 0.4, 0.3)],
     "input_std": [(0.3, 0.2, 0.25)],
@@ -108,6 +110,12 @@ BASELINES = build_baselines()
 
 UNLIKE = (0, 0, 0, 0, 0, 1, 1, 2)
 """Labels to train on, of classes of unlike size."""
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one image."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3072)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from image_classifier.data.blocks import BLOCK_BYTES, compute_windows
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.layout import CHAIN, CHECKPOINTS, PREDICTIONS
 from image_classifier.tracking.reading import read_epochs, read_manifest
@@ -72,6 +74,16 @@ def test_any_number_of_processes_gives_the_same_bits(
     assert output.count("test accuracy") == 1, "one process alone speaks"
     check_same(tmp_path / "e" / f"run{num_ranks}", reference)
     assert [path.name for path in (tmp_path / "e").iterdir()] == [f"run{num_ranks}"]
+
+
+def test_a_window_of_the_order_is_that_of_one_process(tmp_path: Path) -> None:
+    dataset = write_tiny_dataset(tmp_path / "large", num_train=1100)
+    assert len(compute_windows(0, 0, np.arange(1000), BLOCK_BYTES // 3072, 1)) == 3
+    for num_ranks in (1, 2):
+        process = start(tmp_path, dataset, num_ranks, "--num_epochs", "1", "--shuffle_window", "1")
+        output = finish(process)
+        assert process.returncode == 0, output
+    check_same(tmp_path / "e" / "run2", tmp_path / "e" / "run1")
 
 
 def test_processes_stop_early_together(dataset: Path, tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def test_a_recipe_states_all_that_decides_its_result(name: str) -> None:
         ("sampler", "random"),
         ("class_weights", "inverse"),
         ("ema_decay", 1.0),
+        ("shuffle_window", -1),
+        ("shuffle_window", 2**20 + 1),
         ("early_stopping", -1),
         ("early_stopping", 7),
         ("seed", -1),
@@ -141,6 +143,8 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
             make_training(batch_size=1, **{option: 1.0})
     with pytest.raises(SettingsError, match="--class_weights balanced and --sampler balanced .* twice; choose one"):
         make_training(class_weights="balanced", sampler="balanced")
+    with pytest.raises(SettingsError, match="--shuffle_window reads blocks .*, which --sampler balanced does not; set"):
+        make_training(shuffle_window=512, sampler="balanced")
     with pytest.raises(SettingsError, match="--early_stopping takes a whole number from 0 to 3, for a run of 5 epochs"):
         make_training(early_stopping=4, num_epochs=5)
 

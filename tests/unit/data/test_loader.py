@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from image_classifier.data import blocks
 from image_classifier.data import loader as module
 from image_classifier.data.augment import Augmentation, augment_images, compute_order
 from image_classifier.data.loader import BLOCK_BYTES, Batch, Loader
@@ -26,7 +28,16 @@ MIXING: list[dict[str, Any]] = [
     {"mixup": 0.4, "sampler": "balanced"},
     {"cutmix": 1.0},
     {"sampler": "balanced"},
+    {"shuffle_window": 3},
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks() -> Iterator[None]:
+    """Blocks of two images."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(blocks, "BLOCK_BYTES", 2 * 3072)
+        yield
 
 
 def make_loader(batch_size: int = 4, num_workers: int = 0, **values: Any) -> Loader:
@@ -86,7 +97,8 @@ def test_the_size_of_a_block_changes_nothing(values: dict[str, Any], monkeypatch
 
 def test_targets_are_mixed_as_the_images_are() -> None:
     flat = np.broadcast_to(np.array([0, 100, 200], np.uint8)[UNLIKE][:, None, None, None], (50, 3, 32, 32))
-    for mixing in ({"mixup": 1.0}, {"cutmix": 1.0}):
+    mixings: list[dict[str, Any]] = [{"mixup": 1.0}, {"cutmix": 1.0}]
+    for mixing in mixings:
         flat_loader = Loader(flat, UNLIKE, INDICES, 4, 3, Augmentation(), 0, "uniform", np.eye(3, dtype="f"), **mixing)
         for batch in flat_loader.iterate(2):
             assert batch.targets is not None
@@ -101,6 +113,18 @@ def test_an_image_that_an_epoch_has_several_times_is_varied_each_time_in_another
     (images,) = (batch.images[batch.labels == 0] for batch in batches)
     assert len(INDICES[UNLIKE[INDICES] == 0]) == 5
     assert len(images) == 13 and len({image.numpy().tobytes() for image in images}) == 13
+
+
+def test_windows_are_read_ahead_when_the_one_before_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(module, "read_ahead", lambda images, chosen: events.append(f"read {len(chosen)}"))
+    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
+    loader = make_loader(4, shuffle_window=3)
+    for number, _ in enumerate(loader.iterate(1, 1), 1):
+        events.append(f"step {number}")
+    windows = [int(event.split()[1]) for event in events if event.startswith("read")]
+    assert windows == [0, *[3] * 7]  # 25 images, without those of the step that is passed over
+    assert events[:5] == ["read 0", *["read 3"] * 3, "step 1"]  # its images end in the third window
 
 
 def test_an_error_in_a_thread_reaches_the_loop() -> None:

@@ -20,6 +20,7 @@ from tests.datasets import (
     write_cifar100_python,
     write_image_folder,
     write_parquet,
+    write_shards,
 )
 
 ARRAYS = make_arrays()
@@ -30,6 +31,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
         folder / "cifar-100-python", ARRAYS, [str(number) for number in range(100)]
     ),
     "Parquet files": lambda folder: write_parquet(folder / "plain_text", ARRAYS, OURS),
+    "WebDataset tars": lambda folder: write_shards(folder, ARRAYS, OURS),
     "images by class": lambda folder: write_image_folder(folder, ARRAYS, OURS),
 }
 
@@ -81,7 +83,8 @@ def test_what_is_missing_is_named_with_how_to_get_it(tmp_path: Path) -> None:
     ):
         find_source(tmp_path / "none")
     with pytest.raises(
-        DataError, match="looked for CIFAR-10 and CIFAR-100 .* Parquet files, and sub-folders with images"
+        DataError,
+        match="looked for CIFAR-10 and CIFAR-100 .* Parquet files, WebDataset tars, and sub-folders with images",
     ):
         find_source(tmp_path)
     assert find_sources(tmp_path) == find_sources(tmp_path / "none") == []
