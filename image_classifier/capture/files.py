@@ -72,6 +72,10 @@ class CapturedImage(NamedTuple):
     probabilities: Sequence[float]
 
 
+Row = tuple[int, str, int, str | None, str, int, bytes, Sequence[float]]
+"""A `CapturedImage`, or its values alone, which take less time to put together."""
+
+
 @dataclass(frozen=True)
 class CaptureFacts:
     """What all images of a file have in common.
@@ -124,7 +128,11 @@ class BrokenCapture(NamedTuple):
 
 
 class Captures:
-    """The whole files of a place, in the order of their times; `broken` names those that were left out so far.
+    """The whole files of a place, in the order of their times.
+
+    Attributes:
+        broken: files that were left out so far.
+        num_read: files that were gone through so far.
 
     Args:
         since: the first time; by default all before.
@@ -133,6 +141,7 @@ class Captures:
 
     def __init__(self, place: Place, since: datetime | None = None, until: datetime | None = None) -> None:
         self.broken: list[BrokenCapture] = []
+        self.num_read = 0
         self._place = place
         self._since = since or datetime.min.replace(tzinfo=UTC)
         self._until = until or datetime.max.replace(tzinfo=UTC)
@@ -153,7 +162,8 @@ class Captures:
         return paths
 
     def __iter__(self) -> Iterator[Captured]:
-        for path in self.list_paths():
+        self.broken, self.num_read = [], 0
+        for self.num_read, path in enumerate(self.list_paths(), 1):
             try:
                 captured = parse_captured(path, self._place.read(path, MAX_FILE_BYTES))
             except (OSError, ValueError) as error:
@@ -236,7 +246,7 @@ def build_schema(facts: CaptureFacts) -> Any:
     return pyarrow.schema(fields, {_PREFIX + name: value for name, value in metadata.items()})
 
 
-def build_batch(rows: Sequence[CapturedImage], schema: Any) -> Any:
+def build_batch(rows: Sequence[Row], schema: Any) -> Any:
     """Build the pyarrow record batch of one image or more."""
     pyarrow = load_extra("pyarrow", "capture")
     *columns, pixels, probabilities = zip(*rows, strict=True)
@@ -249,7 +259,7 @@ def build_batch(rows: Sequence[CapturedImage], schema: Any) -> Any:
     return pyarrow.record_batch(arrays, schema=schema)
 
 
-def build_file(batches: Sequence[Any], schema: Any) -> tuple[str, bytes]:
+def build_file(batches: Sequence[Any], schema: Any) -> tuple[str, memoryview]:
     """Build a file of record batches, of one hour: its path from the place on, and its content."""
     pyarrow = load_extra("pyarrow", "capture")
     parquet = load_extra("pyarrow.parquet", "capture")
@@ -261,13 +271,13 @@ def build_file(batches: Sequence[Any], schema: Any) -> tuple[str, bytes]:
         use_dictionary=["caller", "model_version"],
         write_statistics=["time"],
     )
-    content = sink.getvalue().to_pybytes()
+    content = memoryview(sink.getvalue())  # a copy would hold up all other threads
     time = datetime(1970, 1, 1) + timedelta(microseconds=batches[0].column(0)[0].value)
     digest = hashlib.sha256(content).hexdigest()[:16]
     return f"date={time:%Y-%m-%d}/hour={time:%H}/{time:%Y%m%dT%H%M%S.%f}-{digest}.parquet", content
 
 
-def parse_captured(path: str, content: bytes) -> Captured:
+def parse_captured(path: str, content: bytes | memoryview) -> Captured:
     """Parse the content of a file.
 
     Raises:

@@ -19,7 +19,7 @@ FILE = re.compile(r"date=\d{4}-\d\d-\d\d/hour=\d\d/[^/.][^/]*\.parquet")
 class Place(Protocol):
     """What holds capture files, each under a path such as `date=2026-11-30/hour=12/NAME.parquet`."""
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes | memoryview) -> None:
         """Write a new file, such that its name stands for all of it or for nothing.
 
         Raises:
@@ -53,7 +53,7 @@ class LocalPlace:
     def __str__(self) -> str:
         return str(self._folder)
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes | memoryview) -> None:
         target = self._folder / path
         try:
             self._make_folders(target.parent)
@@ -108,9 +108,9 @@ class RemotePlace:
     def __str__(self) -> str:
         return re.sub(r"//[^/@]*@", "//", self._url)  # without a name and password
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes | memoryview) -> None:
         try:
-            self._files.pipe_file(f"{self._root}/{path}", content)
+            self._files.pipe_file(f"{self._root}/{path}", bytes(content))
         except Exception as error:  # of types that the file system's library alone knows
             raise StorageError(
                 f"cannot write {self}/{path}: {one_line(error)}; see whether the place is there"

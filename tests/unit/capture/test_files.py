@@ -48,7 +48,8 @@ def draw_rows(number: int, start: datetime = START, seed: int = 0) -> list[Captu
 
 def build(rows: list[CapturedImage], facts: CaptureFacts = FACTS) -> tuple[str, bytes]:
     schema = build_schema(facts)
-    return build_file([build_batch(rows[:3], schema), build_batch(rows[3:], schema)], schema)
+    path, content = build_file([build_batch(rows[:3], schema), build_batch(rows[3:], schema)], schema)
+    return path, bytes(content)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file URL", "remote"])
