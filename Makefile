@@ -99,6 +99,7 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.publishing --dataset_folder $(DATASET_FOLDER) $(MEASURED)
 	python -m benchmarks.serving $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.soak --run experiments/benchmark/fast
+	python -m benchmarks.capture $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.capacity $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.floor
 	python -m benchmarks.tables

@@ -97,7 +97,7 @@ class Disk:
     def make_folder(self, path: Path) -> None:
         path.mkdir()
 
-    def write_file(self, path: Path, content: bytes) -> None:
+    def write_file(self, path: Path, content: bytes | memoryview) -> None:
         """Write a new file at once; the content may still be in the kernel's memory afterwards."""
         with open(path, "xb") as file:
             file.write(content)
@@ -199,7 +199,7 @@ class FaultyDisk(Disk):
     def make_folder(self, path: Path) -> None:
         self._call("make_folder", path)
 
-    def write_file(self, path: Path, content: bytes) -> None:
+    def write_file(self, path: Path, content: bytes | memoryview) -> None:
         self._call("write_file", path, content)
 
     def append(self, path: Path, content: bytes) -> None:

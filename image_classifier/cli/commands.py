@@ -24,6 +24,7 @@ COMMANDS = {
     "push": "push a published model to the Hugging Face Hub",
     "registry": "name versions of published models, promote them, check their files and signatures",
     "serve": "serve a published model over HTTP",
+    "replay": "compute captured images again and say whether every bit of the answers is the same",
 }
 
 

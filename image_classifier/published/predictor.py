@@ -53,6 +53,7 @@ class PublishedModel:
         image_size: side in pixels of the images that it takes.
         card: MODEL_CARD.md, as it was read with the model; None where there is none.
         manifest: manifest.json likewise.
+        digest: sha256 of the ONNX file.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class PublishedModel:
     image_size: ImageSize = DEFAULT_IMAGE_SIZE
     card: bytes | None = None
     manifest: bytes | None = None
+    digest: str = ""
 
 
 class Predictor:
@@ -196,8 +198,8 @@ def build_predictor(
         lone_session = _build_session(runtime, content, num_lone_threads) if num_lone_threads > num_threads else None
     except Exception as error:  # of types that the runtime alone knows: a newer opset, an unknown operator, no model
         raise ModelError(f"{path} cannot be loaded by ONNX Runtime {runtime.__version__}: {one_line(error)}") from error
-    version = version or hashlib.sha256(content).hexdigest()[:12]
-    return Predictor(session, _describe(path, session, version), lone_session)
+    digest = hashlib.sha256(content).hexdigest()
+    return Predictor(session, _describe(path, session, version or digest[:12], digest), lone_session)
 
 
 def _build_session(runtime: Any, content: bytes, num_threads: int) -> Any:
@@ -227,7 +229,7 @@ def _read_model(
     return published.files[name], published.files
 
 
-def _describe(path: Path, session: Any, version: str) -> PublishedModel:
+def _describe(path: Path, session: Any, version: str, digest: str) -> PublishedModel:
     try:
         metadata = {
             key.removeprefix(METADATA_PREFIX): value
@@ -257,6 +259,7 @@ def _describe(path: Path, session: Any, version: str) -> PublishedModel:
             format_version=format_version,
             fit=cast(Fit, fit),
             image_size=image_size,
+            digest=digest,
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path} is no model that this package published: it has no valid {error}") from error

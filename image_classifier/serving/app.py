@@ -243,7 +243,7 @@ class App:
         add_route(api, "/metrics", self.show_metrics, "Metrics in Prometheus's format", "text/plain")
         add_route(api, "/openapi.json", self.openapi, "This description", dict[str, Any], is_open=True)
         site.add_routes(api, self.describe)
-        InferenceProtocol(self.service).add_routes(api)
+        InferenceProtocol(self.service, self.find_id).add_routes(api)
         return api
 
     def describe(self) -> dict[str, Any]:
@@ -277,6 +277,8 @@ class App:
                 raise Problem("bad-request", f"top_k takes a whole number up to the number of classes, {num_classes}")
             tickets = await service.compute(tickets, request)
         answer = service.build_answer(tickets, request_id, options.top_k, shows_input=options.show_input)
+        if service.recorder is not None:
+            service.recorder.record(tickets[0].classifier.model, tickets, request_id, request.scope["caller"].name)
         return Response(answer, media_type="application/json")
 
     async def live(self) -> Response:
@@ -314,7 +316,8 @@ class App:
 def describe_model(name: str, model: PublishedModel) -> schemas.ModelDescription:
     """Describe a model: what it takes and gives, what it comes from, and its card."""
     facts = asdict(model)
-    facts.pop("path")
+    for name_ in ("path", "digest"):
+        del facts[name_]
     card, manifest = facts.pop("card"), facts.pop("manifest")
     return {
         "name": name,

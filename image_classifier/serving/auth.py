@@ -276,7 +276,7 @@ class TokenGate(Gate):
             claims = self._verify(token, key)
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise _refuse(f"the token is refused: {error}") from error
-        caller = str(claims.get("sub", ""))[:64] or "token"
+        caller = str(claims.get("sub", "")).encode("utf-8", "replace").decode()[:64] or "token"
         keys.remember(digest, caller, float(claims["exp"]))
         return caller
 

@@ -119,10 +119,12 @@ class Ticket:
         classifier: the model that was current when the image was accepted, and computes it.
         future: done with this ticket, or with the reason why not; cancelled when the client has left.
         row: the probability of each class.
+        batch_size: images that were computed together.
         order: the classes from the most probable to the least.
     """
 
     __slots__ = (
+        "batch_size",
         "caller",
         "classifier",
         "content",
@@ -145,6 +147,7 @@ class Ticket:
         self.error: Exception | None = None
         self.row: list[float] = []
         self.order: list[int] = []
+        self.batch_size: int
         self.classifier: Classifier
         self.future: Answer
         self.deadline: float
@@ -170,7 +173,7 @@ def infer(tickets: Sequence[Ticket], *, is_alone: bool) -> list[tuple[list[Ticke
         rows = classifier.predict(pixels.reshape(-1, side, side, 3), is_alone=is_alone)
         orders = np.argsort(-rows, axis=1, kind="stable").tolist()
         for ticket, row, order in zip(batch, rows.tolist(), orders, strict=True):
-            ticket.taken_at, ticket.row, ticket.order = began, row, order
+            ticket.taken_at, ticket.row, ticket.order, ticket.batch_size = began, row, order, len(batch)
         computed.append((batch, time.perf_counter() - began))
     return computed
 

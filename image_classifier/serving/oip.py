@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -32,10 +33,15 @@ HeaderLength = Annotated[
 
 
 class InferenceProtocol:
-    """The routes below `/v2`."""
+    """The routes below `/v2`.
 
-    def __init__(self, service: Service) -> None:
+    Args:
+        find_id: finds the name of a request that has none, or gives it one.
+    """
+
+    def __init__(self, service: Service, find_id: Callable[[Mapping[bytes, bytes]], str]) -> None:
         self._service = service
+        self._find_id = find_id
 
     def add_routes(self, api: FastAPI) -> None:
         """Add the routes."""
@@ -126,6 +132,9 @@ class InferenceProtocol:
             tickets = [Ticket(pixels[start : start + num_bytes]) for start in range(0, len(pixels), num_bytes)]
             tickets = await service.compute(tickets, request)
         served = tickets[0].classifier.model
+        if service.recorder is not None:
+            request_id = asked.id[: schemas.MAX_REQUEST_ID] or self._find_id(dict(request.scope["headers"]))
+            service.recorder.record(served, tickets, request_id, request.scope["caller"].name)
         rows = np.array([ticket.row for ticket in tickets], np.float32)
         answer: schemas.InferenceAnswer = {
             "model_name": service.name,

@@ -297,6 +297,8 @@ class SmallImage(Exchange):
             return
         self.write(HEAD_200, body)
         self._note(200, request_id)
+        if app.service.recorder is not None:
+            app.service.recorder.record(ticket.classifier.model, (ticket,), request_id, self._caller.name)
 
     def set_exception(self, error: Exception) -> None:
         """Answer with what went wrong."""

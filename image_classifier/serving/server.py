@@ -20,7 +20,10 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from image_classifier.capture.places import open_place
+from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
+from image_classifier.extras import load_extra
 from image_classifier.published.folder import MANIFEST
 from image_classifier.published.policy import load_policy
 from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
@@ -36,6 +39,9 @@ from image_classifier.serving.telemetry import Metrics, configure_logging, limit
 DEFAULT_NAME = "image_classifier"
 SWEEP_S = 0.5
 """How often the deadlines of connections are looked at."""
+
+CAPTURE_END_S = 5.0
+"""How long the end waits for captured images to be written."""
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +137,8 @@ class Server:
         self._source = source
         self._listener = listener
         self._reload, self._reload_keys = asyncio.Event(), asyncio.Event()
-        self._service = Service(settings, batcher, metrics, source.name)
+        recorder = build_recorder(settings, batcher.image_size, metrics)
+        self._service = Service(settings, batcher, metrics, source.name, recorder)
         gate = build_gate(settings)
         gate.report_to(metrics.count_key_reload)
         self._app = App(settings, self._service, gate, metrics, self._live)
@@ -165,6 +172,8 @@ class Server:
                 loop.add_signal_handler(number, self._stop, number)
             loop.add_signal_handler(signal.SIGHUP, self._look_again)
         self._service.batcher.start()
+        if self._service.recorder is not None:
+            self._service.recorder.start()
         tasks = [loop.create_task(work()) for work in (self._sweep, self._follow, self._follow_keys)]
         self._acceptor = Acceptor(self._listener, partial(Connection, self._app, self._uvicorn.server_state))
         self._announce()
@@ -174,6 +183,8 @@ class Server:
             for task in tasks:
                 task.cancel()
             self._service.batcher.stop()
+            if self._service.recorder is not None:
+                await asyncio.to_thread(self._service.recorder.stop, CAPTURE_END_S)
 
     def _stop(self, number: int) -> None:
         """Say not ready, and end after a while; after a second signal at once."""
@@ -255,6 +266,26 @@ class Server:
                     metrics.show_model(self._source.name, predictor.model)
                     metrics.reloads.labels("done").inc()
                     logger.info("serving version %s from now on", predictor.model.version)
+
+
+def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) -> Recorder | None:
+    """Build what keeps answered images; None where nothing is to be kept.
+
+    Raises:
+        SettingsError: the extra `capture` is missing, or what fsspec needs for the URL.
+    """
+    if not settings.capture:
+        return None
+    load_extra("pyarrow.parquet", "capture")
+    return Recorder(
+        open_place(settings.capture),
+        image_size=image_size,
+        fraction=settings.capture_fraction,
+        flush_s=settings.capture_flush_s,
+        max_bytes=settings.capture_max_bytes,
+        memory_bytes=settings.capture_memory_bytes,
+        count=metrics.count_captured,
+    )
 
 
 def check_same_size(model: PublishedModel, image_size: int) -> None:

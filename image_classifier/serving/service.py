@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
+from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageError
 from image_classifier.serving.batching import Batcher, DeadlineError, InferenceError, QueueFullError, Ticket
 from image_classifier.serving.limits import CallerLimits, count_pixels
@@ -52,13 +53,19 @@ class Service:
 
     Args:
         name: the model's, in the Open Inference Protocol.
+
+    Attributes:
+        recorder: keeps what is answered; None where nothing is kept.
     """
 
-    def __init__(self, settings: ServerSettings, batcher: Batcher, metrics: Metrics, name: str) -> None:
+    def __init__(
+        self, settings: ServerSettings, batcher: Batcher, metrics: Metrics, name: str, recorder: Recorder | None = None
+    ) -> None:
         self.settings = settings
         self.batcher = batcher
         self.metrics = metrics
         self.name = name
+        self.recorder = recorder
         self.limits = CallerLimits(settings.rate_limit, settings.pixel_rate_limit)
         self.is_draining = False
         self._bodies_bytes = 0

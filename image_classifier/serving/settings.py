@@ -63,6 +63,11 @@ class ServerSettings:
         log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
         log_lines_per_s: Lines in a second, at most, and as many of errors; the next line says how many were left out.
         traces: Send OpenTelemetry traces to where the OTEL_EXPORTER_OTLP_ variables say.
+        capture: Folder, or URL that fsspec understands, at which answered images are kept; by default nowhere.
+        capture_fraction: Fraction of the requests that are kept.
+        capture_flush_s: Seconds of answers that are lost from the capture, at most, when the server is killed.
+        capture_max_bytes: Bytes of all captured files there; when they have so many, no more are written.
+        capture_memory_bytes: Bytes of images that wait to be written; what comes then is dropped from the capture.
     """
 
     model: str
@@ -102,6 +107,11 @@ class ServerSettings:
     log_format: LogFormat = "plain"
     log_lines_per_s: int = 20
     traces: bool = False
+    capture: str = ""
+    capture_fraction: float = 0.1
+    capture_flush_s: float = 10.0
+    capture_max_bytes: int = 10 * 2**30
+    capture_memory_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
         self._check("model", bool(self.model), "a published folder, an ONNX file, or models:/NAME@ALIAS")
@@ -110,14 +120,15 @@ class ServerSettings:
         self._check("port", 0 <= self.port <= 65535, "a whole number from 0 to 65535")
         for name in ("max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_images"):
             self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
-        for name in ("max_connections", "keep_alive_s"):
+        for name in ("max_connections", "keep_alive_s", "capture_max_bytes", "capture_memory_bytes"):
             self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
         for name in ("num_threads", "cache_size", "log_lines_per_s"):
             self._check(name, getattr(self, name) >= 0, "a whole number of 0 or more")
-        for name in ("timeout_s", "header_timeout_s", "body_timeout_s"):
+        for name in ("timeout_s", "header_timeout_s", "body_timeout_s", "capture_flush_s"):
             self._check(name, 0 < getattr(self, name) < float("inf"), "a number above 0")
         for name in ("drain_s", "grace_s", "rate_limit", "pixel_rate_limit", "reload_every_s"):
             self._check(name, 0 <= getattr(self, name) < float("inf"), "a number of 0 or more")
+        self._check("capture_fraction", 0 < self.capture_fraction <= 1, "a number above 0, up to 1")
         self._check("max_images", self.max_images <= self.max_queue, "no more than --max_queue")
         is_path = self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/"))
         self._check("root_path", is_path, "a path such as /classifier, without a slash at the end")

@@ -70,6 +70,8 @@ class Metrics(Observer):
         self.reloads = Counter("reloads", "Attempts to load another version", ("result",), **own)
         reread = "Attempts to read again who may ask, by the option that names it"
         self.key_reloads = Counter("key_reloads", reread, ("option", "result"), **own)
+        kept = "Answered images that were to be captured, by what became of them"
+        self.captured = Counter("captured_images", kept, ("result",), **own)
         facts = ("name", "version", "experiment_name", "run_name", "data_digest")
         self.model = Gauge("model_info", "The model that is served, as labels", facts, **own)
         for reason in ("queue-full", "rate-limited", "deadline", "client_left"):
@@ -80,6 +82,8 @@ class Metrics(Observer):
             self.reloads.labels(result)
             for option in ("api_keys_file", "jwt_jwks"):
                 self.key_reloads.labels(option, result)
+        for result in ("written", "dropped", "failed"):
+            self.captured.labels(result)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.observe_request = cache(self._get_observer)
@@ -120,6 +124,10 @@ class Metrics(Observer):
     def count_key_reload(self, option: str, is_done: bool) -> None:
         """Count an attempt to read API keys or an issuer's keys again."""
         self.key_reloads.labels(option, "done" if is_done else "failed").inc()
+
+    def count_captured(self, result: str, number: int) -> None:
+        """Count captured images; called from several threads."""
+        self.captured.labels(result).inc(number)
 
     def on_drop(self, ticket: Ticket, reason: str) -> None:
         self.rejected.labels(reason).inc()

@@ -41,6 +41,7 @@ INSTALLED = (
     "tensorboard",
     "docs",
     "serve",
+    "serve,capture",
     "serve,traces",
     "serve,tracking",
 )
@@ -243,6 +244,19 @@ def test_serve_with_traces(
         assert httpx.post(f"{server.url}/predict", content=bytes(3072), headers=PIXELS).status_code == 200
         assert server.stop() == 0
     assert "POST /predict" in {span.name for span in collector.spans}
+
+
+def test_serve_with_capture(install: Install, published_run: Path, tmp_path: Path) -> None:
+    words = ("serve", published_run, "--capture", "captured", "--capture_fraction", "1")
+    assert "pip install 'image-classifier[capture]'" in refuse(install("serve"), *words, cwd=tmp_path)
+    replay = ("replay", "captured", published_run)
+    assert "pip install 'image-classifier[capture]'" in refuse(install("serve"), *replay, cwd=tmp_path)
+    python, program = install("serve,capture").with_name("python"), ("-P", "-m", "image_classifier")
+    options = ("--capture", tmp_path / "captured", "--capture_fraction", "1")
+    with serving(published_run, tmp_path / "log", *options, python=python, program=program) as server:
+        assert httpx.post(f"{server.url}/predict", content=bytes(3072), headers=PIXELS).status_code == 200
+        assert server.stop() == 0
+    assert run_program(install("serve,capture"), *replay, cwd=tmp_path).startswith("IDENTICAL")
 
 
 def test_serving_predicting_and_evaluating_need_no_torch(

@@ -138,6 +138,7 @@ class Watched:
         self.port = find_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.model, self.keys, self.key_file = folder / "model.onnx", folder / "keys", folder / "key"
+        self.captured = folder / "captured"
         self.write_model()
         self.write_keys()
         self.key_file.write_text(KEY)
@@ -155,6 +156,7 @@ class Watched:
         words = [sys.executable, "-m", "image_classifier", "serve", str(self.model), "--port", str(self.port)]
         words += ["--num_threads", "1", "--drain_s", "0", "--reload_every_s", "0", "--timeout_s", "2"]
         words += ["--api_keys_file", str(self.keys)]
+        words += ["--capture", str(self.captured), "--capture_fraction", "1", "--capture_flush_s", "0.2"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(words, cwd=PROJECT, stdout=log, stderr=log)
         wait_until_ready(Running(self.process, self.url, self.port, self.folder / "log"))
@@ -214,10 +216,15 @@ def test_every_rule_fires_and_resolves_when_its_cause_is_there_and_gone(watched:
     server.model.write_bytes(b"no model")
     server.keys.write_text("prometheus:")
     server.process.send_signal(signal.SIGHUP)
-    expected = {"ImageClassifierReloadFails", "ImageClassifierKeysStay"}
+    kept = server.captured.rename(server.folder / "kept")
+    server.captured.write_bytes(b"")
+    assert server.ask(BATCH[:3072]) == 200
+    expected = {"ImageClassifierReloadFails", "ImageClassifierKeysStay", "ImageClassifierCaptureLoses"}
     wait_for(lambda: prometheus.list_firing() >= expected, f"{expected} fire")
     server.write_model(seed=1)
     server.write_keys()
+    server.captured.unlink()
+    kept.rename(server.captured)
     wait_for(lambda: not prometheus.list_firing(), "all resolved")
 
     server.stop()

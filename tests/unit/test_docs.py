@@ -12,6 +12,7 @@ from PIL import Image
 
 import image_classifier
 from benchmarks import (
+    capture,
     database,
     engines,
     fine_tuning,
@@ -88,6 +89,7 @@ def test_the_variants_are_those_that_were_measured() -> None:
 @pytest.mark.parametrize(
     ("name", "script"),
     [
+        ("capture", capture),
         ("engines", engines),
         ("fine_tuning", fine_tuning),
         ("image_sizes", image_sizes),

@@ -323,6 +323,12 @@ def test_a_flood_of_unknown_keys_makes_one_request(key_server: KeyServer, issuer
         wait_for(lambda: not gate._is_refreshing)
 
 
+def test_a_name_that_is_no_text_is_made_one(key_server: KeyServer, issuer: Issuer) -> None:
+    gate = TokenGate(ISSUER, AUDIENCE, key_server.url)
+    headers = {b"authorization": b"Bearer " + issuer.sign(sub="eve \ud800").encode()}
+    assert gate.recognise(headers) == "eve ?"
+
+
 def test_nobody_waits_for_the_network(key_server: KeyServer, issuer: Issuer, clock: Clock) -> None:
     gate = TokenGate(ISSUER, AUDIENCE, key_server.url, clock)
     key_server.is_open.clear()

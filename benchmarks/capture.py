@@ -1,0 +1,212 @@
+"""What it costs a server to capture all requests, and what is lost when it is killed meanwhile.
+
+    python -m benchmarks.capture --run EXPERIMENTS/benchmark/notebook --run EXPERIMENTS/benchmark/fast
+
+Each run must be published. Needs wrk. Servers with and without capture take turns; ratios compare those of one turn.
+Then servers of the first run that capture are killed with SIGKILL under load, at random moments. An answer that a
+client had got and that no file holds is lost. Writes benchmarks/results/capture.json and the table in docs/capture.md
+that comes from it; `--only tables` writes this alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import random
+import re
+import statistics
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import PROJECT, format_figure, load_result, save_result, write_table
+from benchmarks.serving import KEY, RAW, load_images, load_with_wrk, serving
+from image_classifier.capture.files import read_captures
+from image_classifier.tracking.reading import read_record
+
+CONNECTIONS = (8, 32)
+PATH = "/predict"
+FLUSH_S = 2.0
+"""Of all servers that capture."""
+
+LIFE_S = (0.2, 6.0)
+NUM_CLIENTS = 8
+DOCUMENT = PROJECT / "docs" / "capture.md"
+FIGURES = ("requests_per_second", "p50_ms", "p99_ms")
+
+
+def build_options(folder: Path, flush_s: float) -> list[str]:
+    """Build the options of a server that captures everything."""
+    return ["--capture", str(folder), "--capture_fraction", "1", "--capture_flush_s", str(flush_s)]
+
+
+def read_captured(port: int) -> dict[str, float]:
+    """Read from the server what became of the images that were to be captured."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read().decode()
+    found = re.findall(r'image_classifier_captured_images_total\{result="(\w+)"\} ([\d.e+]+)', text)
+    return {result: float(count) for result, count in found}
+
+
+def measure_side(run: Path, pixels: bytes, seconds: float, options: Sequence[str]) -> dict[str, Any]:
+    """Measure one server at each number of connections."""
+    with serving("own", run, *options) as (_, port):
+        load_with_wrk(port, PATH, RAW, pixels, 4, seconds)
+        points = {str(number): load_with_wrk(port, PATH, RAW, pixels, number, seconds) for number in CONNECTIONS}
+        time.sleep(FLUSH_S)  # in which the last file is written
+        return {"points": points, "captured": read_captured(port)}
+
+
+def measure_run(run: Path, seconds: float, rounds: int) -> dict[str, Any]:
+    """Measure a run's servers without and with capture, in turns: medians, and the medians of the turns' ratios."""
+    pixels = load_images(run)[0]
+    turns: list[dict[str, Any]] = []
+    for number in range(rounds):
+        turn: dict[str, Any] = {}
+        for side in ("off", "on") if number % 2 == 0 else ("on", "off"):
+            with tempfile.TemporaryDirectory() as folder:
+                options = build_options(Path(folder), FLUSH_S) if side == "on" else []
+                turn[side] = measure_side(run, pixels, seconds, options)
+        turns.append(turn)
+    points = {}
+    for connections in map(str, CONNECTIONS):
+        rows = [{side: turn[side]["points"][connections] for side in ("off", "on")} for turn in turns]
+        points[connections] = {
+            **{
+                side: {name: statistics.median(row[side][name] for row in rows) for name in FIGURES} for side in rows[0]
+            },
+            "ratio": {name: statistics.median(row["on"][name] / row["off"][name] for row in rows) for name in FIGURES},
+        }
+    captured = {name: sum(turn["on"]["captured"][name] for turn in turns) for name in turns[0]["on"]["captured"]}
+    return {"recipe": read_record(run)["recipe"], "points": points, "captured": captured}
+
+
+class Load:
+    """Clients that ask one after the other, each request under a name of its own, until the server has gone.
+
+    Attributes:
+        answered: by the request's name, when its answer had come, on the clock of `time.monotonic`.
+    """
+
+    def __init__(self, port: int, pixels: bytes, num_clients: int = NUM_CLIENTS) -> None:
+        self.answered: dict[str, float] = {}
+        self._port, self._pixels = port, pixels
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(num_clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        headers = {"Content-Type": RAW.content_type, "Authorization": f"Bearer {KEY}"}
+        with suppress(OSError, http.client.HTTPException):
+            for request in range(1_000_000):
+                name = f"{number}-{request}"
+                connection.request("POST", PATH, self._pixels, headers | {"X-Request-ID": name})
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status == 200:
+                    self.answered[name] = time.monotonic()
+        connection.close()
+
+    def join(self) -> None:
+        """Wait until the clients have seen that the server has gone."""
+        for thread in self._threads:
+            thread.join(60)
+
+
+def judge_kill(folder: Path, answered: Mapping[str, float], killed_at: float) -> dict[str, Any]:
+    """Judge what a killed server has left: what is lost, how long before the kill it was answered, and broken files."""
+    captures = read_captures(folder)
+    kept: set[str] = set()
+    if folder.is_dir() and any(folder.glob("date=*/hour=*/*")):
+        kept.update(name for captured in captures for name in captured.request_ids)
+    lost = [at for name, at in answered.items() if name not in kept]
+    return {
+        "answered": len(answered),
+        "lost": len(lost),
+        "loss_s": max(0.0, killed_at - min(lost, default=killed_at)),
+        "files": captures.num_read,
+        "broken": len(captures.broken),
+    }
+
+
+def measure_kills(run: Path, number: int, flush_s: float = FLUSH_S) -> dict[str, Any]:
+    """Kill capturing servers under load, each at a random moment."""
+    moments, pixels = random.Random(0), load_images(run)[0]
+    kills = []
+    for _ in range(number):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "captured"
+            with serving("own", run, *build_options(folder, flush_s)) as (process, port):
+                load = Load(port, pixels)
+                time.sleep(moments.uniform(*LIFE_S))
+                killed_at = time.monotonic()
+                process.kill()
+                load.join()
+            kills.append(judge_kill(folder, load.answered, killed_at))
+        print(kills[-1], flush=True)
+    totals = {name: sum(kill[name] for kill in kills) for name in ("answered", "lost", "files", "broken")}
+    return {"kills": number, "flush_s": flush_s, **totals, "largest_loss_s": max(kill["loss_s"] for kill in kills)}
+
+
+def build_table(result: Mapping[str, Any]) -> str:
+    """Build the table of the document."""
+    lines = [
+        "| recipe | clients | requests/s without, with | ratio | p99 ms without, with | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for measured in result["runs"]:
+        for connections, point in measured["points"].items():
+            off, on, ratio = point["off"], point["on"], point["ratio"]
+            rates = f"{off['requests_per_second']:,.0f}, {on['requests_per_second']:,.0f}"
+            tails = f"{format_figure(off['p99_ms'])}, {format_figure(on['p99_ms'])}"
+            shares = [f"{ratio[name]:.3f}" for name in ("requests_per_second", "p99_ms")]
+            lines.append(f"| `{measured['recipe']}` | {connections} | {rates} | {shares[0]} | {tails} | {shares[1]} |")
+    shares_kept = [
+        f"`{measured['recipe']}`: {counts['written']:,.0f} images written, {counts['dropped']:,.0f} dropped, "
+        f"{counts['failed']:,.0f} failed"
+        for measured in result["runs"]
+        for counts in [measured["captured"]]
+    ]
+    kills = result["kills"]
+    killed = (
+        f"{kills['kills']} servers were killed under the load of {NUM_CLIENTS} clients with `--capture_flush_s "
+        f"{kills['flush_s']:g}`. Of {kills['files']:,} files {kills['broken']} were broken. Of {kills['answered']:,} "
+        f"answers {kills['lost']:,} were lost, the earliest {kills['largest_loss_s']:.2f} s before the kill."
+    )
+    origin = (
+        f"Measured by `python -m benchmarks.capture` on {result['processor']}, {result['cores']} cores, commit "
+        f"{result['commit'][:12]}; {result['rounds']} turns of {result['seconds']:g} s, medians."
+    )
+    return "\n".join([*lines, "", f"{'; '.join(shares_kept)}.", "", killed, "", origin, ""])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and write the result and the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--run", type=Path, action="append", default=[], help="published run; may be given several times"
+    )
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of the servers")
+    parser.add_argument("--kills", type=int, default=20, help="servers that are killed")
+    parser.add_argument("--only", choices=["tables"])
+    arguments = parser.parse_args(argv)
+    if not arguments.only:
+        if not arguments.run:
+            parser.error("--run takes a published run")
+        runs = [measure_run(run, arguments.seconds, arguments.rounds) for run in arguments.run]
+        kills = measure_kills(arguments.run[0], arguments.kills)
+        facts = {"seconds": arguments.seconds, "rounds": arguments.rounds, "runs": runs, "kills": kills}
+        save_result("capture", facts)
+    write_table(DOCUMENT, "capture", build_table(load_result("capture")))
+
+
+if __name__ == "__main__":
+    main()

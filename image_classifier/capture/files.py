@@ -1,0 +1,347 @@
+"""The format of captures: Parquet files by hour, with the pixels that the network saw and its answers.
+
+`PLACE/date=YYYY-MM-DD/hour=HH/TIME-DIGEST.parquet`, by UTC, where DIGEST begins the sha256 of the file: whatever
+happened to it later is found. A row is an image:
+
+| column | type | |
+|---|---|---|
+| `time` | timestamp[us, UTC] | when it was answered |
+| `request_id` | string | of the request, as its answer says |
+| `image_index` | int32 | of the image in its request, from 0 |
+| `caller` | string, or null | name of the key or token; null where nobody had to show one |
+| `model_version` | string | as the answer says |
+| `batch_size` | int32 | images that were computed together with it, itself counted |
+| `pixels` | binary, S·S·3 bytes | uint8 RGB, as the network saw them |
+| `probabilities` | list of K float32 | of each class |
+
+The file's metadata says `image_classifier.` `format_version`, `image_size` (S), `classes` (JSON), `model_digest` (the
+sha256 of the ONNX file) and `machine` (what computed). All rows of a file come from one model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier.capture.places import Place, open_place
+from image_classifier.config import is_image_size
+from image_classifier.errors import DataError
+from image_classifier.extras import load_extra
+from image_classifier.files import parse_json
+from image_classifier.text import one_line
+
+FORMAT_VERSION = 1
+MAX_FILE_BYTES = 2**29
+"""Of a file that is read; a server writes smaller ones."""
+MAX_ROWS_BYTES = 2**30
+"""Of the pixels and probabilities in a file, unpacked."""
+
+_PREFIX = "image_classifier."
+_NAME = re.compile(r"(?:.*/)?\d{8}T\d{6}\.\d{6}-([0-9a-f]{16})\.parquet")
+
+logger = logging.getLogger(__name__)
+
+
+class CapturedImage(NamedTuple):
+    """One answered image.
+
+    Attributes:
+        time_us: microseconds since the epoch.
+        pixels: uint8 [S, S, 3] as bytes.
+        probabilities: float32 values [K].
+    """
+
+    time_us: int
+    request_id: str
+    image_index: int
+    caller: str | None
+    model_version: str
+    batch_size: int
+    pixels: bytes
+    probabilities: Sequence[float]
+
+
+Row = tuple[int, str, int, str | None, str, int, bytes, Sequence[float]]
+"""A `CapturedImage`, or its values alone, which take less time to put together."""
+
+
+@dataclass(frozen=True)
+class CaptureFacts:
+    """What all images of a file have in common.
+
+    Attributes:
+        image_size: side S in pixels.
+        model_digest: sha256 of the ONNX file.
+        machine: what computed, in words.
+    """
+
+    image_size: int
+    classes: tuple[str, ...]
+    model_digest: str = ""
+    machine: str = ""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The images of one file, in the order in which they were answered.
+
+    Attributes:
+        path: of the file, from the place on.
+        times: datetime64[us] [N], UTC.
+        image_indices: int32 [N].
+        batch_sizes: int32 [N].
+        pixels: uint8 [N, S, S, 3].
+        probabilities: float32 [N, K].
+    """
+
+    path: str
+    facts: CaptureFacts
+    times: NDArray[np.datetime64]
+    request_ids: list[str]
+    image_indices: NDArray[np.int32]
+    callers: list[str | None]
+    model_versions: list[str]
+    batch_sizes: NDArray[np.int32]
+    pixels: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+class BrokenCapture(NamedTuple):
+    """A file that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+class Captures:
+    """The whole files of a place, in the order of their times.
+
+    Attributes:
+        broken: files that were left out so far.
+        num_read: files that were gone through so far.
+
+    Args:
+        since: the first time; by default all before.
+        until: the time after the last; by default all after.
+    """
+
+    def __init__(self, place: Place, since: datetime | None = None, until: datetime | None = None) -> None:
+        self.broken: list[BrokenCapture] = []
+        self.num_read = 0
+        self._place = place
+        self._since = since or datetime.min.replace(tzinfo=UTC)
+        self._until = until or datetime.max.replace(tzinfo=UTC)
+
+    def list_paths(self) -> list[str]:
+        """List the files of the hours asked for.
+
+        Raises:
+            DataError: the place cannot be read, or holds no file of these hours.
+        """
+        try:
+            files = self._place.list_files()
+        except OSError as error:
+            raise DataError(f"{self._place} cannot be read: {one_line(error)}; name a place with captures") from error
+        paths = [path for path in files if self._is_wanted(path)]
+        if not paths:
+            raise DataError(f"{self._place} holds no captures{' of this time' if files else ''}; name another place")
+        return paths
+
+    def __iter__(self) -> Iterator[Captured]:
+        self.broken, self.num_read = [], 0
+        for self.num_read, path in enumerate(self.list_paths(), 1):
+            try:
+                captured = parse_captured(path, self._place.read(path, MAX_FILE_BYTES))
+            except (OSError, ValueError) as error:
+                self.broken.append(BrokenCapture(path, one_line(error)))
+                logger.warning("%s/%s is broken and left out: %s", self._place, path, one_line(error))
+            else:
+                if len(captured := self._cut(captured)):
+                    yield captured
+
+    def _is_wanted(self, path: str) -> bool:
+        try:
+            hour = datetime.strptime(path[:23], "date=%Y-%m-%d/hour=%H").replace(tzinfo=UTC)
+        except ValueError:  # such as hour=77, which reading finds broken
+            return True
+        return hour < self._until and self._since - hour < timedelta(hours=1)
+
+    def _cut(self, captured: Captured) -> Captured:
+        since, until = (np.datetime64(each.astimezone(UTC).replace(tzinfo=None)) for each in (self._since, self._until))
+        is_wanted = (captured.times >= since) & (captured.times < until)
+        return captured if is_wanted.all() else select(captured, np.flatnonzero(is_wanted))
+
+
+def read_captures(place: str | Path, *, since: datetime | None = None, until: datetime | None = None) -> Captures:
+    """Open what was captured, to be gone through file by file, in the order of their times.
+
+    Broken files are left out, logged, and named by `broken` of what is returned.
+
+    Args:
+        place: a folder, or a URL that fsspec understands.
+        since: the first time, with a time zone; by default all before.
+        until: the time after the last, likewise.
+
+    Raises:
+        SettingsError: the extra `capture` is missing, or what fsspec needs for this kind of URL.
+        DataError: while it is gone through: the place cannot be read, or holds no file of this time.
+    """
+    load_extra("pyarrow.parquet", "capture")
+    return Captures(open_place(place), since, until)
+
+
+def select(captured: Captured, rows: NDArray[np.int64]) -> Captured:
+    """Select rows of a file, by their numbers."""
+    numbers = rows.tolist()
+    return Captured(
+        path=captured.path,
+        facts=captured.facts,
+        times=captured.times[rows],
+        request_ids=[captured.request_ids[row] for row in numbers],
+        image_indices=captured.image_indices[rows],
+        callers=[captured.callers[row] for row in numbers],
+        model_versions=[captured.model_versions[row] for row in numbers],
+        batch_sizes=captured.batch_sizes[rows],
+        pixels=captured.pixels[rows],
+        probabilities=captured.probabilities[rows],
+    )
+
+
+def build_schema(facts: CaptureFacts) -> Any:
+    """Build the pyarrow schema of a file, with its metadata."""
+    pyarrow = load_extra("pyarrow", "capture")
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "image_size": str(facts.image_size),
+        "classes": json.dumps(facts.classes),
+        "model_digest": facts.model_digest,
+        "machine": facts.machine,
+    }
+    number, text = pyarrow.int32(), pyarrow.string()
+    columns = {
+        "time": pyarrow.timestamp("us", "UTC"),
+        "request_id": text,
+        "image_index": number,
+        "caller": text,
+        "model_version": text,
+        "batch_size": number,
+        "pixels": pyarrow.binary(3 * facts.image_size**2),
+        "probabilities": pyarrow.list_(pyarrow.field("element", pyarrow.float32(), False), len(facts.classes)),
+    }
+    fields = [pyarrow.field(name, kind, nullable=name == "caller") for name, kind in columns.items()]
+    return pyarrow.schema(fields, {_PREFIX + name: value for name, value in metadata.items()})
+
+
+def build_batch(rows: Sequence[Row], schema: Any) -> Any:
+    """Build the pyarrow record batch of one image or more."""
+    pyarrow = load_extra("pyarrow", "capture")
+    *columns, pixels, probabilities = zip(*rows, strict=True)
+    kinds = schema.types
+    arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=False)]
+    buffers = [None, pyarrow.py_buffer(b"".join(pixels))]
+    arrays.append(pyarrow.FixedSizeBinaryArray.from_buffers(kinds[-2], len(rows), buffers))
+    values = pyarrow.array(np.array(probabilities, np.float32).ravel())
+    arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, type=kinds[-1]))
+    return pyarrow.record_batch(arrays, schema=schema)
+
+
+def build_file(batches: Sequence[Any], schema: Any) -> tuple[str, memoryview]:
+    """Build a file of record batches, of one hour: its path from the place on, and its content."""
+    pyarrow = load_extra("pyarrow", "capture")
+    parquet = load_extra("pyarrow.parquet", "capture")
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(
+        pyarrow.Table.from_batches(batches, schema),
+        sink,
+        compression="none",  # pixels hardly shrink, and the server has requests to answer meanwhile
+        use_dictionary=["caller", "model_version"],
+        write_statistics=["time"],
+    )
+    content = memoryview(sink.getvalue())  # a copy would hold up all other threads
+    time = datetime(1970, 1, 1) + timedelta(microseconds=batches[0].column(0)[0].value)
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return f"date={time:%Y-%m-%d}/hour={time:%H}/{time:%Y%m%dT%H%M%S.%f}-{digest}.parquet", content
+
+
+def parse_captured(path: str, content: bytes | memoryview) -> Captured:
+    """Parse the content of a file.
+
+    Raises:
+        ValueError: it is not what its name says, not of this format, or of a later one.
+    """
+    pyarrow = load_extra("pyarrow", "capture")
+    name = _NAME.fullmatch(path)
+    if name is None:
+        raise ValueError("its name is none that a server gives, which holds the file's digest")
+    if hashlib.sha256(content).hexdigest()[:16] != name[1]:
+        raise ValueError("its content is not what was written: it was cut short or changed")
+    try:
+        file = load_extra("pyarrow.parquet", "capture").ParquetFile(pyarrow.BufferReader(content))
+        facts = _parse_facts(file.schema_arrow.metadata or {})
+        schema = build_schema(facts)
+        if not file.schema_arrow.equals(schema):
+            raise ValueError("its columns are not those of the format")
+        _check_size(file.metadata, len(content), facts)
+        table = file.read(use_threads=False).combine_chunks()
+        table.validate(full=True)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(one_line(error)) from error
+    if table.num_rows == 0 or any(table.column(each).null_count for each in range(len(schema)) if each != 3):
+        raise ValueError("it lacks values")
+    return _build_captured(path, facts, table)
+
+
+def _parse_facts(metadata: dict[bytes, bytes]) -> CaptureFacts:
+    texts = {key.decode("utf-8", "replace").removeprefix(_PREFIX): value.decode() for key, value in metadata.items()}
+    try:
+        version, image_size = int(texts["format_version"]), int(texts["image_size"])
+        classes = parse_json(texts["classes"])
+    except KeyError as error:
+        raise ValueError(f"its metadata has no {error}") from None
+    if version > FORMAT_VERSION:
+        raise ValueError(f"it has the format {version}; this version reads up to {FORMAT_VERSION}: install a later one")
+    is_list = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
+    if not (is_list and is_image_size(image_size)):
+        raise ValueError("its metadata names no classes, or no size of images")
+    return CaptureFacts(image_size, tuple(classes), texts.get("model_digest", ""), texts.get("machine", ""))
+
+
+def _check_size(metadata: Any, num_bytes: int, facts: CaptureFacts) -> None:
+    """Check that what a file unpacks to is no more than it says, before it is unpacked."""
+    unpacked = metadata.num_rows * (3 * facts.image_size**2 + 4 * len(facts.classes))
+    if unpacked > min(MAX_ROWS_BYTES, num_bytes):  # pixels and probabilities are not compressed
+        raise ValueError(f"it says that it has {metadata.num_rows:,} rows in {num_bytes:,} bytes")
+
+
+def _build_captured(path: str, facts: CaptureFacts, table: Any) -> Captured:
+    num_rows = table.num_rows
+    columns = dict(zip(table.column_names, (column.chunk(0) for column in table.columns), strict=True))
+    shape = (num_rows, facts.image_size, facts.image_size, 3)
+    start = columns["pixels"].offset * 3 * facts.image_size**2
+    pixels = np.frombuffer(columns["pixels"].buffers()[1], np.uint8, math.prod(shape), start)
+    return Captured(
+        path=path,
+        facts=facts,
+        times=columns["time"].to_numpy(zero_copy_only=False).astype("datetime64[us]"),
+        request_ids=columns["request_id"].to_pylist(),
+        image_indices=columns["image_index"].to_numpy(),
+        callers=columns["caller"].to_pylist(),
+        model_versions=columns["model_version"].to_pylist(),
+        batch_sizes=columns["batch_size"].to_numpy(),
+        pixels=pixels.reshape(shape),
+        probabilities=columns["probabilities"].flatten().to_numpy().reshape(num_rows, len(facts.classes)),
+    )

@@ -1,0 +1,148 @@
+"""Where captures lie: a folder of this machine, or any place that fsspec reaches by a URL."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+from image_classifier.errors import SettingsError, StorageError
+from image_classifier.extras import load_extra
+from image_classifier.files import read_file
+from image_classifier.storage import DISK, Disk, storage_error, temporary_folder
+from image_classifier.text import one_line
+
+FILE = re.compile(r"date=\d{4}-\d\d-\d\d/hour=\d\d/[^/.][^/]*\.parquet")
+"""Path of a capture file, from the place on."""
+
+
+class Place(Protocol):
+    """What holds capture files, each under a path such as `date=2026-11-30/hour=12/NAME.parquet`."""
+
+    def write(self, path: str, content: bytes | memoryview) -> None:
+        """Write a new file, such that its name stands for all of it or for nothing.
+
+        Raises:
+            OSError: the place refused.
+            StorageError: likewise.
+        """
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """Read a file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it has more bytes.
+        """
+
+    def list_files(self) -> dict[str, int]:
+        """List the paths of the files, in their order, with their sizes in bytes.
+
+        Raises:
+            OSError: the place cannot be read.
+        """
+
+
+class LocalPlace:
+    """A folder of this machine, which is made when the first file is written."""
+
+    def __init__(self, folder: Path, disk: Disk = DISK) -> None:
+        self._folder = folder
+        self._disk = disk
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def write(self, path: str, content: bytes | memoryview) -> None:
+        target = self._folder / path
+        try:
+            self._make_folders(target.parent)
+            with temporary_folder(self._folder, self._disk) as folder:  # what killed writers left there is removed
+                temporary = folder / target.name
+                self._disk.write_file(temporary, content)
+                self._disk.sync(temporary)
+                self._disk.rename(temporary, target)
+                self._disk.sync(target.parent)
+        except OSError as error:
+            raise storage_error(target, error) from error
+
+    def _make_folders(self, folder: Path) -> None:
+        missing = [each for each in (folder, *folder.parents) if not each.is_dir()]
+        for each in reversed(missing):
+            try:
+                self._disk.make_folder(each)
+            except FileExistsError:  # another writer's
+                if not each.is_dir():
+                    raise
+            self._disk.sync(each.parent)
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        return read_file(self._folder / path, max_bytes)
+
+    def list_files(self) -> dict[str, int]:
+        if not self._folder.is_dir():
+            raise FileNotFoundError(2, "No such folder", str(self._folder))
+        found = {str(each.relative_to(self._folder)): each for each in self._folder.glob("date=*/hour=*/*.parquet")}
+        return {path: found[path].lstat().st_size for path in sorted(found) if FILE.fullmatch(path)}
+
+
+class RemotePlace:
+    """A place behind a URL, such as s3://BUCKET/FOLDER. A file is put there whole, by one call.
+
+    Raises:
+        SettingsError: fsspec is missing, or what it needs for this kind of URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        fsspec = load_extra("fsspec.core", "capture")
+        self._url = url
+        try:
+            self._files: Any
+            self._files, root = fsspec.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise SettingsError(
+                f"{self} cannot be reached: {one_line(error)}; install that, or give a folder"
+            ) from None
+        self._root = root.rstrip("/")
+
+    def __str__(self) -> str:
+        return re.sub(r"//[^/@]*@", "//", self._url)  # without a name and password
+
+    def write(self, path: str, content: bytes | memoryview) -> None:
+        try:
+            self._files.pipe_file(f"{self._root}/{path}", bytes(content))
+        except Exception as error:  # of types that the file system's library alone knows
+            raise StorageError(
+                f"cannot write {self}/{path}: {one_line(error)}; see whether the place is there"
+            ) from error
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        try:
+            content: bytes = self._files.cat_file(f"{self._root}/{path}", 0, max_bytes + 1)
+        except Exception as error:
+            raise OSError(one_line(error)) from error
+        if len(content) > max_bytes:
+            raise ValueError(f"it has more than the {max_bytes:,} bytes that are read")
+        return content
+
+    def list_files(self) -> dict[str, int]:
+        try:
+            self._files.invalidate_cache()
+            found = self._files.find(self._root, detail=True)
+        except Exception as error:
+            raise OSError(one_line(error)) from error
+        start = f"{self._root}/"
+        sizes = {path.rpartition(start)[2]: int(facts.get("size") or 0) for path, facts in found.items()}
+        return {path: sizes[path] for path in sorted(sizes) if FILE.fullmatch(path)}
+
+
+def open_place(place: str | Path) -> Place:
+    """Open a folder, or a URL that fsspec understands; nothing is written.
+
+    Raises:
+        SettingsError: fsspec is missing, or what it needs for this kind of URL.
+    """
+    text = str(place)
+    if text.startswith("file://"):
+        return LocalPlace(Path(text.removeprefix("file://")))
+    return RemotePlace(text) if "://" in text else LocalPlace(Path(text))

@@ -1,0 +1,125 @@
+"""`image_classifier replay CAPTURE MODEL`: captured images computed again, and every bit of the answers compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from image_classifier.cli.arguments import parse_arguments
+from image_classifier.cli.command import ExitStatus, build_parser, execute
+from image_classifier.cli.serve import resolve_name
+from image_classifier.errors import SettingsError
+from image_classifier.extras import load_extra
+from image_classifier.progress import say
+from image_classifier.text import make_printable
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from image_classifier.capture.replay import Replay
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Replay as the command line says and return the exit status."""
+    return execute(_replay, argv)
+
+
+def build_replay_parser() -> ArgumentParser:
+    """Build the parser of `replay`."""
+    parser = build_parser(
+        "replay",
+        "Compute captured images again with the model that answered them, and say whether every bit of every "
+        "probability is the same.",
+    )
+    parser.add_argument("capture", type=str, help="folder or URL that a server captured to")
+    parser.add_argument(
+        "model", type=str, help="published folder, ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION"
+    )
+    add_time_options(parser)
+    parser.add_argument(
+        "--precision", type=Literal["fp32", "int8"], default="fp32", help="which of the folder's two models"
+    )
+    parser.add_argument(
+        "--public_key", type=Path | None, default=None, help="PEM file of the key that the model must be signed by"
+    )
+    parser.add_argument(
+        "--tracking_uri", type=str | None, default=None, help="MLflow server or database; a SQLite file by default"
+    )
+    parser.add_argument(
+        "--experiments_folder", type=Path, default=Path("experiments"), help="folder that the SQLite file lies under"
+    )
+    return parser
+
+
+def add_time_options(parser: ArgumentParser) -> None:
+    """Add the options that choose captures by their time."""
+    parser.add_argument(
+        "--since", type=str | None, default=None, help="first time, such as 2026-11-30T12:00, in UTC unless it says so"
+    )
+    parser.add_argument("--until", type=str | None, default=None, help="the time after the last, likewise")
+
+
+def parse_time(text: str | None, option: str) -> datetime | None:
+    """Parse a time in ISO 8601, of UTC where it names no other zone.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"--{option} takes a time such as 2026-11-30T12:00, got: {text[:50]!a}") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _replay(argv: Sequence[str] | None) -> int:
+    arguments = parse_arguments(build_replay_parser(), argv)
+    since, until = (parse_time(arguments[name], name) for name in ("since", "until"))
+    load_extra("onnxruntime", "serve")
+
+    from image_classifier.capture.files import read_captures
+    from image_classifier.capture.replay import replay
+    from image_classifier.published.predictor import load_predictor
+
+    captures = read_captures(arguments.capture, since=since, until=until)
+    path, version = Path(arguments.model), None
+    if arguments.model.startswith("models:/"):
+        path, version = resolve_name(arguments.tracking_uri, arguments.experiments_folder, arguments.model)
+    predictor = load_predictor(
+        path, public_key=arguments.public_key, num_threads=1, precision=arguments.precision, version=version
+    )
+    result = replay(captures, predictor)
+    for line in describe_left_out(result):
+        say(f"note: {make_printable(line)}")
+    print(make_printable(describe_verdict(result, predictor.model.version)))
+    if result.num_different:
+        return ExitStatus.DIFFERENT
+    return ExitStatus.DONE_IN_PART if captures.broken else ExitStatus.DONE
+
+
+def describe_left_out(result: Replay) -> list[str]:
+    """Describe what was not compared, beside broken files, and what may explain a difference, a line each."""
+    lines = [f"{number:,} images of version {name} were not compared" for name, number in sorted(result.others.items())]
+    if result.machines:
+        from image_classifier.capture.recorder import describe_machine
+
+        lines += [f"computed there by {name}; here by {describe_machine()}" for name in sorted(result.machines)]
+    return lines
+
+
+def describe_verdict(result: Replay, version: str) -> str:
+    """Describe what was compared and with what result."""
+    compared = f"{result.num_images:,} images of {result.num_files:,} files, version {version}"
+    if not result.num_different:
+        return f"IDENTICAL: every bit of the probabilities of {compared}"
+    return (
+        f"DIFFERENT: {result.num_different:,} of {compared}; {result.num_other_class:,} got another class; "
+        f"the largest difference of a probability is {result.largest:.2g}; the first is {result.first}"
+    )
+
+
+PARSERS = (build_replay_parser,)
