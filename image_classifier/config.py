@@ -22,7 +22,7 @@ import yaml
 from image_classifier.credentials import Secret, load_secret
 from image_classifier.errors import SettingsError
 from image_classifier.plugins import NETWORKS, SCALES, check_name, is_own
-from image_classifier.references import _DATABASE_PREFIX, get_published_weights, get_reference, parse_reference
+from image_classifier.references import _DATABASE_PREFIX, get_published_weights, get_reference, get_url, parse_reference
 from image_classifier.text import quote_unprintable
 
 IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
@@ -468,8 +468,8 @@ class RunSettings:
         experiments_folder: Folder that holds all experiments.
         experiment_name: Name of the experiment, a folder under experiments_folder (required).
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
-        dataset_folder: Folder (or archive, Parquet file, or tars) with the data set; with --database that of SQLite's
-            file and of the snapshots, by default data.
+        dataset_folder: Folder (or archive, Parquet file, or tars) with the data set, or its URL, such as
+            s3://bucket/folder. With --database that of SQLite's file and of the snapshots, by default data.
         fit: Images of other sizes are resized whatever the ratio of their sides (squeeze), cut to their middle
             (crop), given a black border (pad), or refused.
         database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
@@ -484,6 +484,8 @@ class RunSettings:
         keep_checkpoints: How many of the newest checkpoints are kept, or all, so that verify --sample can draw
             segments between them.
         tracking_uri: MLflow server or database that settings, metrics and files are also written to.
+        mirror: Folder, or URL such as s3://bucket/folder, that the finished run is copied to. --resume continues a run
+            from there that is not here.
         log: Write the metrics of each epoch for TensorBoard too, into the run folder's tensorboard/.
     """
 
@@ -501,11 +503,13 @@ class RunSettings:
     checkpoint_every: str = "1epochs"
     keep_checkpoints: NumKept = 2
     tracking_uri: str | None = None
+    mirror: Path | None = None
     log: Log = "none"
     resume: bool = False
     allow_code_change: bool = False
     allow_environment_change: bool = False
     allow_other_machine: bool = False
+    mirror_checkpoints: bool = False
     profile: bool = False
     skip_bad: bool = False
     recipe: str | None = None
@@ -534,6 +538,13 @@ class RunSettings:
             parse_reference(self.database)
             if in_database is not None or self.dataset_folder == DATASET_FOLDER:
                 object.__setattr__(self, "dataset_folder", DATABASE_FOLDER)
+        if get_url(self.dataset_folder) is not None and self.database is not None:
+            raise SettingsError(
+                "--dataset_folder with --database is the folder of SQLite's file and of snapshots, which must lie on "
+                "this machine, got a URL"
+            )
+        if self.mirror_checkpoints and self.mirror is None:
+            raise SettingsError("--mirror_checkpoints needs a --mirror to copy them to")
         _check(self, "num_threads", 0 <= self.num_threads <= 1024, "a whole number from 0 to 1024")
         _check(self, "num_workers", 0 <= self.num_workers <= 256, "a whole number from 0 to 256")
         _check(self, "keep_checkpoints", self.num_kept >= 1, "a whole number of 1 or more, or all")
@@ -626,6 +637,7 @@ def set_log_level(default: str) -> None:
 FLAGS = {
     "resume": "continue the interrupted run of this name from its last good checkpoint",
     "skip_bad": "leave out images that cannot be read; the record counts and names them",
+    "mirror_checkpoints": "copy each checkpoint to --mirror too, so that another machine can --resume the run",
     "profile": "measure where the time of a few steps goes; the run folder gets profile/ with a table and a trace",
     "allow_code_change": "resume although this package's code is not the code of the record",
     "allow_environment_change": "resume although the installed libraries are not those of the record",

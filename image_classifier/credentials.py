@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from image_classifier.errors import SettingsError
 
 _HIDDEN = "********"
+_SCHEME = r"\b((?:s3|gs|https?):/+|\w+://)"  # a URL that was a path has one slash left
+_LOGIN = re.compile(_SCHEME + r"(?:[^\s/?#]+|[^\s/?#]*:[^\s?#]*)@")  # a slash in a password is no URL, and yet written
+_QUERY = re.compile(_SCHEME + r"([^\s?]*\?)\S+")
+
+
+def hide_in_urls(text: str) -> str:
+    """Put stars for what may be secret in the URLs of a text: name and password, and the query, which may be signed."""
+    return _QUERY.sub(rf"\1\2{_HIDDEN}", _LOGIN.sub(rf"\1{_HIDDEN}@", text))
 
 
 class Secret:

@@ -15,6 +15,7 @@
     │   └── DivergedError    the loss of a training is not a number any more
     ├── RankError            a process of several that train together was lost
     ├── RegistryError        a registry that cannot be reached, refuses, or lacks what was named
+    ├── RemoteError          a folder elsewhere that cannot be reached, refuses, changed, or is not what was sent
     ├── ServerError          a server that cannot be reached, or refuses a request
     ├── StorageError         the disk refuses: full, read-only, no permission
     └── Interrupted          a run was asked to stop and has saved its state
@@ -78,6 +79,10 @@ class RankError(ImageClassifierError):
 
 class RegistryError(ImageClassifierError):
     """A registry of models cannot be reached, refuses, or lacks what was named."""
+
+
+class RemoteError(ImageClassifierError):
+    """A folder that lies elsewhere cannot be reached, refuses, was changed meanwhile, or is not what was sent."""
 
 
 class ServerError(ImageClassifierError):

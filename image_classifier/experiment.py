@@ -88,6 +88,9 @@ class Reporter:
     def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
         """A line was added to the digest chain."""
 
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint was written: that after this many steps."""
+
     def epoch(self, line: dict[str, Any]) -> None:
         """An epoch ended, and this line was added to metrics.jsonl."""
 
@@ -120,6 +123,10 @@ class Reporters(Reporter):
     def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
         for reporter in self._reporters:
             reporter.digest(line, state)
+
+    def checkpoint(self, step: int) -> None:
+        for reporter in self._reporters:
+            reporter.checkpoint(step)
 
     def epoch(self, line: dict[str, Any]) -> None:
         for reporter in self._reporters:
@@ -264,6 +271,7 @@ def train_to_end(
         stopping = ranks.stopping and not at_end
         if at_end or stopping or step.number % checkpoint_steps == 0:
             state.save(settings.num_kept)
+            reporter.checkpoint(step.number)
         if stopping:
             done = f"stopped after step {step.number} of {state.num_steps}"
             raise Interrupted(f"{done}; --resume continues {settings.run_folder}")

@@ -24,6 +24,7 @@ from image_classifier.cli.spelling import find_meant, suggest
 from image_classifier.config import NumKept
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
+from image_classifier.references import get_url
 from image_classifier.text import make_printable
 
 PREFIX = "IMAGE_CLASSIFIER_"
@@ -41,6 +42,9 @@ OTHER_VARIABLES = {
     "IMAGE_CLASSIFIER_MLFLOW": "a program for the package's own tests",
 }
 """Variables with the package's prefix that are no options."""
+
+TAKES_URLS = ("dataset", "dataset_folder", "mirror", "model", "new", "old", "run", "runs", "source", "target")
+"""Options and arguments with a path that may also be a URL."""
 
 _TYPES: dict[Any, str] = {
     bool: "true or false",
@@ -60,6 +64,8 @@ _ARGUMENT = re.compile(r"argument --(\w+): ")
 _MAX_BRACKETS = 100
 """Of a value, whose parser is recursive."""
 _MAX_SHOWN = 100
+_BROKEN_URL = {"", ".", ".."}
+"""Parts of a path that do not stay as they are in one of this machine, as which options are read."""
 
 
 def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None, *, defaults: bool = True) -> Namespace:
@@ -89,6 +95,7 @@ def parse_arguments(parser: ArgumentParser, argv: Sequence[str] | None, *, defau
     for name, action in options.items():
         if parsed.get(name) is None and name in parsed and not _may_be_null(action):
             raise SettingsError(_refuse(action, _find_value(words, name)))
+    _check_urls(parsed)
     check_environment(options)
     return parsed
 
@@ -123,12 +130,26 @@ def parse_config(
         _check_brackets(str(value), f"{option}: {path}: {name}")
         values[name] = _write_list(str(value)) if _is_list(options[name]) and not isinstance(value, list) else value
     try:
-        return dict(parser.parse_object(values, env=False, defaults=False))
+        parsed = dict(parser.parse_object(values, env=False, defaults=False))
+        _check_urls(parsed)
+        return parsed
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         key = _KEY.search(str(error))
         action = options.get(key[1]) if key else None
         reason = _refuse(action, str(values[action.dest])) if action else " ".join(str(error).split())
         raise SettingsError(f"{option}: {path}: {reason}") from error
+
+
+def _check_urls(values: Mapping[str, Any] | Namespace) -> None:
+    """Check that what is a URL is one, and stands where one may.
+
+    Raises:
+        SettingsError: it is not, or does not.
+    """
+    for name, value in values.items():
+        for place in value if isinstance(value, list) else [value]:
+            if isinstance(place, Path) and get_url(place) is not None and name not in TAKES_URLS:
+                raise SettingsError(f"--{name} takes a path on this machine, got a URL")
 
 
 def check_environment(options: Mapping[str, argparse.Action]) -> None:
@@ -230,6 +251,13 @@ def _check_words(words: Sequence[str], options: Mapping[str, argparse.Action]) -
             raise SettingsError("an argument is empty; leave it out, or give what it should be")
         if word in ("", f"{option}=") and action is not None and _get_type(action) is Path:
             raise SettingsError(_refuse(action, ""))
+        text = word.partition("=")[2] if equals and name.startswith("--") else word
+        if (
+            "://" in text
+            and (action is None or _get_type(action) is Path)
+            and not _BROKEN_URL.isdisjoint(text.partition("://")[2].split("/")[1:-1])
+        ):
+            raise SettingsError("a URL must not hold // or /../ in its path; write it without")
         _check_brackets(word, "an argument")
 
 

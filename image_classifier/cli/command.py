@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from image_classifier import __version__
 from image_classifier.cli.spelling import suggest
 from image_classifier.config import set_log_level
+from image_classifier.credentials import hide_in_urls
 from image_classifier.errors import ImageClassifierError, VerdictError
 from image_classifier.extras import explain_missing
 from image_classifier.files import check_yaml
@@ -87,7 +88,7 @@ def execute(
         with shown(command.__name__.strip("_")) if shows_progress else nullcontext():
             return command(argv)
     except ImageClassifierError as error:
-        print(f"error: {make_printable(str(error))}", file=sys.stderr)
+        print(f"error: {make_printable(hide_in_urls(str(error)))}", file=sys.stderr)
         return ExitStatus.DIFFERENT if isinstance(error, VerdictError) else ExitStatus.EXPECTED_ERROR
     except ModuleNotFoundError as error:
         explanation = explain_missing(error)

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
+from image_classifier.remote.cache import localize
 from image_classifier.storage import temporary_files_beside, write_atomically
 
 
@@ -27,7 +28,7 @@ def build_compare_parser() -> ArgumentParser:
         "Compare finished runs: settings that differ, results, and whether their difference is more than chance. "
         "Runs that differ only in their seed form a group.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or URLs of such, two or more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--output", type=Path | None, default=None, help="PNG file to draw the comparison to")
     parser.add_argument("--allow_different_data", action="store_true", help="compare runs on different data sets too")
@@ -39,7 +40,9 @@ def _compare(argv: Sequence[str] | None) -> int:
 
     from image_classifier.tracking.compare import compare_runs
 
-    comparison = compare_runs(arguments.runs, allow_different_data=arguments.allow_different_data)
+    comparison = compare_runs(
+        [localize(run) for run in arguments.runs], allow_different_data=arguments.allow_different_data
+    )
     if arguments.output is not None:
         with temporary_files_beside(arguments.output):
             from image_classifier.visualization.figures import draw_comparison_figure

@@ -15,12 +15,13 @@ from image_classifier.cli import database
 from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
-from image_classifier.cli.database import format_counts, name_left_out
+from image_classifier.cli.database import check_local, format_counts, name_left_out
 from image_classifier.cli.table import format_table
 from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER
 from image_classifier.errors import DataError
 from image_classifier.progress import say
 from image_classifier.references import get_reference
+from image_classifier.remote.cache import localize
 from image_classifier.storage import storage_error, temporary_files_beside, write_atomically
 from image_classifier.text import make_printable
 
@@ -75,7 +76,10 @@ def build_info_parser() -> ArgumentParser:
     """Build the parser of `data info`."""
     parser = build_parser("data info", "Show a data set's name, digest, and number of images in each class.")
     parser.add_argument(
-        "--dataset_folder", type=Path, default=DATASET_FOLDER, help="where the data set lies, or db:NAME[@VERSION]"
+        "--dataset_folder",
+        type=Path,
+        default=DATASET_FOLDER,
+        help="where the data set lies, a URL of it, or db:NAME[@VERSION]",
     )
     add_access_options(parser)
     add_reading_options(parser)
@@ -111,7 +115,7 @@ def _prepare(argv: Sequence[str] | None) -> int:
     from image_classifier.data.dataset import load_snapshot
     from image_classifier.data.download import UnreachableError
 
-    folder: Path = options.dataset_folder
+    folder: Path = localize(options.dataset_folder)
     reading = build_reading(options)
     if _is_present(folder):
         snapshot = load_snapshot(folder, reading=reading)
@@ -217,12 +221,16 @@ def format_info(snapshot: Snapshot) -> str:
 
 
 def _prune(argv: Sequence[str] | None) -> int:
-    """remove the snapshots, which are made again when needed"""
+    """remove the snapshots and what was fetched from URLs, which are made again when needed"""
     options = parse_arguments(build_prune_parser(), argv)
 
     from image_classifier.data.snapshot import prune
+    from image_classifier.remote.cache import prune as prune_copies
 
+    check_local(options.dataset_folder)
     print(f"removed {prune(options.dataset_folder):,} bytes of snapshots")
+    if num_bytes := prune_copies():
+        print(f"removed {num_bytes:,} bytes of copies of what lies elsewhere")
     return ExitStatus.DONE
 
 

@@ -27,7 +27,7 @@ from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.files import read_file
 from image_classifier.progress import say, track
-from image_classifier.references import Reference, get_reference, parse_reference
+from image_classifier.references import Reference, describe_place, get_reference, get_url, parse_reference
 from image_classifier.storage import temporary_files_beside, write_atomically
 from image_classifier.text import make_printable
 
@@ -64,7 +64,9 @@ def build_ingest_parser() -> ArgumentParser:
         "Add the images of a source to a data set in the database, and freeze it into a new version. Images that are "
         "there already are passed over, so an ingest that was interrupted goes on where it was.",
     )
-    parser.add_argument("source", type=Path, help="anything that the trainer reads: a folder, an archive, Parquet")
+    parser.add_argument(
+        "source", type=Path, help="anything that the trainer reads: a folder, an archive, Parquet, or its URL"
+    )
     parser.add_argument("--dataset", required=True, help="name of the data set; it is made if there is none")
     add_reading_options(parser)
     parser.add_argument("--chunk_size", type=PositiveInt, default=5000, help="images that are added in one transaction")
@@ -265,7 +267,8 @@ def diff(argv: Sequence[str] | None) -> int:
         with temporary_files_beside(options.output):
             from image_classifier.visualization.difference_sheet import draw_difference_sheet
 
-            title = f"{old.database or options.old} → {new.database or options.new}"
+            places = [describe_place(place) for place in (options.old, options.new)]
+            title = f"{old.database or places[0]} → {new.database or places[1]}"
             write_atomically(options.output, draw_difference_sheet(old, new, difference, title))
     print(format_difference(difference, old.classes, new.classes))
     return ExitStatus.DONE
@@ -349,7 +352,7 @@ def export(argv: Sequence[str] | None) -> int:
     loaded = load_snapshot(options.dataset, access, Reading(image_size=options.image_size))
     write = write_folder if options.format == "folder" else write_parquet
     write(loaded, options.output)
-    say(f"{len(loaded.labels):,} images of {loaded.database or options.dataset}")
+    say(f"{len(loaded.labels):,} images of {loaded.database or describe_place(options.dataset)}")
     print(options.output)
     return ExitStatus.DONE
 
@@ -403,8 +406,19 @@ def parse_time(text: str | None) -> datetime | None:
 def _parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     """Parse, and see whether what a database needs is installed."""
     options = parse_arguments(parser, argv)
+    check_local(options.dataset_folder)
     load_extra("sqlalchemy", "database")
     return options
+
+
+def check_local(dataset_folder: Path) -> None:
+    """Check that the folder that is written to lies on this machine.
+
+    Raises:
+        SettingsError: it is a URL.
+    """
+    if get_url(dataset_folder) is not None:
+        raise SettingsError("--dataset_folder is written to here, so it must be a folder on this machine, got a URL")
 
 
 def _check_name(name: str) -> str:

@@ -17,7 +17,7 @@ from image_classifier.cli.table import format_percentage, format_table
 from image_classifier.config import DatabaseAccess, Reading, describe_views
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.progress import say
-from image_classifier.references import get_reference
+from image_classifier.references import describe_place, get_reference
 from image_classifier.text import make_printable
 
 
@@ -34,7 +34,7 @@ def build_evaluate_parser() -> ArgumentParser:
         "--dataset_folder",
         type=Path | None,
         default=None,
-        help="data set, which may be db:NAME[@VERSION]; the run's own by default",
+        help="data set, which may be a URL or db:NAME[@VERSION]; the run's own by default",
     )
     add_access_options(parser)
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file to write all metrics to")
@@ -64,7 +64,7 @@ def _evaluate(argv: Sequence[str] | None) -> int:
         )
     is_data_of_run = snapshot.digest == model.data_digest
     if not is_data_of_run:
-        say(f"note: {dataset_folder} is not the data that the model was trained on")
+        say(f"note: {describe_place(dataset_folder)} is not the data that the model was trained on")
     images, labels = snapshot.test
     evaluation = model.evaluate(images, labels)
     data = {"name": snapshot.name, "digest": snapshot.digest, "is_data_of_run": is_data_of_run}

@@ -14,6 +14,7 @@ from image_classifier.config import Device, Fit, ImageSize, ServingPrecision, sc
 from image_classifier.errors import SettingsError
 from image_classifier.progress import track
 from image_classifier.published.folder import is_published
+from image_classifier.remote.cache import localize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,9 @@ class LoadedModel:
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     """Add the argument that names a model, and the options that say how to compute with it."""
-    parser.add_argument("run", type=Path, help="folder of a finished run or of a published model, a model.pth or .onnx")
+    parser.add_argument(
+        "run", type=Path, help="folder of a finished run or of a published model, a model.pth or .onnx, or a URL of one"
+    )
     parser.add_argument(
         "--device", type=Device, default="auto", help="where to compute; auto takes a GPU if there is one"
     )
@@ -66,7 +69,7 @@ def load(arguments: Namespace) -> LoadedModel:
     Raises:
         ImageClassifierError: there is none, or it was changed, or an option is for the other kind of model.
     """
-    path: Path = arguments.run
+    path = localize(arguments.run)
     return _load_published(path, arguments) if is_published(path) else _load_trained(path, arguments)
 
 

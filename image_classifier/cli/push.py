@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
+from image_classifier.remote.cache import localize
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +25,9 @@ def build_hub_parser() -> ArgumentParser:
         "The token is that of HF_TOKEN, or of `hf auth login`.",
     )
     parser.add_argument("repository", type=str, help="OWNER/NAME; made if there is none")
-    parser.add_argument("model", type=Path, help="folder of a published run, or of the published model in it")
+    parser.add_argument(
+        "model", type=Path, help="folder of a published run, or of the published model in it, or its URL"
+    )
     parser.add_argument("--private", action="store_true", help="let only its owner see a repository that is made")
     parser.add_argument(
         "--public_key", type=Path | None, default=None, help="PEM file of the key that the model must be signed by"
@@ -38,7 +41,7 @@ def _push_to_hub(argv: Sequence[str] | None) -> int:
 
     from image_classifier.publishing.hub import push
 
-    print(push(options.model, options.repository, private=options.private, public_key=options.public_key))
+    print(push(localize(options.model), options.repository, private=options.private, public_key=options.public_key))
     return ExitStatus.DONE
 
 

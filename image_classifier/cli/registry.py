@@ -13,6 +13,8 @@ from image_classifier.cli.command import ExitStatus, build_parser, execute_actio
 from image_classifier.cli.table import format_table
 from image_classifier.config import DatabaseAccess, describe_views
 from image_classifier.progress import say
+from image_classifier.references import get_url
+from image_classifier.remote.cache import localize
 from image_classifier.text import make_printable
 
 if TYPE_CHECKING:
@@ -115,7 +117,9 @@ def build_resolve_parser() -> ArgumentParser:
 def build_check_parser() -> ArgumentParser:
     """Build the parser of `registry check`."""
     parser = _build_parser("check", "Check a published model's files against its manifest and its signature.")
-    parser.add_argument("reference", type=str, help="folder of a published run or model, or NAME/VERSION or NAME@ALIAS")
+    parser.add_argument(
+        "reference", type=str, help="folder of a published run or model or its URL, or NAME/VERSION or NAME@ALIAS"
+    )
     _add_key(parser)
     parser.add_argument(
         "--identity",
@@ -145,7 +149,7 @@ def _add(argv: Sequence[str] | None) -> int:
 
     from image_classifier.published.folder import find_published, read_manifest
 
-    folder = find_published(arguments.run)
+    folder = find_published(localize(arguments.run))
     name = arguments.name or read_manifest(folder)["experiment_name"]
     proof = _build_proof(arguments)
     version = _open(arguments).add(folder, name, alias=arguments.alias, proof=proof)
@@ -222,8 +226,8 @@ def _check(argv: Sequence[str] | None) -> int:
         read_published,
     )
 
-    if Path(arguments.reference).exists():
-        folder = find_published(Path(arguments.reference))
+    if get_url(arguments.reference) is not None or Path(arguments.reference).exists():
+        folder = find_published(localize(arguments.reference))
     else:
         folder, _ = _open(arguments).resolve(arguments.reference)
     published = read_published(folder, arguments.public_key)

@@ -10,7 +10,8 @@ from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.config import DatabaseAccess, Reading
-from image_classifier.errors import DataError
+from image_classifier.errors import DataError, SettingsError
+from image_classifier.references import get_url
 from image_classifier.storage import temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def _report(argv: Sequence[str] | None) -> int:
 
     from image_classifier.tracking.checking import check_finished
 
+    if get_url(arguments.run) is not None:
+        raise SettingsError("the report is written into the run's folder, which must lie on this machine: copy it here")
     path = arguments.run / "report.html"
     check_finished(arguments.run)
     with temporary_files_beside(path):

@@ -12,6 +12,7 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import build_parser, execute, get_options
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
+from image_classifier.references import get_url
 from image_classifier.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def build_serve_parser() -> ArgumentParser:
         nargs="?",
         type=str,
         default=os.environ.get("IMAGE_CLASSIFIER_MODEL", ""),
-        help="published folder, ONNX file, or models:/NAME@ALIAS",
+        help="published folder or ONNX file, or its URL, or models:/NAME@ALIAS",
     )
     parser.add_class_arguments(ServerSettings, None, skip={"model"})
     return parser
@@ -88,10 +89,23 @@ def load_environment_file(path: Path) -> None:
 
 
 def find_resolver(settings: ServerSettings) -> Resolve | None:
-    """Find what looks up the model's name, if it is one of the registry's."""
+    """Find what looks up the model's name, if it is one of the registry's, or what fetches it, if it is a URL."""
+    if get_url(settings.model) is not None:
+        return fetch_model
     if not settings.model.startswith("models:/"):
         return None
     return partial(resolve_name, settings.tracking_uri or None, settings.experiments_folder)
+
+
+def fetch_model(url: str) -> tuple[Path, None]:
+    """Fetch a published model, unless it is here and still the same there; nothing else names its version.
+
+    Raises:
+        RemoteError: it cannot be fetched.
+    """
+    from image_classifier.remote.cache import localize
+
+    return localize(url), None
 
 
 def resolve_name(tracking_uri: str | None, experiments_folder: Path, name: str) -> tuple[Path, str]:

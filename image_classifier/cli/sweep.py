@@ -36,7 +36,7 @@ from image_classifier.config import (
     load_default_recipe,
     resolve_password,
 )
-from image_classifier.credentials import Secret, load_secret
+from image_classifier.credentials import Secret, hide_in_urls, load_secret
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.plugins import PLUGGABLE, describe
@@ -85,7 +85,7 @@ def _sweep(argv: Sequence[str] | None) -> int:
     options = dict(parse_arguments(parser, argv, defaults=False))
     password = take_password(options)
     sweep = SweepSettings(**{name: options.pop(name) for name in _OWN if name in options})
-    words = hide_password(list(sys.argv[1:] if argv is None else argv))
+    words = [*map(hide_in_urls, hide_password(list(sys.argv[1:] if argv is None else argv)))]
     for module in ("optuna", "plotly", "sqlalchemy"):
         load_extra(module, "sweep")
     with StopRequest() as stop:

@@ -31,10 +31,12 @@ from image_classifier.config import (
     load_recipe,
     restore_training_settings,
 )
+from image_classifier.credentials import hide_in_urls
 from image_classifier.errors import ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
 from image_classifier.files import load_yaml
 from image_classifier.plugins import PLUGGABLE, check_allowed, describe_names
 from image_classifier.progress import track
+from image_classifier.references import describe_place
 from image_classifier.storage import scratch_folder, temporary_files_beside
 
 if TYPE_CHECKING:
@@ -60,12 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str] | None) -> int:
     given = parse_settings(build_trainer_parser(), argv)
     password = take_password(given)
+    if given.get("resume") and given.get("mirror") is not None:
+        from image_classifier.cli.mirror import take_over
+
+        take_over(build_run_settings(given))
     values = complete_settings(given)
     if given.get("print_config"):
         print(format_settings(values), end="")
         return ExitStatus.DONE
     values |= {"db_password": password, "ask_db_password": get_asking()}
-    command = ["image_classifier_trainer", *hide_password(list(sys.argv[1:] if argv is None else argv))]
+    command = [
+        "image_classifier_trainer",
+        *map(hide_in_urls, hide_password(list(sys.argv[1:] if argv is None else argv))),
+    ]
     with StopRequest() as stop:
         try:
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no traces of a connection that is lost
@@ -76,6 +85,7 @@ def _train(argv: Sequence[str] | None) -> int:
             cap_instruction_set(settings.training.instruction_set)  # before anything imports torch
 
             with track("starting"):
+                from image_classifier.cli.mirror import open_mirror
                 from image_classifier.cli.progress import TerminalReporter, print_summary
                 from image_classifier.cli.tensorboard import open_board
                 from image_classifier.cli.tracking import open_tracker
@@ -91,13 +101,16 @@ def _train(argv: Sequence[str] | None) -> int:
                     with (
                         temporary_files_beside(settings.run_folder),
                         closing(TerminalReporter(stop)) as terminal,
+                        open_mirror(
+                            settings
+                        ) as mirror,  # first, so that it ends last, and copies what the others wrote
                         open_tracker(settings) as tracker,
                         open_board(settings) as board,
                     ):
                         result = run(
                             settings,
                             snapshot=snapshot,
-                            reporter=Reporters(terminal, tracker, board),
+                            reporter=Reporters(terminal, mirror, tracker, board),
                             should_stop=stop.is_set,
                             command=command,
                             ranks=ranks,
@@ -353,7 +366,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes a tuple as `[16, 24]`, and a path as text."""
 
 
-_Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
+_Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(describe_place(path)))
 _Dumper.add_representer(
     tuple, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
 )

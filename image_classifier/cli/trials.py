@@ -164,12 +164,13 @@ class RunShown(Reporter):
 @contextmanager
 def shown_run(settings: RunSettings, stop: StopRequest, note: Callable[[str], object]) -> Iterator[Reporter]:
     """Yield what is told of a run: what is shown of it, and what its settings ask for."""
+    from image_classifier.cli.mirror import open_mirror
     from image_classifier.cli.tensorboard import open_board
     from image_classifier.cli.tracking import open_tracker
 
     shown = RunShown(settings.run_name, stop, note)
     try:
-        with open_tracker(settings) as tracker, open_board(settings) as board:
-            yield Reporters(shown, tracker, board)
+        with open_mirror(settings) as mirror, open_tracker(settings) as tracker, open_board(settings) as board:
+            yield Reporters(shown, mirror, tracker, board)
     finally:
         shown.close()

@@ -19,6 +19,8 @@ from image_classifier.cli.signals import StopRequest
 from image_classifier.config import DatabaseAccess
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.progress import say, track
+from image_classifier.references import get_url
+from image_classifier.remote.cache import localize
 from image_classifier.storage import written_beside
 from image_classifier.text import make_printable
 
@@ -39,11 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_verify_parser() -> ArgumentParser:
     """Build the parser of `verify`."""
     parser = build_parser("verify", "Train a recorded run again and say whether every bit of it is the same.")
-    parser.add_argument("run", type=Path, help="the run's folder; to count verdicts, also that of a published model")
+    parser.add_argument(
+        "run", type=Path, help="the run's folder, or its URL; to count verdicts, also that of a published model"
+    )
     for flag, purpose in FLAGS.items():
         parser.add_argument(f"--{flag}", action="store_true", help=purpose)
     parser.add_argument(
-        "--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved; or db:NAME@VERSION"
+        "--dataset_folder",
+        type=Path | None,
+        default=None,
+        help="the run's data set, if it moved; its URL, or db:NAME@VERSION",
     )
     add_access_options(parser)
     parser.add_argument(
@@ -86,6 +93,9 @@ def _verify(argv: Sequence[str] | None) -> int:
     options = {name: value for name, value in parsed.items() if not name.startswith("db_")}
     counting = {name: options.pop(name) for name in ("threshold", "public_key", "policy")}
     signing = {name: options.pop(name) for name in ("attest", "sign_key", "statement")}
+    if signing["attest"] and get_url(options["run"]) is not None:
+        raise SettingsError("--attest writes beside the run, which must lie on this machine: copy it here first")
+    options["run"] = localize(options["run"])
     if any(counting.values()):
         _check_alone(options, signing)
         return _count(options["run"], **counting)

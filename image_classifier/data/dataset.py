@@ -1,4 +1,4 @@
-"""A data set by its name: the path of its files, or db:NAME[@VERSION] for one in the database."""
+"""A data set by its name: the path or URL of its files, or db:NAME[@VERSION] for one in the database."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 from image_classifier.config import DatabaseAccess, ImageSize, Reading
 from image_classifier.data.snapshot import Snapshot, load_folder_snapshot
-from image_classifier.errors import SettingsError
+from image_classifier.errors import DownloadError, RemoteError, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.progress import track
 from image_classifier.references import Reference, get_reference
+from image_classifier.remote.cache import localize
 
 
 @track("looking at the data set")
@@ -18,12 +19,14 @@ def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, re
     """Map the snapshot of the data set at a path, and freeze the data set into one first if there is none yet.
 
     Args:
-        dataset_folder: a dataset folder, or an archive, a Parquet file or tars themselves; or db:NAME[@VERSION].
+        dataset_folder: a dataset folder, or an archive, a Parquet file or tars themselves, by path or URL; or
+            db:NAME[@VERSION].
         access: how the database is reached, for the last two.
         reading: how image files are read.
 
     Raises:
         DataError: there is no data set, or it is damaged, hostile, or not the one that `metadata.json` names.
+        DownloadError: what lies at the URL cannot be had.
         SettingsError: what follows db: is no name, or image files are to be read in some way, but there are none.
         StorageError: the disk refused the snapshot; nothing is left of it.
     """
@@ -35,7 +38,11 @@ def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, re
                 "read by `data ingest`: leave them out"
             )
         return load_from_database(reference, access or DatabaseAccess(), reading.image_size)
-    return load_folder_snapshot(dataset_folder, reading)
+    try:
+        path = localize(dataset_folder)
+    except RemoteError as error:
+        raise DownloadError(str(error)) from error
+    return load_folder_snapshot(path, reading)
 
 
 def load_from_database(reference: Reference, access: DatabaseAccess, image_size: ImageSize | None = None) -> Snapshot:

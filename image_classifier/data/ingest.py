@@ -27,6 +27,8 @@ from image_classifier.data.database import (
 from image_classifier.data.findings import Findings
 from image_classifier.data.source import find_source, get_folder
 from image_classifier.errors import DatabaseError, DataError
+from image_classifier.references import describe_place
+from image_classifier.remote.cache import localize
 from image_classifier.storage import lock, storage_error
 
 CHUNK_SIZE = 5000
@@ -74,13 +76,15 @@ def ingest(
     committed stay, and the next call goes on after them.
 
     Raises:
+        RemoteError: the source lies at a URL and cannot be had.
         DataError: the source cannot be read, has images that cannot be, or classes that the data set does not have.
         DatabaseError: the database cannot be reached or refuses, or another process ingests into the data set.
         StorageError: the disk of the database is full.
     """
     told = listener or Listener()
-    source = find_source(source_path)
-    content = source.read(load_metadata(get_folder(source_path)), reading)
+    path = localize(source_path)
+    source = find_source(path)
+    content = source.read(load_metadata(get_folder(path)), reading)
     chunks = _iterate_chunks(content, chunk_size)
     first = next(chunks, None)  # what cannot be read at all leaves no trace
     if first is None:
@@ -92,7 +96,7 @@ def ingest(
         dataset = database.run(lambda: get_or_add_dataset(database, name, content.classes, content.image_size))
         labels = map_labels(dataset, content.classes)
         with _alone(database, dataset):
-            destination = Ingest(database, dataset, str(source_path))
+            destination = Ingest(database, dataset, describe_place(source_path))
             for chunk in chain([first], chunks):
                 added += destination.add(Chunk(chunk.split, chunk.images, labels[chunk.labels]))
                 told.commit(len(chunk.images))

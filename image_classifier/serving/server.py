@@ -45,15 +45,15 @@ CAPTURE_END_S = 5.0
 
 logger = logging.getLogger(__name__)
 
-Resolve = Callable[[str], tuple[Path, str]]
-"""From models:/NAME@ALIAS to the published folder, and the version that the alias names now."""
+Resolve = Callable[[str], tuple[Path, str | None]]
+"""From models:/NAME@ALIAS or a URL to the published folder, and the version that the alias names now."""
 
 
 class ModelSource:
     """Where the model comes from, and which version of it was loaded last.
 
     Args:
-        resolve: looks up registry names; None where the model is a path.
+        resolve: looks up registry names and URLs; None where the model is a path.
     """
 
     def __init__(self, settings: ServerSettings, resolve: Resolve | None) -> None:
@@ -65,7 +65,8 @@ class ModelSource:
     def name(self) -> str:
         """The model's name in the Open Inference Protocol."""
         settings = self._settings
-        registered = settings.model.removeprefix("models:/").partition("@")[0] if self._resolve else ""
+        prefix, is_registered, name = settings.model.partition("models:/")
+        registered = name.partition("@")[0] if is_registered and not prefix else ""
         return settings.model_name or registered or DEFAULT_NAME
 
     def load(self) -> Predictor:

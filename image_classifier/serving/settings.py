@@ -21,7 +21,8 @@ class ServerSettings:
     """What is served, where, to whom, and within which limits.
 
     Attributes:
-        model: Published folder, ONNX file, or models:/NAME@ALIAS of the registry.
+        model: Published folder or ONNX file, or its URL such as s3://bucket/folder, or models:/NAME@ALIAS of the
+            registry.
         tracking_uri: MLflow server or database that models:/ names are looked up in; by default the SQLite file under
             experiments_folder.
         experiments_folder: Folder that holds all experiments, and the registry's file.
@@ -49,8 +50,8 @@ class ServerSettings:
         cache_size: Answers that are kept for images that come again; 0 for none.
         rate_limit: Requests a second of one caller, to each worker; one more is refused with 429. 0 for no limit.
         pixel_rate_limit: Pixels a second that one caller may have decoded, by each worker; 0 for no limit.
-        reload_every_s: Seconds between two looks at whether the alias moved or the keys changed; 0 for never. SIGHUP
-            looks at once.
+        reload_every_s: Seconds between two looks at whether the alias moved, or the model or the keys changed; 0 for
+            never. SIGHUP looks at once.
         api_keys_file: File with a line NAME:SHA256 for each key that is accepted.
         jwt_issuer: Issuer (iss) of the JSON web tokens that are accepted.
         jwt_audience: Audience (aud) that such a token must name.

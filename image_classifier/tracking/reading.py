@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Reading, resolve_password
 from image_classifier.errors import DataError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
-from image_classifier.references import get_reference
+from image_classifier.references import get_reference, get_url
 from image_classifier.text import one_line
 from image_classifier.tracking.layout import (
     CHAIN,
@@ -140,7 +140,7 @@ def find_dataset(
             replace(access, config=config, dataset_folder=dataset_folder),
             reading,
         )
-    if not dataset_folder.exists():
+    if get_url(dataset_folder) is None and not dataset_folder.exists():
         raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
     return dataset_folder, access, reading
 

@@ -12,6 +12,7 @@ from image_classifier.config import RunSettings, TrainingSettings, update_record
 from image_classifier.data.content import list_classes
 from image_classifier.errors import RunError
 from image_classifier.plugins import PLUGGABLE, describe
+from image_classifier.references import describe_place
 from image_classifier.tracking.identity import (
     describe_code,
     describe_environment,
@@ -52,7 +53,7 @@ def build_record(
             "num_workers": settings.num_workers,
             "checkpoint_every": settings.checkpoint_every,
             "keep_checkpoints": settings.keep_checkpoints,
-            "dataset_folder": str(settings.dataset_folder),
+            "dataset_folder": describe_place(settings.dataset_folder),
             "fit": settings.fit,
             "skip_bad": settings.skip_bad,
             "database": settings.database,
@@ -61,6 +62,8 @@ def build_record(
             "experiments_folder": str(settings.experiments_folder),
             "pretrained_model": settings.pretrained_model and str(settings.pretrained_model),
             "tracking_uri": settings.tracking_uri,
+            "mirror": settings.mirror and describe_place(settings.mirror),
+            "mirror_checkpoints": settings.mirror_checkpoints,
         },
         "data": data,
         "pretrained": pretrained,

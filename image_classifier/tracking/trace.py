@@ -27,6 +27,7 @@ from image_classifier.published.folder import PUBLISHED, find_published, is_publ
 from image_classifier.published.folder import read_manifest as read_published_manifest
 from image_classifier.published.folder import read_published
 from image_classifier.published.policy import Policy, check_run
+from image_classifier.references import describe_place
 from image_classifier.storage import compute_file_digest
 from image_classifier.tracking import checking, layout, reading
 from image_classifier.tracking.identity import describe_code, describe_environment
@@ -207,7 +208,7 @@ def _link_data(folder: Path, record: dict[str, Any], where: Where) -> Link:
         found = load_snapshot(dataset_folder, access, reading).digest
     except (DataError, DatabaseError) as error:
         return Link("data", what, data["digest"], "unchecked", str(error))
-    return _compare("data", what, data["digest"], found, f"it lies at {dataset_folder}")
+    return _compare("data", what, data["digest"], found, f"it lies at {describe_place(dataset_folder)}")
 
 
 def _link_code(record: dict[str, Any]) -> Link:

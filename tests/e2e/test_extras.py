@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -24,6 +24,7 @@ from tests.datasets import PUBLISHED, make_arrays, write_parquet
 from tests.documents import DOCUMENTS
 from tests.integration.test_server_traces import Collector, collector
 from tests.serving import PIXELS, find_port, serving
+from tests.stores import S3, running_s3
 from tests.unit.test_repository import read_lock
 
 __all__ = ["collector"]
@@ -39,6 +40,8 @@ INSTALLED = (
     "client",
     "sweep",
     "tensorboard",
+    "remote",
+    "gcs",
     "docs",
     "serve",
     "serve,capture",
@@ -61,6 +64,12 @@ def install(tmp_path_factory: pytest.TempPathFactory, distributions: dict[str, P
         return folder / "bin" / "image_classifier"
 
     return make
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with running_s3(tmp_path_factory.mktemp("s3") / "log") as s3:
+        yield s3
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +202,19 @@ def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> 
     assert not (tmp_path / "experiments").exists()
     run_program(install("tensorboard"), *words, cwd=tmp_path)
     assert list((tmp_path / "experiments" / "logged" / "first" / "tensorboard").iterdir())
+
+
+def test_remote(
+    install: Install, sample_dataset: Path, tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3.make_bucket().upload_folder("sample", sample_dataset)
+    words = ("data", "info", "--dataset_folder")
+    assert "pip install 'image-classifier[remote]'" in refuse(install(""), *words, url, cwd=tmp_path)
+    program = install("remote")
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    assert "1,000" in run_program(program, *words, url, cwd=tmp_path)
+    assert "pip install 'image-classifier[gcs]'" in refuse(program, *words, "gs://bucket/x", cwd=tmp_path)
 
 
 def test_docs(install: Install, tmp_path: Path) -> None:

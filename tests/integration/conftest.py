@@ -17,6 +17,7 @@ from tests.conftest import report_lack
 from tests.crash import Campaign
 from tests.databases import Home, make_home
 from tests.postgres import Cluster
+from tests.stores import S3, Bucket, running_s3
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +79,19 @@ def postgresql() -> Iterator[Cluster]:
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """An empty database of each kind."""
     return make_home(request.param, tmp_path, request)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server, behind a proxy that can break connections, be slow, and lie."""
+    with running_s3(tmp_path_factory.mktemp("s3") / "log") as s3:
+        yield s3
+
+
+@pytest.fixture
+def bucket(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket, in an environment that leads there, with a cache of its own."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "cache"))
+    return s3.make_bucket()
