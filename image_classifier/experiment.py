@@ -55,6 +55,7 @@ from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.profiling import profile_steps
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.threads import Threads
+from image_classifier.training.watching import Watch
 
 NUM_PIXELS_TO_INITIALIZE = 5000 * 32**2  # of Jordan's number of CIFAR's images to compute whitening from
 IDENTITY = ("settings", "data", "code", "plugins", "environment", "machine")
@@ -71,7 +72,13 @@ class RunResult:
 
 
 class Reporter:
-    """Told what happens while it happens; this one is silent. A terminal's is in `cli/progress.py`."""
+    """Told what happens while it happens; this one is silent. A terminal's is in `cli/progress.py`.
+
+    Attributes:
+        watch: shown what each step computes.
+    """
+
+    watch: Watch | None = None
 
     def note(self, text: str) -> None:
         """Something is as asked for, and may not be as expected."""
@@ -254,6 +261,7 @@ def train_to_end(
         threads=threads,
         ranks=ranks,
         average=state.average,
+        watch=reporter.watch,
     )
     if settings.profile:
         steps = profile_steps(steps, lambda files: state.folder.write_folder(PROFILE, files))

@@ -215,7 +215,7 @@ def _train_again(
     """Train the run or some of its segments in a scratch folder, while the witness compares."""
     folder = settings.run_folder
     with scratch_folder() as scratch:
-        again = _build_run_settings(settings, record, training, scratch)
+        again = build_run_settings(settings, record, training, scratch)
         if not segments:
             result = run(again, reporter=witness)
             witness.differences += _compare_results(folder, result.folder)
@@ -224,14 +224,14 @@ def _train_again(
         for segment in segments:
             again = replace(again, experiments_folder=scratch / str(segment[0]), resume=True)
             witness.expect(segment)
-            _prepare_segment(folder, record, again.run_folder, segment[0])
+            prepare_segment(folder, record, again.run_folder, segment[0])
             with suppress(_SegmentEnd):
                 run(again, snapshot=snapshot, reporter=witness)
             shutil.rmtree(again.experiments_folder)
         if audit is not None:
             again = replace(again, experiments_folder=scratch / "end")
             witness.expect_end()
-            _prepare_segment(folder, record, again.run_folder, audit.last_step)
+            prepare_segment(folder, record, again.run_folder, audit.last_step)
             result = run(again, snapshot=snapshot, reporter=witness)
             witness.differences += _compare_results(folder, result.folder)
 
@@ -258,7 +258,7 @@ def _find_class_differences(
     }
 
 
-def _build_run_settings(
+def build_run_settings(
     settings: VerificationSettings, record: dict[str, Any], training: TrainingSettings, scratch: Path
 ) -> RunSettings:
     """Build the settings that train the recorded run again under the scratch folder."""
@@ -301,7 +301,7 @@ def _find_dataset(settings: VerificationSettings, execution: dict[str, Any]) -> 
     }
 
 
-def _prepare_segment(folder: Path, record: dict[str, Any], target: Path, step: int) -> None:
+def prepare_segment(folder: Path, record: dict[str, Any], target: Path, step: int) -> None:
     """Put into a scratch run what it takes to go on from a step of the recorded one.
 
     Args:
@@ -320,7 +320,8 @@ def _prepare_segment(folder: Path, record: dict[str, Any], target: Path, step: i
         raise SettingsError(f"--segment: {folder} has checkpoints of the steps {steps}, not of {step}")
     shutil.copytree(checkpoints.get_path(step), target / CHECKPOINTS / checkpoints.get_path(step).name)
     for name in (METRICS, CHAIN):
-        shutil.copy(folder / name, target)
+        if (folder / name).exists():  # no epoch may have ended
+            shutil.copy(folder / name, target)
 
 
 class _SegmentEnd(Exception):

@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": "search for the best settings, each trial a run of its own",
     "verify": "train a recorded run again and say whether every bit is the same",
     "attest": "sign a verdict that another machine has given",
+    "bisect": "find the first step, layer and operator in which two runs differ, and why",
     "trace": "show where an answer or a model comes from, and check each link",
     "data": "prepare a data set, show what is in it, keep it in a database, empty its caches",
     "evaluate": "evaluate a run's model on a data set",

@@ -82,6 +82,12 @@ def cap_instruction_set(instruction_set: InstructionSet) -> None:
     os.environ.update(wanted)
 
 
+def build_capped_environment(instruction_set: InstructionSet) -> dict[str, str]:
+    """Build the environment in which a new process has this cap and nothing else that chooses the libraries' code."""
+    others = {name: value for name, value in os.environ.items() if not _OF_ARITHMETIC.match(name)}
+    return {**others, **CAPS[instruction_set]}
+
+
 @dataclass(frozen=True)
 class Lack:
     """A setting with a value that this machine does not have or this version does not know, and the nearest to it."""

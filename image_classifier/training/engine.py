@@ -20,22 +20,28 @@ from image_classifier.training.ranks import Ranks
 from image_classifier.training.replay import Program, Recorder, Replay
 from image_classifier.training.shards import Engine, Shard, ShardResult, Shards, share_parameters
 from image_classifier.training.threads import Threads
+from image_classifier.training.watching import Watch
 
 logger = logging.getLogger(__name__)
 
 
 def build_engine(
-    classifier: nn.Module, settings: TrainingSettings, threads: Threads | None = None, ranks: Ranks | None = None
+    classifier: nn.Module,
+    settings: TrainingSettings,
+    threads: Threads | None = None,
+    ranks: Ranks | None = None,
+    watch: Watch | None = None,
 ) -> Shards:
     """Build what computes the gradients of a batch, with the settings' resolved engine, precision and shards.
 
     Args:
         threads: that compute the shards; by default as many as this process may use cores.
         ranks: the processes that do so; by default this one alone.
+        watch: shown the operations of torch that shards are computed by.
     """
     threads, ranks = threads or Threads(arithmetic=choose_arithmetic(settings.instruction_set)), ranks or Ranks()
     replicas = [share_parameters(classifier) for _ in range(settings.count_shards())]
-    eager = Eager(replicas, settings)
+    eager = Eager(replicas, settings, watch)
     engine: Engine = eager
     if settings.engine == "compiled":
         compiled = CompiledSmall if settings.batch_size <= SMALL_BATCH else CompiledLarge
@@ -66,8 +72,9 @@ def check_operations(classifier: nn.Module, settings: TrainingSettings, targets:
 class Eager:
     """Computes shards by torch and autograd."""
 
-    def __init__(self, replicas: Sequence[nn.Module], settings: TrainingSettings) -> None:
+    def __init__(self, replicas: Sequence[nn.Module], settings: TrainingSettings, watch: Watch | None = None) -> None:
         self._replicas = replicas
+        self._watch = watch or Watch()
         self._parameters = list(replicas[0].parameters())
         self._is_bf16 = settings.precision == "bf16"
         self._label_smoothing = settings.label_smoothing
@@ -78,6 +85,10 @@ class Eager:
 
     def compute(self, replica: int, shard: Shard) -> ShardResult:
         """Compute a shard."""
+        with self._watch.shard(shard, self._replicas[replica]):
+            return self._compute(replica, shard)
+
+    def _compute(self, replica: int, shard: Shard) -> ShardResult:
         # Autocast's cache of narrowed weights is one for all threads.
         device = shard.images.device
         with (

@@ -19,6 +19,7 @@ from image_classifier.training.engine import build_engine
 from image_classifier.training.optimizer import compute_schedule
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.threads import Threads
+from image_classifier.training.watching import Watch
 
 
 class Batch(Protocol):
@@ -64,6 +65,7 @@ def train(
     threads: Threads | None = None,
     ranks: Ranks | None = None,
     average: Average[Any] | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Step]:
     """Train on each batch in turn, yielding after each step; the state is consistent whenever it yields.
 
@@ -77,10 +79,12 @@ def train(
         threads: that compute the shards of each batch; by default as many as this process may use cores.
         ranks: the processes that do so; by default this one alone.
         average: of the weights, which each step moves on.
+        watch: shown what each step computes.
     """
+    watch = watch or Watch()
     device = torch.device(settings.device)
     classifier.train()
-    compute_gradients = build_engine(classifier, settings, threads, ranks)
+    compute_gradients = build_engine(classifier, settings, threads, ranks, watch)
     is_own_optimizer = is_own("optimizer", settings.optimizer)
     started = time.perf_counter()
     for number, batch in enumerate(batches, start=first_step + 1):
@@ -93,7 +97,10 @@ def train(
 
         classifier.begin_step((number - 1) / num_steps)  # type: ignore[operator]  # a method, by the arguments
         size = compute_image_size(settings, number, num_steps)
+        inputs = {"images": images, "labels": labels, "targets": targets}
+        watch.begin(number, settings.learning_rate * schedule, classifier, inputs)
         loss, num_correct = compute_gradients(images, labels, size, targets, number)
+        watch.gradients(classifier, settings.count_shards())
         with nullcontext() if is_own_optimizer else Draws(settings.seed, number, OF_THE_OPTIMIZER, device):
             optimizer.step()
         if average is not None:

@@ -26,6 +26,7 @@ from benchmarks import (
     variants,
 )
 from benchmarks.measure import load_result, read_table
+from benchmarks.speedrun import __main__ as speedrun
 from benchmarks.tables import DOCUMENT, PLACES, build_recipe_line, build_tables
 from image_classifier import errors
 from image_classifier.config import RECIPES, get_recipe_path
@@ -79,6 +80,10 @@ def test_what_the_options_give_is_what_was_measured() -> None:
 
 def test_what_is_shown_of_sweeps_is_what_was_measured() -> None:
     assert read_table(sweep.DOCUMENT, "sweep") == sweep.build_table(load_result("sweep"))
+
+
+def test_the_leaderboard_is_what_was_accepted() -> None:
+    assert read_table(speedrun.DOCUMENT, "speedrun") == speedrun.build_table(load_result("speedrun"))
 
 
 def test_the_variants_are_those_that_were_measured() -> None:

@@ -1,0 +1,583 @@
+"""Where two runs part that should agree: the first step, tensor, layer and operator, and the probable cause.
+
+The digest chains say between which two steps it is. Then both runs are trained again from the last checkpoint before,
+with a digest at each step, and the first step that differs once more from the state before it, result by result.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from image_classifier.config import DatabaseAccess, InstructionSet
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
+from image_classifier.experiment import Reporter, run
+from image_classifier.plugins import PLUGGABLE, check_allowed
+from image_classifier.storage import scratch_folder
+from image_classifier.tracking.causes import Cause, Evidence, find_cause
+from image_classifier.tracking.checking import verify_files
+from image_classifier.tracking.checkpoint import Checkpoints, load_model
+from image_classifier.tracking.divergence import (
+    ChainDifference,
+    Digests,
+    TensorDifference,
+    compare_tensors,
+    find_chain_difference,
+    find_flipped_bit,
+    list_differing,
+    list_digests,
+)
+from image_classifier.tracking.identity import compute_tensor_digests
+from image_classifier.tracking.layout import CHECKPOINTS, MODEL, PREDICTIONS, RECORD
+from image_classifier.tracking.reading import read_chain, read_manifest, read_predictions, read_record
+from image_classifier.tracking.record import describe_settings, find_identity_changes
+from image_classifier.tracking.tape import NOWHERE, Tape, find_first_difference
+from image_classifier.training.determinism import (
+    build_capped_environment,
+    cap_instruction_set,
+    resolve_nearest_settings,
+    restore_nearest_settings,
+)
+from image_classifier.training.loop import Step
+from image_classifier.training.watching import Result, StepWatch
+from image_classifier.verification import VerificationSettings, build_run_settings, prepare_segment
+
+FORMAT_VERSION = 1
+NAMES = ("A", "B")
+HERE = "this machine"
+
+Start = tuple[Path, int]
+"""The run folder whose checkpoint a segment begins from, and that one's step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BisectionSettings:
+    """Which runs to hold against each other, and where the things lie now that they were made from.
+
+    Attributes:
+        runs: One run, to be held against this machine, or two.
+        dataset_folder: Their data set, if it moved; or db:NAME@VERSION.
+        database_access: How the database is reached, if the data lies in one.
+        experiments_folder: Where their pretrained models lie below, if they moved.
+        num_threads: Threads that compute shards; 0 for as many as the process may use cores.
+        num_workers: Threads that prepare batches.
+    """
+
+    runs: tuple[Path, ...]
+    dataset_folder: Path | None = None
+    database_access: DatabaseAccess | None = None
+    experiments_folder: Path | None = None
+    num_threads: int = 0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.runs) <= 2:
+            raise SettingsError(f"bisect takes one run, or two, got: {len(self.runs)}")
+        if len(self.runs) == 2 and self.runs[0].resolve() == self.runs[1].resolve():
+            raise SettingsError(f"{self.runs[1]} is named twice; name it once to hold it against this machine")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where two runs part.
+
+    Attributes:
+        runs: their names.
+        num_steps: of the longer one.
+        equal_step: the last step after which the states are known to be equal.
+        step: the first one after which they are not; None where they part nowhere, or after the last one.
+        is_exact: whether no step between the two may be the first.
+        tensors: of the state that differ after the step.
+        result: the first result of the step that differs; None where the step could not be seen.
+        values: how far apart the first result is that differs or, where that is None, the first tensor.
+        cause: what it probably comes of.
+        replays: what was trained again here, and whether it gave what was recorded.
+        segments: run, first and last step of all that was trained.
+    """
+
+    verdict: Literal["SAME", "DIFFERENT"]
+    runs: tuple[str, str]
+    num_steps: int
+    equal_step: int
+    step: int | None = None
+    is_exact: bool = False
+    tensors: tuple[str, ...] = ()
+    result: Result | None = None
+    values: TensorDifference | None = None
+    cause: Cause | None = None
+    replays: tuple[str, ...] = ()
+    segments: tuple[tuple[str, int, int], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert it to what JSON has."""
+        segments = [{"run": name, "from": begin, "to": end} for name, begin, end in self.segments]
+        values = self.values and self.values.to_json()
+        return {"format_version": FORMAT_VERSION, **asdict(self), "values": values, "segments": segments}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs.
+
+    Attributes:
+        settings: what trains it again.
+        digests: of its chain.
+        weights_digest: of its result.
+        instruction_set: the cap that it needs.
+    """
+
+    name: str
+    settings: VerificationSettings
+    record: dict[str, Any]
+    digests: Digests
+    weights_digest: str
+    instruction_set: InstructionSet
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self.settings.run_folder
+
+    @property
+    def last_step(self) -> int:
+        """The last one that has a digest."""
+        return max(self.digests, default=0)
+
+    def list_checkpoints(self) -> list[int]:
+        """List the steps that training can go on from: they have a checkpoint, and a digest to hold it against."""
+        return [step for step in Checkpoints(self.folder / CHECKPOINTS).list_steps() if step in self.digests]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a run to train again.
+
+    Attributes:
+        source: the run folder whose checkpoint of the step `begin` it begins from.
+        folder: to train in.
+        state: the digests that this checkpoint must have.
+        expected: digests; where one differs, the segment ends.
+        is_dense: whether each step has a digest, and a checkpoint.
+        tape: what notes the results of each step; None where only their end counts.
+    """
+
+    side: Side
+    source: Path
+    begin: int
+    end: int
+    folder: Path
+    state: dict[str, str] = field(default_factory=dict)
+    expected: Digests = field(default_factory=dict)
+    is_dense: bool = True
+    tape: Tape | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a segment.
+
+    Attributes:
+        digests: of the states after its steps.
+        difference: the step at which they were not as expected.
+        state: at its end.
+        changes: what is not here as it was recorded, by setting or part of the identity.
+    """
+
+    run_folder: Path
+    digests: Digests
+    difference: int | None
+    state: dict[str, Tensor]
+    changes: dict[str, str]
+    tape: Tape | None
+
+
+class _SegmentEnd(Exception):
+    """The last step of the segment was taken."""
+
+
+class _Follower(Reporter):
+    """Follows a segment to its end, or to the first digest that is not as expected."""
+
+    def __init__(self, segment: Segment, reporter: Reporter) -> None:
+        self.watch = None if segment.tape is None else StepWatch(segment.tape.note)
+        self.digests: Digests = {}
+        self.difference: int | None = None
+        self.state: dict[str, Tensor] = {}
+        self.record: dict[str, Any] = {}
+        self._segment = segment
+        self._reporter = reporter
+
+    def note(self, text: str) -> None:
+        self._reporter.note(text)
+
+    def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
+        self.record = record
+        self._reporter.begin(record, num_steps, first_step)
+
+    def restore(self, step: int, state: dict[str, Tensor]) -> None:
+        segment = self._segment
+        digests = _shorten(compute_tensor_digests(state))
+        if segment.state and (step != segment.begin or list_differing(digests, segment.state)):
+            raise RunError(
+                f"the checkpoint of step {segment.begin} in {segment.source} is not the state that the chain has "
+                "there; move the checkpoint away, and bisect goes on from the one before"
+            )
+        if segment.begin == segment.end:
+            self._end(state)
+
+    def step(self, step: Step) -> None:
+        self._reporter.step(step)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        self._reporter.epoch(line)
+
+    def digest(self, line: dict[str, Any], state: dict[str, Tensor]) -> None:
+        segment, step = self._segment, line["step"]
+        self.digests[step] = line["tensors"]
+        if segment.tape is not None:
+            what = f"the step of {self.record['settings']['optimizer']}"
+            for name in _list_in_order(state):
+                segment.tape.note(Result("update", name, what), state[name])
+        if step in segment.expected and list_differing(segment.expected[step], line["tensors"]):
+            self.difference = step
+        if self.difference is not None or step >= segment.end:
+            self._end(state)
+
+    def _end(self, state: dict[str, Tensor]) -> None:
+        self.state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        raise _SegmentEnd
+
+
+def _list_in_order(state: dict[str, Tensor]) -> list[str]:
+    """List what a step changes in the order in which it does: what the optimizer keeps, the weights, their average."""
+
+    def find_place(name: str) -> int:
+        return 2 if name.startswith("average.") else int(name.rpartition(".")[0] not in state)
+
+    return sorted(state, key=find_place)
+
+
+def _shorten(digests: dict[str, str]) -> dict[str, str]:
+    return {name: digest[:16] for name, digest in digests.items()}
+
+
+def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained:
+    """Train a segment of a run again, as far as this machine has what it was trained with.
+
+    Raises:
+        ImageClassifierError: its data or weights are not here, or are others; or the reporter stopped it.
+    """
+    side = segment.side
+    training, lacks = restore_nearest_settings(side.record["settings"])
+    cap_instruction_set(training.instruction_set)
+    training, others = resolve_nearest_settings(training)
+    if segment.is_dense:
+        training = replace(training, digest_every=1)
+    again = replace(
+        build_run_settings(side.settings, side.record, training, segment.folder),
+        resume=True,
+        checkpoint_every="1steps" if segment.is_dense and segment.tape is None else "1000000steps",
+    )
+    snapshot = load_snapshot(again.dataset, again.database_access, again.reading)
+    if snapshot.digest != side.record["data"]["digest"]:
+        raise RunError(f"its data set is another here: {side.record['data']['digest'][:12]}, is {snapshot.digest[:12]}")
+    record = {**side.record, "settings": describe_settings(training)}
+    prepare_segment(segment.source, record, again.run_folder, segment.begin)
+    follower = _Follower(segment, reporter or Reporter())
+    with suppress(_SegmentEnd):
+        run(again, snapshot=snapshot, reporter=follower)
+    present = {**(follower.record or side.record), "settings": side.record["settings"]}
+    changes = {lack.setting: lack.describe_replacement() for lack in (*lacks, *others)}
+    changes |= find_identity_changes(side.record, present)
+    return Trained(again.run_folder, follower.digests, follower.difference, follower.state, changes, segment.tape)
+
+
+def _train_where_possible(segment: Segment, reporter: Reporter) -> Trained:
+    """Train a segment in this process or, if it needs another cap on the instruction set, in one of its own."""
+    try:
+        cap_instruction_set(segment.side.instruction_set)
+    except SettingsError:
+        access = segment.side.settings.database_access
+        settings = replace(segment.side.settings, database_access=access and replace(access, ask=None))
+        # Whole tensors come back through a file descriptor each, so that a tape of all of them would need too many.
+        tape = Tape(wanted=NOWHERE) if segment.tape is not None and segment.tape.keeps_all else segment.tape
+        alone = replace(segment, side=replace(segment.side, settings=settings), tape=tape)
+        with _environment(build_capped_environment(segment.side.instruction_set)):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                return pool.submit(train_segment, alone).result()
+    return train_segment(segment, reporter)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Let the processes that are started meanwhile have these variables alone."""
+    before = dict(os.environ)
+    try:
+        os.environ.clear()
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def bisect(settings: BisectionSettings, reporter: Reporter | None = None) -> Finding:
+    """Find where two runs part, or a run and this machine.
+
+    Raises:
+        RunError: a folder holds no finished run, or was changed after it.
+        Interrupted: the reporter stopped it.
+    """
+    sides = [_load_side(name, folder, settings) for name, folder in zip(NAMES, settings.runs, strict=False)]
+    with scratch_folder() as scratch:
+        bisection = _Bisection(sides, scratch, reporter or Reporter())
+        return bisection.compare_with_machine() if len(sides) == 1 else bisection.compare_runs()
+
+
+def _load_side(name: str, folder: Path, settings: BisectionSettings) -> Side:
+    changed = verify_files(folder)
+    if changed:
+        raise RunError(f"{folder} was changed after the run: {changed[0]}; restore it")
+    record, chain = read_record(folder), read_chain(folder)
+    for kind in PLUGGABLE:
+        check_allowed(kind, record["settings"].get(kind, "sgd"), folder / RECORD, RunError)
+    again = VerificationSettings(
+        run_folder=folder,
+        dataset_folder=settings.dataset_folder,
+        database_access=settings.database_access,
+        experiments_folder=settings.experiments_folder,
+        num_threads=settings.num_threads,
+        num_workers=settings.num_workers,
+    )
+    weights_digest, nearest = read_manifest(folder)["weights_digest"], restore_nearest_settings(record["settings"])[0]
+    return Side(name, again, record, list_digests(folder, chain), weights_digest, nearest.instruction_set)
+
+
+class _Bisection:
+    """Trains segments of runs again in a scratch folder, and keeps account of them."""
+
+    def __init__(self, sides: list[Side], scratch: Path, reporter: Reporter) -> None:
+        self._sides = sides
+        self._scratch = scratch
+        self._reporter = reporter
+        self._segments: list[tuple[str, int, int]] = []
+        self._num_trained = 0
+        self._replays: dict[str, None] = {}
+        self._changed: dict[str, str] = {}
+
+    def compare_runs(self) -> Finding:
+        """Compare two runs."""
+        first, second = self._sides
+        found = find_chain_difference(first.digests, second.digests)
+        if found is None:
+            return self._compare_ends()
+        start = self._find_start(found.equal)
+        state, step = start, found.step
+        whole = other = None
+        if start[1] < found.step - 1:
+            whole = self._train(first, start, found.step)
+            other = self._train(second, start, found.step, expected=whole.digests if whole else {})
+            if other is not None and other.difference is not None:
+                step = other.difference
+                state = (other.run_folder, step - 1)
+        if state[1] == step - 1:
+            finding, *seen = self._see_step(state, step)
+            if finding is not None:
+                return finding
+            whole, other = whole or seen[0], other or seen[1]
+        return self._describe_recorded(start, found, [whole, other])
+
+    def compare_with_machine(self) -> Finding:
+        """Compare a run with what this machine makes of it."""
+        (side,) = self._sides
+        start = (side.folder, 0)
+        whole = self._train(side, start, side.last_step, expected=side.digests, is_dense=False)
+        if whole is None:
+            raise RunError(f"{next(iter(self._replays))}; name what moved by --dataset_folder or --experiments_folder")
+        if whole.difference is None:
+            return self._finish("SAME", side.last_step, None)
+        step = whole.difference
+        equal = max((number for number in whole.digests if number < step), default=0)
+        names = list_differing(side.digests[step], whole.digests[step])
+        return self._describe_recorded(start, ChainDifference(equal, step, names), [whole])
+
+    def _find_start(self, equal: int) -> Start:
+        """Find the last checkpoint at which the runs are equal, and whose it is."""
+        found = [(step, side.folder) for side in self._sides for step in side.list_checkpoints() if step <= equal]
+        begin, source = max(found, default=(0, self._sides[0].folder), key=lambda each: each[0])
+        return source, begin
+
+    def _train(
+        self,
+        side: Side,
+        start: Start,
+        end: int,
+        *,
+        expected: Digests | None = None,
+        is_dense: bool = True,
+        tape: Tape | None = None,
+    ) -> Trained | None:
+        """Train a segment again; None where that cannot be done here, which is noted."""
+        (source, begin), folder = start, self._scratch / f"{self._num_trained}"
+        self._num_trained += 1
+        recorded = next((each.digests.get(begin, {}) for each in self._sides if each.folder == source), {})
+        segment = Segment(side, source, begin, end, folder, recorded, expected or {}, is_dense, tape)
+        try:
+            trained = _train_where_possible(segment, self._reporter)
+        except Interrupted:
+            raise
+        except ImageClassifierError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._replays[f"{side.name} cannot be trained again here: {error}"] = None
+            return None
+        if end > begin:
+            self._segments.append((side.name, begin, trained.difference or end))
+        for part, change in trained.changes.items():
+            self._replays[f"{side.name} was not trained again as it was: {part}: {change}"] = None
+        self._changed |= trained.changes
+        return trained
+
+    def _see_step(self, start: Start, step: int) -> tuple[Finding | None, Trained | None, Trained | None]:
+        """Train one step of both runs from the state before it, and find the first result that differs, if any does."""
+        first, second = self._sides
+        one = self._train(first, start, step, tape=Tape())
+        if one is None or one.tape is None:
+            return None, None, None
+        other = self._train(second, start, step, tape=Tape(one.tape.digests))
+        if other is None or other.tape is None:
+            return None, one, None
+        has_same_shards = first.record["settings"].get("shards") == second.record["settings"].get("shards")
+        key = find_first_difference(one.tape, other.tape, sees_shards=has_same_shards)
+        if key is None:
+            return None, one, other
+        kept = one.tape.kept
+        if key not in kept and (again := self._train(first, start, step, tape=Tape(wanted=key))) and again.tape:
+            kept = again.tape.kept
+        values = compare_tensors(kept[key], other.tape.kept[key]) if key in kept else None
+        for side, trained in ((first, one), (second, other)):
+            self._note_whether_recorded(side, trained, step)
+        names = list_differing(one.digests[step], other.digests[step])
+        result = _join(one.tape.results[key], other.tape.results[key])
+        batches = one.tape.batch, other.tape.batch
+        cause = find_cause(Evidence((first.record, second.record), step, result, values, batches, names))
+        return self._finish("DIFFERENT", step - 1, step, True, names, result, values, cause), one, other
+
+    def _describe_recorded(self, start: Start, found: ChainDifference, replays: list[Trained | None]) -> Finding:
+        """Describe a difference of two records that training again does not show, or one with this machine."""
+        both_recorded, found = found.step, self._narrow(found, replays)
+        step, names = found.step, found.tensors
+        for side, trained in zip(self._sides, replays, strict=True):
+            if trained is not None and len(self._sides) == 2:
+                self._note_whether_recorded(side, trained, step if step in side.digests else both_recorded)
+        reached = next((each for each in replays if each is not None and step in each.digests), None)
+        if reached is not None and step < max(reached.digests):
+            reached = self._train(self._sides[replays.index(reached)], start, step)
+        values = None
+        if reached is not None:
+            states = [self._find_state(reached, side, step) for side in self._sides]
+            states += [reached.state] * (2 - len(states))
+            common = [name for name in names if all(name in state for state in states)]
+            values = next((compare_tensors(states[0][name], states[1][name]) for name in common), None)
+        records = self._sides[0].record, self._sides[-1].record
+        state, changed = list(max(self._sides[0].digests.items())[1]), self._changed if len(self._sides) == 1 else {}
+        cause = find_cause(Evidence(records, step, None, values, tensors=names, state=state, changed=changed))
+        return self._finish("DIFFERENT", found.equal, step, step == found.equal + 1, names, None, values, cause)
+
+    def _narrow(self, found: ChainDifference, replays: list[Trained | None]) -> ChainDifference:
+        """Find the first step at which one record is not what both runs, trained again, have in common."""
+        digests = [trained.digests for trained in replays if trained is not None]
+        if len(digests) < 2:
+            return found
+        equal, common = found.equal, digests[0]
+        is_known = [side.digests[found.step] == common.get(found.step) for side in self._sides]
+        for step in sorted(common.keys() & digests[1].keys()):
+            for side in self._sides:
+                if names := list_differing(side.digests.get(step, common[step]), common[step]):
+                    return ChainDifference(equal, step, names)
+            if all(step in side.digests or known for side, known in zip(self._sides, is_known, strict=True)):
+                equal = max(equal, step)
+        return found
+
+    def _find_state(self, reached: Trained, side: Side, step: int) -> dict[str, Tensor]:
+        """Find the state that a run had after a step: by training it again, its checkpoint, or its digest alone."""
+        digests = side.digests.get(step, reached.digests[step])
+        apart = list_differing(digests, reached.digests[step])
+        if not apart:
+            return reached.state
+        if step in side.list_checkpoints():
+            kept = self._train(side, (side.folder, step), step)
+            return {} if kept is None else kept.state
+        name, *others = apart
+        if others or name not in reached.state or name not in digests:
+            return {}
+        found = find_flipped_bit(reached.state[name], digests[name])
+        return {} if found is None else {**reached.state, name: found}
+
+    def _note_whether_recorded(self, side: Side, trained: Trained, step: int) -> None:
+        if step not in side.digests or step not in trained.digests:
+            return
+        is_same = not list_differing(side.digests[step], trained.digests[step])
+        self._replays[f"{side.name}, trained again here, is {'' if is_same else 'not '}as recorded at step {step}"] = (
+            None
+        )
+
+    def _compare_ends(self) -> Finding:
+        """Compare two runs whose chains agree as far as both go."""
+        first, second = self._sides
+        equal = max(first.digests.keys() & second.digests.keys(), default=0)
+        records = first.record, second.record
+        if first.last_step != second.last_step:
+            shorter = first if first.last_step < second.last_step else second
+            cause = find_cause(Evidence(records, equal + 1))
+            self._replays[f"{shorter.name} ends after step {shorter.last_step}; the other one goes on"] = None
+            return self._finish("DIFFERENT", equal, equal + 1, equal == shorter.last_step, cause=cause)
+        if first.weights_digest == second.weights_digest:
+            probabilities = [torch.from_numpy(read_predictions(side.folder)[0].copy()) for side in self._sides]
+            values = compare_tensors(*probabilities)
+            if values is None:
+                return self._finish("SAME", equal, None)
+            self._replays["states and weights are equal; the probabilities of the test set are not"] = None
+            cause = find_cause(Evidence(records, equal + 1, None, values))
+            return self._finish("DIFFERENT", equal, None, True, (PREDICTIONS,), None, values, cause)
+        states = [load_model(side.folder / MODEL).classifier.state_dict() for side in self._sides]
+        digests = [compute_tensor_digests(state) for state in states]
+        names = list_differing(*digests)
+        common = [name for name in names if name in states[0] and name in states[1]]
+        values = next((compare_tensors(states[0][name], states[1][name]) for name in common), None)
+        cause = find_cause(Evidence(records, equal + 1, None, values, tensors=names, state=list(states[0])))
+        self._replays[f"the chains agree to their last step; {MODEL} does not"] = None
+        return self._finish("DIFFERENT", equal, None, True, names, None, values, cause)
+
+    def _finish(
+        self,
+        verdict: Literal["SAME", "DIFFERENT"],
+        equal: int,
+        step: int | None,
+        is_exact: bool = False,
+        tensors: tuple[str, ...] = (),
+        result: Result | None = None,
+        values: TensorDifference | None = None,
+        cause: Cause | None = None,
+    ) -> Finding:
+        names = (str(self._sides[0].folder), str(self._sides[1].folder) if len(self._sides) == 2 else HERE)
+        last = max(side.last_step for side in self._sides)
+        replays, segments = tuple(self._replays), tuple(self._segments)
+        return Finding(verdict, names, last, equal, step, is_exact, tensors, result, values, cause, replays, segments)
+
+
+def _join(first: Result, second: Result) -> Result:
+    """Name what two runs have computed in the same place, by both names where these differ."""
+    if first.operator == second.operator:
+        return first
+    return replace(first, operator=f"{first.operator} in one, {second.operator} in the other")
