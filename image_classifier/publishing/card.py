@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from image_classifier.config import DEFAULT_IMAGE_SIZE
+from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.published.folder import INT8_MODEL, MODEL, PARITY, SIGNATURE
 from image_classifier.text import make_printable
 from image_classifier.tracking.record import describe_checkers, describe_head
@@ -174,7 +175,7 @@ def _describe_results(facts: CardFacts) -> str:
 
     rows = [
         f"| accuracy | {describe('accuracy')}",
-        f"| top-5 accuracy | {describe('top5_accuracy')}",
+        *([f"| top-5 accuracy | {describe('top5_accuracy')}"] if len(metrics["per_class"]) >= MIN_TOP5_CLASSES else []),
         f"| macro F1 | {metrics['macro']['f1']:.4f} | |",
         f"| cross entropy | {metrics['loss']:.4f} | |",
         f"| expected calibration error | {_percent(metrics['expected_calibration_error'])} | |",
