@@ -50,7 +50,11 @@ ServingPrecision = Literal["fp32", "int8"]
 Schedule = Literal["constant", "triangular"]
 Search = Literal["tpe", "random", "grid"]
 Views = Literal["one", "mirror", "six"]
-_VIEWS = {"one": "single view", "mirror": "2 views averaged", "six": "up to 6 views averaged"}
+_VIEWS = {
+    "one": "single view",
+    "mirror": "test-time augmentation (2 views)",
+    "six": "test-time augmentation (up to 6 views)",
+}
 
 IMAGE_SIZES: tuple[ImageSize, ...] = get_args(ImageSize)
 """Sides in pixels that a snapshot's images may have."""
@@ -93,7 +97,7 @@ DATABASE_FOLDER = Path("data")
 
 
 def describe_views(views: str) -> str:
-    """Describe which views of an image are averaged (test-time augmentation), for whoever reads an accuracy."""
+    """Describe the test-time augmentation that an accuracy was measured with."""
     return _VIEWS.get(views, f"views {views}")
 
 

@@ -16,6 +16,9 @@ from image_classifier.errors import DataError
 NUM_CALIBRATION_BINS = 15
 """As in Guo et al.: On Calibration of Modern Neural Networks, 2017."""
 
+MIN_TOP5_CLASSES = 6
+"""Classes from which on top-5 accuracy says something: of five it is always 100 %."""
+
 _RATES = ("precision", "recall", "f1")
 
 

@@ -185,10 +185,12 @@ def _clean_label(text: str) -> str:
 
 def _describe_metrics(evaluation: dict[str, Any]) -> str:
     num_images = _format_number(evaluation.get("num_images"), "{:,}")
+    classes = evaluation.get("per_class")
+    top5 = [("top-5 accuracy", _format_number(evaluation.get("top5_accuracy"), "{:.2%}"))]
     rows = [
         ("accuracy", f"**{_format_number(evaluation.get('accuracy'), '{:.2%}')}** of {num_images} images"),
-        ("by single views", _format_number(evaluation.get("accuracy_single_view"), "{:.2%}")),
-        ("among the first five", _format_number(evaluation.get("top5_accuracy"), "{:.2%}")),
+        ("accuracy, single view", _format_number(evaluation.get("accuracy_single_view"), "{:.2%}")),
+        *(top5 if isinstance(classes, dict) and len(classes) > 5 else []),  # of five classes it is always 100 %
         ("loss", _format_number(evaluation.get("loss"), "{:.4f}")),
         ("macro F1", _format_number(_get(evaluation, "macro", "f1"), "{:.4f}")),
     ]

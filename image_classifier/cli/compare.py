@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
+from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.remote.cache import localize
 from image_classifier.storage import temporary_files_beside, write_atomically
 
@@ -55,7 +56,7 @@ def _compare(argv: Sequence[str] | None) -> int:
 def format_comparison(comparison: dict[str, Any]) -> str:
     """Format what `compare_runs` found as tables and sentences."""
     groups = comparison["groups"]
-    parts = ["Results on the test set", _format_runs(comparison["runs"])]
+    parts = ["Results on the test set", _format_runs(comparison["runs"], len(groups[0]["class_accuracy"]))]
     if any(figures["interval"] for group in groups for figures in group["figures"].values()):
         parts += ["Seeds: mean, standard deviation, and 95 % interval of the mean (Student)", _format_groups(groups)]
     names = [group["name"] for group in groups]
@@ -74,8 +75,10 @@ def format_comparison(comparison: dict[str, Any]) -> str:
     return "\n\n".join(f"{title}\n{body}" for title, body in zip(parts[::2], parts[1::2], strict=True))
 
 
-def _format_runs(runs: Sequence[dict[str, Any]]) -> str:
-    heading = ["group", "run", "seed", "accuracy", "single view", "top 5", "loss", "calibration", "macro F1"]
+def _format_runs(runs: Sequence[dict[str, Any]], num_classes: int) -> str:
+    has_top5 = num_classes >= MIN_TOP5_CLASSES
+    heading = ["group", "run", "seed", "accuracy", "single view", *(["top-5"] if has_top5 else []), "loss"]
+    heading += ["calibration error", "macro F1", "training accuracy", "time"]
     rows = [
         [
             run["group"],
@@ -83,7 +86,7 @@ def _format_runs(runs: Sequence[dict[str, Any]]) -> str:
             str(run["seed"]),
             format_percentage(run["accuracy"]),
             format_percentage(run["accuracy_single_view"]),
-            format_percentage(run["top5_accuracy"]),
+            *([format_percentage(run["top5_accuracy"])] if has_top5 else []),
             f"{run['loss']:.4f}",
             format_percentage(run["expected_calibration_error"]),
             f"{run['macro_f1']:.4f}",
@@ -92,7 +95,7 @@ def _format_runs(runs: Sequence[dict[str, Any]]) -> str:
         ]
         for run in runs
     ]
-    return format_table([[*heading, "training", "time"], *rows], num_left=2)
+    return format_table([heading, *rows], num_left=2)
 
 
 def _format_groups(groups: Sequence[dict[str, Any]]) -> str:

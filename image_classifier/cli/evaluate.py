@@ -16,6 +16,7 @@ from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table
 from image_classifier.config import DatabaseAccess, Reading, describe_views
 from image_classifier.errors import DataError, SettingsError
+from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.progress import say
 from image_classifier.references import describe_place, get_reference
 from image_classifier.text import make_printable
@@ -93,12 +94,13 @@ def find_run(model_path: Path) -> Path:
 def format_evaluation(evaluation: dict[str, Any]) -> str:
     """Format the metrics as two tables: over all images, and by class."""
     single_view = ["accuracy, single view", format_percentage(evaluation["accuracy_single_view"])]
+    top5 = ["top-5 accuracy", format_percentage(evaluation["top5_accuracy"])]
     figures = [
         [f"accuracy, {describe_views(evaluation['views'])}", format_percentage(evaluation["accuracy"])],
         *([single_view] if evaluation["views"] != "one" else []),
-        ["top-5 accuracy", format_percentage(evaluation["top5_accuracy"])],
-        ["loss", f"{evaluation['loss']:.4f}"],
-        ["calibration error", format_percentage(evaluation["expected_calibration_error"])],
+        *([top5] if len(evaluation["per_class"]) >= MIN_TOP5_CLASSES else []),
+        ["loss (cross entropy)", f"{evaluation['loss']:.4f}"],
+        ["expected calibration error", format_percentage(evaluation["expected_calibration_error"])],
     ]
     rates = ("accuracy", "precision", "f1")
     classes = [

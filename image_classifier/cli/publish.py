@@ -46,6 +46,12 @@ def build_publish_parser() -> ArgumentParser:
     parser.add_argument(
         "--sign_key", type=str | None, default=None, help="private key to sign with (elliptic curve, PEM), or keyless"
     )
+    parser.add_argument(
+        "--num_samples",
+        type=int,
+        default=0,
+        help="test images to publish, too, for the server's page, 0 to 24; whoever has the model then has them",
+    )
     parser.add_argument("--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved")
     parser.add_argument(
         "--target",

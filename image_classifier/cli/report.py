@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
     from numpy.typing import NDArray
 
+    from image_classifier.visualization.report import RunFacts, Saliency
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a report as the command line says and return the exit status."""
@@ -33,6 +35,14 @@ def build_report_parser() -> ArgumentParser:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument(
         "--dataset_folder", type=Path | None, default=None, help="where the run's data lies now, for images of mistakes"
+    )
+    parser.add_argument(
+        "--saliency",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="NUMBER",
+        help="numbers of test images, as the report has them, to show on which pixels the prediction depends",
     )
     add_access_options(parser)
     return parser
@@ -57,7 +67,7 @@ def _report(argv: Sequence[str] | None) -> int:
 def _write_report(arguments: Namespace, access: DatabaseAccess, path: Path) -> None:
     from image_classifier.tracking import reading
     from image_classifier.tracking.trace import Where, trace_run
-    from image_classifier.visualization.report import RunFacts, build_report
+    from image_classifier.visualization.report import RunFacts, Saliency, build_report
 
     folder = arguments.run
     probabilities, labels = reading.read_predictions(folder)
@@ -73,13 +83,45 @@ def _write_report(arguments: Namespace, access: DatabaseAccess, path: Path) -> N
         links=list(trace_run(folder, Where(folder.parent.parent, arguments.dataset_folder, access))),
     )
     images: NDArray[np.uint8] | str
+    saliency: list[Saliency] = []
+    _check_numbers(arguments.saliency, len(labels))
     try:
         images = load_test_images(*reading.find_dataset(folder, arguments.dataset_folder, access), facts.record)
     except DataError as error:
-        if arguments.dataset_folder is not None:
+        if arguments.dataset_folder is not None or arguments.saliency:
             raise
         images = str(error)
-    write_atomically(path, build_report(facts, images).encode("utf-8", "backslashreplace"))
+    else:
+        saliency = _compute_saliency(facts, images, arguments)
+    write_atomically(path, build_report(facts, images, saliency).encode("utf-8", "backslashreplace"))
+
+
+def _check_numbers(numbers: Sequence[int], num_images: int) -> None:
+    wrong = next((number for number in numbers if not 0 <= number < num_images), None)
+    if wrong is not None:
+        raise SettingsError(f"--saliency {wrong}: the test images have the numbers 0 to {num_images - 1}")
+
+
+def _compute_saliency(facts: RunFacts, images: NDArray[np.uint8], arguments: Namespace) -> list[Saliency]:
+    """Compute the saliency of the images that were asked for, for the predicted and the true class."""
+    if not arguments.saliency:
+        return []
+    from image_classifier.tracking.checkpoint import load_model
+    from image_classifier.tracking.layout import MODEL
+    from image_classifier.visualization.report import Saliency
+    from image_classifier.visualization.saliency import compute_saliency
+
+    classifier = load_model(arguments.run / MODEL).classifier
+    return [
+        Saliency(
+            number,
+            {
+                label: compute_saliency(classifier, images[number], label)
+                for label in dict.fromkeys((int(facts.probabilities[number].argmax()), int(facts.labels[number])))
+            },
+        )
+        for number in dict.fromkeys(arguments.saliency)
+    ]
 
 
 def load_test_images(

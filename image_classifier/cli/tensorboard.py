@@ -77,7 +77,7 @@ class Board(Reporter):
         """Write the evaluation, and the pictures of it."""
         if self._writer is None:  # the run was finished before it was resumed
             return
-        from image_classifier.visualization.figures import draw_confusion_matrix
+        from image_classifier.visualization.confusion import draw_confusion_matrix
 
         evaluation, epochs = read_evaluation(self._run), read_epochs(self._run)
         step = epochs[-1]["step"] if epochs else 0

@@ -6,6 +6,7 @@
     model.int8.onnx   the same in 8 bits, where that was found worth having
     parity.json       how far the answers are from the trainer's
     MODEL_CARD.md     what the model is, for people and for Hugging Face
+    samples.png       some test images side by side, where somebody asked for them
     sbom.cdx.json     the software that made it (CycloneDX)
     manifest.json     size and sha256 of each of these files, written last
     model.sig         a signature over all of them (a Sigstore bundle, by OpenSSF's model-signing), if there is one
@@ -37,6 +38,7 @@ MODEL = "model.onnx"
 INT8_MODEL = "model.int8.onnx"
 PARITY = "parity.json"
 CARD = "MODEL_CARD.md"
+SAMPLES = "samples.png"
 SBOM = "sbom.cdx.json"
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"

@@ -26,10 +26,12 @@ from image_classifier.published.folder import (
     MANIFEST,
     MAX_BYTES,
     MODEL,
+    SAMPLES,
     read_published,
 )
 from image_classifier.published.policy import Policy, check_published
 from image_classifier.published.session import build_options, get_image_size
+from image_classifier.published.verdicts import Verdict, read_verdicts
 from image_classifier.text import one_line
 
 INPUT, OUTPUT = "images", "probabilities"
@@ -54,6 +56,8 @@ class PublishedModel:
         card: MODEL_CARD.md, as it was read with the model; None where there is none.
         manifest: manifest.json likewise.
         digest: sha256 of the ONNX file.
+        samples: samples.png likewise.
+        verdicts: about its run, of the attestations beside it.
     """
 
     path: Path
@@ -69,6 +73,8 @@ class PublishedModel:
     card: bytes | None = None
     manifest: bytes | None = None
     digest: str = ""
+    samples: bytes | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
 
 class Predictor:
@@ -154,7 +160,7 @@ def load_predictor(
             format, or cannot be computed here.
         SettingsError: the key is of another kind, or ONNX Runtime is not installed.
     """
-    content, beside = _read_model(path, public_key, policy, precision)
+    content, beside, verdicts = _read_model(path, public_key, policy, precision)
     predictor = build_predictor(
         content,
         path,
@@ -163,7 +169,8 @@ def load_predictor(
         version=version,
         is_signed=public_key is not None,
     )
-    predictor.model = replace(predictor.model, card=beside.get(CARD), manifest=beside.get(MANIFEST))
+    shown = {name: beside.get(file) for name, file in (("card", CARD), ("manifest", MANIFEST), ("samples", SAMPLES))}
+    predictor.model = replace(predictor.model, verdicts=verdicts, **shown)  # type: ignore[arg-type]  # of bytes alone
     return predictor
 
 
@@ -211,22 +218,21 @@ def _build_session(runtime: Any, content: bytes, num_threads: int) -> Any:
 
 def _read_model(
     path: Path, public_key: Path | None, policy: Policy | None, precision: ServingPrecision
-) -> tuple[bytes, dict[str, bytes]]:
+) -> tuple[bytes, dict[str, bytes], tuple[Verdict, ...]]:
     """Read the content of a model once, and what is shown of its folder: the bytes that were checked."""
     if not path.exists():
         raise ModelError(f"there is no published model {path}; publish a run first")
     folder, name = (path, INT8_MODEL if precision == "int8" else MODEL) if path.is_dir() else (path.parent, path.name)
     if not path.is_dir() and public_key is None and policy is None and not (folder / MANIFEST).is_file():
         try:
-            return files.read_file(path, MAX_BYTES), {}
+            return files.read_file(path, MAX_BYTES), {}, ()
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be read: {one_line(error)}; choose another file") from error
     published = read_published(folder, public_key)
     if name not in published.manifest["files"]:
         raise ModelError(f"{folder} was published without {name}; choose --precision fp32")
-    if policy is not None:
-        check_published(folder, published, policy, name)
-    return published.files[name], published.files
+    tally = None if policy is None else check_published(folder, published, policy, name)
+    return published.files[name], published.files, read_verdicts(folder, published.manifest, tally)
 
 
 def _describe(path: Path, session: Any, version: str, digest: str) -> PublishedModel:

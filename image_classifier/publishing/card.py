@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from image_classifier.config import DEFAULT_IMAGE_SIZE
+from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.published.folder import INT8_MODEL, MODEL, PARITY, SIGNATURE
 from image_classifier.text import make_printable
 from image_classifier.tracking.record import describe_checkers, describe_head
@@ -115,9 +116,9 @@ def _describe_size(facts: CardFacts) -> str:
 def _describe_use(facts: CardFacts) -> str:
     side = facts.image_size
     views = {
-        "one": "Each image is looked at as it is.",
-        "mirror": "Each image and its mirror image are looked at and averaged.",
-        "six": "An image that is unsure is looked at in six views, which are averaged.",
+        "one": "There is no test-time augmentation.",
+        "mirror": "Test-time augmentation: the probabilities of the image and its mirror image are averaged.",
+        "six": "Test-time augmentation: six views are averaged where the top-1 margin is below 0.4.",
     }[facts.views]
     lines = [
         f"`{MODEL}` takes `images`, uint8 [N, {side}, {side}, 3], RGB, any N, and gives `probabilities`, "
@@ -172,9 +173,10 @@ def _describe_results(facts: CardFacts) -> str:
     def describe(name: str) -> str:
         return f"{_percent(metrics[name])} | {' to '.join(_interval(metrics[name], n))} |"
 
+    has_top5 = len(metrics["per_class"]) >= MIN_TOP5_CLASSES
     rows = [
         f"| accuracy | {describe('accuracy')}",
-        f"| top-5 accuracy | {describe('top5_accuracy')}",
+        *([f"| top-5 accuracy | {describe('top5_accuracy')}"] if has_top5 else []),
         f"| macro F1 | {metrics['macro']['f1']:.4f} | |",
         f"| cross entropy | {metrics['loss']:.4f} | |",
         f"| expected calibration error | {_percent(metrics['expected_calibration_error'])} | |",
@@ -201,16 +203,16 @@ def _describe_weaknesses(facts: CardFacts) -> str:
     order = np.argsort(-wrong, axis=None, kind="stable")[:NUM_WEAKNESSES]
     pairs = [divmod(int(index), len(classes)) for index in order]
     lines = [
-        f"- {wrong[true, given]} of {support[true]:,} images of {_escape(classes[true])} are taken for "
+        f"- {wrong[true, given]} of {support[true]:,} images of {_escape(classes[true])} are predicted as "
         f"{_escape(classes[given])} ({_percent(wrong[true, given] / support[true])})."
         for true, given in pairs
         if wrong[true, given]
     ]
-    return "The most frequent mistakes:\n\n" + "\n".join(lines) if lines else "No image of the test set is mistaken."
+    return "The most frequent confusions:\n\n" + "\n".join(lines) if lines else "No test image is misclassified."
 
 
 _LIMITS = (
-    "It names one of its classes for every image, also for one that shows none of them. It knows images of {size} "
+    "It predicts one of its classes for every image, also for one that shows none of them. It takes images of {size} "
     "pixels; larger ones are scaled down and lose their detail. Its figures hold for images that were taken as those "
     "of its data were; other sources, and images changed on purpose, were not tested. It was not made to recognise "
     "people, nor for decisions about them."

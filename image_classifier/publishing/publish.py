@@ -27,6 +27,7 @@ from image_classifier.published.folder import (
     MODEL,
     PARITY,
     PUBLISHED,
+    SAMPLES,
     SBOM,
     describe_content,
     serialize_manifest,
@@ -36,6 +37,7 @@ from image_classifier.publishing.card import CardFacts, build_card
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
 from image_classifier.publishing.parity import TOLERANCE, check_parity, compute_parity
 from image_classifier.publishing.quantize import NUM_CALIBRATION_IMAGES, compare_precisions, quantize
+from image_classifier.publishing.samples import check_num_samples, choose_samples, encode_samples
 from image_classifier.publishing.sbom import build_sbom
 from image_classifier.publishing.signing import build_signer
 from image_classifier.storage import DISK, Disk, locked_folder, storage_error, written_beside
@@ -50,10 +52,11 @@ class PublishSettings:
     """How a run is published.
 
     Attributes:
-        views: average the views of the recipe inside the graph; else only the image itself is looked at.
+        views: average the views of the recipe inside the graph; else there is no test-time augmentation.
         opset: version of ONNX's operators.
         license: identifier of the licence of the weights, as Hugging Face spells them.
         sign_key: PEM file of a private key on an elliptic curve, or `keyless`; None signs nothing.
+        num_samples: test images to publish with it, for people to try the model on.
         dataset_folder: where the run's data lies, if it moved.
         overwrite: replace what was published of the run before.
     """
@@ -62,6 +65,7 @@ class PublishSettings:
     opset: int = DEFAULT_OPSET
     license: str = "unknown"
     sign_key: str | None = None
+    num_samples: int = 0
     dataset_folder: Path | None = None
     overwrite: bool = False
 
@@ -82,6 +86,7 @@ def publish(
             the network cannot be exported, or its answers are others, or another process publishes the run; nothing is
             left of what was begun.
     """
+    check_num_samples(settings.num_samples)
     checking.check_finished(run)
     busy = RunError(f"another process publishes {run}; wait for it, then see what is there")
     try:
@@ -135,6 +140,8 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
         files.write(CARD, build_card(facts).encode("utf-8", "backslashreplace"))
         files.write(SBOM, sbom)
         described = _describe(facts, manifest["digest"], answers.argmax(axis=1) == labels)
+        if settings.num_samples:
+            described["samples"] = _write_samples(files, snapshot, settings.num_samples)
         files.write(MANIFEST, serialize_manifest({**described, "files": files.described}))
         if sign is not None:
             say("signing it")
@@ -165,6 +172,14 @@ def _write_quantized(files: _Files, predictor: Predictor, content: bytes, snapsh
     if not is_published:
         files.remove(INT8_MODEL)
     return {"published": is_published, **compared, "bytes": {"fp32": len(content), "int8": len(quantized)}}
+
+
+def _write_samples(files: _Files, snapshot: Snapshot, num_samples: int) -> list[dict[str, Any]]:
+    """Write some test images, and return of each its number and class for the manifest."""
+    images, labels = snapshot.test
+    chosen = choose_samples(labels, num_samples)
+    files.write(SAMPLES, encode_samples(images[chosen]))
+    return [{"test_image": int(index), "class": snapshot.classes[labels[index]]} for index in chosen]
 
 
 def _describe(facts: CardFacts, run_manifest_digest: str, is_right: NDArray[np.bool_]) -> dict[str, Any]:

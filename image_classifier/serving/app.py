@@ -230,6 +230,7 @@ class App:
             extra=describe_bodies(self.service.batcher.image_size),
         )
         add_route(api, "/model", self.model, "The model: classes, card and provenance", schemas.ModelDescription)
+        add_route(api, "/samples.png", self.samples, "Sample images, side by side", "image/png", "not-found")
         add_route(api, "/health/live", self.live, "Whether the server answers", schemas.Status, is_open=True)
         add_route(
             api,
@@ -308,6 +309,13 @@ class App:
         """Show the model."""
         return answer_json(describe_model(self.service.name, self.service.batcher.classifier.model))
 
+    async def samples(self) -> Response:
+        """Show the sample images; the manifest in `/model` names their classes."""
+        samples = self.service.batcher.classifier.model.samples
+        if samples is None:
+            raise Problem("not-found", "the model was published without sample images: publish RUN --num_samples 12")
+        return Response(samples, headers=site.HEADERS, media_type="image/png")
+
     async def openapi(self) -> Response:
         """Show the description."""
         return answer_json(self.describe())
@@ -316,8 +324,8 @@ class App:
 def describe_model(name: str, model: PublishedModel) -> schemas.ModelDescription:
     """Describe a model: what it takes and gives, what it comes from, and its card."""
     facts = asdict(model)
-    for name_ in ("path", "digest"):
-        del facts[name_]
+    for hidden in ("path", "digest", "samples"):
+        del facts[hidden]
     card, manifest = facts.pop("card"), facts.pop("manifest")
     return {
         "name": name,

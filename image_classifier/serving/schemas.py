@@ -93,8 +93,18 @@ class Tensor(TypedDict):
     channels: NotRequired[str]
 
 
+class Verdict(TypedDict):
+    """What somebody says about the run of a model; the signer is None where no policy has checked who that is."""
+
+    verdict: Literal["IDENTICAL", "DIFFERENT"]
+    signer: str | None
+    checked: str
+    processor_family: str
+    verified_at: str
+
+
 class ModelDescription(TypedDict):
-    """A model: what it takes and gives, what it comes from, and its card."""
+    """A model: what it takes and gives, what it comes from, its card, and verdicts about its run."""
 
     name: str
     version: str
@@ -110,6 +120,7 @@ class ModelDescription(TypedDict):
     output: Tensor
     manifest: dict[str, Any] | None
     card: str | None
+    verdicts: list[Verdict]
 
 
 class Status(TypedDict):

@@ -14,6 +14,8 @@ from image_classifier.serving.routes import add_route
 FILES = {
     "/": ("index.html", "text/html"),
     "/page/app.js": ("app.js", "text/javascript"),
+    "/page/card.js": ("card.js", "text/javascript"),
+    "/page/docs.js": ("docs.js", "text/javascript"),
     "/page/style.css": ("style.css", "text/css"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
@@ -55,7 +57,7 @@ def _build_show(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
 
 
 def build_documents(openapi: dict[str, Any]) -> str:
-    """Build a page out of an OpenAPI description: each operation with what it takes and answers."""
+    """Build a page of an OpenAPI description: each operation, what it takes and answers, and a form to send it."""
     return "".join(_iterate_documents(openapi))
 
 
@@ -65,9 +67,12 @@ def _iterate_documents(openapi: dict[str, Any]) -> Iterator[str]:
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f'<title>{title}</title><link rel="stylesheet" href="page/style.css">'
-    yield '<link rel="icon" href="page/icon.svg"></head><body class="documents"><main>'
+    yield '<meta name="color-scheme" content="light dark"><link rel="icon" href="page/icon.svg">'
+    yield '<script src="page/docs.js" defer></script></head><body class="documents"><main>'
     yield f"<h1>{title} <small>{html.escape(info['version'])}</small></h1><p>{html.escape(info['description'])}</p>"
-    yield '<p><a href="openapi.json">openapi.json</a> · <a href="./">try it</a></p>'
+    yield '<p><a href="openapi.json">openapi.json</a> · <a href="./">page to try the model</a></p>'
+    yield '<form id="key-form"><label for="key">Key or token, where the server asks for one</label><div class="row">'
+    yield '<input id="key" type="password" autocomplete="off"><button>Use it</button></div></form>'
     for path, operations in openapi["paths"].items():
         for method, operation in operations.items():
             if method == "parameters":
@@ -80,9 +85,11 @@ def _iterate_documents(openapi: dict[str, Any]) -> Iterator[str]:
             body = operation.get("requestBody", {}).get("content", {})
             rows = [(kind, media["schema"].get("description", "")) for kind, media in body.items()]
             yield from _iterate_table("body", rows)
+            yield from _iterate_form(method.upper(), path, parameters, list(body))
             rows = [(status, _find_description(openapi, answer)) for status, answer in operation["responses"].items()]
-            yield from _iterate_table("answer", rows)
-            yield "</section>"
+            yield "<details><summary>Answers</summary>"
+            yield from _iterate_table("status", sorted(rows))
+            yield "</details></section>"
     yield "</main></body></html>"
 
 
@@ -94,7 +101,25 @@ def _find_description(openapi: dict[str, Any], answer: dict[str, Any]) -> str:
 
 def _iterate_table(heading: str, rows: list[tuple[str, str]]) -> Iterator[str]:
     if rows:
-        yield f"<table><tr><th>{heading}</th><th></th></tr>"
+        yield f'<table><tr><th scope="col">{heading}</th><th scope="col">description</th></tr>'
         for name, text in rows:
             yield f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(text)}</td></tr>"
         yield "</table>"
+
+
+def _iterate_form(method: str, path: str, parameters: list[dict[str, Any]], types: list[str]) -> Iterator[str]:
+    """Build the form that `page/docs.js` sends: a field for each parameter, and a body of one of the types."""
+    yield f'<form class="try" data-method="{method}" data-path="{html.escape(path)}">'
+    for item in parameters:
+        name, hint = html.escape(item["name"]), html.escape(str(item["schema"].get("default", "")).lower())
+        facts = f'name="{name}" data-in="{item["in"]}" placeholder="{hint}" autocomplete="off"'
+        yield f"<label>{name} <input {facts}{' required' if item.get('required') else ''}></label>"
+    if types:
+        options = "".join(f"<option>{html.escape(name)}</option>" for name in types)
+        yield f'<label>Content-Type <select name="type">{options}</select></label>'
+        yield '<label class="file">file <input name="file" type="file"></label>'
+        yield '<label class="text" hidden>JSON <textarea name="text" rows="5" spellcheck="false"></textarea></label>'
+    operation = f"{method} {html.escape(path)}"
+    yield f'<button aria-label="Send {operation}">Send</button><p class="status" role="status"></p>'
+    yield f'<pre tabindex="0" role="group" aria-label="Answer of {operation}" hidden></pre>'
+    yield f'<img alt="Answer of {operation}" hidden></form>'

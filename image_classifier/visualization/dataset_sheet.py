@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.progress import track
-from image_classifier.visualization.figures import LIGHT, Theme, apply_style, build_figure, render_png, shorten
+from image_classifier.visualization.figures import (
+    LIGHT,
+    Theme,
+    apply_style,
+    build_figure,
+    count_more_letters,
+    render_png,
+    shorten,
+)
 
 _MAX_ROWS = 25  # in one column; more classes are laid out in several
 _MAX_COLUMNS = 8
@@ -19,9 +27,9 @@ _GAP = 2  # pixels between two images
 _SHOWN = 64
 """Pixels of an image's side: smaller ones are magnified, of larger ones some rows and columns are shown."""
 _BARS = {
-    "train": ("images to train with", "bar"),
-    "validation": ("to validate with", "validation"),
-    "test": ("to test with", "test"),
+    "train": ("training images", "bar"),
+    "validation": ("validation images", "validation"),
+    "test": ("test images", "test"),
 }
 """What the legend calls a part, and the colour of the theme that its bars have."""
 
@@ -35,7 +43,8 @@ def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
     num_samples, tile = (12, 0.44) if num_columns == 1 else (6, 0.36)  # inches
     counts = snapshot.count_classes()
     with apply_style(theme):
-        figure = build_figure(num_columns * (tile * 1.75 * num_samples + 1.2), 1.1 + tile * num_rows)
+        names = 1.2 + 0.085 * count_more_letters(snapshot.classes)
+        figure = build_figure(num_columns * (tile * 1.75 * num_samples + names), 1.1 + tile * num_rows)
         for column, axes in enumerate(figure.subplots(1, num_columns, squeeze=False).flat):
             classes = range(column * num_rows, min((column + 1) * num_rows, num_classes))
             _draw_images(axes, snapshot, classes, num_samples, theme)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,7 +18,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -29,7 +28,8 @@ from image_classifier.progress import track
 DOTS_PER_INCH = 150
 
 _MAX_BARS = 25  # in one column; more classes are sorted into several
-_MAX_NAME = 18  # characters
+_MAX_NAME = 40  # characters
+_USUAL_NAME = 18  # characters; for longer names a picture is wider
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,22 @@ def draw_run_figure(evaluation: dict[str, Any], epochs: Sequence[dict[str, Any]]
     theme = LIGHT
     num_classes = len(evaluation["per_class"])
     num_columns = math.ceil(num_classes / _MAX_BARS)
+    more_letters = count_more_letters(evaluation["per_class"])
     with apply_style(theme):
         if num_columns == 1:
-            figure = build_figure(10, max(5.2, 1.6 + 0.29 * (num_classes + 1)))
-            left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.08, 1]).flat
+            more = 0.085 * more_letters  # inches
+            figure = build_figure(10 + more, max(5.2, 1.6 + 0.29 * (num_classes + 1)))
+            left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[5.2 + more, 4.8]).flat
             _draw_class_bars(left.subplots(), evaluation, theme)
             loss_axes, accuracy_axes = right.subplots(2, 1, sharex=True)
             loss_axes.tick_params(labelbottom=False)
         else:
             height = 0.8 + 0.2 * math.ceil(num_classes / num_columns)
-            figure = build_figure(2.6 * max(num_columns, 4), 3.2 + height)
+            figure = build_figure((2.6 + 0.07 * more_letters) * max(num_columns, 4), 3.2 + height)
             top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.2, height]).flat
             loss_axes, accuracy_axes = top.subplots(1, 2)
             loss_axes.set_xlabel("epoch")
-            bottom.suptitle(_describe_accuracy(evaluation) + "; its classes, from best to worst", **_PANEL_TITLE)
+            bottom.suptitle(_describe_accuracy(evaluation) + "; by class, from best to worst", **_PANEL_TITLE)
             _draw_class_columns(bottom.subplots(1, num_columns), evaluation, theme)
         _draw_loss(loss_axes, epochs, evaluation, theme)
         _draw_accuracy(accuracy_axes, epochs, evaluation, theme)
@@ -115,46 +117,10 @@ def draw_curves(epochs: Sequence[dict[str, Any]], evaluation: dict[str, Any], th
         return render_png(figure)
 
 
-def draw_confusion_matrix(evaluation: dict[str, Any], theme: Theme = LIGHT) -> bytes:
-    """Draw how the images of each class (rows) were classified (columns), as parts of the class's images.
-
-    Cells have their numbers with up to 12 classes, rows and columns their names with up to 40.
-    """
-    counts = np.asarray(evaluation["confusion_matrix"], dtype=np.float64)
-    support = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, support, out=np.full_like(counts, np.nan), where=support > 0)
-    names = [shorten(name) for name in evaluation["per_class"]]
-    with apply_style(theme):
-        figure = build_figure(5.6, 5.3)
-        axes = figure.subplots()
-        colours = LinearSegmentedColormap.from_list("shares", [theme.background, theme.bar, theme.total])
-        axes.imshow(shares, cmap=colours, vmin=0, vmax=1)
-        axes.grid(False)
-        axes.set_title("Confusion matrix, % of the true class")
-        if len(names) <= 40:
-            axes.set_xlabel("classified as")
-            axes.set_ylabel("true class")
-            size = min(9.0, 180 / len(names))
-            ticks = range(len(names))
-            axes.set_xticks(ticks, names, size=size, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-            axes.set_yticks(ticks, names, size=size, parse_math=False)
-        else:
-            axes.set_xlabel("classified as (number of the class)")
-            axes.set_ylabel("true class (number)")
-        if len(names) <= 12:
-            for row, column in np.argwhere(shares > 0):
-                share = shares[row, column]
-                # In the colour of the page where the cell's colour is strong, so that both can be read.
-                colour = theme.background if share > (0.75 if theme is LIGHT else 0.35) else theme.text
-                label = f"{100 * share:.0f}" if share >= 0.005 else "<1"
-                axes.text(column, row, label, ha="center", va="center", size=8, color=colour)
-        return render_png(figure)
-
-
 def draw_reliability(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], expected_error: float, theme: Theme = LIGHT
 ) -> bytes:
-    """Draw how often the network is right (bars) when it is so sure (position), and how often it is so sure.
+    """Draw the reliability diagram: accuracy by confidence, and how many images have each confidence.
 
     Args:
         probabilities: float32 [N, C].
@@ -168,17 +134,25 @@ def draw_reliability(
     with apply_style(theme):
         figure = build_figure(5.6, 5.3)
         axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
-        axes.bar(centres[filled], accuracy[filled], 0.9 * width, color=theme.bar, label="right, of these images")
-        axes.plot([0, 1], [0, 1], color=theme.muted, linestyle=_DASHES, label="as sure as right")
-        axes.plot(confidence[filled], accuracy[filled], "o", color=theme.test, markersize=4, label="mean of the bin")
-        axes.set_title("Reliability: is it right as often as it is sure?")
+        axes.bar(centres[filled], accuracy[filled], 0.9 * width, color=theme.bar, label="accuracy of the bin")
+        axes.plot([0, 1], [0, 1], color=theme.muted, linestyle=_DASHES, label="perfect calibration")
+        axes.plot(
+            confidence[filled],
+            accuracy[filled],
+            "o",
+            color=theme.test,
+            markersize=4,
+            label="mean confidence of the bin",
+        )
+        axes.set_title("Reliability diagram")
         axes.set_ylabel("accuracy")
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.tick_params(labelbottom=False)
-        legend = axes.legend(loc="upper left", title=f"calibration error {100 * expected_error:.1f} %")
+        title = f"expected calibration error {100 * expected_error:.1f} %"
+        legend = axes.legend(loc="upper left", title=title, frameon=True, edgecolor="none", framealpha=0.85)
         legend.set_alignment("left")
         histogram.bar(centres, 100 * count / max(count.sum(), 1), 0.9 * width, color=theme.muted)
-        histogram.set_xlabel("probability of the predicted class")
+        histogram.set_xlabel("confidence: probability of the predicted class")
         histogram.set_ylabel("% of images")
         for each in (axes.xaxis, axes.yaxis, histogram.xaxis):
             each.set_major_formatter(_PERCENT)
@@ -194,7 +168,8 @@ def draw_comparison_figure(comparison: dict[str, Any]) -> bytes:
     has_classes = len(classes) <= 40 and all(list(group["class_accuracy"]) == classes for group in groups)
     with apply_style(theme):
         height = max(3.4, 1.4 + 0.55 * len(groups), 1.6 + 0.25 * len(classes) if has_classes else 0)
-        figure = build_figure(11 if has_classes else 6.5, height)
+        more = 0.085 * count_more_letters(classes)  # inches
+        figure = build_figure(11 + more if has_classes else 6.5, height)
         columns = figure.subplots(1, 1 + has_classes, squeeze=False, width_ratios=[1.25, 1][: 1 + has_classes])[0]
         _draw_groups(columns[0], comparison, theme)
         if has_classes:
@@ -284,7 +259,7 @@ def _draw_bars(
 
 def _draw_loss(axes: Axes, epochs: Sequence[dict[str, Any]], evaluation: dict[str, Any], theme: Theme) -> None:
     """The training loss by part of an epoch, as it moves; the validation's at the end of each."""
-    axes.set_title("Loss")
+    axes.set_title("Loss (cross entropy)")
     if not epochs:
         return _draw_no_training(axes, f"no curve, as nothing was trained; test loss {evaluation['loss']:.3f}", theme)
     position = [
@@ -388,9 +363,15 @@ def _to_number(value: float | None) -> float:
 
 
 def shorten(text: str, length: int = _MAX_NAME) -> str:
-    """Printable characters only, on one line, and not more than fit."""
+    """Printable characters only, on one line, and not more than fit: names often differ at their ends alone."""
     line = "".join(character if character.isprintable() else " " for character in text)
-    return line if len(line) <= length else line[: length - 1] + "…"
+    num_last = (length - 1) // 2
+    return line if len(line) <= length else f"{line[: length - 1 - num_last]}…{line[-num_last:]}"
+
+
+def count_more_letters(names: Iterable[str]) -> int:
+    """Count the letters for which a picture has to be wider than for names of the usual length."""
+    return max(0, max((len(shorten(name)) for name in names), default=0) - _USUAL_NAME)
 
 
 def build_figure(width: float, height: float) -> Figure:

@@ -5,32 +5,30 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from string import Template
 from typing import Any
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.config import describe_views
+from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.progress import track
 from image_classifier.tracking.record import describe_checkers, describe_head
 from image_classifier.tracking.trace import Link
-from image_classifier.visualization.figures import (
-    DARK,
-    LIGHT,
-    Theme,
-    draw_confusion_matrix,
-    draw_curves,
-    draw_reliability,
-)
+from image_classifier.visualization.confusion import MAX_NAMED, draw_confusion_matrix, order_by_similarity
+from image_classifier.visualization.figures import DARK, LIGHT, Theme, draw_curves, draw_reliability
 
 NUM_MISTAKES = 24
 NUM_CONFUSIONS = 6
+MAX_NARROW = 20
+"""Classes up to which the confusion matrix shares its row with another picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class RunFacts:
         manifest: manifest.json.
         probabilities: float32 [N, C] of the test set.
         labels: int64 [N] of the test set.
-        links: where it comes from, as `trace` finds it; none leaves the picture out.
+        links: its provenance, as `trace` finds it; none leaves the section out.
     """
 
     path: str
@@ -60,15 +58,30 @@ class RunFacts:
     links: Sequence[Link] = ()
 
 
+@dataclass(frozen=True)
+class Saliency:
+    """On which pixels of a test image the network's answer depends.
+
+    Attributes:
+        index: number of the test image.
+        maps: float32 [S, S] from 0 to 1, by number of the class whose score they are about.
+    """
+
+    index: int
+    maps: Mapping[int, NDArray[np.float32]]
+
+
 @track("drawing the report")
-def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
+def build_report(facts: RunFacts, images: NDArray[np.uint8] | str, saliency: Sequence[Saliency] = ()) -> str:
     """Build the page. All that it shows is escaped: names of runs and classes are others' to choose.
 
     Args:
         images: uint8 [N, 3, S, S], the test set; or the reason why it cannot be shown.
+        saliency: of the images that somebody asked for.
     """
     template = Template(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
     record, evaluation = facts.record, facts.evaluation
+    is_large = len(evaluation["per_class"]) > MAX_NARROW
     return template.substitute(
         title=escape(f"{record['experiment_name']} / {record['run_name']}"),
         subtitle=_build_subtitle(record),
@@ -78,16 +91,19 @@ def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
         classes=_build_classes(evaluation),
         confusion_matrix=_build_picture(
             lambda theme: draw_confusion_matrix(evaluation, theme),
-            "Confusion matrix: the classes that the images of each class were taken for",
+            "Confusion matrix: the part of each true class's images that was predicted as each class",
         ),
-        confusions=_build_confusions(evaluation),
+        matrix_width="wide" if is_large else "",
+        confusions_width="" if is_large else "wide",
+        confusions=_build_confusions(evaluation) + _build_order(evaluation),
         reliability=_build_picture(
             lambda theme: draw_reliability(
                 facts.probabilities, facts.labels, evaluation["expected_calibration_error"], theme
             ),
-            "Reliability diagram: accuracy by the probability of the predicted class",
+            "Reliability diagram: accuracy by confidence, the probability of the predicted class",
         ),
         mistakes=_build_mistakes(facts, images),
+        saliency=_build_saliency(facts, images, saliency),
         settings="\n".join(
             f"<div><dt>{escape(name)}</dt><dd>{_escape_value(value)}</dd></div>"
             for name, value in record["settings"].items()
@@ -101,7 +117,7 @@ def build_report(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
 def find_surest_mistakes(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int = NUM_MISTAKES
 ) -> list[int]:
-    """Find the images classified wrongly with the highest probability, the surest first."""
+    """Find the misclassified images with the highest confidence, the highest first."""
     predicted = probabilities.argmax(axis=1)
     confidence = np.where(predicted != labels, probabilities.max(axis=1), -1)
     order = np.argsort(-confidence, kind="stable")[:count]
@@ -129,12 +145,16 @@ def _build_subtitle(record: dict[str, Any]) -> str:
 
 
 def _build_figures(evaluation: dict[str, Any]) -> str:
+    """Build the list of metrics, without those that say nothing of this run."""
+    views = evaluation["views"]
+    single_view = {"test accuracy, single view": _format_percentage(evaluation["accuracy_single_view"])}
+    top5 = {"top-5 accuracy": _format_percentage(evaluation["top5_accuracy"])}
     figures = {
-        f"test accuracy, {describe_views(evaluation['views'])}": _format_percentage(evaluation["accuracy"]),
-        "test accuracy, single view": _format_percentage(evaluation["accuracy_single_view"]),
-        "top-5 accuracy": _format_percentage(evaluation["top5_accuracy"]),
-        "test loss": f"{evaluation['loss']:.4f}",
-        "calibration error": _format_percentage(evaluation["expected_calibration_error"]),
+        f"test accuracy, {describe_views(views)}": _format_percentage(evaluation["accuracy"]),
+        **(single_view if views != "one" else {}),
+        **(top5 if len(evaluation["per_class"]) >= MIN_TOP5_CLASSES else {}),
+        "test loss (cross entropy)": f"{evaluation['loss']:.4f}",
+        "expected calibration error": _format_percentage(evaluation["expected_calibration_error"]),
         "test images": f"{evaluation['num_images']:,}",
     }
     return "\n".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items())
@@ -163,6 +183,9 @@ def _build_picture(draw: Callable[[Theme], bytes], description: str) -> str:
     )
 
 
+_NUMBER = ' class="number"'
+
+
 def _build_classes(evaluation: dict[str, Any]) -> str:
     rows = []
     for name, scores in evaluation["per_class"].items():
@@ -174,11 +197,15 @@ def _build_classes(evaluation: dict[str, Any]) -> str:
             f'<td class="number">{precision}</td><td class="number">{f1}</td>'
             f'<td class="number">{scores["support"]:,}</td></tr>'
         )
-    heading = '<th>class</th><th>accuracy</th><th class="number">precision</th><th class="number">F1</th>'
-    return (
-        f'<table class="classes"><thead><tr>{heading}<th class="number">images</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
+    heading = "".join(
+        f'<th scope="col"{kind}>{name}</th>'
+        for name, kind in (
+            ("class", ""),
+            ("accuracy", ""),
+            *((each, _NUMBER) for each in ("precision", "F1", "images")),
+        )
     )
+    return f'<table class="classes"><thead><tr>{heading}</tr></thead>' f"<tbody>{''.join(rows)}</tbody></table>"
 
 
 def _build_confusions(evaluation: dict[str, Any]) -> str:
@@ -189,9 +216,19 @@ def _build_confusions(evaluation: dict[str, Any]) -> str:
         for true, predicted, images in find_confusions(evaluation)
     ]
     if not rows:
-        return "<p>No image is taken for another class.</p>"
-    heading = '<th>true class</th><th>taken for</th><th class="number">images</th>'
+        return "<p>No test image is misclassified.</p>"
+    heading = f'<th scope="col">true class</th><th scope="col">predicted class</th><th scope="col"{_NUMBER}>images</th>'
     return f'<table><thead><tr>{heading}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _build_order(evaluation: dict[str, Any]) -> str:
+    """List the classes in the order of the confusion matrix where they are too many for names in it."""
+    names = list(evaluation["per_class"])
+    if len(names) <= MAX_NAMED:
+        return ""
+    order = order_by_similarity(np.asarray(evaluation["confusion_matrix"], dtype=np.float64))
+    items = "".join(f"<li>{escape(names[label])}</li>" for label in order)
+    return f"<details><summary>The classes in the order of the matrix</summary><ol>{items}</ol></details>"
 
 
 def _build_mistakes(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
@@ -199,26 +236,61 @@ def _build_mistakes(facts: RunFacts, images: NDArray[np.uint8] | str) -> str:
         return f'<p class="muted">The test images cannot be shown: {escape(images)}</p>'
     indices = find_surest_mistakes(facts.probabilities, facts.labels)
     if not indices:
-        return "<p>There are none: every test image is classified rightly.</p>"
-    names = [escape(name) for name in facts.evaluation["per_class"]]
-    items = []
-    for index in indices:
-        row, label = facts.probabilities[index], int(facts.labels[index])
-        predicted = int(row.argmax())
-        items.append(
-            f'<li><img src="{_encode_image(images[index])}" alt="test image {index}: {names[label]}" width="96" '
-            f'height="96"><span class="wrong">{names[predicted]} {_format_percentage(row[predicted], 1)}</span>'
-            f"<span>is {names[label]}, {_format_percentage(row[label], 1)}</span>"
-            f'<span class="muted">test image {index}</span></li>'
-        )
+        return "<p>No test image is misclassified.</p>"
+    items = [
+        f"<li>{_build_image(facts, images, index)}"
+        f"{_build_answer(facts, index, int(facts.probabilities[index].argmax()))}</li>"
+        for index in indices
+    ]
     return f'<ul class="mistakes">{"".join(items)}</ul>'
+
+
+def _build_image(facts: RunFacts, images: NDArray[np.uint8], index: int) -> str:
+    true = escape(list(facts.evaluation["per_class"])[facts.labels[index]])
+    source = _encode_image(images[index])
+    return f'<img src="{source}" alt="test image {index}: {true}" width="96" height="96">'
+
+
+def _build_answer(facts: RunFacts, index: int, predicted: int) -> str:
+    """Say what an image was predicted as and is, each with its probability."""
+    names, row, label = list(facts.evaluation["per_class"]), facts.probabilities[index], int(facts.labels[index])
+    kind = "wrong" if predicted != label else "right"
+    confidence, other = (_format_percentage(row[each], 1).replace(" ", "\u00a0") for each in (predicted, label))
+    return (
+        f'<span class="{kind}"><b>{escape(names[predicted])}</b> {confidence}</span>'
+        f"<span>true: {escape(names[label])} {other}</span>"
+        f'<span class="muted">test image {index}</span>'
+    )
+
+
+def _build_saliency(facts: RunFacts, images: NDArray[np.uint8] | str, saliency: Sequence[Saliency]) -> str:
+    if not saliency or isinstance(images, str):
+        return ""
+    names = list(facts.evaluation["per_class"])
+    colours = matplotlib.colormaps["cividis"]  # of even steps to the colour-blind, too
+    items = []
+    for each in saliency:
+        maps = "".join(
+            f'<img src="{_encode_image((255 * colours(values)[:, :, :3]).astype(np.uint8).transpose(2, 0, 1))}" '
+            f'alt="saliency of test image {each.index} for {escape(names[label])}" width="96" height="96">'
+            f"<span>for {escape(names[label])}</span>"
+            for label, values in each.maps.items()
+        )
+        answer = _build_answer(facts, each.index, int(facts.probabilities[each.index].argmax()))
+        items.append(f"<li>{_build_image(facts, images, each.index)}{answer}{maps}</li>")
+    words = (
+        "The brighter a pixel, the more the score of the class depends on it "
+        "(SmoothGrad: the gradient of the logit, averaged over noisy copies)."
+    )
+    listed = f'<p class="muted">{words}</p><ul class="mistakes">{"".join(items)}</ul>'
+    return f'<section class="wide">\n<h2>Saliency</h2>\n{listed}\n</section>'
 
 
 _MARKS = {"equal": "\u2713", "different": "\u2717", "missing": "\u2717", "unchecked": "?"}
 
 
 def _build_links(links: Sequence[Link]) -> str:
-    """Draw the way from the model to what it was made of, each step with whether it was checked."""
+    """Draw the provenance: from the model to what it was made of, each link with whether it was checked."""
     items = [
         f'<li class="{link.state}"><b>{_MARKS[link.state]} {escape(link.name)}: {link.state}</b>'
         f'<span class="digest">{escape(link.digest[:12])}</span><span>{escape(link.what)}</span>'
@@ -226,7 +298,7 @@ def _build_links(links: Sequence[Link]) -> str:
         for link in links
     ]
     listed = f'<ol class="links">{"".join(items)}</ol>'
-    return f'<section class="wide">\n<h2>Where it comes from</h2>\n{listed}\n</section>' if items else ""
+    return f'<section class="wide">\n<h2>Provenance</h2>\n{listed}\n</section>' if items else ""
 
 
 def _build_identity(record: dict[str, Any]) -> str:
@@ -238,11 +310,11 @@ def _build_identity(record: dict[str, Any]) -> str:
         "code": (f"version {code['version']}, commit {code.get('commit') or 'unknown'}{changes}", code["digest"]),
         "environment": (f"Python {environment['python']}", environment["digest"]),
         "machine class": (_list_values(machine["class"]), machine["digest"]),
-        "can be checked by": (f"{describe_checkers(record)}: image_classifier verify RUN", ""),
-        "starts from": (
+        "can be verified on": (f"{describe_checkers(record)}: image_classifier verify RUN", ""),
+        "initial weights": (
             (f"{record['pretrained']['path']}: {describe_head(record)}", record["pretrained"]["digest"])
             if record["pretrained"]
-            else ("weights drawn from the seed", "")
+            else ("drawn from the seed", "")
         ),
     }
     rows = [
@@ -266,7 +338,7 @@ _PARTS = (("train", "train on"), ("validation", "validate on"), ("test", "test o
 def _build_verification(facts: RunFacts) -> str:
     run = shlex.quote(facts.path)
     weights = escape(str(facts.manifest.get("weights_digest", "unknown")))
-    paragraphs = [f'<p>Weights <span class="digest">{weights}</span></p>']
+    paragraphs = [f'<p>Digest of the weights: <span class="digest">{weights}</span></p>']
     if facts.chain:
         head = facts.chain[-1]
         breaks = sum("break" in line for line in facts.chain)

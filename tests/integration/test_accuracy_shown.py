@@ -25,11 +25,14 @@ def test_the_report_and_an_evaluation_name_the_views(run: Path, capsys: pytest.C
     evaluation = read_evaluation(run)
     run_program(sys.executable, "-m", "image_classifier", "report", run, cwd=run)
     page = (run / "report.html").read_text()
-    assert f"<dt>test accuracy, 2 views averaged</dt><dd>{evaluation['accuracy']:.2%}</dd>" in page.replace(" %", "%")
+    assert (
+        f"<dt>test accuracy, test-time augmentation (2 views)</dt><dd>{evaluation['accuracy']:.2%}</dd>"
+        in page.replace(" %", "%")
+    )
     assert "<dt>test accuracy, single view</dt>" in page
     assert main(["evaluate", str(run)]) == 0
     table = " ".join(capsys.readouterr().out.split())
-    assert f"accuracy, 2 views averaged {100 * evaluation['accuracy']:.2f} %" in table
+    assert f"accuracy, test-time augmentation (2 views) {100 * evaluation['accuracy']:.2f} %" in table
     assert f"accuracy, single view {100 * evaluation['accuracy_single_view']:.2f} %" in table
 
 
@@ -40,12 +43,16 @@ def test_publishing_and_the_registry_name_the_views(
     evaluation = read_evaluation(run)
     assert main(["publish", str(run), "--overwrite", *(["--views"] if with_views else [])]) == 0
     accuracy, views = (
-        (evaluation["accuracy"], "2 views averaged")
+        (evaluation["accuracy"], "test-time augmentation (2 views)")
         if with_views
         else (evaluation["accuracy_single_view"], "single view")
     )
     line = f"accuracy {accuracy:.2%} of {evaluation['num_images']:,} test images, {views}"
-    other = "" if with_views else f"; --views publishes the run's {evaluation['accuracy']:.2%}, 2 views averaged"
+    other = (
+        ""
+        if with_views
+        else f"; --views publishes the run's {evaluation['accuracy']:.2%}, test-time augmentation (2 views)"
+    )
     assert f"{line}{other}\n" in capsys.readouterr().err
     registry = ("--experiments_folder", str(tmp_path))
     assert main(["registry", "add", str(run), "--name", "m", "--dataset_folder", str(sample_dataset), *registry]) == 0

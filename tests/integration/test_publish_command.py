@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from PIL import Image
 
 from image_classifier.cli.verify import main as verify
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import StorageError
 from image_classifier.published.folder import check_published
 from image_classifier.published.predictor import load_predictor
@@ -57,12 +59,27 @@ def list_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_verdicts_are_carried_along_and_no_signature_is_over_them(trained_run: Path, tmp_path: Path) -> None:
+def check_samples(published: Path, snapshot: Snapshot) -> None:
+    """Check that three test images are published, and that the manifest says which."""
+    samples = json.loads((published / "manifest.json").read_text())["samples"]
+    with Image.open(published / "samples.png") as strip:
+        shown = np.split(np.asarray(strip), 3, axis=1)
+    images, labels = snapshot.test
+    for sample, pixels in zip(samples, shown, strict=True):
+        np.testing.assert_array_equal(pixels, images[sample["test_image"]].transpose(1, 2, 0))
+        assert sample["class"] == snapshot.classes[labels[sample["test_image"]]]
+    assert load_predictor(published).model.samples == (published / "samples.png").read_bytes()
+
+
+def test_verdicts_are_carried_along_and_no_signature_is_over_them(
+    trained_run: Path, sample_dataset: Path, tmp_path: Path
+) -> None:
     private, public = write_keys(tmp_path, "lab", ec.SECP256R1())
     run = shutil.copytree(trained_run, tmp_path / "run")
     path = put(run, sign(state(run), private))
-    publish(run, "--sign_key", private)
+    publish(run, "--sign_key", private, "--num_samples", "3")
     published = run / "published"
+    check_samples(published, load_snapshot(sample_dataset))
     assert (published / "attestations" / path.name).read_bytes() == path.read_bytes()
     put(published, sign(state(run), private))
     check_published(published, public)
@@ -80,7 +97,7 @@ def test_it_is_replaced_only_when_asked(published_run: Path) -> None:
     assert "exists already; remove it, or replace it with --overwrite" in publish(published_run.parent, status=2)
 
 
-@pytest.mark.parametrize("damage", ["unfinished", "changed", "data", "key", "verdict"])
+@pytest.mark.parametrize("damage", ["unfinished", "changed", "data", "key", "verdict", "samples"])
 def test_what_cannot_be_published_leaves_nothing(damage: str, trained_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     options: list[str | Path] = []
@@ -95,12 +112,15 @@ def test_what_cannot_be_published_leaves_nothing(damage: str, trained_run: Path,
         (run / "attestations" / "a.json").symlink_to(run / "run.json")
     elif damage == "data":
         options = ["--dataset_folder", write_tiny_dataset(tmp_path / "other")]
+    elif damage == "samples":
+        options = ["--num_samples", "25"]
     else:
         options = ["--sign_key", tmp_path / "missing.pem"]
     before = list_names(run)
     line = publish(run, *options, status=2)
     expected = {"unfinished": "not a finished run", "changed": "predictions.npz is not what its manifest says"}
     expected |= {"data": "holds data of the digest", "key": "--sign_key", "verdict": "a.json cannot be carried along"}
+    expected["samples"] = "--num_samples takes 0 to 24, got: 25"
     assert line.startswith("error: ")
     assert expected[damage] in line
     assert list_names(run) == before

@@ -17,7 +17,8 @@ from tests.samples import DESCRIPTION, FOLDER, build_files
 from tests.serving import Running, serving, write_model
 
 KEY = "alices-key"
-PAGES = {"/", "/docs", "/page/app.js", "/page/style.css", "/page/icon.svg"}
+SCRIPTS = ("app", "card", "docs")
+PAGES = {"/", "/docs", "/page/style.css", "/page/icon.svg", "/samples.png", *(f"/page/{name}.js" for name in SCRIPTS)}
 
 
 @pytest.fixture(scope="module")

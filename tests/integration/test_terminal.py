@@ -35,7 +35,9 @@ def test_a_terminal_shows_a_bar_with_speed_loss_and_time_left(options: list[str]
     text, summary = run_on_terminal(command, lines=24, columns=120)
     assert re.search(r"\d+%\|.*/1\.60k \[\d\d:\d\d<\d\d:\d\d, .* images/s, loss=\d\.\d{3}\]", text), text[-2000:]
     assert "epoch 1/2: loss " in text and "epoch 2/2: loss " in text
-    assert re.search(r"test accuracy +\d+\.\d\d% of 60 images, (single view|2 views averaged)", summary)
+    assert re.search(
+        r"test accuracy +\d+\.\d\d% of 60 images, (single view|test-time augmentation \(2 views\))", summary
+    )
     assert str(tmp_path / "e" / "r") in summary
 
 

@@ -1,6 +1,8 @@
 "use strict";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/bmp"]; // what the server decodes
+const NUM_BARS = 10; // until somebody asks for all
+const VIEWS = { one: "none", mirror: "2 views", six: "up to 6 views" };
 const find = (id) => document.getElementById(id);
 let model = null;
 let key = "";
@@ -33,7 +35,76 @@ async function loadModel() {
   seen.setAttribute("aria-label", `The image as the network sees it, ${width} by ${height} pixels`);
   find("seen-caption").textContent = `as the network sees it, ${width} × ${height}`;
   find("model").textContent = `${model.name} · version ${model.version} · ${model.classes.length} classes`;
+  describe();
+  showSamples().catch(() => say("The sample images cannot be loaded.", true));
   return true;
+}
+
+/* What the server knows of the model beside its answers. */
+function describe() {
+  const { manifest, verdicts, card, image_size: size } = model;
+  const facts = {
+    run: `${model.experiment_name} / ${model.run_name}`,
+    "test accuracy": manifest?.metrics && `${percent(manifest.metrics.accuracy)} of ${manifest.metrics.num_images.toLocaleString("en")} images`,
+    "test-time augmentation": VIEWS[model.views] ?? model.views,
+    input: `${size} × ${size} pixels, RGB`,
+    data: model.data_digest.slice(0, 12),
+    "model file": manifest?.files && Object.keys(manifest.files).find((name) => name.endsWith(".onnx")),
+  };
+  find("about-facts").replaceChildren();
+  for (const [name, value] of Object.entries(facts)) {
+    if (value) {
+      const pair = document.createElement("div");
+      pair.append(makeElement("dt", name), makeElement("dd", value));
+      find("about-facts").append(pair);
+    }
+  }
+  find("classes-title").textContent = `Classes (${model.classes.length})`;
+  find("classes").replaceChildren(...model.classes.map((name) => makeElement("li", name)));
+  find("verdicts-title").textContent = `Verdicts about its run (${verdicts.length})`;
+  find("verdicts").replaceChildren(...describeVerdicts(verdicts));
+  find("card-details").hidden = card === null;
+  find("card").replaceChildren(renderCard(card ?? ""));
+  find("about").hidden = false;
+}
+
+function describeVerdicts(verdicts) {
+  if (!verdicts.length) return [makeElement("p", "None lies beside the model. image_classifier verify RUN --attest adds one.")];
+  const rows = verdicts.map((each) => [
+    each.verdict,
+    each.signer ?? "not checked",
+    each.checked,
+    each.processor_family,
+    each.verified_at.slice(0, 10),
+  ]);
+  const words = "A verdict is that of somebody who trained the run again. The server has checked the signatures of those whom its --policy names, and no others.";
+  return [
+    makeElement("p", words, { class: "soft" }),
+    makeTable("Verdicts", ["verdict", "signed by", "trained again", "processor", "date"], rows),
+  ];
+}
+
+/* The sample images lie side by side in one picture; the manifest names their classes. */
+async function showSamples() {
+  const samples = model.manifest?.samples ?? [];
+  find("samples").hidden = samples.length === 0;
+  if (!samples.length) return;
+  const answer = await ask("samples.png");
+  if (!answer.ok) throw new Error();
+  const strip = await createImageBitmap(await answer.blob());
+  const side = model.image_size;
+  const items = samples.map((sample, number) => {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = side;
+    canvas.getContext("2d").drawImage(strip, number * side, 0, side, side, 0, 0, side, side);
+    const button = makeElement("button", "", { type: "button", "aria-label": `Sample image ${number + 1}: ${sample.class}` });
+    button.append(canvas, makeElement("span", sample.class));
+    button.addEventListener("click", () => canvas.toBlob((blob) => classify(blob, sample.class), "image/png"));
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  });
+  find("sample-list").replaceChildren(...items);
 }
 
 /* Images of other types than the server takes are drawn by the browser and sent as PNG. */
@@ -48,9 +119,10 @@ async function convert(file) {
   );
 }
 
-async function classify(file) {
+/* Classifies a file; of a sample image the true class is known. */
+async function classify(file, trueClass = null) {
   const turn = ++latest;
-  pending = file;
+  pending = [file, trueClass];
   try {
     if (model === null && !(await loadModel())) {
       say("Enter the key; the image is kept until then.");
@@ -76,7 +148,7 @@ async function classify(file) {
     }
     if (!answer.ok) throw new Error(`${document_.title}: ${document_.detail}`);
     pending = null;
-    show(file, document_, milliseconds);
+    show(file, document_, milliseconds, trueClass);
   } catch (error) {
     if (turn === latest) {
       find("result").hidden = true;
@@ -85,34 +157,42 @@ async function classify(file) {
   }
 }
 
-function show(file, answer, milliseconds) {
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function show(file, answer, milliseconds, trueClass) {
   const [prediction] = answer.predictions;
   const picture = find("picture");
   URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(file);
   draw(prediction.input);
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
   find("answer").textContent = `${prediction.class}, ${percent(prediction.probability)}`;
-  find("bars").replaceChildren(
-    ...prediction.top_k.map((score) => {
-      const item = document.createElement("li");
-      for (const [kind, text] of [["name", score.class], ["track", ""], ["share", percent(score.probability)]]) {
-        const part = document.createElement("span");
-        part.className = kind;
-        part.textContent = text;
-        item.append(part);
-      }
-      const bar = document.createElement("span");
-      bar.className = "bar";
-      bar.style.width = `${100 * score.probability}%`;
-      item.children[1].append(bar);
-      return item;
-    }),
-  );
+  find("truth").hidden = trueClass === null;
+  find("truth").textContent = trueClass === prediction.class ? "✓ This is its true class." : `✗ Its true class is ${trueClass}.`;
+  find("bars").replaceChildren(...prediction.top_k.map(buildBar));
+  expand(false);
+  find("all").hidden = prediction.top_k.length <= NUM_BARS;
   find("facts").textContent = `model version ${answer.model_version} · answered in ${milliseconds.toFixed(0)} ms`;
   find("result").hidden = false;
   say("");
   find("answer").focus({ preventScroll: false });
+}
+
+function buildBar(score) {
+  const item = document.createElement("li");
+  const track = makeElement("span", "", { class: "track" });
+  const bar = makeElement("span", "", { class: "bar" });
+  bar.style.width = `${100 * score.probability}%`;
+  track.append(bar);
+  const share = makeElement("span", percent(score.probability), { class: "share" });
+  item.append(makeElement("span", score.class, { class: "name" }), track, share);
+  return item;
+}
+
+/* Shows the bars of all classes, or of the most probable ones. */
+function expand(isAll) {
+  [...find("bars").children].forEach((item, number) => (item.hidden = !isAll && number >= NUM_BARS));
+  find("all").setAttribute("aria-expanded", String(isAll));
+  find("all").textContent = isAll ? `Show the first ${NUM_BARS}` : `Show all ${model.classes.length} classes`;
 }
 
 function draw(base64) {
@@ -142,6 +222,8 @@ for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
   });
 }
 
+find("all").addEventListener("click", () => expand(find("all").getAttribute("aria-expanded") === "false"));
+
 const drop = find("drop");
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -165,7 +247,7 @@ find("key-form").addEventListener("submit", async (event) => {
   try {
     if (await loadModel()) {
       say("");
-      if (pending) classify(pending);
+      if (pending) classify(...pending);
     } else {
       say("This key is not known here.", true);
     }

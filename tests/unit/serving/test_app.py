@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from image_classifier.published.predictor import PublishedModel
+from image_classifier.published.verdicts import Verdict
 from image_classifier.serving import schemas
 from image_classifier.serving.app import App, describe_model
 from image_classifier.serving.problems import KINDS, RETRY_AFTER_S, Problem
@@ -30,10 +31,13 @@ def build() -> App:
 
 def describe_card(card: bytes | None) -> object:
     """Describe a model with a card, and return what is shown of that."""
-    model = PublishedModel(PROJECT, ("a", "b"), "1", "e", "r", "0" * 64, "one", 1, card=card, manifest=b'{"a": 1}')
+    verdict = Verdict("IDENTICAL", None, "all 300 steps", "x86_64", "2026-06-01T12:00:00Z")
+    shown: Any = {"card": card, "manifest": b'{"a": 1}', "samples": b"a picture", "verdicts": (verdict,)}
+    model = PublishedModel(PROJECT, ("a", "b"), "1", "e", "r", "0" * 64, "one", 1, **shown)
     described = describe_model("model", model)
     TypeAdapter(schemas.ModelDescription).validate_json(orjson.dumps(described))
-    assert described["manifest"] == {"a": 1}
+    assert described["manifest"] == {"a": 1} and "samples" not in described
+    assert described["verdicts"][0]["signer"] is None and described["name"] == "model"
     return described["card"]
 
 
@@ -75,8 +79,9 @@ def test_the_documents_show_each_operation_and_escape_what_they_show(app: App) -
     openapi = json.loads(json.dumps(app.describe()))
     openapi["info"]["title"] = "<script>"
     text = build_documents(openapi)
-    assert "<script" not in text and "&lt;script&gt;" in text
     num_operations = sum(len(path.keys()) for path in openapi["paths"].values())
+    assert re.findall("<script[^>]*>", text) == ['<script src="page/docs.js" defer>'] and "&lt;script&gt;" in text
+    assert len(re.findall('<form class="try"', text)) == num_operations
     assert len(re.findall("<section>", text)) == num_operations
 
 

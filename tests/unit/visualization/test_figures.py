@@ -14,15 +14,16 @@ from PIL import Image, ImageColor
 
 from image_classifier.metrics import compute_metrics
 from image_classifier.tracking.compare import compare_runs
+from image_classifier.visualization.confusion import draw_confusion_matrix
 from image_classifier.visualization.figures import (
     DARK,
     LIGHT,
     Theme,
     compute_calibration_bins,
     draw_comparison_figure,
-    draw_confusion_matrix,
     draw_curves,
     draw_run_figure,
+    shorten,
 )
 from tests.runs import CLASSES, build_epochs, compute_evaluation_of, draw_predictions, write_run
 
@@ -79,7 +80,6 @@ def test_a_picture_of_any_run_can_be_drawn(num_classes: int, num_epochs: int) ->
     assert height <= 1600
     margin = np.concatenate([pixels[:5].reshape(-1, 3), pixels[:, :5].reshape(-1, 3), pixels[-3:].reshape(-1, 3)])
     assert (margin == 255).all()  # nothing is cut off at the edge
-    assert read_pixels(draw_confusion_matrix(evaluation)).shape == (795, 840, 3)
 
 
 def test_curves_are_there_if_something_was_trained_and_validated() -> None:
@@ -121,6 +121,16 @@ def test_the_same_figures_give_the_same_bytes_whatever_the_users_style() -> None
         assert draw_run_figure(evaluation, epochs, "run") == before
         assert matplotlib.rcParams["font.size"] == 20
     assert b"tEXt" not in before  # such as a date, or matplotlib's version
+
+
+def test_long_names_are_shown_whole_or_with_both_ends() -> None:
+    names = [f"a name of forty characters, number {number:05d}" for number in range(10)]
+    evaluation = build_evaluation()
+    usual = read_pixels(draw_run_figure(evaluation, [], "")).shape[1]
+    evaluation["per_class"] = dict(zip(names, evaluation["per_class"].values(), strict=True))
+    assert [shorten(name) for name in names] == names
+    assert read_pixels(draw_run_figure(evaluation, [], "")).shape[1] > usual + 200
+    assert shorten(names[7], 20) == "a name of …ber 00007"
 
 
 def test_a_diagonal_confusion_matrix_is_strong_on_the_diagonal_alone() -> None:

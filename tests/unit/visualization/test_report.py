@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.tracking.trace import Link
-from image_classifier.visualization.report import RunFacts, build_report, find_confusions, find_surest_mistakes
+from image_classifier.visualization.report import (
+    RunFacts,
+    Saliency,
+    build_report,
+    find_confusions,
+    find_surest_mistakes,
+)
 from tests.runs import CLASSES, build_epochs, build_record, compute_evaluation_of, draw_predictions
 
 HOSTILE = "</title><script>alert('&amp;')</script><img src=\"https://example.org/x.png\">${title}"
@@ -154,6 +160,29 @@ def test_the_surest_mistakes_are_shown_with_their_images(html: str) -> None:
         assert image.getpixel((5, 5)) == (index, index, index)
 
 
+def test_saliency_is_shown_where_it_was_asked_for(html: str) -> None:
+    facts = build_facts()
+    maps = {0: np.eye(32, dtype=np.float32), 3: np.zeros((32, 32), np.float32)}
+
+    page = Page(build_report(facts, build_images(), [Saliency(7, maps)]))
+
+    shown = {a["alt"]: a["src"] for tag, a in page.tags if tag == "img" and "saliency" in (a.get("alt") or "")}
+    assert list(shown) == ["saliency of test image 7 for plane", "saliency of test image 7 for cat"]
+    bright, dark = (np.asarray(decode_source(source)).astype(int).sum(axis=2) for source in shown.values())
+    assert bright[4, 4] > 2 * bright[4, 5] and bright[4, 5] == dark[0, 0]
+    assert "Saliency" not in Page(html).text
+
+
+def test_metrics_that_say_nothing_are_left_out(html: str) -> None:
+    assert "top-5 accuracy" in html and html.count("test accuracy, ") == 1  # there is one view alone
+    assert "top-5 accuracy" not in build_report(build_facts(classes=("a", "b", "c")), "no images")
+
+
+def test_of_very_many_classes_the_order_is_listed() -> None:
+    names = tuple(f"class {number}" for number in range(130))
+    assert "The classes in the order of the matrix" in build_report(build_facts(classes=names), "no images")
+
+
 def test_mistakes_are_the_wrong_ones_surest_first() -> None:
     probabilities, labels = draw_predictions(0.6, 300, 5)
     wrong = [
@@ -182,8 +211,7 @@ def test_what_is_missing_is_said() -> None:
     assert "There is no digest chain" in untrained
     assert "The test images cannot be shown: the <data> set has moved" in untrained
     perfect = Page(build_report(build_facts(accuracy=1.0), build_images())).text
-    assert "There are none: every test image is classified rightly." in perfect
-    assert "No image is taken for another class." in perfect
+    assert perfect.count("No test image is misclassified.") == 2
 
 
 def test_a_class_without_images_has_a_dash() -> None:
@@ -215,4 +243,4 @@ def test_where_a_run_comes_from_is_drawn_with_what_was_checked() -> None:
     links = [Link("run", "a <b>", "0" * 64, "equal", "all files"), Link("data", "c", "", "different", "another")]
     page = build_report(dataclasses.replace(build_facts(), links=links), "none")
     assert "a &lt;b&gt;" in page and '<li class="different"><b>\u2717 data: different</b>' in page
-    assert "Where it comes from" not in build_report(build_facts(), "no images")
+    assert "Provenance" not in build_report(build_facts(), "no images")
