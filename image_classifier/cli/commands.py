@@ -23,6 +23,7 @@ COMMANDS = {
     "push": "push a published model to the Hugging Face Hub",
     "registry": "name versions of published models, promote them, check their files and signatures",
     "serve": "serve a published model over HTTP",
+    "drift": "test whether captured images are like those of the test set",
 }
 
 
