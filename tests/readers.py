@@ -37,8 +37,10 @@ from image_classifier.data.snapshot import compute_fingerprint
 from image_classifier.data.source import find_source
 from image_classifier.errors import ImageClassifierError
 from image_classifier.imaging import decode_image
+from image_classifier.monitoring.labels import load_labels
 from image_classifier.published import folder as published
 from image_classifier.published.predictor import build_predictor, load_predictor
+from image_classifier.published.reference import build_reference, read_reference, serialize_reference
 from image_classifier.publishing.evidence import read_claims
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.quantize import quantize
@@ -583,6 +585,12 @@ def _build_published(scratch: Path) -> list[Reader]:
             prepare,
         ),
         Reader(
+            "drift reference",
+            {"json": serialize_reference(build_reference(_CLASSES, images[:12], np.eye(12, 4, dtype=np.float32)))},
+            mix(change_bytes, change_json, change_json),
+            lambda name, content, place: _read_reference(content),
+        ),
+        Reader(
             "published signature",
             {published.SIGNATURE: whole[published.SIGNATURE]},
             mix(change_bytes, change_json, change_json, _change_signed),
@@ -626,6 +634,11 @@ def _read_published(folder: Path, name: str, content: bytes, key: Path | None) -
         json.dumps(describe_model("model", load_predictor(folder, num_threads=1).model), allow_nan=False)
 
 
+def _read_reference(content: bytes) -> None:
+    model = published.Published({"classes": list(_CLASSES)}, {published.REFERENCE: content})
+    serialize_reference(read_reference(Path("published"), model))
+
+
 # Settings and lists.
 
 
@@ -653,6 +666,12 @@ def _build_settings() -> list[Reader]:
             {"csv": b'image,label\n1,cat\n2,"a ""b"""\n30,dog\n', "bom": b"\xef\xbb\xbfimage,label\r\n4,car\r\n"},
             texts,
             lambda name, content, folder: read_corrections(_write(folder / "a.csv", content)),
+        ),
+        Reader(
+            "labels",
+            {"csv": b'request_id,image_index,label\na-0,0,cat\nb,12,"plane"\n'},
+            texts,
+            lambda name, content, folder: load_labels(_write(folder / "l.csv", content), _CLASSES) and None,
         ),
         Reader(
             "API keys",

@@ -39,7 +39,7 @@ STATUSES = {
     ExitStatus.DONE: "done",
     ExitStatus.UNEXPECTED_ERROR: "an unexpected error, with its trace: a defect of this package",
     ExitStatus.EXPECTED_ERROR: "an expected error, in one line that names the remedy",
-    ExitStatus.DIFFERENT: "`verify`: DIFFERENT",
+    ExitStatus.DIFFERENT: "`verify`: DIFFERENT; `drift`: found",
     ExitStatus.NOT_COMPARABLE: "`verify`: NOT COMPARABLE",
     ExitStatus.DONE_IN_PART: "done in part: images that could not be read were left out",
     ExitStatus.INTERRUPTED: "interrupted by Ctrl-C, state saved",

@@ -26,6 +26,7 @@ COMMANDS = {
     "registry": "name versions of published models, promote them, check their files and signatures",
     "serve": "serve a published model over HTTP",
     "replay": "compute captured images again and say whether every bit of the answers is the same",
+    "drift": "test whether captured images are like those of the test set",
 }
 
 

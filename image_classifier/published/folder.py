@@ -5,6 +5,7 @@
     model.onnx        uint8 [N, S, S, 3] RGB in, float32 [N, C] probabilities out; describes itself
     model.int8.onnx   the same in 8 bits, where that was found worth having
     parity.json       how far the answers are from the trainer's
+    drift_reference.json  what the test set was like, which `reference.py` reads; earlier versions wrote none
     MODEL_CARD.md     what the model is, for people and for Hugging Face
     samples.png       some test images side by side, where somebody asked for them
     sbom.cdx.json     the software that made it (CycloneDX)
@@ -37,6 +38,7 @@ MAX_BYTES = 2**30
 MODEL = "model.onnx"
 INT8_MODEL = "model.int8.onnx"
 PARITY = "parity.json"
+REFERENCE = "drift_reference.json"
 CARD = "MODEL_CARD.md"
 SAMPLES = "samples.png"
 SBOM = "sbom.cdx.json"

@@ -16,6 +16,7 @@ from image_classifier.published.folder import (
     MANIFEST,
     MODEL,
     PARITY,
+    REFERENCE,
     SBOM,
     SIGNATURE,
     find_published,
@@ -26,7 +27,7 @@ from image_classifier.text import one_line
 README = "README.md"
 """The name under which the Hub shows the card."""
 
-_OURS = {MODEL, INT8_MODEL, PARITY, CARD, SBOM, MANIFEST, SIGNATURE}
+_OURS = {MODEL, INT8_MODEL, PARITY, REFERENCE, CARD, SBOM, MANIFEST, SIGNATURE}
 
 
 def push(path: Path, repository: str, *, private: bool = False, public_key: Path | None = None) -> str:

@@ -27,12 +27,14 @@ from image_classifier.published.folder import (
     MODEL,
     PARITY,
     PUBLISHED,
+    REFERENCE,
     SAMPLES,
     SBOM,
     describe_content,
     serialize_manifest,
 )
 from image_classifier.published.predictor import Predictor, load_predictor
+from image_classifier.published.reference import build_reference, serialize_reference
 from image_classifier.publishing.card import CardFacts, build_card
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
 from image_classifier.publishing.parity import TOLERANCE, check_parity, compute_parity
@@ -137,6 +139,8 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
             image_size=predictor.model.image_size,
         )
         files.write_json(PARITY, parity)
+        if len(images):
+            files.write(REFERENCE, serialize_reference(build_reference(model.classes, images, answers)))
         files.write(CARD, build_card(facts).encode("utf-8", "backslashreplace"))
         files.write(SBOM, sbom)
         described = _describe(facts, manifest["digest"], answers.argmax(axis=1) == labels)

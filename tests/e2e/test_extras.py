@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from image_classifier.cli.commands import COMMANDS
+from tests.captures import write_test_set
 from tests.conftest import PROJECT, find_dependencies, install_wheel, link_environment, report_lack, run_program
 from tests.datasets import PUBLISHED, make_arrays, write_parquet
 from tests.documents import DOCUMENTS
@@ -39,6 +40,7 @@ INSTALLED = (
     "hub",
     "client",
     "sweep",
+    "drift",
     "tensorboard",
     "remote",
     "gcs",
@@ -193,6 +195,13 @@ def test_sweep(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     assert "2 complete" in run_program(program, *words, "--dataset_folder", sample_dataset, cwd=tmp_path)
     folder = tmp_path / "experiments" / "searched"
     assert (folder / "sweep.html").stat().st_size and (folder / "best.yaml").stat().st_size
+
+
+def test_drift(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
+    write_test_set(tmp_path / "captures", published_run, sample_dataset)
+    words = ("drift", tmp_path / "captures", published_run)
+    assert "pip install 'image-classifier[drift]'" in refuse(install(""), *words, cwd=tmp_path)
+    assert "no drift found" in run_program(install("drift"), *words, cwd=tmp_path)
 
 
 def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:

@@ -88,7 +88,12 @@ def test_verdicts_are_carried_along_and_no_signature_is_over_them(
 
 def test_a_published_run_is_still_the_run(published_run: Path) -> None:
     assert list_names(published_run) - {"model.int8.onnx"} == {
-        "model.onnx", "parity.json", "MODEL_CARD.md", "sbom.cdx.json", "manifest.json"  # fmt: skip
+        "model.onnx",
+        "parity.json",
+        "drift_reference.json",
+        "MODEL_CARD.md",
+        "sbom.cdx.json",
+        "manifest.json",
     }
     assert find_changed_files(published_run.parent) == []
 

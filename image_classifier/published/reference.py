@@ -1,0 +1,210 @@
+"""What the images and answers of a published model's test set were like: what later ones are held against.
+
+It is written by `publish`, read by the server's gauges and by `drift`, and free of torch and SciPy. It is a summary of
+bounded size: counts, quantiles, and a sample of low-dimensional embeddings. No image is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from image_classifier import files
+from image_classifier.config import ImageSize, is_image_size
+from image_classifier.errors import ModelError
+from image_classifier.published.folder import REFERENCE, Published
+from image_classifier.text import one_line
+
+FORMAT_VERSION = 1
+NUM_QUANTILES = 1001
+"""Of each measure, at most: a quantile is off by a thousandth of the images at most."""
+NUM_SAMPLES = 512
+"""Embeddings, at most."""
+MEASURES = ("confidence", "brightness", "contrast", "sharpness", "saturation", "warmth")
+"""Of an image: the probability of its predicted class, then statistics of its pixels."""
+
+_DECIMALS = {"confidence": 6}
+_MAX_FOLDED = 16
+_MIN_PROBABILITY = 1e-6
+_CHUNK_BYTES = 2**23
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The summary of a test set.
+
+    Attributes:
+        num_images: in the test set.
+        class_counts: int64 [C], predicted images of each class.
+        quantiles: float64 by measure, ascending, from the smallest value to the largest.
+        sample: float64 [M, D], embeddings of images at even distances in the test set.
+    """
+
+    classes: tuple[str, ...]
+    image_size: ImageSize
+    num_images: int
+    class_counts: NDArray[np.int64]
+    quantiles: dict[str, NDArray[np.float64]]
+    sample: NDArray[np.float64]
+
+
+def build_reference(classes: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> Reference:
+    """Build the summary of a test set: uint8 [N, 3, S, S] images, as a snapshot has them, float32 [N, C] answers."""
+    num_images, _, image_size, _ = images.shape
+    measures = measure(images.transpose(0, 2, 3, 1), probabilities)
+    sampled = choose_evenly(num_images, NUM_SAMPLES)
+    assert is_image_size(image_size)
+    return Reference(
+        classes=tuple(classes),
+        image_size=image_size,
+        num_images=num_images,
+        class_counts=np.bincount(probabilities.argmax(axis=1), minlength=len(classes)),
+        quantiles={
+            name: np.sort(values)[choose_evenly(num_images, NUM_QUANTILES)] for name, values in measures.items()
+        },
+        sample=embed({name: values[sampled] for name, values in measures.items()}, probabilities[sampled]),
+    )
+
+
+def choose_evenly(number: int, most: int) -> NDArray[np.int64]:
+    """Choose so many of a number of rows at even distances, the first and the last among them; all if there are few."""
+    if number <= most:
+        return np.arange(number)
+    return np.arange(most) * (number - 1) // (most - 1)
+
+
+def measure(images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    """Measure images: uint8 [N, S, S, 3] and their answers float32 [N, C] to float64 [N] by measure.
+
+    Brightness is the mean of all levels, contrast the standard deviation of the luminance, sharpness the mean
+    difference of its neighbours, saturation the mean distance of the largest colour from the smallest, and warmth the
+    mean of red less that of blue; all in levels of 0 to 255.
+    """
+    step = max(1, _CHUNK_BYTES // (3 * images.shape[1] ** 2))  # of images whose levels are in memory at once
+    chunks = [_measure_pixels(images[start : start + step]) for start in range(0, len(images), step)]
+    columns = np.concatenate([probabilities.max(axis=1, keepdims=True).astype(np.float64), np.concatenate(chunks)], 1)
+    return {name: columns[:, column].round(_DECIMALS.get(name, 3)) for column, name in enumerate(MEASURES)}
+
+
+def _measure_pixels(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    levels = images.astype(np.int32)
+    luminance = levels @ np.array([299, 587, 114], np.int32)  # in thousandths
+    sides = (1, 2)
+    columns = (
+        levels.mean((1, 2, 3)),
+        luminance.std(sides) / 1000,
+        sum(np.abs(np.diff(luminance, axis=side)).mean(sides) for side in sides) / 2000,
+        (levels.max(axis=3) - levels.min(axis=3)).mean(sides),
+        (levels[..., 0] - levels[..., 2]).mean(sides),
+    )
+    return np.stack(columns, axis=1)
+
+
+def embed(measures: dict[str, NDArray[np.float64]], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Embed images by what a capture has of them: float64 [N, D], D being at most 21.
+
+    A published model gives probabilities and no features. Their logarithms tell classes apart, and the statistics of
+    pixels what blurs or tints all classes alike. Above 16 classes, several share a dimension, with changing signs.
+    """
+    logits = np.log(np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY))
+    logits -= logits.mean(axis=1, keepdims=True)
+    num_classes = logits.shape[1]
+    folded = np.zeros((len(logits), min(num_classes, _MAX_FOLDED)))
+    for start in range(0, num_classes, _MAX_FOLDED):
+        part = logits[:, start : start + _MAX_FOLDED]
+        folded[:, : part.shape[1]] += part if start // _MAX_FOLDED % 2 == 0 else -part
+    statistics = [measures[name] for name in MEASURES if name != "confidence"]
+    return np.concatenate([folded, np.stack(statistics, axis=1)], axis=1).round(3)
+
+
+# Population stability
+
+
+def find_edges(quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find the edges between ten bins of as many images each, or fewer where values come often."""
+    deciles = choose_evenly(len(quantiles), 11)[1:-1]
+    return np.unique(quantiles[deciles])
+
+
+def count_bins(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Count the values in each bin; one that is on an edge is in the bin above it."""
+    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+
+
+def compute_stability_index(counts: NDArray[np.int64], expected: NDArray[np.int64]) -> float:
+    """Compute the population stability index: the sum of (p - q) ln(p / q) over bins, with half an image more in each.
+
+    A rule of thumb of credit scoring, where it comes from: below 0.1 little has changed, above 0.25 much.
+    """
+    shares = [(each + 0.5) / (each.sum() + 0.5 * len(each)) for each in (counts, expected)]
+    return float(((shares[0] - shares[1]) * np.log(shares[0] / shares[1])).sum())
+
+
+# The file
+
+
+def serialize_reference(reference: Reference) -> bytes:
+    """Serialize a reference: the same one to the same bytes."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "classes": list(reference.classes),
+        "image_size": reference.image_size,
+        "num_images": reference.num_images,
+        "class_counts": reference.class_counts.tolist(),
+        "quantiles": {name: reference.quantiles[name].tolist() for name in MEASURES},
+        "sample": reference.sample.tolist(),
+    }
+    return (json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+def read_reference(folder: Path, published: Published) -> Reference:
+    """Read the reference of a published model.
+
+    Raises:
+        ModelError: it has none, as one that was published by an earlier version, or it is of other classes, or damaged.
+    """
+    path = folder / REFERENCE
+    if REFERENCE not in published.files:
+        raise ModelError(
+            f"{folder} has no {REFERENCE}: it was published by an earlier version, or without test images; publish the "
+            "run again with --overwrite"
+        )
+    try:
+        content = files.parse_json(published.files[REFERENCE])
+        if content["format_version"] > FORMAT_VERSION:
+            raise ModelError(
+                f"{path} has the format {content['format_version']}; this version reads up to {FORMAT_VERSION}: "
+                "install a later one"
+            )
+        reference = _parse(content)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ModelError(f"{path} is damaged: {one_line(error)}; publish the run again") from error
+    if list(reference.classes) != published.manifest["classes"]:
+        raise ModelError(f"{path} is of other classes than the model; publish the run again")
+    return reference
+
+
+def _parse(content: dict[str, Any]) -> Reference:
+    image_size, classes, num_images = content["image_size"], content["classes"], content["num_images"]
+    counts = np.array(content["class_counts"], np.int64)
+    quantiles = {name: np.array(content["quantiles"][name], np.float64) for name in MEASURES}
+    sample = np.array(content["sample"], np.float64)
+    width = min(len(classes), _MAX_FOLDED) + len(MEASURES) - 1
+    num_quantiles = min(num_images, NUM_QUANTILES)
+    if not is_image_size(image_size):
+        raise ValueError("image_size")
+    if counts.shape != (len(classes),) or num_images < 1 or counts.min() < 0 or counts.sum() != num_images:
+        raise ValueError("class_counts")
+    if any(each.shape != (num_quantiles,) or (np.diff(each) < 0).any() for each in quantiles.values()):
+        raise ValueError("quantiles")
+    if sample.shape != (min(num_images, NUM_SAMPLES), width):
+        raise ValueError("sample")
+    if not all(np.isfinite(each).all() for each in (sample, *quantiles.values())):
+        raise ValueError("a value that is no number")
+    return Reference(tuple(classes), image_size, num_images, counts, quantiles, sample)
