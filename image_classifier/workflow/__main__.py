@@ -6,12 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from image_classifier.cli.command import ExitStatus, execute
 from image_classifier.errors import SettingsError
-from image_classifier.extras import load_extra
+from image_classifier.extras import check_extra
 from image_classifier.workflow.document import Document, check_before, load_document, parse_document
 
 USAGE = """usage: python -m image_classifier.workflow run --config FILE [OPTIONS]
@@ -39,8 +38,7 @@ def _workflow(argv: Sequence[str] | None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return ExitStatus.DONE
-    if find_spec("metaflow") is None:
-        load_extra("metaflow", "workflow")  # which says how to install it
+    check_extra("metaflow", "workflow")
     if words == ["metaflow"]:
         words = ["--help"]
     elif "run" in words and (words[0] == "run" or words[0].startswith("-")):

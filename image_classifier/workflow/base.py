@@ -33,6 +33,13 @@ class Workflow(ABC):
 
     training: Mapping[str, Any]
 
+    def check(self) -> None:
+        """Check before the flow starts that all is there which a step needs later.
+
+        Raises:
+            SettingsError: something is missing.
+        """
+
     @abstractmethod
     def load_data(self) -> Path:
         """Return the data set, as --dataset_folder takes it; fetch or write it first where it is not there."""

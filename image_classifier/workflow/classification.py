@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from image_classifier.config import DATASET_FOLDER
 from image_classifier.errors import RunError
+from image_classifier.extras import check_extra
 from image_classifier.progress import say
 from image_classifier.workflow.base import Figure, Workflow
 
@@ -34,6 +35,17 @@ class Classification(Workflow):
     opset: int = 20
     license: str = "unknown"
     sign_key: str | None = None
+
+    def check(self) -> None:
+        """Check what publishing needs, unless a subclass saves in another way."""
+        if type(self).save is not Classification.save:
+            return
+        for module in ("onnx", "onnxscript", "onnxruntime", "cyclonedx"):
+            check_extra(module, "publish")
+        if self.sign_key is not None:
+            from image_classifier.publishing.signing import build_signer
+
+            build_signer(self.sign_key)
 
     def load_data(self) -> Path:
         """Return the data set of the trainer's options."""

@@ -27,7 +27,7 @@ from image_classifier.cli.train import (
 )
 from image_classifier.config import DEFAULT_RECIPE
 from image_classifier.errors import RunError, SettingsError
-from image_classifier.extras import load_extra
+from image_classifier.extras import check_extra
 from image_classifier.files import load_yaml
 from image_classifier.plugins import explain
 from image_classifier.studies.settings import SweepSettings
@@ -171,7 +171,7 @@ def _build_workflow(content: Mapping[str, Any], training: Mapping[str, Any]) -> 
 
 def _parse_sweep(content: Mapping[str, Any], parser: ArgumentParser) -> tuple[SweepSettings, Space]:
     for module in ("optuna", "plotly", "sqlalchemy"):
-        load_extra(module, "sweep")
+        check_extra(module, "sweep")
 
     from image_classifier.studies.space import build_space
 
@@ -235,11 +235,11 @@ def _named(where: str) -> Iterator[None]:
 
 
 def check_before(document: Document) -> None:
-    """Check what would stop a new run of the flow before its training, or change it unseen.
+    """Check what would stop a new run of the flow after hours, or change it unseen.
 
     Raises:
         RunError: the run's folder is there already.
-        SettingsError: a sweep has no images to be judged on, or the environment has a setting.
+        SettingsError: a sweep has no images to be judged on, a step lacks something, or the environment has a setting.
         ImageClassifierError: the data is needed to know that, and cannot be loaded.
     """
     options = get_options(build_trainer_parser())
@@ -250,6 +250,10 @@ def check_before(document: Document) -> None:
                 "its steps have the same: write it there, and unset the variable"
             )
     check_environment(options)
+    document.workflow.check()
+    if document.promote is not None:
+        for module, extra in {"mlflow": "tracking", "sqlalchemy": "tracking", "onnxruntime": "serve"}.items():
+            check_extra(module, extra)
     values = complete_settings(document.training)
     run = build_settings(values) if values["recipe"] != DEFAULT_RECIPE else check_open_settings(values)
     if run.run_folder.exists():

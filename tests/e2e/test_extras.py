@@ -38,6 +38,7 @@ INSTALLED = (
     "hub",
     "client",
     "sweep",
+    "workflow",
     "tensorboard",
     "docs",
     "serve",
@@ -183,6 +184,40 @@ def test_sweep(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     assert "2 complete" in run_program(program, *words, "--dataset_folder", sample_dataset, cwd=tmp_path)
     folder = tmp_path / "experiments" / "searched"
     assert (folder / "sweep.html").stat().st_size and (folder / "best.yaml").stat().st_size
+
+
+OWN_WORKFLOW = """
+from image_classifier.workflow.base import register
+from image_classifier.workflow.classification import Classification
+
+@register("own")
+class Own(Classification):
+    def save(self, run):
+        return run / "model.pth"
+"""
+
+
+def test_workflow(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_WORKFLOW)
+    training = {"experiment_name": "e", "run_name": "r", "recipe": "notebook", "num_epochs": 0}
+    own = {"import": "own", "workflow": "own", "training": {**training, "dataset_folder": str(sample_dataset)}}
+    sweep = {"space": {"momentum": {"choices": [0.1, 0.2]}}, "search": "grid"}
+    (tmp_path / "workflow.yaml").write_text(json.dumps(own))
+    words = ("-m", "image_classifier.workflow", "run", "--config", "workflow.yaml")
+    missing = refuse(install("").with_name("python"), *words, cwd=tmp_path)
+    assert "pip install 'image-classifier[workflow]'" in missing
+    python = install("workflow").with_name("python")
+    for content, extra in (
+        ({**own, "sweep": sweep}, "sweep"),
+        ({**own, "promote": {}}, "tracking"),
+        ({**own, "workflow": "classification"}, "publish"),
+    ):
+        (tmp_path / "lacking.yaml").write_text(json.dumps(content))
+        line = refuse(python, *words[:3], "--config", "lacking.yaml", cwd=tmp_path)
+        assert f"pip install 'image-classifier[{extra}]'" in line
+    assert not (tmp_path / ".metaflow").exists()
+    assert "Done!" in run_program(python, *words, cwd=tmp_path)
+    assert (tmp_path / "experiments" / "e" / "r" / "manifest.json").is_file()
 
 
 def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:

@@ -139,6 +139,12 @@ def test_a_new_flow_takes_no_run_for_its_own(tmp_path: Path) -> None:
         check_before(document)
 
 
+def test_what_a_later_step_lacks_is_known_before_the_first(tmp_path: Path) -> None:
+    training = {**TRAINING, "experiments_folder": str(tmp_path)}
+    with pytest.raises(SettingsError, match="--sign_key .*none.pem"):
+        check_before(load(tmp_path, {**GOOD, "training": training, "settings": {"sign_key": "none.pem"}}))
+
+
 @pytest.mark.parametrize("variable", ["IMAGE_CLASSIFIER_SEED", "IMAGE_CLASSIFIER_SED"])
 def test_settings_in_the_environment_are_refused(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
