@@ -25,6 +25,16 @@ def load_extra(module: str, extra: str) -> ModuleType:
         ) from error
 
 
+def check_extra(module: str, extra: str) -> None:
+    """Check that a module which one of the extras brings is installed; it is not imported.
+
+    Raises:
+        SettingsError: it is not; the message has the command that installs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        load_extra(module, extra)
+
+
 def explain_missing(error: ModuleNotFoundError) -> str | None:
     """Explain that what the base install brings is missing, as in a server's environment; None for any other reason."""
     module = (error.name or "").partition(".")[0]

@@ -22,13 +22,14 @@ from image_classifier.errors import ImageClassifierError, SettingsError
 from image_classifier.files import check_form
 from image_classifier.text import quote_unprintable
 
-Kind = Literal["model", "optimizer", "source"]
-"""What a plug-in is: the setting that names it, or a source of data, which is asked."""
+Kind = Literal["model", "optimizer", "source", "workflow"]
+"""What a plug-in is: the setting that names it, a source of data, which is asked, or a class that a workflow names."""
 
 GROUPS: dict[Kind, str] = {
     "model": "image_classifier.networks",
     "optimizer": "image_classifier.optimizers",
     "source": "image_classifier.sources",
+    "workflow": "image_classifier.workflows",
 }
 """The groups of entry points that are looked up."""
 
@@ -79,7 +80,12 @@ NETWORKS = {
 PLUGGABLE: tuple[Kind, ...] = ("model", "optimizer")
 """The settings that may name a plug-in."""
 
-OWN: dict[Kind, tuple[str, ...]] = {"model": tuple(NETWORKS), "optimizer": ("sgd", "muon"), "source": ()}
+OWN: dict[Kind, tuple[str, ...]] = {
+    "model": tuple(NETWORKS),
+    "optimizer": ("sgd", "muon"),
+    "source": (),
+    "workflow": ("classification",),
+}
 """The package's own by kind; no plug-in takes the place of one."""
 
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -159,7 +165,7 @@ def check_name(kind: Kind, name: str) -> None:
         if len(registered[name]) > 1:
             targets = " and ".join(entry.value for entry in registered[name])
             raise SettingsError(
-                f"--{kind} {name}: more than one installed package registers it; name one of {targets} instead"
+                f"{_name(kind, name)}: more than one installed package registers it; name one of {targets} instead"
             )
         return
     known = [*OWN[kind], *registered]
@@ -167,7 +173,8 @@ def check_name(kind: Kind, name: str) -> None:
     question = f" (did you mean {meant[0]}?)" if meant else ""
     shown = quote_unprintable(name)[:100]
     raise SettingsError(
-        f"--{kind} takes one of {', '.join(known)}, or module:attribute of a package of yours, got: {shown}{question}"
+        f"{_name(kind)} takes one of {', '.join(known)}, or module:attribute of a package of yours, "
+        f"got: {shown}{question}"
     )
 
 
@@ -248,8 +255,9 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
     return called
 
 
-def _name(kind: Kind, name: str) -> str:
-    return f"the data source {name}" if kind == "source" else f"--{kind} {name}"
+def _name(kind: Kind, name: str = "") -> str:
+    titles: dict[Kind, str] = {"source": "the data source", "workflow": "workflow"}
+    return f"{titles.get(kind, f'--{kind}')} {name}".strip()
 
 
 def explain(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from image_classifier.experiment import RunResult
     from image_classifier.studies.plan import Plan
     from image_classifier.studies.space import Space
+    from image_classifier.studies.storage import Storage
+    from image_classifier.studies.sweep import Work
 
 PAGE, RECIPE, REFITS = "sweep.html", "best.yaml", "refits.json"
 """What a sweep leaves in the experiment's folder, beside the runs."""
@@ -111,6 +113,62 @@ def _search(
 
     space = load_space(sweep.space, partial(parse_value, build_trainer_parser(), sweep.space))
     given = {**collect_given(parser, options, space), **access}
+    search = prepare_search(sweep, space, given, ["image_classifier", "sweep", *words], stop)
+    with temporary_files_beside(search.experiment / "trial"):
+        told = search.train()
+        finish(search, told, sweep.refit)
+    return ExitStatus.DONE
+
+
+@dataclass(frozen=True)
+class Search:
+    """A sweep of which all is checked.
+
+    Attributes:
+        common: what trials and refits are trained with: snapshot, command, and what hears of them.
+    """
+
+    experiment: Path
+    trials: Trials
+    storage: Storage
+    work: Work
+    common: Mapping[str, Any]
+
+    @property
+    def plan(self) -> Plan:
+        """What decides the trials."""
+        return self.work.plan
+
+    def train(self, most: int | None = None) -> Sequence[FrozenTrial]:
+        """Train all trials that are left, or so many of them; return those that are told.
+
+        Raises:
+            ImageClassifierError: as `Worker.run` says.
+        """
+        from image_classifier.studies.sweep import Worker
+
+        return Worker(self.storage, self.work).run(most)
+
+
+def prepare_search(
+    sweep: SweepSettings,
+    space: Space,
+    given: Mapping[str, Any],
+    command: Sequence[str],
+    stop: StopRequest,
+    **others: Any,
+) -> Search:
+    """Check all of a sweep before its first trial.
+
+    Args:
+        given: what is the same in all trials, and how a database is reached.
+        command: for the records of the runs.
+        others: what else trials and refits are trained with.
+
+    Raises:
+        ImageClassifierError: the settings do not go together, no images are there to judge on, or the data cannot be
+            loaded.
+    """
     base = complete_settings({**given, "run_name": "trial"})
     experiment = build_run_settings(base).run_folder.parent
 
@@ -121,26 +179,25 @@ def _search(
     from image_classifier.studies.storage import Storage, parse_storage
 
     place = parse_storage(sweep.storage, experiment)
-    secret = choose_password(sweep, access, base)
+    secret = choose_password(sweep, base)
     with track("starting"):
         from image_classifier.cli.trials import TrialsShown, shown_run
-        from image_classifier.data.dataset import load_snapshot
-        from image_classifier.studies.sweep import Work, Worker
+        from image_classifier.studies.sweep import Work
 
     base = settle_weights(base)
-    run = build_run_settings(base)
-    snapshot = load_snapshot(run.dataset, run.database_access, run.reading)
-    given["dataset_folder"], given["database"] = run.dataset_folder, snapshot.database  # its version, if it was newest
+    run, snapshot = load_data(base)
+    fixed = {**given, "dataset_folder": run.dataset_folder, "database": snapshot.database}  # its version, if newest
     check_judging(snapshot, base)
-    trials = Trials(given, snapshot)
+    trials = Trials(fixed, snapshot)
     check_space(space, trials)
     plan, num_trials = build_plan(sweep, space, base), count_trials(sweep, space)
     shown = TrialsShown(num_trials)
     common: dict[str, Any] = {
         "open_reporter": lambda settings: shown_run(settings, stop, shown.note),
         "snapshot": snapshot,
-        "command": ["image_classifier", "sweep", *words],
+        "command": command,
         "should_stop": stop.is_set,
+        **others,
     }
     work = Work(
         plan=plan,
@@ -152,13 +209,23 @@ def _search(
         watcher=shown,
         **common,
     )
-    with temporary_files_beside(experiment / "trial"):
-        told = Worker(Storage(place, experiment.name, secret), work).run()
-        finish(experiment, trials, plan, told, sweep.refit, common)
-    return ExitStatus.DONE
+    return Search(experiment, trials, Storage(place, experiment.name, secret), work, common)
 
 
-def choose_password(sweep: SweepSettings, access: Mapping[str, Any], values: Mapping[str, Any]) -> Secret | None:
+def load_data(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot]:
+    """Load the data set that settings name, with images of their size.
+
+    Raises:
+        ImageClassifierError: it cannot be loaded.
+    """
+    from image_classifier.data.dataset import load_snapshot
+
+    run = build_run_settings(values)
+    reading = replace(run.reading, image_size=values.get("image_size", run.reading.image_size))
+    return run, load_snapshot(run.dataset, run.database_access, reading)
+
+
+def choose_password(sweep: SweepSettings, values: Mapping[str, Any]) -> Secret | None:
     """Choose the storage's password: its own, or else that of the data's database.
 
     Raises:
@@ -166,7 +233,7 @@ def choose_password(sweep: SweepSettings, access: Mapping[str, Any], values: Map
     """
     if sweep.storage_pass_file is not None:
         return load_secret(sweep.storage_pass_file, "storage_pass_file")
-    given: Secret | None = access["db_password"]
+    given: Secret | None = values.get("db_password")
     return given or resolve_password(values.get("db_pass_file"))
 
 
@@ -184,32 +251,34 @@ def build_plan(sweep: SweepSettings, space: Space, values: Mapping[str, Any]) ->
     return Plan(space, sweep.search, sweep.pruner, values.get("seed", 0), sweep.parallel, max(epochs))
 
 
-def finish(
-    experiment: Path,
-    trials: Trials,
-    plan: Plan,
-    told: Sequence[FrozenTrial],
-    num_refits: int,
-    common: Mapping[str, Any],
-) -> None:
-    """Write and print what was found, and train the best settings on all images.
+def finish(search: Search, told: Sequence[FrozenTrial], num_refits: int) -> None:
+    """Write and print what was found, and train the best settings on all images."""
+    from image_classifier.studies.sweep import refit
 
-    Args:
-        common: what `refit` is given, too.
-    """
-    from image_classifier.studies.sweep import get_winner, refit
-
-    best = get_winner(told)
-    winner = trials.build(plan.space.get_values(best.params), "best")
-    write_atomically(experiment / RECIPE, format_recipe(winner, best).encode())
-    write_page(experiment, plan, told, [])
+    experiment, plan, trials = search.experiment, search.plan, search.trials
+    best = write_findings(search, told)
     results: list[RunResult] = []
     if num_refits:
         recipe = load_config(build_trainer_parser(), experiment / RECIPE)
         seeds = [plan.seed + number for number in range(num_refits)]
-        results = refit(seeds, partial(build_refit, trials.given, recipe), **common)
+        results = refit(seeds, partial(build_refit, trials.given, recipe), **search.common)
         write_page(experiment, plan, told, list(zip(seeds, results, strict=True)))
     print_summary(experiment, told, best, plan.space, results)
+
+
+def write_findings(search: Search, told: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Write the recipe of the best trial and the page; return that trial.
+
+    Raises:
+        RunError: no trial came to its end.
+    """
+    from image_classifier.studies.sweep import get_winner
+
+    best = get_winner(told)
+    winner = search.trials.build(search.plan.space.get_values(best.params), "best")
+    write_atomically(search.experiment / RECIPE, format_recipe(winner, best).encode())
+    write_page(search.experiment, search.plan, told, [])
+    return best
 
 
 class Trials:

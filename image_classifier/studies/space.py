@@ -158,6 +158,15 @@ def load_space(path: Path, parse: Callable[[str, Any], Any]) -> Space:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"--space: {path} cannot be read as YAML: {reason}; correct it") from error
+    return build_space(path, document, parse)
+
+
+def build_space(path: Path, document: Any, parse: Callable[[str, Any], Any]) -> Space:
+    """Build a space out of what a file holds.
+
+    Raises:
+        SettingsError: it names something else than a setting that is searched, or a range is empty.
+    """
     if not isinstance(document, dict) or not document:
         raise SettingsError(
             f"--space: {path} must hold settings and what they may be, such as `flip: {{choices: [none, random]}}`"

@@ -57,6 +57,8 @@ _SWEEP, _RUNNING = "sweep", "running"
 Entry = dict[str, Any]
 T = TypeVar("T")
 OpenReporter = Callable[[RunSettings], AbstractContextManager[Reporter]]
+Train = Callable[..., RunResult]
+"""Trains a run and leaves its folder, as `experiment.run` does and with what that takes."""
 
 
 def get_run_name(number: int) -> str:
@@ -103,6 +105,7 @@ class Work:
         build_settings: builds the settings of a trial's run out of those that were drawn, and the run's name.
         open_reporter: opens what is told of a run.
         snapshot: the data set; it is loaded anew for a trial whose images have another size.
+        train: trains a run.
     """
 
     plan: Plan
@@ -116,6 +119,7 @@ class Work:
     command: Sequence[str] = ()
     watcher: Watcher = field(default_factory=Watcher)
     should_stop: Callable[[], bool] = lambda: False
+    train: Train = run
 
 
 @dataclass
@@ -143,8 +147,8 @@ class Worker:
         self._seen: dict[int, tuple[Any, float]] = {}
         self._rows: Sequence[Row] = ()
 
-    def run(self) -> Sequence[FrozenTrial]:
-        """Train trials until all are told; return them.
+    def run(self, most: int | None = None) -> Sequence[FrozenTrial]:
+        """Train trials until all are told, or this worker has trained so many; return those that are told.
 
         Raises:
             SettingsError: the storage has another sweep under this name.
@@ -153,10 +157,14 @@ class Worker:
             ImageClassifierError: the storage or the disk refuses.
         """
         self._storage.change(self._join)
+        num_trained = 0
         while True:
             told, claim = self._change(self._take)
             if claim is not None:
                 self._carry_out(claim)
+                num_trained += 1
+                if num_trained == most:
+                    return told
             elif len(told) >= self._work.num_trials:
                 return told
             else:
@@ -304,7 +312,7 @@ class Worker:
         trial = TrialReporter(planned, settings, claim.accuracies)
         try:
             with self._work.open_reporter(settings) as reporter:
-                result = run(
+                result = self._work.train(
                     settings,
                     snapshot=choose_snapshot(self._work.snapshot, settings),
                     reporter=Reporters(trial, reporter),

@@ -41,6 +41,7 @@ INSTALLED = (
     "client",
     "sweep",
     "drift",
+    "workflow",
     "tensorboard",
     "remote",
     "gcs",
@@ -202,6 +203,40 @@ def test_drift(install: Install, published_run: Path, sample_dataset: Path, tmp_
     words = ("drift", tmp_path / "captures", published_run)
     assert "pip install 'image-classifier[drift]'" in refuse(install(""), *words, cwd=tmp_path)
     assert "no drift found" in run_program(install("drift"), *words, cwd=tmp_path)
+
+
+OWN_WORKFLOW = """
+from image_classifier.workflow.base import register
+from image_classifier.workflow.classification import Classification
+
+@register("own")
+class Own(Classification):
+    def save(self, run):
+        return run / "model.pth"
+"""
+
+
+def test_workflow(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_WORKFLOW)
+    training = {"experiment_name": "e", "run_name": "r", "recipe": "notebook", "num_epochs": 0}
+    own = {"import": "own", "workflow": "own", "training": {**training, "dataset_folder": str(sample_dataset)}}
+    sweep = {"space": {"momentum": {"choices": [0.1, 0.2]}}, "search": "grid"}
+    (tmp_path / "workflow.yaml").write_text(json.dumps(own))
+    words = ("-m", "image_classifier.workflow", "run", "--config", "workflow.yaml")
+    missing = refuse(install("").with_name("python"), *words, cwd=tmp_path)
+    assert "pip install 'image-classifier[workflow]'" in missing
+    python = install("workflow").with_name("python")
+    for content, extra in (
+        ({**own, "sweep": sweep}, "sweep"),
+        ({**own, "promote": {}}, "tracking"),
+        ({**own, "workflow": "classification"}, "publish"),
+    ):
+        (tmp_path / "lacking.yaml").write_text(json.dumps(content))
+        line = refuse(python, *words[:3], "--config", "lacking.yaml", cwd=tmp_path)
+        assert f"pip install 'image-classifier[{extra}]'" in line
+    assert not (tmp_path / ".metaflow").exists()
+    assert "Done!" in run_program(python, *words, cwd=tmp_path)
+    assert (tmp_path / "experiments" / "e" / "r" / "manifest.json").is_file()
 
 
 def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def test_the_examples_pass_their_own_tests_and_are_short(plugins: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugins), str(PROJECT)])}
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(examples), str(examples)]
     result = subprocess.run(line, cwd=examples, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "4 passed" in result.stdout, result.stdout + result.stderr
 
 
 def test_several_processes_draw_what_one_does(plugins: Path, csv_dataset: Path, tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ import json
 import pytest
 
 from image_classifier.errors import SettingsError
-from image_classifier.extras import explain_missing, load_extra
+from image_classifier.extras import check_extra, explain_missing, load_extra
 
 
 def test_what_is_missing_is_named_with_its_remedy() -> None:
     with pytest.raises(SettingsError, match=r"no_such_module, .*: pip install 'image-classifier\[publish\]'"):
         load_extra("no_such_module", "publish")
+    with pytest.raises(SettingsError, match=r"no_such_module, .*: pip install 'image-classifier\[publish\]'"):
+        check_extra("no_such_module", "publish")
+    check_extra("json", "publish")
 
 
 def test_what_is_there_is_imported() -> None:
