@@ -30,8 +30,8 @@ def add_password_option(parser: ArgumentParser) -> None:
         PASSWORD_OPTION,
         type=Secret | None,
         default=None,
-        help="password of the database; others on the machine may read it before it is hidden: DB_PASSWORD in the "
-        "environment or --db_pass_file keep it to yourself",
+        help="password of the database; other users of this machine may see it. DB_PASSWORD in the environment and "
+        "--db_pass_file stay private",
     )
 
 
@@ -58,8 +58,8 @@ def add_reading_options(parser: ArgumentParser) -> None:
         "--fit",
         type=Fit,
         default="squeeze",
-        help="images of other sizes are resized whatever the ratio of their sides (squeeze), cut to their middle "
-        "(crop), given a black border (pad), or refused",
+        help="images of other sizes are resized without keeping the aspect ratio (squeeze), cut to the central square "
+        "(crop), padded with black (pad), or refused",
     )
     add_image_size_option(parser)
     parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
@@ -77,12 +77,12 @@ def add_image_size_option(parser: ArgumentParser) -> None:
 
 
 def build_reading(options: Namespace) -> Reading:
-    """Build out of what was parsed how image files are read."""
+    """Build the settings for reading image files from the parsed options."""
     return Reading(fit=options.fit, skip_bad=options.skip_bad, image_size=options.image_size)
 
 
 def build_access(options: Namespace, dataset_folder: Path) -> DatabaseAccess:
-    """Build out of what was parsed how the database is reached."""
+    """Build the settings for reaching the database from the parsed options."""
     return DatabaseAccess(
         config=options.db_config,
         password=take_password(options) or resolve_password(options.db_pass_file),

@@ -120,7 +120,7 @@ def parse_config(
     for name, value in (config or {}).items():
         if name in (*refused, "help", "version"):
             raise SettingsError(
-                f"{option}: {path} holds {name}, which the command line alone may say; remove it from the file"
+                f"{option}: {path} holds {name}, which only the command line may set; remove it from the file"
             )
         if name not in options:
             meant = suggest(str(name), options.keys() - set(refused))
@@ -296,7 +296,7 @@ def _explain_surplus(words: Sequence[str], options: Collection[str]) -> str:
     """Say which words are no options; what follows them is left out, for it may be a secret."""
     unknown = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-") and word != "--"))
     if not unknown:
-        return f"there is nothing that takes {_show(' '.join(words))}; --help lists the options"
+        return f"unexpected argument: {_show(' '.join(words))}; --help lists the options"
     sentences = [f"{_show(word)} is no option{suggest(word, options, '--')}" for word in unknown]
     return f"{'; '.join(sentences)}; --help lists the options"
 

@@ -121,8 +121,8 @@ def _describe_difference(difference: dict[str, Any]) -> str:
     first, second = difference["first"], difference["second"]
     points = f"{second} - {first}: {100 * difference['difference']:+.2f} points"
     if difference["test"] == "McNemar":
-        counts = f"{difference['only_first_right']} and {difference['only_second_right']}"
-        test = f"McNemar's exact test; {counts} images that only the one and only the other has right"
+        counts = [difference[f"only_{which}_right"] for which in ("first", "second")]
+        test = f"McNemar's exact test: only {first} is right on {counts[0]:,} images, only {second} on {counts[1]:,}"
         subject = "these two networks"
     else:
         test, subject = "Welch's t-test over the seeds", "these settings"
@@ -130,11 +130,11 @@ def _describe_difference(difference: dict[str, Any]) -> str:
             low, high = (f"{100 * bound:+.2f}" for bound in difference["interval"])
             points += f", 95 % interval {low} to {high}"
     if difference["p_value"] is None:
-        return f"{points}. All seeds gave the same, so there is no spread to judge this by."
+        return f"{points}. All seeds gave the same accuracy, so there is no variance to test against."
     p_value = f"p = {difference['p_value']:.2g}"
     if difference["corrected_p_value"] != difference["p_value"]:
         p_value += f", {difference['corrected_p_value']:.2g} after Holm's correction for several comparisons"
-    verdict = f"{subject} differ" if difference["differ"] else f"no difference between {subject} is shown"
+    verdict = f"{'a' if difference['differ'] else 'no'} significant difference between {subject}"
     return f"{points} ({p_value}; {test}): {verdict}."
 
 

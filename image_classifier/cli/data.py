@@ -54,10 +54,10 @@ def build_prepare_parser() -> ArgumentParser:
         help="what to get: present takes what lies in the folder, and gets CIFAR-10 if nothing does; "
         "sample is generated",
     )
-    parser.add_argument("--url", type=str | None, default=None, help="another address of the archive")
     parser.add_argument(
-        "--digest", type=str | None, default=None, help="md5 or sha256 of that archive, if it is another"
+        "--url", type=str | None, default=None, help="address of the archive, in place of its usual one"
     )
+    parser.add_argument("--digest", type=str | None, default=None, help="md5 or sha256 of the archive at --url")
     parser.add_argument("--timeout_s", type=PositiveFloat, default=20.0, help="seconds to wait for the server")
     parser.add_argument("--num_tries", type=PositiveInt, default=3, help="how often to try to download")
     parser.add_argument(
@@ -66,8 +66,8 @@ def build_prepare_parser() -> ArgumentParser:
         help=f"if the address cannot be reached at all, generate the sample set as {SAMPLE_FOLDER} beside the folder",
     )
     add_reading_options(parser)
-    parser.add_argument("--num_train", type=int, default=5000, help="images of the sample set to train with")
-    parser.add_argument("--num_test", type=int, default=1000, help="images of the sample set to test with")
+    parser.add_argument("--num_train", type=int, default=5000, help="training images of the sample set")
+    parser.add_argument("--num_test", type=int, default=1000, help="test images of the sample set")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample set")
     return parser
 

@@ -69,7 +69,7 @@ def build_ingest_parser() -> ArgumentParser:
     )
     parser.add_argument("--dataset", required=True, help="name of the data set; it is made if there is none")
     add_reading_options(parser)
-    parser.add_argument("--chunk_size", type=PositiveInt, default=5000, help="images that are added in one transaction")
+    parser.add_argument("--chunk_size", type=PositiveInt, default=5000, help="images per transaction")
     return parser
 
 
@@ -82,8 +82,10 @@ def build_snapshot_parser() -> ArgumentParser:
         version=None,
     )
     parser.add_argument("--dataset", required=True, help="name of the data set")
-    parser.add_argument("--version", type=PositiveInt | None, default=None, help="a version that there is")
-    parser.add_argument("--as_of", type=str | None, default=None, help="what was there at this time, in ISO 8601")
+    parser.add_argument("--version", type=PositiveInt | None, default=None, help="an existing version")
+    parser.add_argument(
+        "--as_of", type=str | None, default=None, help="the data set as it was at this time, in ISO 8601"
+    )
     parser.add_argument(
         "--where",
         type=str,
@@ -127,7 +129,7 @@ def build_relabel_parser() -> ArgumentParser:
     parser.add_argument(
         "--corrections", type=Path | None, default=None, help="CSV file with the columns image and label, for many"
     )
-    parser.add_argument("--reason", default="", help="why, for those who come later")
+    parser.add_argument("--reason", default="", help="why the label was wrong, for the record")
     return parser
 
 
@@ -231,8 +233,8 @@ def list_datasets(argv: Sequence[str] | None) -> int:
 
 def format_counts(counted: Snapshot | Version) -> str:
     """Format how many images a data set has in each part."""
-    validation = f", {counted.num_validation:,} to validate with" if counted.num_validation else ""
-    return f"{counted.num_train:,} images to train with{validation}, {counted.num_test:,} to test with"
+    validation = f", {counted.num_validation:,} validation images" if counted.num_validation else ""
+    return f"{counted.num_train:,} training images{validation}, {counted.num_test:,} test images"
 
 
 def format_summary(summary: Summary) -> str:

@@ -26,7 +26,7 @@ BATCH_SIZE = 500
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that answers.
+    """A loaded model.
 
     Attributes:
         path: the model's file, or the folder of a published one.
@@ -56,7 +56,9 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=Device, default="auto", help="where to compute; auto takes a GPU if there is one"
     )
-    parser.add_argument("--precision", type=ServingPrecision, default="fp32", help="which of a published model's two")
+    parser.add_argument(
+        "--precision", type=ServingPrecision, default="fp32", help="numeric precision of a published model"
+    )
     parser.add_argument(
         "--public_key", type=Path | None, default=None, help="PEM file of the key that a published model is signed by"
     )

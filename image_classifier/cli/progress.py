@@ -83,7 +83,7 @@ def print_summary(result: RunResult) -> None:
     rows = [
         ("run", str(result.folder)),
         ("test accuracy", f"{evaluation['accuracy']:.2%} of {evaluation['num_images']:,} images, {views}"),
-        ("single view", f"{evaluation['accuracy_single_view']:.2%}"),
+        *([("single view", f"{evaluation['accuracy_single_view']:.2%}")] if evaluation["views"] != "one" else []),
         ("test loss", f"{evaluation['loss']:.4f}"),
         ("weights", result.weights_digest[:16]),
     ]

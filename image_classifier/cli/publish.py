@@ -38,7 +38,7 @@ def build_publish_parser() -> ArgumentParser:
         "Publish a finished run: RUN/published with one ONNX file whose answers are proved equal to the run's.",
     )
     parser.add_argument("run", type=Path, help="folder of a finished run, or its URL")
-    parser.add_argument("--views", action="store_true", help="average the recipe's test views, inside the graph")
+    parser.add_argument("--views", action="store_true", help="build the recipe's test-time augmentation into the graph")
     parser.add_argument("--opset", type=int, default=20, help="version of ONNX's operators, 18 to 23")
     parser.add_argument(
         "--license", type=str, default="unknown", help="licence of the weights, such as mit, for the card"
@@ -50,7 +50,7 @@ def build_publish_parser() -> ArgumentParser:
         "--num_samples",
         type=int,
         default=0,
-        help="test images to publish, too, for the server's page, 0 to 24; whoever has the model then has them",
+        help="test images to publish with the model, 0 to 24, as samples on the server's page",
     )
     parser.add_argument("--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved")
     parser.add_argument(

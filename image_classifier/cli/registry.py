@@ -53,8 +53,8 @@ def _add_proof(parser: ArgumentParser) -> None:
         "--dataset_folder",
         type=Path | None,
         default=None,
-        help="the data set that the model was tested on, or db:NAME@VERSION, to compute its answers; "
-        f"by default {DatabaseAccess().dataset_folder}, but with --public_key the signer is believed",
+        help="the model's data set, or db:NAME@VERSION, to compute its accuracy; "
+        f"by default {DatabaseAccess().dataset_folder}, but with --public_key the signed accuracy counts",
     )
     add_access_options(parser)
 
@@ -125,9 +125,9 @@ def build_check_parser() -> ArgumentParser:
         "--identity",
         type=str | None,
         default=None,
-        help="who must have signed it keyless, such as a workflow's address",
+        help="identity that must have signed it with Sigstore, such as a workflow's address",
     )
-    parser.add_argument("--issuer", type=str, default=GITHUB_ISSUER, help="who vouches for the identity")
+    parser.add_argument("--issuer", type=str, default=GITHUB_ISSUER, help="OpenID issuer of that identity")
     parser.add_argument(
         "--trust_config",
         type=Path | None,

@@ -34,15 +34,16 @@ def build_report_parser() -> ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument(
-        "--dataset_folder", type=Path | None, default=None, help="where the run's data lies now, for images of mistakes"
+        "--dataset_folder",
+        type=Path | None,
+        default=None,
+        help="the run's data set, if it moved; for the images in the report",
     )
     parser.add_argument(
         "--saliency",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="NUMBER",
-        help="numbers of test images, as the report has them, to show on which pixels the prediction depends",
+        type=tuple[int, ...],
+        default=(),
+        help="numbers of test images to add saliency maps of: on which pixels the prediction depends",
     )
     add_access_options(parser)
     return parser

@@ -1,4 +1,4 @@
-"""What a misspelt word may have meant. It is only ever suggested, never taken for what was written."""
+"""Suggestions for misspelt words; they are only shown, never applied."""
 
 from __future__ import annotations
 

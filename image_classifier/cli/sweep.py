@@ -247,7 +247,7 @@ def build_plan(sweep: SweepSettings, space: Space, values: Mapping[str, Any]) ->
 
     epochs = list_edges(space, values, "num_epochs")
     if min(epochs) < 1:
-        raise SettingsError("--num_epochs takes 1 or more in a sweep: what is not trained is not judged")
+        raise SettingsError("--num_epochs takes 1 or more in a sweep: an untrained network cannot be compared")
     return Plan(space, sweep.search, sweep.pruner, values.get("seed", 0), sweep.parallel, max(epochs))
 
 

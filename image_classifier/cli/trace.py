@@ -29,14 +29,14 @@ def build_trace_parser() -> ArgumentParser:
         type=str,
         help="an answer's model_version, a .json file with an answer, or a run, a published model or a weight file",
     )
-    parser.add_argument(
-        "--experiments_folder", type=Path, default=Path("experiments"), help="where runs are looked for"
-    )
+    parser.add_argument("--experiments_folder", type=Path, default=Path("experiments"), help="where to look for runs")
     parser.add_argument(
         "--dataset_folder", type=Path | None, default=None, help="the run's data set, if it moved; or db:NAME@VERSION"
     )
     add_access_options(parser)
-    parser.add_argument("--policy", type=Path | None, default=None, help="YAML file that says whose verdicts count")
+    parser.add_argument(
+        "--policy", type=Path | None, default=None, help="YAML file with the verifiers whose verdicts count"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

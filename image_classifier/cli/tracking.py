@@ -50,9 +50,7 @@ def open_tracker(settings: RunSettings) -> Iterator[Reporter]:
     try:
         tracker.finish()
     except RegistryError as error:
-        raise RegistryError(
-            f"{settings.run_folder} is finished and whole; what is at MLflow is not: {error}"
-        ) from error
+        raise RegistryError(f"{settings.run_folder} is finished and complete; MLflow's copy is not: {error}") from error
 
 
 class Tracker(Reporter):

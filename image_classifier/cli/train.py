@@ -274,9 +274,7 @@ def settle_weights(values: Mapping[str, Any]) -> dict[str, Any]:
 
     weights = load_pretrained(run.pretrained_path, values.get("model"))
     if weights.model is None and "model" in left_open:
-        raise ModelError(
-            f"--pretrained_model {run.pretrained_path} does not say which network it is of: say it with --model"
-        )
+        raise ModelError(f"--pretrained_model {run.pretrained_path} does not name its network: name it with --model")
     said = {name: getattr(weights, name) for name in ("model", "input_mean", "input_std", "image_size")}
     is_named = values["recipe"] != DEFAULT_RECIPE
     image_size = values.get("image_size", weights.image_size)

@@ -60,17 +60,17 @@ def build_verify_parser() -> ArgumentParser:
         "--segment", type=str | None, default=None, help="A:B trains only from the checkpoint of step A to step B"
     )
     parser.add_argument(
-        "--sample", type=int | None, default=None, help="train only so many of the segments between two checkpoints"
+        "--sample", type=int | None, default=None, help="train only so many segments, each between two checkpoints"
     )
     parser.add_argument(
-        "--nonce", type=str | None, default=None, help="what they are drawn with; drawn itself where left out"
+        "--nonce", type=str | None, default=None, help="nonce that decides which segments are drawn; random by default"
     )
     parser.add_argument("--attest", action="store_true", help="sign the verdict, and write it beside the run")
     parser.add_argument(
         "--statement", type=Path | None, default=None, help="new file for the verdict, for `attest` to sign elsewhere"
     )
     parser.add_argument(
-        "--sign_key", type=str | None, default=None, help="private key for it (elliptic curve, PEM), or keyless"
+        "--sign_key", type=str | None, default=None, help="private key to sign with (elliptic curve, PEM), or keyless"
     )
     parser.add_argument(
         "--threshold",
@@ -79,9 +79,14 @@ def build_verify_parser() -> ArgumentParser:
         help="K-of-N: train nothing, and count the signed verdicts of N verifiers, of which K are needed",
     )
     parser.add_argument(
-        "--public_key", type=Path, nargs="+", default=[], help="PEM files of the keys of those who count"
+        "--public_key", type=Path, nargs="+", default=[], help="PEM files of the verifiers' public keys"
     )
-    parser.add_argument("--policy", type=Path | None, default=None, help="YAML file that says who counts, and how")
+    parser.add_argument(
+        "--policy",
+        type=Path | None,
+        default=None,
+        help="YAML file with the verifiers who count, and how many are needed",
+    )
     parser.add_argument("--num_threads", type=int, default=0, help="threads that compute shards; 0 for all cores")
     parser.add_argument("--num_workers", type=int, default=1, help="threads that prepare batches")
     return parser

@@ -202,7 +202,7 @@ def _compare(name: str, what: str, digest: str, found: str, where: str) -> Link:
 
 def _link_data(folder: Path, record: dict[str, Any], where: Where) -> Link:
     data = record["data"]
-    what = f"{data['name']}: {data['num_train']:,} images to train on, {data['num_test']:,} to test with"
+    what = f"{data['name']}: {data['num_train']:,} training images, {data['num_test']:,} test images"
     try:
         dataset_folder, access, reading = find_dataset(folder, where.dataset_folder, where.access)
         found = load_snapshot(dataset_folder, access, reading).digest

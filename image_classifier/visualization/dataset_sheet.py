@@ -1,4 +1,4 @@
-"""A sheet that shows a data set: some images of each class, and how many there are of it."""
+"""A sheet that shows a data set: sample images and the number of images of each class."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _MAX_ROWS = 25  # in one column; more classes are laid out in several
 _MAX_COLUMNS = 8
 _GAP = 2  # pixels between two images
 _SHOWN = 64
-"""Pixels of an image's side: smaller ones are magnified, of larger ones some rows and columns are shown."""
+"""Side of a tile in pixels: smaller images are magnified, larger ones subsampled."""
 _BARS = {
     "train": ("training images", "bar"),
     "validation": ("validation images", "validation"),
     "test": ("test images", "test"),
 }
-"""What the legend calls a part, and the colour of the theme that its bars have."""
+"""By part, its name in the legend and the colour of its bars in the theme."""
 
 
 @track("drawing the sheet")
 def draw_dataset_sheet(snapshot: Snapshot, theme: Theme = LIGHT) -> bytes:
-    """Draw images of each class from all over the training set, and the class balance beside them; PNG."""
+    """Draw training images of each class, evenly spaced, with the class balance beside them; PNG."""
     num_classes = len(snapshot.classes)
     num_rows = min(num_classes, max(_MAX_ROWS, math.ceil(num_classes / _MAX_COLUMNS)))
     num_columns = math.ceil(num_classes / num_rows)
@@ -85,7 +85,7 @@ def _draw_images(axes: Axes, snapshot: Snapshot, classes: range, num_samples: in
 def _draw_balance(
     axes: Axes, counts: Mapping[str, NDArray[np.int64]], classes: range, num_samples: int, theme: Theme
 ) -> None:
-    """Draw how many images of each class there are, the parts side by side."""
+    """Draw the class balance as stacked bars, one part after the other."""
     rows = np.arange(len(classes))
     numbers = np.stack([part[classes.start : classes.stop] for part in counts.values()])  # [parts, rows]
     scale = 0.42 * num_samples / np.sum(list(counts.values()), axis=0).max()

@@ -1,4 +1,4 @@
-"""A sheet that shows what changed between two data sets: images added, removed, and under another label."""
+"""A sheet that shows what changed between two data sets: images added, removed and relabelled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MARGIN = 0.6
 
 @dataclass(frozen=True)
 class _Part:
-    """The images of one kind of change, each with what is written below it."""
+    """The images of one kind of change, with their captions."""
 
     heading: str
     images: Sequence[NDArray[np.uint8]]

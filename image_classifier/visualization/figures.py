@@ -1,4 +1,4 @@
-"""Pictures of a run, as the bytes of PNG files: the same figures give the same bytes.
+"""Figures of a run, as the bytes of PNG files: the same numbers give the same bytes.
 
 Drawn on Agg canvases of their own, so that no display, global state or matplotlibrc matters. The colours are from
 Okabe and Ito: Color Universal Design, 2008, and stay apart for the colour-blind.
@@ -78,7 +78,7 @@ def draw_run_figure(evaluation: dict[str, Any], epochs: Sequence[dict[str, Any]]
     Args:
         evaluation: as in `evaluation.json`.
         epochs: the lines of `metrics.jsonl`; none where nothing was trained.
-        title: what the picture is called, such as the names of experiment and run.
+        title: of the figure, such as the names of experiment and run.
     """
     theme = LIGHT
     num_classes = len(evaluation["per_class"])
@@ -161,7 +161,7 @@ def draw_reliability(
 
 @track("drawing the figures")
 def draw_comparison_figure(comparison: dict[str, Any]) -> bytes:
-    """Draw what `compare_runs` found: the accuracy of each run by group, and of each class where they are up to 40."""
+    """Draw the result of `compare_runs`: the accuracy of each run by group, and by class for up to 40 classes."""
     theme = LIGHT
     groups = comparison["groups"]
     classes = list(groups[0]["class_accuracy"])
@@ -214,7 +214,7 @@ def _draw_class_bars(axes: Axes, evaluation: dict[str, Any], theme: Theme) -> No
 
 
 def _draw_class_columns(columns: Sequence[Axes], evaluation: dict[str, Any], theme: Theme) -> None:
-    """More classes than fit below each other: sorted from the best to the worst, in several columns."""
+    """For many classes: sorted by accuracy, the best first, in several columns."""
     rows = sorted(_list_class_accuracies(evaluation), key=lambda row: -1 if row[1] is None else row[1], reverse=True)
     num_rows = math.ceil(len(rows) / len(columns))
     for number, axes in enumerate(columns):
@@ -258,7 +258,7 @@ def _draw_bars(
 
 
 def _draw_loss(axes: Axes, epochs: Sequence[dict[str, Any]], evaluation: dict[str, Any], theme: Theme) -> None:
-    """The training loss by part of an epoch, as it moves; the validation's at the end of each."""
+    """The training loss by part of an epoch; the validation loss at the end of each epoch."""
     axes.set_title("Loss (cross entropy)")
     if not epochs:
         return _draw_no_training(axes, f"no curve, as nothing was trained; test loss {evaluation['loss']:.3f}", theme)
@@ -300,7 +300,7 @@ def _draw_by_epoch(
 
 
 def _draw_test(axes: Axes, epochs: Sequence[dict[str, Any]], value: float, label: str, theme: Theme) -> None:
-    """A line at the value that the test set gave once, at the end, where its marker is."""
+    """A line at the final test value, with a marker at the last epoch."""
     last = epochs[-1]["epoch"]
     axes.plot([0, last], [value, value], color=theme.test, linewidth=1, linestyle=_DASHES, label=label, zorder=4)
     axes.lines[-1].set(marker="D", markevery=[1], clip_on=False)
@@ -347,7 +347,7 @@ def _draw_classes_of_groups(axes: Axes, groups: Sequence[dict[str, Any]], theme:
     names = [shorten(name) for name in groups[0]["class_accuracy"]]
     for position, group in enumerate(groups):
         accuracies = [_to_number(accuracy) for accuracy in group["class_accuracy"].values()]
-        marker = _GROUP_MARKERS[position // len(_GROUP_COLOURS) % len(_GROUP_MARKERS)]
+        marker = _GROUP_MARKERS[position % len(_GROUP_MARKERS)]
         colour = _GROUP_COLOURS[position % len(_GROUP_COLOURS)]
         axes.plot(accuracies, range(len(names)), marker, color=colour, markersize=6, alpha=0.85, label=group["name"])
     axes.set_title("Accuracy by class" + (", mean of the seeds" if any(len(g["seeds"]) > 1 for g in groups) else ""))
@@ -363,7 +363,7 @@ def _to_number(value: float | None) -> float:
 
 
 def shorten(text: str, length: int = _MAX_NAME) -> str:
-    """Printable characters only, on one line, and not more than fit: names often differ at their ends alone."""
+    """Keep printable characters on one line; cut the middle out of long text, as names often differ at the end."""
     line = "".join(character if character.isprintable() else " " for character in text)
     num_last = (length - 1) // 2
     return line if len(line) <= length else f"{line[: length - 1 - num_last]}…{line[-num_last:]}"

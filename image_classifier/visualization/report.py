@@ -352,7 +352,8 @@ def _build_verification(facts: RunFacts) -> str:
         paragraphs.append('<p class="muted">There is no digest chain, as nothing was trained.</p>')
     commands = escape(f"image_classifier verify --files_only {run}  # seconds: every file is what was written")
     commands += "\n" + escape(f"image_classifier verify {run}  # trains it again: every bit is the same")
-    return "\n".join(paragraphs) + f"\n<pre><code>{commands}</code></pre>"
+    block = f'<pre tabindex="0" role="group" aria-label="Commands that verify the run"><code>{commands}</code></pre>'
+    return "\n".join([*paragraphs, block])
 
 
 def _encode_image(image: NDArray[np.uint8]) -> str:

@@ -28,7 +28,7 @@ def test_groups_of_seeds_are_put_side_by_side(tmp_path: Path, capsys: pytest.Cap
     assert [line.split()[1] for line in shown.splitlines()[2:8]] == [f"e/{run.name}" for run in [*low, *high]]
     assert "cutout   0  8" in shown
     assert "B - A: +19.80 points, 95 % interval +1" in shown
-    assert "Welch's t-test over the seeds): these settings differ." in shown
+    assert "Welch's t-test over the seeds): a significant difference between these settings." in shown
     with Image.open(picture) as image:
         assert image.format == "PNG"
 
@@ -45,8 +45,8 @@ def test_json_has_what_the_table_has(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert difference["test"] == "McNemar"
     assert f"{100 * difference['difference']:+.2f} points" in shown
     assert f"p = {difference['p_value']:.2g}" in shown
-    assert ("these two networks differ" in shown) == difference["differ"]
-    assert ("no difference between these two networks is shown" in shown) != difference["differ"]
+    assert ("a significant difference between these two networks" in shown) == difference["differ"]
+    assert ("no significant difference between these two networks" in shown) != difference["differ"]
     for run in comparison["runs"]:
         assert f"{100 * run['accuracy']:.2f} %" in shown
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_judged_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     assert compare(*seeds, *others, single) == 0
 
     shown = capsys.readouterr().out
-    assert "All seeds gave the same, so there is no spread to judge this by." in shown
+    assert "All seeds gave the same accuracy, so there is no variance to test against." in shown
     assert "Note: group C has one seed and so no spread; train it with more seeds to compare it." in shown
     assert " - " in next(line for line in shown.splitlines() if "e/single" in line)  # nothing was trained
 

@@ -82,8 +82,7 @@ def test_prepare_downloads_cifar10_once(mirror: str, tmp_path: Path, words: list
     first = run_data("prepare", *options, "--url", f"{mirror}/{name}", cwd=tmp_path)
     assert (first.returncode, first.stdout) == (0, "data/cifar_dataset\n"), first.stderr
     assert (
-        f"downloading {mirror}/{name}" in first.stderr
-        and "cifar10: 23 images to train with, 7 to test with" in first.stderr
+        f"downloading {mirror}/{name}" in first.stderr and "cifar10: 23 training images, 7 test images" in first.stderr
     )
     folder = tmp_path / "data" / "cifar_dataset"
     assert sorted(os.listdir(folder)) == [".snapshots", name, "metadata.json"]
@@ -138,7 +137,7 @@ def test_prepare_draws_the_sample_set(tmp_path: Path) -> None:
     ]
     first = run_data("prepare", *options)
     assert (first.returncode, first.stdout) == (0, f"{tmp_path / 'a b'}\n"), first.stderr
-    assert "sample: 30 images to train with, 20 to test with" in first.stderr
+    assert "sample: 30 training images, 20 test images" in first.stderr
     assert load_snapshot(tmp_path / "a b").name == "sample"
     second = run_data("prepare", *options)
     assert second.stdout == first.stdout and "is there already" in second.stderr

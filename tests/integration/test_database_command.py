@@ -57,7 +57,7 @@ def test_ingest_says_what_it_did_and_prints_the_version(data: Data, home: Home, 
         result = data("ingest", source, "--dataset", "birds")
         assert_done(result)
         assert result.stdout == "birds@1\n"
-        lines = [told, "birds@1: 23 images to train with, 7 to test with", f"digest {digest}"]
+        lines = [told, "birds@1: 23 training images, 7 test images", f"digest {digest}"]
         first, *others = result.stderr.splitlines()
         assert first.startswith(f"the database is {place}") and "; --dataset_folder names another folder" in first
         assert others == lines

@@ -43,9 +43,9 @@ def test_a_report_is_added_to_the_run_and_shows_its_mistakes(
 def test_saliency_is_of_the_images_that_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, dataset_folder = write_run_on_images(tmp_path)
 
-    assert main([str(run), "--saliency", "2", "90"]) == 2
+    assert main([str(run), "--saliency", "2,90"]) == 2
     assert "--saliency 90: the test images have the numbers 0 to 89" in capsys.readouterr().err
-    assert main([str(run), "--saliency", "2", "5", "2"]) == 0
+    assert main([str(run), "--saliency", "2,5,2"]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count('alt="saliency of test image 2 for ') in (1, 2) and 'alt="saliency of test image 5 for ' in page
     shutil.rmtree(dataset_folder)

@@ -198,7 +198,7 @@ def test_the_network_of_a_state_dict_must_be_named_and_be_the_right_one(
     words += ["--dataset_folder", dataset, "--recipe", "notebook", "--pretrained_model", paths[number]]
     words += ["--batch_size", 10, "--num_threads", 1, "--device", "cpu"]
     for options, reason in (
-        ([], "does not say which network it is of: say it with --model"),
+        ([], "does not name its network: name it with --model"),
         (["--model", "lenet"], "is of another architecture: "),
     ):
         assert main([*map(str, words), *options]) == 2

@@ -45,7 +45,7 @@ function describe() {
   const { manifest, verdicts, card, image_size: size } = model;
   const facts = {
     run: `${model.experiment_name} / ${model.run_name}`,
-    "test accuracy": manifest?.metrics && `${percent(manifest.metrics.accuracy)} of ${manifest.metrics.num_images.toLocaleString("en")} images`,
+    "test accuracy": manifest?.metrics?.num_images && `${percent(manifest.metrics.accuracy)} of ${manifest.metrics.num_images.toLocaleString("en")} images`,
     "test-time augmentation": VIEWS[model.views] ?? model.views,
     input: `${size} × ${size} pixels, RGB`,
     data: model.data_digest.slice(0, 12),

@@ -152,7 +152,7 @@ def test_each_unknown_option_is_named_once_and_what_follows_is_not_shown() -> No
 def test_what_stands_for_nothing_is_suggested_nothing() -> None:
     assert find_refusal(lambda: parse_arguments(TRAINER, ["--zzz"])) == "--zzz is no option; --help lists the options"
     message = find_refusal(lambda: parse_arguments(TRAINER, ["surplus"]))
-    assert message == "there is nothing that takes surplus; --help lists the options"
+    assert message == "unexpected argument: surplus; --help lists the options"
 
 
 @pytest.mark.parametrize(

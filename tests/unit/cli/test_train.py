@@ -153,7 +153,7 @@ def test_a_config_file_holds_nothing_that_is_for_the_command_line(
     for options in ([], ["--print_config"]):
         assert main([*NAMES, "--config", str(tmp_path / "c.yaml"), *options]) == 2
         message = capsys.readouterr().err
-        assert message.count("\n") == 1 and f"holds {name}, which the command line alone may say" in message
+        assert message.count("\n") == 1 and f"holds {name}, which only the command line may set" in message
 
 
 def draw(kind: str) -> st.SearchStrategy[Any]:
