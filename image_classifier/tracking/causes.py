@@ -20,6 +20,7 @@ Kind = Literal[
     "library",
     "instruction set",
     "reduction order",
+    "threads",
     "data",
     "image order",
     "augmentation",
@@ -46,6 +47,8 @@ _OF_PHASE["update"] |= _ARITHMETIC
 
 MOSTLY = 0.5
 """Of an image's values: if more differ, it is another image rather than a changed one."""
+
+UNEXPLAINED = "nothing that the records have explains it"
 
 _NO_EFFECT = {"digest_every", "views"}
 """Settings that change no weights while training."""
@@ -123,9 +126,11 @@ def find_cause(evidence: Evidence) -> Cause:
         (parts if name in _ALL_PARTS else settings)[name] = what
     kind, reason = _judge(evidence, settings, parts)
     lines = [*settings.values(), *(f"{part}: {what}" for part, what in parts.items())]
-    threads = [record["execution"].get("num_threads") for record in evidence.records]
+    threads = [str(record["execution"].get("num_threads", "unknown")) for record in evidence.records]
     if threads[0] != threads[1]:
-        lines.append(f"threads: {threads[0]} and {threads[1]}; they change no bit, as each shard is one thread's")
+        lines.append(f"--num_threads is {' and '.join(threads)}, which is to change no bit")
+        if kind == "unknown":
+            kind, reason = "threads", f"nothing else that the records have differs{reason[len(UNEXPLAINED):]}"
     return Cause(kind, reason, tuple(lines))
 
 
@@ -156,7 +161,7 @@ def _judge(evidence: Evidence, settings: Mapping[str, str], parts: Mapping[str, 
     for part in likely:
         if part in parts:
             return _KINDS[part], f"{part}: {parts[part]}{seen[1]}"
-    return seen[0], f"nothing that the records have explains it{seen[1]}"
+    return seen[0], f"{UNEXPLAINED}{seen[1]}"
 
 
 def _describe_seen(evidence: Evidence) -> tuple[Kind, str]:
