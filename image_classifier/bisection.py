@@ -418,6 +418,9 @@ class _Bisection:
             if finding is not None:
                 return finding
             whole, other = whole or seen[0], other or seen[1]
+            if whole and other and step in whole.digests:
+                names = list_differing(whole.digests[step], other.digests[step])
+                found = ChainDifference(step - 1, step, names) if names else found
         return self._describe_recorded(start, found, [whole, other])
 
     def compare_with_machine(self) -> Finding:
@@ -489,8 +492,7 @@ class _Bisection:
             kept = again.tape.kept
         values = compare_tensors(kept[key], other.tape.kept[key]) if key in kept else None
         for side, trained in ((first, one), (second, other)):
-            if step in side.digests or not any(line.startswith(f"{side.name}, trained") for line in self._replays):
-                self._note_whether_recorded(side, trained, step)
+            self._note_whether_recorded(side, trained, step)
         names = list_differing(one.digests[step], other.digests[step])
         result = _join(one.tape.results[key], other.tape.results[key])
         batches = one.tape.batch, other.tape.batch
@@ -505,7 +507,8 @@ class _Bisection:
             known = step if step in side.digests else both_recorded
             if trained is not None and len(self._sides) == 2 and known in trained.digests:
                 self._note_whether_recorded(side, trained, known)
-        reached = next((each for each in replays if each is not None and step in each.digests), None)
+        able = [each for each in replays if each is not None and step in each.digests]
+        reached = min(able, key=lambda each: max(each.digests), default=None)
         if reached is not None and step < max(reached.digests):
             reached = self._train(self._sides[replays.index(reached)], start, step)
         values = None
@@ -524,7 +527,7 @@ class _Bisection:
         if len(digests) < 2:
             return found
         equal, common = found.equal, digests[0]
-        is_known = [side.digests[found.step] == common.get(found.step) for side in self._sides]
+        is_known = [found.step in common and side.digests.get(found.step) == common[found.step] for side in self._sides]
         for step in sorted(common.keys() & digests[1].keys()) if any(is_known) else ():
             for side in self._sides:
                 if names := list_differing(side.digests.get(step, common[step]), common[step]):
@@ -550,12 +553,11 @@ class _Bisection:
 
     def _note_whether_recorded(self, side: Side, trained: Trained, step: int) -> None:
         here = f"{side.name}, trained again here,"
-        if step not in side.digests:
-            line = f"{here} was followed to step {step} alone, of which its record has no digest"
-        else:
+        if step in side.digests:
             is_same = not list_differing(side.digests[step], trained.digests[step])
-            line = f"{here} is {'' if is_same else 'not '}as recorded at step {step}"
-        self._replays[line] = None
+            self._replays[f"{here} is {'' if is_same else 'not '}as recorded at step {step}"] = None
+        elif not any(line.startswith(here) for line in self._replays):
+            self._replays[f"{here} was followed to step {step} alone, of which its record has no digest"] = None
 
     def _compare_ends(self, first: Side, second: Side) -> Finding:
         """Compare two runs whose chains agree as far as both go."""

@@ -250,7 +250,7 @@ def test_runs_that_agree_are_the_same(sound: Path, tmp_path: Path, capsys: Captu
         "SAME",
         f"  A     {sound}",
         f"  B     {copy}",
-        "  step  none of 40: all digests that both have of the state are equal",
+        "  step  none of 40: all digests that both have are equal, and so are weights and probabilities",
     ]
 
 
@@ -263,8 +263,15 @@ def test_a_run_that_cannot_be_trained_again_is_judged_by_its_record(
     assert main([str(sound), str(other), "--num_threads", "1"]) == 3
     words = " ".join(capsys.readouterr().out.split())
     assert "step one of 1 to 10 of 40: the records have no digest between" in words
-    assert "cause setting: --momentum is 0.9 and 0.8; " in words
+    assert "cause setting: --momentum is 0.9 and 0.8 differs --momentum" in words
     assert "replay B cannot be trained again here: " in words
+
+
+def test_a_tensor_that_only_one_run_has_is_found(sound: Path, dataset: Path, tmp_path: Path) -> None:
+    finding = find(sound, train(tmp_path, dataset, "b", ema_decay=0.9))
+    assert (finding.step, finding.is_exact, finding.result) == (1, True, None)
+    assert finding.tensors and all(name.startswith("average.") for name in finding.tensors)
+    assert finding.cause is not None and finding.cause.reason == "--ema_decay is 0.0 and 0.9"
 
 
 def test_the_shorter_of_two_runs_ends_before_they_part(sound: Path, dataset: Path, tmp_path: Path) -> None:
