@@ -243,6 +243,18 @@ def test_a_forged_checkpoint_is_not_gone_on_from(sound: Path, dataset: Path, tmp
         assert any(line.startswith(f"{name} cannot be trained again here: the checkpoint") for line in finding.replays)
 
 
+@pytest.mark.usefixtures("without_kernels")
+def test_what_this_machine_lacks_is_named_as_the_cause(sound: Path, tmp_path: Path) -> None:
+    if read_record(sound)["settings"]["engine"] != "compiled":
+        pytest.skip("there are no kernels for this processor")
+    finding = find(sound)
+    assert (finding.verdict, finding.equal_step, finding.step) == ("DIFFERENT", 0, 10)
+    assert finding.cause is not None and finding.cause.kind == "library"
+    assert finding.cause.reason.startswith("engine eager instead of compiled: ")
+    assert finding.values is not None and finding.values.ulps is not None  # of the run's checkpoint of step 10
+    assert any(line.startswith("A was not trained again as it was: engine: ") for line in finding.replays)
+
+
 def test_runs_that_agree_are_the_same(sound: Path, tmp_path: Path, capsys: Capture) -> None:
     copy = shutil.copytree(sound, tmp_path / "copy")
     assert main([str(sound), str(copy)]) == 0
