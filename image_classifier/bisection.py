@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
@@ -19,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from image_classifier.config import DatabaseAccess, InstructionSet
+from image_classifier.config import DatabaseAccess, TrainingSettings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
 from image_classifier.experiment import Reporter, run
@@ -39,11 +41,12 @@ from image_classifier.tracking.divergence import (
     list_digests,
 )
 from image_classifier.tracking.identity import compute_tensor_digests
-from image_classifier.tracking.layout import CHECKPOINTS, MODEL, PREDICTIONS, RECORD
+from image_classifier.tracking.layout import CHAIN, CHECKPOINTS, MODEL, PREDICTIONS, RECORD
 from image_classifier.tracking.reading import read_chain, read_manifest, read_predictions, read_record
 from image_classifier.tracking.record import describe_settings, find_identity_changes
 from image_classifier.tracking.tape import NOWHERE, Tape, find_first_difference
 from image_classifier.training.determinism import (
+    Lack,
     build_capped_environment,
     cap_instruction_set,
     resolve_nearest_settings,
@@ -133,16 +136,20 @@ class Side:
     Attributes:
         settings: what trains it again.
         digests: of its chain.
+        head: the last digest of its chain; "" where breaks are in it, too.
         weights_digest: of its result.
-        instruction_set: the cap that it needs.
+        training: its settings, the nearest to them that this processor has.
+        lacks: what these are not.
     """
 
     name: str
     settings: VerificationSettings
     record: dict[str, Any]
     digests: Digests
+    head: str
     weights_digest: str
-    instruction_set: InstructionSet
+    training: TrainingSettings
+    lacks: tuple[Lack, ...]
 
     @property
     def folder(self) -> Path:
@@ -222,19 +229,23 @@ class _Follower(Reporter):
         self._reporter.note(text)
 
     def begin(self, record: dict[str, Any], num_steps: int, first_step: int) -> None:
+        self._check(first_step == self._segment.begin)
         self.record = record
         self._reporter.begin(record, num_steps, first_step)
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
         segment = self._segment
         digests = _shorten(compute_tensor_digests(state))
-        if segment.state and (step != segment.begin or list_differing(digests, segment.state)):
-            raise RunError(
-                f"the checkpoint of step {segment.begin} in {segment.source} is not the state that the chain has "
-                "there; move the checkpoint away, and bisect goes on from the one before"
-            )
+        self._check(step == segment.begin and not (segment.state and list_differing(digests, segment.state)))
         if segment.begin == segment.end:
             self._end(state)
+
+    def _check(self, is_right: bool) -> None:
+        if not is_right:
+            raise RunError(
+                f"the checkpoint of step {self._segment.begin} in {self._segment.source} is not the state that the "
+                "chain has there"
+            )
 
     def step(self, step: Step) -> None:
         self._reporter.step(step)
@@ -279,9 +290,8 @@ def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained
         ImageClassifierError: its data or weights are not here, or are others; or the reporter stopped it.
     """
     side = segment.side
-    training, lacks = restore_nearest_settings(side.record["settings"])
-    cap_instruction_set(training.instruction_set)
-    training, others = resolve_nearest_settings(training)
+    cap_instruction_set(side.training.instruction_set)
+    training, others = resolve_nearest_settings(side.training)
     if segment.is_dense:
         training = replace(training, digest_every=1)
     again = replace(
@@ -298,7 +308,7 @@ def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained
     with suppress(_SegmentEnd):
         run(again, snapshot=snapshot, reporter=follower)
     present = {**(follower.record or side.record), "settings": side.record["settings"]}
-    changes = {lack.setting: lack.describe_replacement() for lack in (*lacks, *others)}
+    changes = {lack.setting: lack.describe_replacement() for lack in (*side.lacks, *others)}
     changes |= find_identity_changes(side.record, present)
     return Trained(again.run_folder, follower.digests, follower.difference, follower.state, changes, segment.tape)
 
@@ -306,16 +316,19 @@ def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained
 def _train_where_possible(segment: Segment, reporter: Reporter) -> Trained:
     """Train a segment in this process or, if it needs another cap on the instruction set, in one of its own."""
     try:
-        cap_instruction_set(segment.side.instruction_set)
+        cap_instruction_set(segment.side.training.instruction_set)
     except SettingsError:
         access = segment.side.settings.database_access
         settings = replace(segment.side.settings, database_access=access and replace(access, ask=None))
         # Whole tensors come back through a file descriptor each, so that a tape of all of them would need too many.
         tape = Tape(wanted=NOWHERE) if segment.tape is not None and segment.tape.keeps_all else segment.tape
         alone = replace(segment, side=replace(segment.side, settings=settings), tape=tape)
-        with _environment(build_capped_environment(segment.side.instruction_set)):
+        with _environment(build_capped_environment(segment.side.training.instruction_set)):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                return pool.submit(train_segment, alone).result()
+                try:
+                    return pool.submit(train_segment, alone).result()
+                except BrokenProcessPool as error:
+                    raise RunError("the process that trained it was killed, perhaps for want of memory") from error
     return train_segment(segment, reporter)
 
 
@@ -349,7 +362,7 @@ def _load_side(name: str, folder: Path, settings: BisectionSettings) -> Side:
     changed = verify_files(folder)
     if changed:
         raise RunError(f"{folder} was changed after the run: {changed[0]}; restore it")
-    record, chain = read_record(folder), read_chain(folder)
+    record = read_record(folder)
     for kind in PLUGGABLE:
         check_allowed(kind, record["settings"].get(kind, "sgd"), folder / RECORD, RunError)
     again = VerificationSettings(
@@ -360,8 +373,16 @@ def _load_side(name: str, folder: Path, settings: BisectionSettings) -> Side:
         num_threads=settings.num_threads,
         num_workers=settings.num_workers,
     )
-    weights_digest, nearest = read_manifest(folder)["weights_digest"], restore_nearest_settings(record["settings"])[0]
-    return Side(name, again, record, list_digests(folder, chain), weights_digest, nearest.instruction_set)
+    return _build_side(name, again, record)
+
+
+def _build_side(name: str, settings: VerificationSettings, record: dict[str, Any]) -> Side:
+    folder = settings.run_folder
+    chain, weights_digest = read_chain(folder), read_manifest(folder)["weights_digest"]
+    head = chain[-1]["digest"] if chain and not any("break" in line for line in chain) else ""
+    training, lacks = restore_nearest_settings(record["settings"])
+    digests = list_digests(folder, chain)
+    return Side(name, settings, record, digests, head, weights_digest, training, tuple(lacks))
 
 
 class _Bisection:
@@ -381,14 +402,15 @@ class _Bisection:
         first, second = self._sides
         found = find_chain_difference(first.digests, second.digests)
         if found is None:
-            return self._compare_ends()
+            return self._compare_ends(first, second)
         start = self._find_start(found.equal)
         state, step = start, found.step
         whole = other = None
         if start[1] < found.step - 1:
             whole = self._train(first, start, found.step)
             other = self._train(second, start, found.step, expected=whole.digests if whole else {})
-            if other is not None and other.difference is not None:
+            if whole is not None and other is not None and other.difference is not None:
+                self._note_whether_recorded(first, whole, found.step)
                 step = other.difference
                 state = (other.run_folder, step - 1)
         if state[1] == step - 1:
@@ -396,18 +418,22 @@ class _Bisection:
             if finding is not None:
                 return finding
             whole, other = whole or seen[0], other or seen[1]
+            if whole and other and step in whole.digests:
+                names = list_differing(whole.digests[step], other.digests[step])
+                found = ChainDifference(step - 1, step, names) if names else found
         return self._describe_recorded(start, found, [whole, other])
 
     def compare_with_machine(self) -> Finding:
         """Compare a run with what this machine makes of it."""
         (side,) = self._sides
         start = (side.folder, 0)
-        whole = self._train(side, start, side.last_step, expected=side.digests, is_dense=False)
+        whole = self._train(side, start, sys.maxsize, expected=side.digests, is_dense=False)
         if whole is None:
             raise RunError(f"{next(iter(self._replays))}; name what moved by --dataset_folder or --experiments_folder")
-        if whole.difference is None:
-            return self._finish("SAME", side.last_step, None)
         step = whole.difference
+        if step is None:
+            again = replace(side.settings, run_folder=whole.run_folder)
+            return self._compare_ends(side, _build_side(HERE, again, side.record))
         equal = max((number for number in whole.digests if number < step), default=0)
         names = list_differing(side.digests[step], whole.digests[step])
         return self._describe_recorded(start, ChainDifference(equal, step, names), [whole])
@@ -442,7 +468,7 @@ class _Bisection:
             self._replays[f"{side.name} cannot be trained again here: {error}"] = None
             return None
         if end > begin:
-            self._segments.append((side.name, begin, trained.difference or end))
+            self._segments.append((side.name, begin, max(trained.digests, default=begin)))
         for part, change in trained.changes.items():
             self._replays[f"{side.name} was not trained again as it was: {part}: {change}"] = None
         self._changed |= trained.changes
@@ -478,17 +504,18 @@ class _Bisection:
         both_recorded, found = found.step, self._narrow(found, replays)
         step, names = found.step, found.tensors
         for side, trained in zip(self._sides, replays, strict=True):
-            if trained is not None and len(self._sides) == 2:
-                self._note_whether_recorded(side, trained, step if step in side.digests else both_recorded)
-        reached = next((each for each in replays if each is not None and step in each.digests), None)
+            known = step if step in side.digests else both_recorded
+            if trained is not None and len(self._sides) == 2 and known in trained.digests:
+                self._note_whether_recorded(side, trained, known)
+        able = [each for each in replays if each is not None and step in each.digests]
+        reached = min(able, key=lambda each: max(each.digests), default=None)
         if reached is not None and step < max(reached.digests):
             reached = self._train(self._sides[replays.index(reached)], start, step)
         values = None
         if reached is not None:
             states = [self._find_state(reached, side, step) for side in self._sides]
             states += [reached.state] * (2 - len(states))
-            common = [name for name in names if all(name in state for state in states)]
-            values = next((compare_tensors(states[0][name], states[1][name]) for name in common), None)
+            values = _compare_first(names, *states)
         records = self._sides[0].record, self._sides[-1].record
         state, changed = list(max(self._sides[0].digests.items())[1]), self._changed if len(self._sides) == 1 else {}
         cause = find_cause(Evidence(records, step, None, values, tensors=names, state=state, changed=changed))
@@ -500,8 +527,8 @@ class _Bisection:
         if len(digests) < 2:
             return found
         equal, common = found.equal, digests[0]
-        is_known = [side.digests[found.step] == common.get(found.step) for side in self._sides]
-        for step in sorted(common.keys() & digests[1].keys()):
+        is_known = [found.step in common and side.digests.get(found.step) == common[found.step] for side in self._sides]
+        for step in sorted(common.keys() & digests[1].keys()) if any(is_known) else ():
             for side in self._sides:
                 if names := list_differing(side.digests.get(step, common[step]), common[step]):
                     return ChainDifference(equal, step, names)
@@ -525,38 +552,35 @@ class _Bisection:
         return {} if found is None else {**reached.state, name: found}
 
     def _note_whether_recorded(self, side: Side, trained: Trained, step: int) -> None:
-        if step not in side.digests or step not in trained.digests:
-            return
-        is_same = not list_differing(side.digests[step], trained.digests[step])
-        self._replays[f"{side.name}, trained again here, is {'' if is_same else 'not '}as recorded at step {step}"] = (
-            None
-        )
+        here = f"{side.name}, trained again here,"
+        if step in side.digests:
+            is_same = not list_differing(side.digests[step], trained.digests[step])
+            self._replays[f"{here} is {'' if is_same else 'not '}as recorded at step {step}"] = None
+        elif not any(line.startswith(here) for line in self._replays):
+            self._replays[f"{here} was followed to step {step} alone, of which its record has no digest"] = None
 
-    def _compare_ends(self) -> Finding:
+    def _compare_ends(self, first: Side, second: Side) -> Finding:
         """Compare two runs whose chains agree as far as both go."""
-        first, second = self._sides
         equal = max(first.digests.keys() & second.digests.keys(), default=0)
-        records = first.record, second.record
+        evidence = Evidence((first.record, second.record), equal + 1, changed=self._changed)
         if first.last_step != second.last_step:
             shorter = first if first.last_step < second.last_step else second
-            cause = find_cause(Evidence(records, equal + 1))
-            self._replays[f"{shorter.name} ends after step {shorter.last_step}; the other one goes on"] = None
-            return self._finish("DIFFERENT", equal, equal + 1, equal == shorter.last_step, cause=cause)
-        if first.weights_digest == second.weights_digest:
-            probabilities = [torch.from_numpy(read_predictions(side.folder)[0].copy()) for side in self._sides]
-            values = compare_tensors(*probabilities)
-            if values is None:
-                return self._finish("SAME", equal, None)
-            self._replays["states and weights are equal; the probabilities of the test set are not"] = None
-            cause = find_cause(Evidence(records, equal + 1, None, values))
-            return self._finish("DIFFERENT", equal, None, True, (PREDICTIONS,), None, values, cause)
-        states = [load_model(side.folder / MODEL).classifier.state_dict() for side in self._sides]
-        digests = [compute_tensor_digests(state) for state in states]
-        names = list_differing(*digests)
-        common = [name for name in names if name in states[0] and name in states[1]]
-        values = next((compare_tensors(states[0][name], states[1][name]) for name in common), None)
-        cause = find_cause(Evidence(records, equal + 1, None, values, tensors=names, state=list(states[0])))
-        self._replays[f"the chains agree to their last step; {MODEL} does not"] = None
+            self._replays[f"the chain of {shorter.name} ends after step {shorter.last_step}; the other goes on"] = None
+            is_exact = equal == shorter.last_step
+            return self._finish("DIFFERENT", equal, equal + 1, is_exact, cause=find_cause(evidence))
+        if first.weights_digest != second.weights_digest:
+            what, states = MODEL, [load_model(side.folder / MODEL).classifier.state_dict() for side in (first, second)]
+        else:
+            what, states = PREDICTIONS, [_read_results(side.folder) for side in (first, second)]
+        names = list_differing(*map(compute_tensor_digests, states))
+        is_chain_comparable = first.digests.keys() == second.digests.keys() and bool(first.head and second.head)
+        if not names and not (is_chain_comparable and first.head != second.head):
+            return self._finish("SAME", equal, None)
+        if not names:
+            what = f"{CHAIN}: its digests are not over these states, though each of its tensors is"
+        self._replays[f"the states agree to the last step; what differs is {what}"] = None
+        values = _compare_first(names, *states)
+        cause = find_cause(replace(evidence, values=values, tensors=names, state=list(states[0])))
         return self._finish("DIFFERENT", equal, None, True, names, None, values, cause)
 
     def _finish(
@@ -574,6 +598,20 @@ class _Bisection:
         last = max(side.last_step for side in self._sides)
         replays, segments = tuple(self._replays), tuple(self._segments)
         return Finding(verdict, names, last, equal, step, is_exact, tensors, result, values, cause, replays, segments)
+
+
+def _read_results(folder: Path) -> dict[str, Tensor]:
+    probabilities, labels = read_predictions(folder)
+    return {"probabilities": torch.from_numpy(probabilities.copy()), "labels": torch.from_numpy(labels.copy())}
+
+
+def _compare_first(
+    names: Sequence[str], first: dict[str, Tensor], second: dict[str, Tensor]
+) -> TensorDifference | None:
+    """Compare the first of these tensors that both have."""
+    return next(
+        (compare_tensors(first[name], second[name]) for name in names if name in first and name in second), None
+    )
 
 
 def _join(first: Result, second: Result) -> Result:

@@ -128,7 +128,9 @@ def _list_facts(finding: Finding) -> Iterator[tuple[str, str]]:
 def _describe_step(finding: Finding) -> str:
     same = f"the states after step {finding.equal_step} are equal" if finding.equal_step else ""
     if finding.verdict == "SAME":
-        return f"none of {finding.num_steps}: all digests that both have of the state are equal"
+        return (
+            f"none of {finding.num_steps}: all digests that both have are equal, and so are weights and probabilities"
+        )
     if finding.step is None:
         return f"none of {finding.num_steps}: {same}; what was made of the last one is not"
     if finding.is_exact:

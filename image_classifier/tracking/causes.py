@@ -20,6 +20,7 @@ Kind = Literal[
     "library",
     "instruction set",
     "reduction order",
+    "threads",
     "data",
     "image order",
     "augmentation",
@@ -46,6 +47,8 @@ _OF_PHASE["update"] |= _ARITHMETIC
 
 MOSTLY = 0.5
 """Of an image's values: if more differ, it is another image rather than a changed one."""
+
+UNEXPLAINED = "nothing that the records have explains it"
 
 _NO_EFFECT = {"digest_every", "views"}
 """Settings that change no weights while training."""
@@ -123,9 +126,11 @@ def find_cause(evidence: Evidence) -> Cause:
         (parts if name in _ALL_PARTS else settings)[name] = what
     kind, reason = _judge(evidence, settings, parts)
     lines = [*settings.values(), *(f"{part}: {what}" for part, what in parts.items())]
-    threads = [record["execution"].get("num_threads") for record in evidence.records]
+    threads = [str(record["execution"].get("num_threads", "unknown")) for record in evidence.records]
     if threads[0] != threads[1]:
-        lines.append(f"threads: {threads[0]} and {threads[1]}; they change no bit, as each shard is one thread's")
+        lines.append(f"--num_threads is {' and '.join(threads)}, which is to change no bit")
+        if kind == "unknown":
+            kind, reason = "threads", f"nothing else that the records have differs{reason[len(UNEXPLAINED):]}"
     return Cause(kind, reason, tuple(lines))
 
 
@@ -142,8 +147,8 @@ def list_differing_settings(first: dict[str, Any], second: dict[str, Any]) -> di
 def _judge(evidence: Evidence, settings: Mapping[str, str], parts: Mapping[str, str]) -> tuple[Kind, str]:
     """Name the kind of cause, and why."""
     result, values = evidence.result, evidence.values
+    unknown, seen = _describe_seen(evidence)
     phase = None if result is None else result.phase
-    seen = _describe_seen(evidence)
     is_one_bit = values is not None and values.bit is not None
     if is_one_bit and (phase == "update" or (phase is None and len(evidence.tensors) == 1)):
         return "memory", "one bit of one value differs, and of what computed it nothing does: a bit was flipped"
@@ -152,11 +157,11 @@ def _judge(evidence: Evidence, settings: Mapping[str, str], parts: Mapping[str, 
         fitting &= _SCHEDULE if result.layer == RATE else _OF_PHASE[result.phase]
         likely = _PARTS[result.phase]
     for name in sorted(fitting, key=lambda name: (name not in _KINDS, name)):
-        return _KINDS.get(name, "setting"), f"{settings[name]}{seen[1]}"
+        return _KINDS.get(name, "setting"), settings[name] + seen * (unknown != "unknown")
     for part in likely:
         if part in parts:
-            return _KINDS[part], f"{part}: {parts[part]}{seen[1]}"
-    return seen[0], f"nothing that the records have explains it{seen[1]}"
+            return _KINDS[part], f"{part}: {parts[part]}" + seen * (unknown != "unknown")
+    return unknown, f"{UNEXPLAINED}{seen}"
 
 
 def _describe_seen(evidence: Evidence) -> tuple[Kind, str]:
@@ -174,16 +179,18 @@ def _describe_seen(evidence: Evidence) -> tuple[Kind, str]:
         return "reduction order", "; the batch is equal, and the gradients of its parts add up to others"
     if result.phase == "update":
         return "memory", "; gradients and learning rate are equal: only the update is not, or what was kept for it"
-    return "library", f"; all results before are equal, so that {result.operator} was computed in another way"
+    return "library", "; all results before are equal"
 
 
 def _describe_unseen(evidence: Evidence) -> tuple[Kind, str]:
     """Judge by the tensors alone."""
     tensors, state = set(evidence.tensors), set(evidence.state)
+    if not tensors:
+        return "unknown", ""
     kept = {name for name in state if name.rpartition(".")[0] in state}  # by the optimizer
     if len(tensors) == 1 < len(state):
         return "memory", f"; {evidence.tensors[0]} alone is another, as by a flipped bit"
-    if kept and tensors and not tensors & kept:
+    if kept and tensors <= state - kept:
         return "learning rate", "; what the optimizer keeps is equal and the weights are not, as by another rate"
     return "unknown", "; the batch, the arithmetic or the memory of one of the two was another"
 

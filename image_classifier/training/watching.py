@@ -110,7 +110,7 @@ class _ShardWatch(DispatchMode):  # type: ignore[no-untyped-call]  # torch ships
         super().__init__()
         self._number = number
         self._note = note
-        self._layers = ["the classifier"]
+        self._layers = ["the loss"]  # which is of no module
         self._phase: Phase = "forward"
         self._followed: dict[Node, None] = {}  # kept, as a node is the same object only as long as somebody has it
 

@@ -17,7 +17,7 @@ from benchmarks.speedrun import __main__ as speedrun
 from benchmarks.speedrun import entries
 from benchmarks.speedrun.entries import Refused, check_entry, get_clock_path
 from image_classifier.tracking.reading import read_manifest, read_predictions, read_record, serialize_predictions
-from image_classifier.tracking.run import RunFolder
+from tests.runs import reseal
 from tests.tiny import write_tiny_dataset
 
 OPTIONS = "--batch_size 10 --num_epochs 1 --learning_rate 0.01 --digest_every 10 --num_threads 1"
@@ -67,11 +67,9 @@ def test_an_entry_that_is_verified_gets_a_row(entry: Path, home: Path) -> None:
     assert f"| {row['seconds']:,.1f} s | " in table and "Each was IDENTICAL" in table
 
 
-def reseal(folder: Path) -> None:
+def reseal_entry(folder: Path) -> None:
     """Write manifest and clock anew, as somebody would who wants a changed entry to look whole."""
-    manifest = read_manifest(folder)
-    (folder / "manifest.json").unlink()
-    RunFolder(folder).finish(weights_digest=manifest["weights_digest"], chain_head=manifest["chain_head"])
+    reseal(folder)
     change_clock(folder, manifest_digest=read_manifest(folder)["digest"])
 
 
@@ -83,7 +81,7 @@ def change_clock(folder: Path, **values: Any) -> None:
 def change_json(folder: Path, name: str, **values: Any) -> None:
     path = folder / name
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-    reseal(folder)
+    reseal_entry(folder)
 
 
 def claim_better_predictions(folder: Path) -> None:

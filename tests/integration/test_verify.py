@@ -20,9 +20,9 @@ from image_classifier.experiment import run
 from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import load_model, serialize_model
 from image_classifier.tracking.reading import read_manifest, read_record
-from image_classifier.tracking.run import RunFolder
 from image_classifier.verification import Verdict, Verification, VerificationSettings, verify
 from tests.conftest import PROJECT, require_real_data
+from tests.runs import reseal
 from tests.tiny import make_settings, write_tiny_dataset
 
 
@@ -41,13 +41,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
 def copy(recorded: Path, tmp_path: Path) -> Path:
     """A copy of the run that a test may change."""
     return Path(shutil.copytree(recorded, tmp_path / "e" / "tiny" / "run"))
-
-
-def reseal(folder: Path) -> None:
-    """Write the manifest anew, as somebody would who wants a changed run to look whole."""
-    manifest = read_manifest(folder)
-    (folder / "manifest.json").unlink()
-    RunFolder(folder).finish(weights_digest=manifest["weights_digest"], chain_head=manifest["chain_head"])
 
 
 def change_record(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
