@@ -88,8 +88,8 @@ def load_environment_file(path: Path) -> None:
 
 
 def find_resolver(settings: ServerSettings) -> Resolve | None:
-    """Find what looks up the model's name, if it is one of the registry's."""
-    if not settings.model.startswith("models:/"):
+    """Find what looks up names of models, if any is one of the registry's."""
+    if not any(name.startswith("models:/") for name in (settings.model, settings.canary, settings.shadow)):
         return None
     return partial(resolve_name, settings.tracking_uri or None, settings.experiments_folder)
 
