@@ -190,9 +190,7 @@ class Recorder:
         """Measure the files that are there; where that cannot be done, what was written counts."""
         self._measured_at = time.monotonic()
         try:
-            self._used_bytes = sum(self._place.list_files().values())
-        except FileNotFoundError:
-            self._used_bytes = 0
+            self._used_bytes = self._place.measure()
         except Exception as error:
             self._lose(0, error)
 
