@@ -59,7 +59,8 @@ class Recorder:
     Args:
         image_size: side in pixels of the images.
         fraction: of the requests that are kept, chosen at random.
-        flush_s: seconds of answers that are lost, at most, when the process is killed and the place is quick.
+        flush_s: seconds of answers that are lost, at most, when the process is killed and the place takes no more than
+            half of them to write a file.
         max_bytes: of all files at the place; when they have so many, nothing more is written.
         memory_bytes: of images that wait.
         count: called from several threads.
