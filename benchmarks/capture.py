@@ -54,7 +54,7 @@ def read_captured(port: int) -> dict[str, float]:
     return {result: float(count) for result, count in found}
 
 
-def measure_side(run: Path, pixels: bytes, seconds: float, options: Sequence[str]) -> dict[str, Any]:
+def measure_side(run: Path, pixels: bytes, seconds: int, options: Sequence[str]) -> dict[str, Any]:
     """Measure one server at each number of connections."""
     with serving("own", run, *options) as (_, port):
         load_with_wrk(port, PATH, RAW, pixels, 4, seconds)
@@ -63,7 +63,7 @@ def measure_side(run: Path, pixels: bytes, seconds: float, options: Sequence[str
         return {"points": points, "captured": read_captured(port)}
 
 
-def measure_run(run: Path, seconds: float, rounds: int) -> dict[str, Any]:
+def measure_run(run: Path, seconds: int, rounds: int) -> dict[str, Any]:
     """Measure a run's servers without and with capture, in turns: medians, and the medians of the turns' ratios."""
     pixels = load_images(run)[0]
     turns: list[dict[str, Any]] = []
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--run", type=Path, action="append", default=[], help="published run; may be given several times"
     )
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=10, help="whole seconds of each measurement")
     parser.add_argument("--rounds", type=int, default=5, help="turns of the servers")
     parser.add_argument("--kills", type=int, default=20, help="servers that are killed")
     parser.add_argument("--only", choices=["tables"])

@@ -115,6 +115,10 @@ class Url:
         return Path(unquote(self.place)) if self.scheme == "file" else None
 
 
+REGISTERED = "models:/"
+"""What the name of a model in a registry begins with."""
+
+
 def get_url(place: Path | str) -> Url | None:
     """Parse a URL, which may stand where a folder may; None for a path.
 

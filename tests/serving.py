@@ -31,12 +31,21 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 PIXELS = {"content-type": "application/octet-stream"}
 
 
-def write_model(path: Path, *, seed: int = 0, classes: Sequence[str] = CLASSES, width: int = 0, side: int = 32) -> Path:
+def write_model(
+    path: Path,
+    *,
+    seed: int = 0,
+    classes: Sequence[str] = CLASSES,
+    width: int = 0,
+    side: int = 32,
+    fails_on_white: bool = False,
+) -> Path:
     """Write an ONNX file as `publish` does, of a network with random weights.
 
     Args:
         width: channels of a convolution in front, which makes it slow; 0 for a linear network that takes no time.
         side: in pixels, of the images that it takes.
+        fails_on_white: it cannot be computed where a value is 255.
     """
     generator = np.random.default_rng(seed)
 
@@ -59,7 +68,15 @@ def write_model(path: Path, *, seed: int = 0, classes: Sequence[str] = CLASSES, 
     nodes.append(helper.make_node("Flatten", [last], ["flat"]))
     weights.append(draw("matrix", width * (side // 8) ** 2 if width else 3 * side**2, len(classes)))
     nodes.append(helper.make_node("MatMul", ["flat", "matrix"], ["logits"]))
-    nodes.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
+    last = "logits"
+    if fails_on_white:
+        weights.append(numpy_helper.from_array(np.zeros(255, np.float32), "nothing"))
+        nodes.append(helper.make_node("ReduceMax", ["float"], ["largest"], keepdims=0))
+        nodes.append(helper.make_node("Cast", ["largest"], ["index"], to=TensorProto.INT64))
+        nodes.append(helper.make_node("Gather", ["nothing", "index"], ["zero"]))  # of 255 values: none is the last
+        nodes.append(helper.make_node("Add", ["logits", "zero"], ["same"]))
+        last = "same"
+    nodes.append(helper.make_node("Softmax", [last], ["probabilities"], axis=1))
     graph = helper.make_graph(
         nodes,
         "network",

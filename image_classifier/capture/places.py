@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +40,13 @@ class Place(Protocol):
 
     def list_files(self) -> dict[str, int]:
         """List the paths of the files, in their order, with their sizes in bytes.
+
+        Raises:
+            OSError: the place cannot be read.
+        """
+
+    def measure(self) -> int:
+        """Measure the bytes of all files, without holding up other threads.
 
         Raises:
             OSError: the place cannot be read.
@@ -84,6 +94,15 @@ class LocalPlace:
             raise FileNotFoundError(2, "No such folder", str(self._folder))
         found = {str(each.relative_to(self._folder)): each for each in self._folder.glob("date=*/hour=*/*.parquet")}
         return {path: found[path].lstat().st_size for path in sorted(found) if FILE.fullmatch(path)}
+
+    def measure(self) -> int:
+        num_bytes = 0
+        for folder, _, names in os.walk(self._folder):
+            for name in names:
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    num_bytes += os.lstat(os.path.join(folder, name)).st_size
+            time.sleep(0.001)
+        return num_bytes
 
 
 class RemotePlace:
@@ -134,6 +153,9 @@ class RemotePlace:
         start = f"{self._root}/"
         sizes = {path.rpartition(start)[2]: int(facts.get("size") or 0) for path, facts in found.items()}
         return {path: sizes[path] for path in sorted(sizes) if FILE.fullmatch(path)}
+
+    def measure(self) -> int:
+        return sum(self.list_files().values())
 
 
 def open_place(place: str | Path) -> Place:

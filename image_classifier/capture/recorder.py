@@ -59,7 +59,8 @@ class Recorder:
     Args:
         image_size: side in pixels of the images.
         fraction: of the requests that are kept, chosen at random.
-        flush_s: seconds of answers that are lost, at most, when the process is killed and the place is quick.
+        flush_s: seconds of answers that are lost, at most, when the process is killed and the place takes no more than
+            half of them to write a file.
         max_bytes: of all files at the place; when they have so many, nothing more is written.
         memory_bytes: of images that wait.
         count: called from several threads.
@@ -190,9 +191,7 @@ class Recorder:
         """Measure the files that are there; where that cannot be done, what was written counts."""
         self._measured_at = time.monotonic()
         try:
-            self._used_bytes = sum(self._place.list_files().values())
-        except FileNotFoundError:
-            self._used_bytes = 0
+            self._used_bytes = self._place.measure()
         except Exception as error:
             self._lose(0, error)
 

@@ -12,6 +12,7 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.table import format_table
 from image_classifier.config import DatabaseAccess, describe_views
+from image_classifier.errors import SettingsError
 from image_classifier.progress import say
 from image_classifier.references import get_url
 from image_classifier.remote.cache import localize
@@ -68,6 +69,8 @@ def _build_proof(arguments: Namespace) -> Proof:
         dataset_folder=arguments.dataset_folder,
         access=build_access(arguments, DatabaseAccess().dataset_folder),
         policy=load_policy(arguments.policy) if arguments.get("policy") else None,
+        captured=arguments.get("captured"),
+        labels=arguments.get("labels"),
         say=say,
     )
 
@@ -102,6 +105,18 @@ def build_promote_parser() -> ArgumentParser:
     _add_proof(parser)
     parser.add_argument(
         "--policy", type=Path | None, default=None, help="YAML file that says by whom its run must have been verified"
+    )
+    parser.add_argument(
+        "--captured",
+        type=str | None,
+        default=None,
+        help="folder or URL that servers captured to: it must be no worse on the images there, either",
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path | None,
+        default=None,
+        help="CSV file with request_id, image_index and label of captured images",
     )
     return parser
 
@@ -194,6 +209,8 @@ def _describe_views(version: Version) -> str:
 def _promote(argv: Sequence[str] | None) -> int:
     """point an alias to a version that is not significantly worse than the present one"""
     arguments = parse_arguments(build_promote_parser(), argv)
+    if (arguments.captured is None) != (arguments.labels is None):
+        raise SettingsError("--captured and --labels are needed together; give both")
     proof = _build_proof(arguments)
     promotion = _open(arguments).promote(
         arguments.reference, alias=arguments.alias, allow_loss=arguments.allow_loss, proof=proof
@@ -203,6 +220,9 @@ def _promote(argv: Sequence[str] | None) -> int:
     comparison = f"; it was {promotion.former}" if promotion.former else ""
     if promotion.difference is not None:
         comparison += f", {100 * promotion.difference:+.2f} points of accuracy (p = {promotion.p_value:.2g})"
+    if promotion.judged is not None:
+        judged = promotion.judged
+        comparison += f", {100 * judged.difference:+.2f} points on {judged.num_images:,} captured images"
     print(f"{promotion.name}@{promotion.alias} is version {promotion.number}{comparison}")
     return ExitStatus.DONE
 

@@ -12,7 +12,7 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import build_parser, execute, get_options
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
-from image_classifier.references import get_url
+from image_classifier.references import REGISTERED, get_url
 from image_classifier.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ def load_environment_file(path: Path) -> None:
 
 
 def find_resolver(settings: ServerSettings) -> Resolve | None:
-    """Find what looks up the model's name, if it is one of the registry's, or what fetches it, if it is a URL."""
-    if get_url(settings.model) is not None:
-        return fetch_model
-    if not settings.model.startswith("models:/"):
+    """Find what looks up names of models in the registry and fetches those that are URLs; None if all are paths."""
+    names = (settings.model, settings.canary, settings.shadow)
+    if not any(name.startswith(REGISTERED) or get_url(name) is not None for name in names):
         return None
-    return partial(resolve_name, settings.tracking_uri or None, settings.experiments_folder)
+    resolve_registered = partial(resolve_name, settings.tracking_uri or None, settings.experiments_folder)
+    return lambda name: resolve_registered(name) if name.startswith(REGISTERED) else fetch_model(name)
 
 
 def fetch_model(url: str) -> tuple[Path, None]:

@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from image_classifier.capture.files import read_captures
+from image_classifier.capture.judging import Judged, judge
 from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
 from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import ATTESTATIONS, Published, read_published, written_out
 from image_classifier.published.policy import Policy, check_published
+from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
@@ -77,6 +80,8 @@ class Proof:
             but with a key the signer is believed, who has computed them to publish.
         access: how the database is reached.
         policy: by whom the run must have been verified to be promoted; None asks for nobody.
+        captured: folder or URL of captured answers on which it must be no worse, either; None asks for none.
+        labels: CSV file with the labels of captured images.
         say: told of what takes time.
     """
 
@@ -84,6 +89,8 @@ class Proof:
     dataset_folder: Path | None = None
     access: DatabaseAccess = DatabaseAccess()
     policy: Policy | None = None
+    captured: str | None = None
+    labels: Path | None = None
     say: Callable[[str], None] = lambda line: None
 
     @property
@@ -116,6 +123,7 @@ class Promotion:
         difference: of accuracy, new minus former.
         p_value: of McNemar's test on the same test images; both are None where there is nothing to compare.
         unchecked: why the figures of the new version could not be checked, "" where they were.
+        judged: how both do on captured images, None where that was not asked for.
     """
 
     name: str
@@ -125,6 +133,7 @@ class Promotion:
     difference: float | None = None
     p_value: float | None = None
     unchecked: str = ""
+    judged: Judged | None = None
 
 
 class Registry:
@@ -287,6 +296,11 @@ class Registry:
                         f"by {-100 * difference:.2f} points of accuracy (p = {p_value:.2g}, McNemar's test on "
                         f"{len(evidence.right):,} images); --allow_loss promotes it all the same"
                     )
+        if proof.captured and proof.labels:
+            if former is None or former.number == version.number:
+                proof.say(f"note: {alias} is no other version, so captured images compare nothing")
+            else:
+                promotion = replace(promotion, judged=self._judge(former, version, alias, proof, allow_loss))
         with self._store.open(f"promote {version.name!r}") as client:
             model = client.get_registered_model(version.name)
             if str(model.aliases.get(alias, "")) != (former.number if former else ""):
@@ -316,6 +330,26 @@ class Registry:
         except ModelError as error:  # its answers count, which were computed, and not its claims
             logger.warning("%s", error)
         return compare_answers(known, evidence)
+
+    def _judge(self, former: Version, version: Version, alias: str, proof: Proof, allow_loss: bool) -> Judged:
+        """Judge a version on captured images, beside the one before.
+
+        Raises:
+            RegistryError: it is significantly worse, and that is not allowed.
+            DataError: the captures or labels cannot be read, or it has answered none of them.
+        """
+        assert proof.captured and proof.labels
+        folders = [self._fetch(each)[0] for each in (version, former)]
+        candidate, before = map(load_predictor, folders)
+        judged = judge(read_captures(proof.captured), proof.labels, candidate, before)
+        p_value = compute_mcnemar_test(judged.only_former, judged.only_candidate)
+        if judged.difference < 0 and p_value < 1 - CONFIDENCE and not allow_loss:
+            raise RegistryError(
+                f"{version.title} is worse than the {alias}, version {former.number}, by "
+                f"{-100 * judged.difference:.2f} points of accuracy (p = {p_value:.2g}, McNemar's test on "
+                f"{judged.num_images:,} captured images); --allow_loss promotes it all the same"
+            )
+        return judged
 
     def _find_alias(self, name: str, alias: str) -> Version | None:
         with self._store.open(f"find {name}@{alias}") as client:

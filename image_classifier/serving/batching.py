@@ -187,6 +187,16 @@ class Observer:
     def on_drop(self, ticket: Ticket, reason: str) -> None:
         """Hear of an image that was not computed: `client_left` or `deadline`."""
 
+    def on_fallback(self, tickets: Sequence[Ticket], error: Exception) -> None:
+        """Hear of images that the canary failed to compute, and the champion computed."""
+
+
+class Part(Classifier, Protocol):
+    """A second model that answers some of the images: a canary."""
+
+    def takes(self, ticket: Ticket) -> bool:
+        """Say whether it answers an image."""
+
 
 class Batcher:
     """Computes tickets in batches.
@@ -202,6 +212,7 @@ class Batcher:
         on_death: called on the event loop's thread when an inference thread has died.
 
     Attributes:
+        canary: answers some of the images, may be another one between two batches; None where there is none.
         image_size: side in pixels of the images that the model takes.
         num_bytes: of an image's pixels.
     """
@@ -219,6 +230,7 @@ class Batcher:
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.classifier = classifier
+        self.canary: Part | None = None
         self.image_size = classifier.model.image_size
         self.num_bytes = 3 * self.image_size**2
         self.max_batch = max_batch
@@ -301,7 +313,8 @@ class Batcher:
         now = time.perf_counter()
         ticket.submitted_at = now
         ticket.deadline = now + self.timeout_s
-        ticket.classifier = self.classifier
+        canary = self.canary
+        ticket.classifier = self.classifier if canary is None or not canary.takes(ticket) else canary
         ticket.future = future
         self._pending[ticket] = None
         if ticket.content is None or is_small(ticket.content):
@@ -329,7 +342,7 @@ class Batcher:
                 self._decoded.put(ticket)
         elif batch:
             try:
-                computed = infer(batch, is_alone=True)
+                computed = self._infer(batch, is_alone=True)
             except Exception as error:
                 self._die(error)
             else:
@@ -387,11 +400,32 @@ class Batcher:
                 if dropped:
                     self._call(self._drop, dropped)
                 is_alone = len(self._busy_since) == 1 and len(batch) == 1 and self._decoded.empty()
-                computed = infer(batch, is_alone=is_alone)
+                computed = self._infer(batch, is_alone=is_alone)
                 del self._busy_since[thread]
                 self._call(self._deliver, computed)
         except BaseException as error:  # whatever it was: this thread computes no more
             self._call(self._die, error)
+
+    def _infer(self, batch: list[Ticket], *, is_alone: bool) -> list[tuple[list[Ticket], float]]:
+        """Compute images; what any other model fails to compute is computed by the champion."""
+        if self.canary is None:
+            return infer(batch, is_alone=is_alone)
+        groups: dict[Classifier, list[Ticket]] = {}
+        for ticket in batch:
+            groups.setdefault(ticket.classifier, []).append(ticket)
+        computed = []
+        champion = self.classifier
+        for classifier, group in groups.items():
+            try:
+                computed += infer(group, is_alone=is_alone)
+            except Exception as error:
+                if classifier is champion:
+                    raise
+                for ticket in group:
+                    ticket.classifier = champion
+                computed += infer(group, is_alone=is_alone)
+                self._call(self._observer.on_fallback, group, error)
+        return computed
 
     def _take(self, first: Ticket) -> tuple[list[Ticket], list[Ticket]]:
         """Take this thread's share of what waits, and apart from it what nobody waits for any more."""

@@ -18,6 +18,7 @@ from image_classifier.config import DEFAULT_IMAGE_SIZE
 from image_classifier.published.predictor import INPUT, OUTPUT
 from image_classifier.serving import schemas
 from image_classifier.serving.batching import Ticket
+from image_classifier.serving.candidates import PinnedTicket
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.requests import MAX_JSON_PARTS, check_parts
 from image_classifier.serving.routes import JSON_TYPE, add_route, answer_json, refer_to
@@ -129,7 +130,8 @@ class InferenceProtocol:
             side, num_bytes = service.batcher.image_size, service.batcher.num_bytes
             asked, pixels = await service.parse(body, parse_infer, header_length, service.settings.max_images, side)
             del body
-            tickets = [Ticket(pixels[start : start + num_bytes]) for start in range(0, len(pixels), num_bytes)]
+            kind = Ticket if version is None else PinnedTicket  # which the model of this version answers
+            tickets = [kind(pixels[start : start + num_bytes]) for start in range(0, len(pixels), num_bytes)]
             tickets = await service.compute(tickets, request)
         served = tickets[0].classifier.model
         if service.recorder is not None:

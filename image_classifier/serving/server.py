@@ -27,21 +27,23 @@ from image_classifier.extras import load_extra
 from image_classifier.published.folder import MANIFEST
 from image_classifier.published.policy import load_policy
 from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
+from image_classifier.references import REGISTERED, get_url
 from image_classifier.serving.accepting import Acceptor
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import build_gate
-from image_classifier.serving.batching import Batcher
+from image_classifier.serving.batching import Batcher, Observer
+from image_classifier.serving.candidates import Canary, Observers, Shadow, check_same_answers
 from image_classifier.serving.protocol import Connection
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
-from image_classifier.serving.telemetry import Metrics, configure_logging, limit_lines
+from image_classifier.serving.telemetry import Metrics, VersionMetrics, configure_logging, limit_lines
 
 DEFAULT_NAME = "image_classifier"
 SWEEP_S = 0.5
 """How often the deadlines of connections are looked at."""
 
-CAPTURE_END_S = 5.0
-"""How long the end waits for captured images to be written."""
+END_S = 5.0
+"""How long the end waits for captured images to be written, and for the shadow's last batch."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +55,23 @@ class ModelSource:
     """Where the model comes from, and which version of it was loaded last.
 
     Args:
-        resolve: looks up registry names and URLs; None where the model is a path.
+        resolve: looks up registry names and URLs; not needed where the model is a path.
+        model: what it is; by default the settings' model.
     """
 
-    def __init__(self, settings: ServerSettings, resolve: Resolve | None) -> None:
+    def __init__(self, settings: ServerSettings, resolve: Resolve | None, model: str = "") -> None:
         self._settings = settings
-        self._resolve = resolve
+        self._model = model or settings.model
+        is_elsewhere = self._model.startswith(REGISTERED) or get_url(self._model) is not None
+        self._resolve = resolve if is_elsewhere else None
         self._loaded: object = None
 
     @property
     def name(self) -> str:
         """The model's name in the Open Inference Protocol."""
         settings = self._settings
-        prefix, is_registered, name = settings.model.partition("models:/")
-        registered = name.partition("@")[0] if is_registered and not prefix else ""
+        is_registered = self._model.startswith(REGISTERED)
+        registered = self._model.removeprefix(REGISTERED).partition("@")[0] if is_registered else ""
         return settings.model_name or registered or DEFAULT_NAME
 
     def load(self) -> Predictor:
@@ -102,9 +107,9 @@ class ModelSource:
     def _find(self) -> tuple[Path, str | None, object]:
         """Find the path, the version if it has a name, and what differs when it is another model."""
         if self._resolve is not None:
-            path, version = self._resolve(self._settings.model)
+            path, version = self._resolve(self._model)
             return path, version, (path, version)
-        path = Path(self._settings.model).resolve()  # a link may have been pointed somewhere else
+        path = Path(self._model).resolve()  # a link may have been pointed somewhere else
         try:
             facts = (path / MANIFEST if path.is_dir() else path).stat()
         except OSError:
@@ -115,14 +120,26 @@ class ModelSource:
 class Server:
     """A server of one model: uvicorn, with our protocol and our end.
 
+    Args:
+        candidate: where the canary or shadow comes from; None where there is none.
+
     Attributes:
         exit_status: of the process: 0, or 1 if nothing computes any more.
     """
 
-    def __init__(self, settings: ServerSettings, source: ModelSource, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        source: ModelSource,
+        listener: socket.socket,
+        candidate: ModelSource | None = None,
+    ) -> None:
         predictor = source.load()
         metrics = Metrics()
         metrics.show_model(source.name, predictor.model)
+        self._candidate = candidate
+        self._second = candidate.load() if candidate is not None else None
+        self._shadow: Shadow | None = None
         batcher = Batcher(
             predictor,
             max_batch=settings.max_batch,
@@ -130,7 +147,7 @@ class Server:
             timeout_s=settings.timeout_s,
             num_threads=settings.count_threads(),
             max_pixels=settings.max_pixels,
-            observer=metrics,
+            observer=self._build_observer(settings, metrics),
             on_death=self._die,
         )
         self.exit_status = 0
@@ -140,6 +157,8 @@ class Server:
         self._reload, self._reload_keys = asyncio.Event(), asyncio.Event()
         recorder = build_recorder(settings, batcher.image_size, metrics)
         self._service = Service(settings, batcher, metrics, source.name, recorder)
+        if self._second is not None:
+            self._take_second(self._second)
         gate = build_gate(settings)
         gate.report_to(metrics.count_key_reload)
         self._app = App(settings, self._service, gate, metrics, self._live)
@@ -157,6 +176,17 @@ class Server:
         )
         self._uvicorn = uvicorn.Server(config)
 
+    def _build_observer(self, settings: ServerSettings, metrics: Metrics) -> Observer:
+        """Build what hears of batches: the metrics, and with a second model also those by version, and the shadow."""
+        if self._second is None:
+            return metrics
+        observers = [metrics, VersionMetrics(metrics)]
+        if not settings.shadow:
+            return Observers(*observers)
+        observe = metrics.shadow_difference.observe
+        self._shadow = Shadow(self._second, settings.shadow_fraction, metrics.count_shadowed, observe)
+        return Observers(*observers, self._shadow)
+
     def run(self) -> int:
         """Serve until a signal comes, and return the exit status."""
         configure_logging(self._settings.log_format)
@@ -173,8 +203,9 @@ class Server:
                 loop.add_signal_handler(number, self._stop, number)
             loop.add_signal_handler(signal.SIGHUP, self._look_again)
         self._service.batcher.start()
-        if self._service.recorder is not None:
-            self._service.recorder.start()
+        for part in (self._service.recorder, self._shadow):
+            if part is not None:
+                part.start()
         tasks = [loop.create_task(work()) for work in (self._sweep, self._follow, self._follow_keys)]
         self._acceptor = Acceptor(self._listener, partial(Connection, self._app, self._uvicorn.server_state))
         self._announce()
@@ -184,8 +215,9 @@ class Server:
             for task in tasks:
                 task.cancel()
             self._service.batcher.stop()
-            if self._service.recorder is not None:
-                await asyncio.to_thread(self._service.recorder.stop, CAPTURE_END_S)
+            for part in (self._service.recorder, self._shadow):
+                if part is not None:
+                    await asyncio.to_thread(part.stop, END_S)
 
     def _stop(self, number: int) -> None:
         """Say not ready, and end after a while; after a second signal at once."""
@@ -246,27 +278,50 @@ class Server:
     async def _follow(self) -> None:
         """Load another version when the alias has moved; the one before serves on until then, or if that fails."""
         every_s = self._settings.reload_every_s or None
-        metrics = self._app.metrics
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._reload.wait(), every_s)
             self._reload.clear()
-            try:
-                predictor = await asyncio.to_thread(self._source.load_if_moved)
-                if predictor is not None:
-                    check_same_size(predictor.model, self._service.batcher.image_size)
-            except ImageClassifierError as error:
-                metrics.reloads.labels("failed").inc()
-                logger.error("the model was not loaded again, the one before serves on: %s", error)
-            except Exception:
-                metrics.reloads.labels("failed").inc()
-                logger.exception("the model was not loaded again, the one before serves on")
-            else:
-                if predictor is not None:
-                    self._service.batcher.replace_classifier(predictor)
-                    metrics.show_model(self._source.name, predictor.model)
-                    metrics.reloads.labels("done").inc()
-                    logger.info("serving version %s from now on", predictor.model.version)
+            await self._load_again(self._source, self._take_model)
+            if self._candidate is not None:
+                await self._load_again(self._candidate, self._take_second)
+
+    async def _load_again(self, source: ModelSource, take: Callable[[Predictor], None]) -> None:
+        """Load what a name stands for now, if it moved, to take its place; if that fails, the one before stays."""
+        reloads = self._app.metrics.reloads
+        try:
+            predictor = await asyncio.to_thread(source.load_if_moved)
+            if predictor is None:
+                return
+            take(predictor)
+        except ImageClassifierError as error:
+            reloads.labels("failed").inc()
+            logger.error("the model was not loaded again, the one before serves on: %s", error)
+        except Exception:
+            reloads.labels("failed").inc()
+            logger.exception("the model was not loaded again, the one before serves on")
+        else:
+            reloads.labels("done").inc()
+            logger.info("serving version %s from now on", predictor.model.version)
+
+    def _take_model(self, predictor: Predictor) -> None:
+        """Let another model answer from now on."""
+        check_same_size(predictor.model, self._service.batcher.image_size)
+        if self._second is not None:
+            check_same_answers(self._second.model, predictor.model)
+        self._service.batcher.replace_classifier(predictor)
+        self._app.metrics.show_model(self._source.name, predictor.model)
+
+    def _take_second(self, predictor: Predictor) -> None:
+        """Let another model be the canary or shadow from now on."""
+        service = self._service
+        check_same_answers(predictor.model, service.batcher.classifier.model)
+        self._second = predictor
+        if self._shadow is not None:
+            self._shadow.classifier = predictor
+        else:
+            service.batcher.canary = Canary(predictor, self._settings.canary_fraction)
+        service.metrics.show_candidate("canary" if self._shadow is None else "shadow", predictor.model)
 
 
 def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) -> Recorder | None:
@@ -347,7 +402,9 @@ def serve(settings: ServerSettings, resolve: Resolve | None = None) -> int:
         ImageClassifierError: the model, the keys or the address are not as they should be.
     """
     source = ModelSource(settings, resolve)
+    second = settings.canary or settings.shadow
+    candidate = ModelSource(settings, resolve, second) if second else None
     with bind(settings) as listener:
-        server = Server(settings, source, listener)
+        server = Server(settings, source, listener, candidate)
         Image.preinit()  # the decoders, which would be imported while the first client waits
         return server.run()

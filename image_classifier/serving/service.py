@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageError
 from image_classifier.serving.batching import Batcher, DeadlineError, InferenceError, QueueFullError, Ticket
+from image_classifier.serving.candidates import PinnedTicket
 from image_classifier.serving.limits import CallerLimits, count_pixels
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.schemas import API_VERSION, DEFAULT_TOP_K, Prediction, Predictions
@@ -134,20 +135,11 @@ class Service:
             self.limits.charge(payer, await asyncio.to_thread(count_all_pixels, tickets))
         try:
             self.batcher.check_room(len(tickets))
-            submit = self.batcher.submit if self.settings.cache_size == 0 else self._submit_or_find
-            futures = [submit(ticket) for ticket in tickets]
-            if call is not None:
-                call.waiting = futures
-            try:
-                return [await future for future in futures]
-            finally:
-                if call is not None:
-                    call.waiting = ()
-                if len(futures) > 1:
-                    for future in futures:
-                        future.cancel()
-                        if future.done() and not future.cancelled():
-                            future.exception()  # seen: the first one is what the client hears of
+            computed = await self._submit_all(tickets, call)
+            if self.batcher.canary is not None and len({id(ticket.classifier) for ticket in computed}) > 1:
+                pinned = [PinnedTicket(ticket.pixels) for ticket in computed]  # the canary has failed some of them
+                computed = await self._submit_all(pinned, call)
+            return computed
         except (QueueFullError, DeadlineError, InferenceError, ImageError) as error:
             raise self.explain(error) from error
         except asyncio.CancelledError as error:
@@ -155,6 +147,22 @@ class Service:
             if task is not None and task.cancelling():
                 raise
             raise ClientLeft from error
+
+    async def _submit_all(self, tickets: Sequence[Ticket], call: Any) -> list[Ticket]:
+        submit = self.batcher.submit if self.settings.cache_size == 0 else self._submit_or_find
+        futures = [submit(ticket) for ticket in tickets]
+        if call is not None:
+            call.waiting = futures
+        try:
+            return [await future for future in futures]
+        finally:
+            if call is not None:
+                call.waiting = ()
+            if len(futures) > 1:
+                for future in futures:
+                    future.cancel()
+                    if future.done() and not future.cancelled():
+                        future.exception()  # seen: the first one is what the client hears of
 
     def explain(self, error: Exception) -> Problem:
         """Turn what the batcher says into what the client hears."""

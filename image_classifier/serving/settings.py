@@ -64,6 +64,10 @@ class ServerSettings:
         log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
         log_lines_per_s: Lines in a second, at most, and as many of errors; the next line says how many were left out.
         traces: Send OpenTelemetry traces to where the OTEL_EXPORTER_OTLP_ variables say.
+        canary: A second model, named as MODEL is, that answers a part of the callers; by default none.
+        canary_fraction: Fraction of the callers that the canary answers, the same ones always.
+        shadow: A second model that computes what was answered, and is compared; nobody gets its answers.
+        shadow_fraction: Fraction of the images that the shadow computes.
         capture: Folder, or URL that fsspec understands, at which answered images are kept; by default nowhere.
         capture_fraction: Fraction of the requests that are kept.
         capture_flush_s: Seconds of answers that are lost from the capture, at most, when the server is killed.
@@ -108,6 +112,10 @@ class ServerSettings:
     log_format: LogFormat = "plain"
     log_lines_per_s: int = 20
     traces: bool = False
+    canary: str = ""
+    canary_fraction: float = 0.05
+    shadow: str = ""
+    shadow_fraction: float = 1.0
     capture: str = ""
     capture_fraction: float = 0.1
     capture_flush_s: float = 10.0
@@ -129,7 +137,10 @@ class ServerSettings:
             self._check(name, 0 < getattr(self, name) < float("inf"), "a number above 0")
         for name in ("drain_s", "grace_s", "rate_limit", "pixel_rate_limit", "reload_every_s"):
             self._check(name, 0 <= getattr(self, name) < float("inf"), "a number of 0 or more")
-        self._check("capture_fraction", 0 < self.capture_fraction <= 1, "a number above 0, up to 1")
+        for name in ("canary_fraction", "shadow_fraction", "capture_fraction"):
+            self._check(name, 0 < getattr(self, name) <= 1, "a number above 0, up to 1")
+        if self.canary and (self.shadow or self.cache_size):
+            raise SettingsError("--canary excludes --shadow and --cache_size; leave one of them out")
         self._check("max_images", self.max_images <= self.max_queue, "no more than --max_queue")
         is_path = self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/"))
         self._check("root_path", is_path, "a path such as /classifier, without a slash at the end")

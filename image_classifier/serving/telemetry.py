@@ -24,6 +24,7 @@ from image_classifier.config import set_log_level
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving.batching import Observer, Ticket
 from image_classifier.serving.settings import LogFormat
+from image_classifier.text import one_line
 
 HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 """OpenTelemetry's for `http.server.request.duration`."""
@@ -31,12 +32,15 @@ HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5
 FINE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+DIFFERENCE_BUCKETS = (0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5, 1)
 REQUEST_LOGGER = "image_classifier.serving.request"
 LIFE_LOGGERS = frozenset(("uvicorn.error", "image_classifier.serving.server"))
 """What these say at level INFO is about the server's start, its end, or another version of its model."""
 
 ECS_VERSION = "9.0.0"
 """Of the Elastic Common Schema; ecs-logging would say 1.6.0, which has no http.request.id."""
+
+logger = logging.getLogger(__name__)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 
@@ -72,6 +76,26 @@ class Metrics(Observer):
         self.key_reloads = Counter("key_reloads", reread, ("option", "result"), **own)
         kept = "Answered images that were to be captured, by what became of them"
         self.captured = Counter("captured_images", kept, ("result",), **own)
+        by_version = "with a canary or shadow, by version"
+        self.version_images = Counter("version_images", f"Answered images {by_version}", ("version",), **own)
+        of_version: dict[str, Any] = {"labelnames": ("version",), **own}
+        self.version_confidence = Histogram(
+            "version_confidence", f"{sure} {by_version}", buckets=CONFIDENCE_BUCKETS, **of_version
+        )
+        self.version_inference = Histogram(
+            "version_inference_duration_seconds",
+            f"Computing of a batch {by_version}",
+            buckets=FINE_BUCKETS,
+            **of_version,
+        )
+        failed = "Images that the canary failed to compute, and the champion computed"
+        self.canary_fallbacks = Counter("canary_fallbacks", failed, **own)
+        compared = "Images that the shadow was to compute, by how its answer compares"
+        self.shadowed = Counter("shadow_images", compared, ("result",), **own)
+        largest = "Largest difference of a probability between the answer and the shadow's"
+        self.shadow_difference = Histogram("shadow_difference", largest, buckets=DIFFERENCE_BUCKETS, **own)
+        which = ("role", "version", "run_name")
+        self.candidate = Gauge("candidate_info", "The canary or shadow, as labels", which, **own)
         facts = ("name", "version", "experiment_name", "run_name", "data_digest")
         self.model = Gauge("model_info", "The model that is served, as labels", facts, **own)
         for reason in ("queue-full", "rate-limited", "deadline", "client_left"):
@@ -84,6 +108,8 @@ class Metrics(Observer):
                 self.key_reloads.labels(option, result)
         for result in ("written", "dropped", "failed"):
             self.captured.labels(result)
+        for result in ("same_class", "other_class", "dropped", "failed"):
+            self.shadowed.labels(result)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.observe_request = cache(self._get_observer)
@@ -95,6 +121,15 @@ class Metrics(Observer):
         """Say which model is served from now on."""
         self.model.clear()
         self.model.labels(name, model.version, model.experiment_name, model.run_name, model.data_digest).set(1)
+
+    def show_candidate(self, role: str, model: PublishedModel) -> None:
+        """Say which model is the canary or shadow from now on."""
+        self.candidate.clear()
+        self.candidate.labels(role, model.version, model.run_name).set(1)
+
+    def count_shadowed(self, result: str, number: int) -> None:
+        """Count images of the shadow; called from several threads."""
+        self.shadowed.labels(result).inc(number)
 
     def on_batch(self, tickets: Sequence[Ticket], seconds: float) -> None:
         self.inference.observe(seconds)
@@ -135,6 +170,28 @@ class Metrics(Observer):
     def render(self) -> bytes:
         """Render all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+class VersionMetrics(Observer):
+    """Notes in the metrics by version what each model computes, where there are two."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._has_failed = False
+
+    def on_batch(self, tickets: Sequence[Ticket], seconds: float) -> None:
+        metrics, version = self._metrics, tickets[0].classifier.model.version
+        metrics.version_images.labels(version).inc(len(tickets))
+        metrics.version_inference.labels(version).observe(seconds)
+        observe = metrics.version_confidence.labels(version).observe
+        for ticket in tickets:
+            observe(ticket.row[ticket.order[0]])
+
+    def on_fallback(self, tickets: Sequence[Ticket], error: Exception) -> None:
+        self._metrics.canary_fallbacks.inc(len(tickets))
+        if not self._has_failed:
+            logger.error("the canary fails, and the champion answers instead: %s", one_line(error))
+        self._has_failed = True
 
 
 class LineLimit(logging.Filter):

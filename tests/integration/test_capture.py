@@ -117,10 +117,11 @@ def test_nothing_is_captured_unless_asked_for() -> None:
     assert build_recorder(ServerSettings(model="m"), 32, Metrics()) is None
 
 
-@pytest.mark.parametrize("life_s", [0.3, 1.7])
+@pytest.mark.alone
+@pytest.mark.parametrize("life_s", [0.3, 2.6])
 def test_a_kill_leaves_whole_files_and_loses_the_last_seconds_alone(tmp_path: Path, model: Path, life_s: float) -> None:
     """`benchmarks.capture` kills more servers."""
-    flush_s = 1.0
+    flush_s = 2.0
     folder = tmp_path / "captured"
     options = ("--capture", folder, "--capture_fraction", "1", "--capture_flush_s", str(flush_s))
     with serving(model, tmp_path / "log", *options) as server:

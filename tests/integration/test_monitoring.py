@@ -138,7 +138,8 @@ class Watched:
         self.port = find_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.model, self.keys, self.key_file = folder / "model.onnx", folder / "keys", folder / "key"
-        self.captured = folder / "captured"
+        self.captured, self.canary = folder / "captured", folder / "canary.onnx"
+        write_model(self.canary, width=512)
         self.write_model()
         self.write_keys()
         self.key_file.write_text(KEY)
@@ -156,6 +157,7 @@ class Watched:
         words = [sys.executable, "-m", "image_classifier", "serve", str(self.model), "--port", str(self.port)]
         words += ["--num_threads", "1", "--drain_s", "0", "--reload_every_s", "0", "--timeout_s", "2"]
         words += ["--api_keys_file", str(self.keys)]
+        words += ["--canary", str(self.canary), "--canary_fraction", "1"]
         words += ["--capture", str(self.captured), "--capture_fraction", "1", "--capture_flush_s", "0.2"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(words, cwd=PROJECT, stdout=log, stderr=log)
@@ -215,11 +217,13 @@ def test_every_rule_fires_and_resolves_when_its_cause_is_there_and_gone(watched:
     wait_for(lambda: not prometheus.list_firing(), "all resolved")
     server.model.write_bytes(b"no model")
     server.keys.write_text("prometheus:")
+    write_model(server.folder / "failing.onnx", fails_on_white=True).rename(server.canary)
     server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "serving version" in (server.folder / "log").read_text(), "the canary is loaded")
     kept = server.captured.rename(server.folder / "kept")
     server.captured.write_bytes(b"")
     assert server.ask(BATCH[:3072]) == 200
-    expected = {"ImageClassifierReloadFails", "ImageClassifierKeysStay", "ImageClassifierCaptureLoses"}
+    expected = {f"ImageClassifier{what}" for what in ("ReloadFails", "KeysStay", "CaptureLoses", "CanaryFails")}
     wait_for(lambda: prometheus.list_firing() >= expected, f"{expected} fire")
     server.write_model(seed=1)
     server.write_keys()

@@ -60,7 +60,10 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path: Path, kind: str) -> None:
     rows = draw_rows(5)
     path, content = build(rows)
     assert path.startswith("date=2026-11-30/hour=12/20261130T125959.900000-")
-    open_place(url).write(path, content)
+    place = open_place(url)
+    assert place.measure() == 0
+    place.write(path, content)
+    assert place.measure() == len(content) == place.list_files()[path]
     (captured,) = read_captures(url)
     assert (captured.path, captured.facts, len(captured)) == (path, FACTS, 5)
     assert captured.times.dtype == "datetime64[us]"
