@@ -26,6 +26,7 @@ from image_classifier.published.folder import (
     MANIFEST,
     MAX_BYTES,
     MODEL,
+    REFERENCE,
     read_published,
 )
 from image_classifier.published.policy import Policy, check_published
@@ -53,6 +54,7 @@ class PublishedModel:
         image_size: side in pixels of the images that it takes.
         card: MODEL_CARD.md, as it was read with the model; None where there is none.
         manifest: manifest.json likewise.
+        reference: drift_reference.json likewise.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class PublishedModel:
     image_size: ImageSize = DEFAULT_IMAGE_SIZE
     card: bytes | None = None
     manifest: bytes | None = None
+    reference: bytes | None = None
 
 
 class Predictor:
@@ -161,7 +164,8 @@ def load_predictor(
         version=version,
         is_signed=public_key is not None,
     )
-    predictor.model = replace(predictor.model, card=beside.get(CARD), manifest=beside.get(MANIFEST))
+    card, manifest, reference = (beside.get(name) for name in (CARD, MANIFEST, REFERENCE))
+    predictor.model = replace(predictor.model, card=card, manifest=manifest, reference=reference)
     return predictor
 
 

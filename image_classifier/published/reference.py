@@ -29,8 +29,8 @@ NUM_SAMPLES = 512
 MEASURES = ("confidence", "brightness", "contrast", "sharpness", "saturation", "warmth")
 """Of an image: the probability of its predicted class, then statistics of its pixels."""
 
-_DECIMALS = {"confidence": 6}
 _MAX_FOLDED = 16
+_MAX_BINS = 20  # of classes: with more, chance alone gives an index of 0.1 in a window of a few hundred images
 _MIN_PROBABILITY = 1e-6
 _CHUNK_BYTES = 2**23
 
@@ -89,7 +89,12 @@ def measure(images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> di
     step = max(1, _CHUNK_BYTES // (3 * images.shape[1] ** 2))  # of images whose levels are in memory at once
     chunks = [_measure_pixels(images[start : start + step]) for start in range(0, len(images), step)]
     columns = np.concatenate([probabilities.max(axis=1, keepdims=True).astype(np.float64), np.concatenate(chunks)], 1)
-    return {name: columns[:, column].round(_DECIMALS.get(name, 3)) for column, name in enumerate(MEASURES)}
+    return {name: round_measure(name, columns[:, column]) for column, name in enumerate(MEASURES)}
+
+
+def round_measure(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round values as the reference has them: one that comes often must not lie beside itself."""
+    return values.round(6 if name == "confidence" else 3)
 
 
 def _measure_pixels(images: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -137,6 +142,23 @@ def count_bins(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArr
     return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
 
 
+def count_both(
+    quantiles: NDArray[np.float64], values: NDArray[np.float64], num_images: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count a window's values, and the images of the reference, in the reference's tenths."""
+    edges = find_edges(quantiles)
+    expected = count_bins(quantiles, edges) * num_images // len(quantiles)
+    return count_bins(values, edges), expected
+
+
+def get_class_bins(class_counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Get the bin of each class: its own, or with many classes one of twenty that stand for as many images each."""
+    if len(class_counts) <= _MAX_BINS:
+        return np.arange(len(class_counts))
+    middles = (np.cumsum(class_counts) - class_counts / 2) / class_counts.sum()
+    return np.unique((middles * _MAX_BINS).astype(np.int64), return_inverse=True)[1]
+
+
 def compute_stability_index(counts: NDArray[np.int64], expected: NDArray[np.int64]) -> float:
     """Compute the population stability index: the sum of (p - q) ln(p / q) over bins, with half an image more in each.
 
@@ -164,19 +186,24 @@ def serialize_reference(reference: Reference) -> bytes:
 
 
 def read_reference(folder: Path, published: Published) -> Reference:
-    """Read the reference of a published model.
+    """Read the reference of a published model; it raises what `parse_reference` does."""
+    return parse_reference(folder, published.files.get(REFERENCE), published.manifest["classes"])
+
+
+def parse_reference(folder: Path, raw: bytes | None, classes: Sequence[str]) -> Reference:
+    """Parse the reference of a model with these classes, as it was read from the model's folder.
 
     Raises:
         ModelError: it has none, as one that was published by an earlier version, or it is of other classes, or damaged.
     """
     path = folder / REFERENCE
-    if REFERENCE not in published.files:
+    if raw is None:
         raise ModelError(
             f"{folder} has no {REFERENCE}: it was published by an earlier version, or without test images; publish the "
             "run again with --overwrite"
         )
     try:
-        content = files.parse_json(published.files[REFERENCE])
+        content = files.parse_json(raw)
         if content["format_version"] > FORMAT_VERSION:
             raise ModelError(
                 f"{path} has the format {content['format_version']}; this version reads up to {FORMAT_VERSION}: "
@@ -185,7 +212,7 @@ def read_reference(folder: Path, published: Published) -> Reference:
         reference = _parse(content)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(f"{path} is damaged: {one_line(error)}; publish the run again") from error
-    if list(reference.classes) != published.manifest["classes"]:
+    if reference.classes != tuple(classes):
         raise ModelError(f"{path} is of other classes than the model; publish the run again")
     return reference
 

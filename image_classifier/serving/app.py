@@ -315,6 +315,7 @@ def describe_model(name: str, model: PublishedModel) -> schemas.ModelDescription
     """Describe a model: what it takes and gives, what it comes from, and its card."""
     facts = asdict(model)
     facts.pop("path")
+    facts.pop("reference")
     card, manifest = facts.pop("card"), facts.pop("manifest")
     return {
         "name": name,

@@ -116,6 +116,8 @@ class Server:
         predictor = source.load()
         metrics = Metrics()
         metrics.show_model(source.name, predictor.model)
+        if settings.drift_window:
+            metrics.drift.watch(predictor.model, settings.drift_window)
         batcher = Batcher(
             predictor,
             max_batch=settings.max_batch,
@@ -253,8 +255,17 @@ class Server:
                 if predictor is not None:
                     self._service.batcher.replace_classifier(predictor)
                     metrics.show_model(self._source.name, predictor.model)
+                    self._watch_drift(predictor.model)
                     metrics.reloads.labels("done").inc()
                     logger.info("serving version %s from now on", predictor.model.version)
+
+    def _watch_drift(self, model: PublishedModel) -> None:
+        """Watch another version for drift; one without a reference is served all the same."""
+        try:
+            if self._settings.drift_window:
+                self._app.metrics.drift.watch(model, self._settings.drift_window)
+        except ModelError as error:
+            logger.warning("the metrics show no drift: %s", error)
 
 
 def check_same_size(model: PublishedModel, image_size: int) -> None:

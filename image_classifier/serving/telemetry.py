@@ -23,6 +23,7 @@ from prometheus_client import (
 from image_classifier.config import set_log_level
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving.batching import Observer, Ticket
+from image_classifier.serving.drift import DriftWindow
 from image_classifier.serving.settings import LogFormat
 
 HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -80,6 +81,8 @@ class Metrics(Observer):
             self.reloads.labels(result)
             for option in ("api_keys_file", "jwt_jwks"):
                 self.key_reloads.labels(option, result)
+        self.drift = DriftWindow()
+        registry.register(self.drift)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.observe_request = cache(self._get_observer)
@@ -111,6 +114,7 @@ class Metrics(Observer):
             counts[best] = counts.get(best, 0) + 1
         for index, count in counts.items():
             self.predicted.labels(classes[index]).inc(count)
+        self.drift.add(tickets)
 
     def count_refusal(self, kind: str) -> None:
         """Count a request that was refused for want of room, or of its caller's share; a deadline with its image."""

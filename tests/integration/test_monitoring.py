@@ -19,18 +19,30 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from image_classifier.serving.telemetry import ECS_VERSION, Metrics, build_formatter
 from tests.conftest import PROJECT, require_program, run_program
 from tests.ecs import FIELDS, check_line
 from tests.prometheus import FOLDER, Prometheus, quicken_rules, wait_for, watching
-from tests.serving import PIXELS, Running, draw_images, encode, find_port, serving, wait_until_ready, write_model
+from tests.serving import (
+    PIXELS,
+    Running,
+    draw_images,
+    encode,
+    find_port,
+    serving,
+    wait_until_ready,
+    write_model,
+    write_published_model,
+)
 
 DASHBOARDS = sorted(path.name for path in (FOLDER / "grafana").glob("*.json"))
 KEY = "a-key-of-prometheus"
-BATCH = draw_images(64).tobytes()
+IMAGES = draw_images(16)
 FUNCTIONS = {
     *("sum", "max", "by", "rate", "increase", "histogram_quantile", "absent", "count", "vector", "scalar", "ln"),
     *("avg_over_time", "le", "option", "reason", "result", "version", "http_response_status_code", "http_route"),
@@ -137,15 +149,23 @@ class Watched:
         self.folder = folder
         self.port = find_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.model, self.keys, self.key_file = folder / "model.onnx", folder / "keys", folder / "key"
+        self.model, self.keys, self.key_file = folder / "model", folder / "keys", folder / "key"
         self.write_model()
         self.write_keys()
         self.key_file.write_text(KEY)
         self.process: subprocess.Popen[bytes]
 
     def write_model(self, seed: int = 0) -> None:
-        """Write a slow model that is unsure of all images."""
-        new = write_model(self.folder / "new.onnx", seed=seed, width=512)
+        """Publish a slow model that is unsure of all images, and whose test set is `IMAGES`."""
+        self._point(write_published_model(self.folder / f"model-{seed}", IMAGES, seed=seed, width=512))
+
+    def break_model(self) -> None:
+        """Publish what is no model."""
+        self._point(self.folder / "none")
+
+    def _point(self, folder: Path) -> None:
+        new = self.folder / "new"
+        new.symlink_to(folder)
         new.rename(self.model)
 
     def write_keys(self) -> None:
@@ -154,16 +174,21 @@ class Watched:
     def start(self) -> None:
         words = [sys.executable, "-m", "image_classifier", "serve", str(self.model), "--port", str(self.port)]
         words += ["--num_threads", "1", "--drain_s", "0", "--reload_every_s", "0", "--timeout_s", "2"]
-        words += ["--api_keys_file", str(self.keys)]
+        words += ["--api_keys_file", str(self.keys), "--drift_window", "200", "--cache_size", "1000"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(words, cwd=PROJECT, stdout=log, stderr=log)
         wait_until_ready(Running(self.process, self.url, self.port, self.folder / "log"))
+
+    def fill(self, images: NDArray[np.uint8]) -> None:
+        """Have images answered until they are all that is looked at for drift; their answers are kept."""
+        for start in [*range(0, len(images), 8)] * 13:
+            assert self.ask(images[start : start + 8].tobytes()) == 200
 
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(30)
 
-    def ask(self, body: bytes = BATCH, kind: str = PIXELS["content-type"]) -> int:
+    def ask(self, body: bytes, kind: str = PIXELS["content-type"]) -> int:
         headers = {"content-type": kind, "x-api-key": KEY}
         with suppress(httpx.TransportError):
             return httpx.post(f"{self.url}/predict", content=body, headers=headers, timeout=30).status_code
@@ -188,10 +213,11 @@ def test_every_panel_shows_data(watched: tuple[Watched, Prometheus]) -> None:
     deadline = time.monotonic() + 30
     while empty := [text for text in expressions if not any(map(has_value, prometheus.query(text)))]:
         assert time.monotonic() < deadline, empty
+        server.fill(IMAGES)
         for image in draw_images(3, seed=len(empty)):
             assert server.ask(image.tobytes()) == server.ask(encode(image), "image/png") == 200
         assert server.ask(b"no image", "image/png") == 422
-        assert httpx.post(f"{server.url}/predict", content=BATCH[:3072], headers=PIXELS).status_code == 401
+        assert httpx.post(f"{server.url}/predict", content=IMAGES[0].tobytes(), headers=PIXELS).status_code == 401
 
 
 def has_value(series: dict[str, Any]) -> bool:
@@ -205,13 +231,18 @@ def test_every_rule_fires_and_resolves_when_its_cause_is_there_and_gone(watched:
     wait_for(lambda: not prometheus.list_firing(), "nothing fires at the beginning")
 
     with ThreadPoolExecutor(12) as pool:  # more than the server can compute in time
-        loads = [pool.submit(server.ask) for _ in range(80)]
+        loads = [pool.submit(server.ask, draw_images(64, seed=seed).tobytes()) for seed in range(1000, 1080)]
         expected = {"ImageClassifierErrors", "ImageClassifierRefuses", "ImageClassifierSlow", "ImageClassifierUnsure"}
         wait_for(lambda: prometheus.list_firing() >= expected, f"{expected} fire")
         for load in loads:
             load.cancel()
+    server.fill(IMAGES)
     wait_for(lambda: not prometheus.list_firing(), "all resolved")
-    server.model.write_bytes(b"no model")
+    server.fill(IMAGES // 2)
+    wait_for(lambda: prometheus.list_firing() >= {"ImageClassifierDrifts"}, "drift fires")
+    server.fill(IMAGES)
+    wait_for(lambda: not prometheus.list_firing(), "all resolved")
+    server.break_model()
     server.keys.write_text("prometheus:")
     server.process.send_signal(signal.SIGHUP)
     expected = {"ImageClassifierReloadFails", "ImageClassifierKeysStay"}
@@ -249,7 +280,7 @@ def test_every_line_of_the_log_is_a_document_of_the_elastic_common_schema(tmp_pa
     with serving(model, log, *options) as server:
         for number in range(6):
             headers = PIXELS | {"x-api-key": KEY, "traceparent": trace}
-            assert httpx.post(f"{server.url}/predict", content=BATCH[:3072], headers=headers).status_code == 200
+            assert httpx.post(f"{server.url}/predict", content=IMAGES[0].tobytes(), headers=headers).status_code == 200
             assert httpx.get(f"{server.url}/caf\u00e9%0A{number}").status_code == 401
         time.sleep(1)
         model.write_bytes(b"no model")
