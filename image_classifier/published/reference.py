@@ -82,9 +82,9 @@ def choose_evenly(number: int, most: int) -> NDArray[np.int64]:
 def measure(images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
     """Measure images: uint8 [N, S, S, 3] and their answers float32 [N, C] to float64 [N] by measure.
 
-    Brightness is the mean of all levels, contrast the standard deviation of the luminance, sharpness the mean
-    difference of its neighbours, saturation the mean distance of the largest colour from the smallest, and warmth the
-    mean of red less that of blue; all in levels of 0 to 255.
+    Brightness is the mean of all levels, contrast the standard deviation of the luminance, sharpness its mean distance
+    from the mean of the four neighbours, saturation the mean distance of the largest colour from the smallest, and
+    warmth the mean of red less that of blue; all in levels of 0 to 255.
     """
     step = max(1, _CHUNK_BYTES // (3 * images.shape[1] ** 2))  # of images whose levels are in memory at once
     chunks = [_measure_pixels(images[start : start + step]) for start in range(0, len(images), step)]
@@ -100,11 +100,13 @@ def round_measure(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]
 def _measure_pixels(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     levels = images.astype(np.int32)
     luminance = levels @ np.array([299, 587, 114], np.int32)  # in thousandths
+    inner = luminance[:, 1:-1, 1:-1]
+    neighbours = luminance[:, :-2, 1:-1] + luminance[:, 2:, 1:-1] + luminance[:, 1:-1, :-2] + luminance[:, 1:-1, 2:]
     sides = (1, 2)
     columns = (
         levels.mean((1, 2, 3)),
         luminance.std(sides) / 1000,
-        sum(np.abs(np.diff(luminance, axis=side)).mean(sides) for side in sides) / 2000,
+        np.abs(4 * inner - neighbours).mean(sides) / 4000,
         (levels.max(axis=3) - levels.min(axis=3)).mean(sides),
         (levels[..., 0] - levels[..., 2]).mean(sides),
     )

@@ -70,7 +70,7 @@ def test_measures_are_what_they_are_said_to_be() -> None:
     assert found["confidence"] == [0.75, 1]
     assert found["brightness"] == [100, 42.5]
     assert found["contrast"] == [0, round(red / 2, 3)]
-    assert found["sharpness"] == [0, round(red / 31 / 2, 3)]  # one step in 31, along one of two sides
+    assert found["sharpness"] == [0, round(2 / 30 * red / 4, 3)]  # in 2 of 30 columns, one of four neighbours
     assert found["saturation"] == [0, 127.5]
     assert found["warmth"] == [0, 127.5]
 
