@@ -32,6 +32,8 @@ MEASURES = ("confidence", "brightness", "contrast", "sharpness", "saturation", "
 _MAX_FOLDED = 16
 _MAX_BINS = 20  # of classes: with more, chance alone gives an index of 0.1 in a window of a few hundred images
 _MIN_PROBABILITY = 1e-6
+_MAX_IMAGES = 2**31  # such that numbers of images, times quantiles, are still exact
+_MAX_VALUE = 1e6  # far above what levels and sums of logarithms come to
 _CHUNK_BYTES = 2**23
 
 
@@ -228,12 +230,14 @@ def _parse(content: dict[str, Any]) -> Reference:
     num_quantiles = min(num_images, NUM_QUANTILES)
     if not is_image_size(image_size):
         raise ValueError("image_size")
-    if counts.shape != (len(classes),) or num_images < 1 or counts.min() < 0 or counts.sum() != num_images:
+    if type(num_images) is not int or not 1 <= num_images <= _MAX_IMAGES:
+        raise ValueError("num_images")
+    if counts.shape != (len(classes),) or counts.min() < 0 or counts.sum() != num_images:
         raise ValueError("class_counts")
     if any(each.shape != (num_quantiles,) or (np.diff(each) < 0).any() for each in quantiles.values()):
         raise ValueError("quantiles")
     if sample.shape != (min(num_images, NUM_SAMPLES), width):
         raise ValueError("sample")
-    if not all(np.isfinite(each).all() for each in (sample, *quantiles.values())):
-        raise ValueError("a value that is no number")
+    if not all((np.abs(each) <= _MAX_VALUE).all() for each in (sample, *quantiles.values())):
+        raise ValueError("a value that no image has")
     return Reference(tuple(classes), image_size, num_images, counts, quantiles, sample)

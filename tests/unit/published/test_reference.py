@@ -123,6 +123,10 @@ def test_a_folder_without_one_is_named() -> None:
         {"sample": [[1, 2], [3]]},
         {"sample": [["a"] * 8] * 50},
         {"classes": 3},
+        {"num_images": 50.0},
+        {"num_images": 2**62, "class_counts": [2**62, 0, 0]},
+        {"sample": [[1e300] * 8] * 50},
+        {"quantiles": {name: [1e300] * 50 for name in MEASURES}},
     ],
 )
 def test_a_damaged_one_is_refused(change: dict[str, Any]) -> None:
