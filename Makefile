@@ -101,6 +101,7 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.soak --run experiments/benchmark/fast
 	python -m benchmarks.capture $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.capacity $(addprefix --run ,$(MEASURED))
+	python -m benchmarks.drift --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.floor
 	python -m benchmarks.tables
 	python -m benchmarks.picture

@@ -40,7 +40,13 @@ from image_classifier.imaging import decode_image
 from image_classifier.monitoring.labels import load_labels
 from image_classifier.published import folder as published
 from image_classifier.published.predictor import build_predictor, load_predictor
-from image_classifier.published.reference import build_reference, read_reference, serialize_reference
+from image_classifier.published.reference import (
+    build_reference,
+    compute_stability_index,
+    count_both,
+    read_reference,
+    serialize_reference,
+)
 from image_classifier.publishing.evidence import read_claims
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.quantize import quantize
@@ -636,7 +642,10 @@ def _read_published(folder: Path, name: str, content: bytes, key: Path | None) -
 
 def _read_reference(content: bytes) -> None:
     model = published.Published({"classes": list(_CLASSES)}, {published.REFERENCE: content})
-    serialize_reference(read_reference(Path("published"), model))
+    reference = read_reference(Path("published"), model)
+    serialize_reference(reference)
+    for values in reference.quantiles.values():
+        assert compute_stability_index(*count_both(values, values, reference.num_images)) >= 0
 
 
 # Settings and lists.

@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from image_classifier.published.folder import MANIFEST, MODEL, REFERENCE, describe_content, serialize_manifest
+from image_classifier.published.predictor import build_predictor
+from image_classifier.published.reference import build_reference, serialize_reference
 from tests.conftest import PROJECT
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -91,6 +94,21 @@ def write_model(
         model.metadata_props.add(key=f"image_classifier.{name}", value=value)
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def write_published_model(folder: Path, images: NDArray[np.uint8], *, seed: int = 0, width: int = 0) -> Path:
+    """Write a published folder with such a model, whose test set has these images [N, 32, 32, 3] often."""
+    folder.mkdir()
+    content = write_model(folder / MODEL, seed=seed, width=width).read_bytes()
+    probabilities = build_predictor(content, folder, num_threads=1, is_signed=True).predict(images)
+    images, probabilities = (np.concatenate([each] * 20) for each in (images, probabilities))
+    reference = serialize_reference(build_reference(CLASSES, images.transpose(0, 3, 1, 2), probabilities))
+    (folder / REFERENCE).write_bytes(reference)
+    facts = {"format_version": 1, "experiment_name": "tests", "run_name": f"seed-{seed}", "data_digest": "0" * 64}
+    described = {MODEL: describe_content(content), REFERENCE: describe_content(reference)}
+    manifest = serialize_manifest({**facts, "classes": list(CLASSES), "files": described})
+    (folder / MANIFEST).write_bytes(manifest)
+    return folder
 
 
 def draw_images(number: int, seed: int = 0, side: int = 32) -> NDArray[np.uint8]:

@@ -21,9 +21,9 @@ from image_classifier.published.reference import (
     Reference,
     choose_evenly,
     compute_stability_index,
-    count_bins,
+    count_both,
     embed,
-    find_edges,
+    get_class_bins,
     measure,
 )
 
@@ -93,7 +93,8 @@ def count_classes(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _test_classes(stats: Any, reference: Reference, probabilities: NDArray[np.float32]) -> DriftTest:
     table = np.stack([count_classes(probabilities), reference.class_counts])
-    stability = compute_stability_index(*table)
+    bins = get_class_bins(reference.class_counts)
+    stability = compute_stability_index(*(np.bincount(bins, row).astype(np.int64) for row in table))
     shares = table / table.sum(axis=1, keepdims=True)
     effect = float(np.abs(shares[0] - shares[1]).sum() / 2)
     expected = table.sum(axis=0) * table.sum(axis=1).min() / table.sum()
@@ -116,15 +117,6 @@ def _test_measure(stats: Any, reference: Reference, name: str, values: NDArray[n
     p_value = float(stats.kstwo.sf(distance, round(number)))
     stability = compute_stability_index(*count_both(quantiles, values, reference.num_images))
     return DriftTest(name, "Kolmogorov-Smirnov", distance, stability, p_value)
-
-
-def count_both(
-    quantiles: NDArray[np.float64], values: NDArray[np.float64], num_images: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count a window's values, and the images of the reference, in the reference's tenths."""
-    edges = find_edges(quantiles)
-    expected = count_bins(quantiles, edges) * num_images // len(quantiles)
-    return count_bins(values, edges), expected
 
 
 def _test_embeddings(sample: NDArray[np.float64], embeddings: NDArray[np.float64]) -> DriftTest:

@@ -55,6 +55,10 @@ class Served:
                 f"{captured.path} has answers for other classes, or images of another size, than {self.name}; name the "
                 "model that was served"
             )
+        if not ((captured.probabilities >= 0) & (captured.probabilities < 1.001)).all():  # their sums are rounded
+            raise DataError(
+                f"{captured.path} has probabilities that are none; remove it, or choose the time by --since"
+            )
         return captured
 
 

@@ -26,6 +26,7 @@ from image_classifier.published.folder import (
     MANIFEST,
     MAX_BYTES,
     MODEL,
+    REFERENCE,
     SAMPLES,
     read_published,
 )
@@ -58,6 +59,7 @@ class PublishedModel:
         digest: sha256 of the ONNX file.
         samples: samples.png likewise.
         verdicts: about its run, of the attestations beside it.
+        reference: drift_reference.json likewise.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class PublishedModel:
     digest: str = ""
     samples: bytes | None = None
     verdicts: tuple[Verdict, ...] = ()
+    reference: bytes | None = None
 
 
 class Predictor:
@@ -169,7 +172,8 @@ def load_predictor(
         version=version,
         is_signed=public_key is not None,
     )
-    shown = {name: beside.get(file) for name, file in (("card", CARD), ("manifest", MANIFEST), ("samples", SAMPLES))}
+    names = {"card": CARD, "manifest": MANIFEST, "samples": SAMPLES, "reference": REFERENCE}
+    shown = {name: beside.get(file) for name, file in names.items()}
     predictor.model = replace(predictor.model, verdicts=verdicts, **shown)  # type: ignore[arg-type]  # of bytes alone
     return predictor
 

@@ -29,9 +29,11 @@ NUM_SAMPLES = 512
 MEASURES = ("confidence", "brightness", "contrast", "sharpness", "saturation", "warmth")
 """Of an image: the probability of its predicted class, then statistics of its pixels."""
 
-_DECIMALS = {"confidence": 6}
 _MAX_FOLDED = 16
+_MAX_BINS = 20  # of classes: with more, chance alone gives an index of 0.1 in a window of a few hundred images
 _MIN_PROBABILITY = 1e-6
+_MAX_IMAGES = 2**31  # such that numbers of images, times quantiles, are still exact
+_MAX_VALUE = 1e6  # far above what levels and sums of logarithms come to
 _CHUNK_BYTES = 2**23
 
 
@@ -82,24 +84,31 @@ def choose_evenly(number: int, most: int) -> NDArray[np.int64]:
 def measure(images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
     """Measure images: uint8 [N, S, S, 3] and their answers float32 [N, C] to float64 [N] by measure.
 
-    Brightness is the mean of all levels, contrast the standard deviation of the luminance, sharpness the mean
-    difference of its neighbours, saturation the mean distance of the largest colour from the smallest, and warmth the
-    mean of red less that of blue; all in levels of 0 to 255.
+    Brightness is the mean of all levels, contrast the standard deviation of the luminance, sharpness its mean distance
+    from the mean of the four neighbours, saturation the mean distance of the largest colour from the smallest, and
+    warmth the mean of red less that of blue; all in levels of 0 to 255.
     """
     step = max(1, _CHUNK_BYTES // (3 * images.shape[1] ** 2))  # of images whose levels are in memory at once
     chunks = [_measure_pixels(images[start : start + step]) for start in range(0, len(images), step)]
     columns = np.concatenate([probabilities.max(axis=1, keepdims=True).astype(np.float64), np.concatenate(chunks)], 1)
-    return {name: columns[:, column].round(_DECIMALS.get(name, 3)) for column, name in enumerate(MEASURES)}
+    return {name: round_measure(name, columns[:, column]) for column, name in enumerate(MEASURES)}
+
+
+def round_measure(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round values as the reference has them: one that comes often must not lie beside itself."""
+    return values.round(6 if name == "confidence" else 3)
 
 
 def _measure_pixels(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     levels = images.astype(np.int32)
     luminance = levels @ np.array([299, 587, 114], np.int32)  # in thousandths
+    inner = luminance[:, 1:-1, 1:-1]
+    neighbours = luminance[:, :-2, 1:-1] + luminance[:, 2:, 1:-1] + luminance[:, 1:-1, :-2] + luminance[:, 1:-1, 2:]
     sides = (1, 2)
     columns = (
         levels.mean((1, 2, 3)),
         luminance.std(sides) / 1000,
-        sum(np.abs(np.diff(luminance, axis=side)).mean(sides) for side in sides) / 2000,
+        np.abs(4 * inner - neighbours).mean(sides) / 4000,
         (levels.max(axis=3) - levels.min(axis=3)).mean(sides),
         (levels[..., 0] - levels[..., 2]).mean(sides),
     )
@@ -137,6 +146,23 @@ def count_bins(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArr
     return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
 
 
+def count_both(
+    quantiles: NDArray[np.float64], values: NDArray[np.float64], num_images: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count a window's values, and the images of the reference, in the reference's tenths."""
+    edges = find_edges(quantiles)
+    expected = count_bins(quantiles, edges) * num_images // len(quantiles)
+    return count_bins(values, edges), expected
+
+
+def get_class_bins(class_counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Get the bin of each class: its own, or with many classes one of twenty that stand for as many images each."""
+    if len(class_counts) <= _MAX_BINS:
+        return np.arange(len(class_counts))
+    middles = (np.cumsum(class_counts) - class_counts / 2) / class_counts.sum()
+    return np.unique((middles * _MAX_BINS).astype(np.int64), return_inverse=True)[1]
+
+
 def compute_stability_index(counts: NDArray[np.int64], expected: NDArray[np.int64]) -> float:
     """Compute the population stability index: the sum of (p - q) ln(p / q) over bins, with half an image more in each.
 
@@ -164,19 +190,24 @@ def serialize_reference(reference: Reference) -> bytes:
 
 
 def read_reference(folder: Path, published: Published) -> Reference:
-    """Read the reference of a published model.
+    """Read the reference of a published model; it raises what `parse_reference` does."""
+    return parse_reference(folder, published.files.get(REFERENCE), published.manifest["classes"])
+
+
+def parse_reference(folder: Path, raw: bytes | None, classes: Sequence[str]) -> Reference:
+    """Parse the reference of a model with these classes, as it was read from the model's folder.
 
     Raises:
         ModelError: it has none, as one that was published by an earlier version, or it is of other classes, or damaged.
     """
     path = folder / REFERENCE
-    if REFERENCE not in published.files:
+    if raw is None:
         raise ModelError(
             f"{folder} has no {REFERENCE}: it was published by an earlier version, or without test images; publish the "
             "run again with --overwrite"
         )
     try:
-        content = files.parse_json(published.files[REFERENCE])
+        content = files.parse_json(raw)
         if content["format_version"] > FORMAT_VERSION:
             raise ModelError(
                 f"{path} has the format {content['format_version']}; this version reads up to {FORMAT_VERSION}: "
@@ -185,7 +216,7 @@ def read_reference(folder: Path, published: Published) -> Reference:
         reference = _parse(content)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(f"{path} is damaged: {one_line(error)}; publish the run again") from error
-    if list(reference.classes) != published.manifest["classes"]:
+    if reference.classes != tuple(classes):
         raise ModelError(f"{path} is of other classes than the model; publish the run again")
     return reference
 
@@ -199,12 +230,14 @@ def _parse(content: dict[str, Any]) -> Reference:
     num_quantiles = min(num_images, NUM_QUANTILES)
     if not is_image_size(image_size):
         raise ValueError("image_size")
-    if counts.shape != (len(classes),) or num_images < 1 or counts.min() < 0 or counts.sum() != num_images:
+    if type(num_images) is not int or not 1 <= num_images <= _MAX_IMAGES:
+        raise ValueError("num_images")
+    if counts.shape != (len(classes),) or counts.min() < 0 or counts.sum() != num_images:
         raise ValueError("class_counts")
     if any(each.shape != (num_quantiles,) or (np.diff(each) < 0).any() for each in quantiles.values()):
         raise ValueError("quantiles")
     if sample.shape != (min(num_images, NUM_SAMPLES), width):
         raise ValueError("sample")
-    if not all(np.isfinite(each).all() for each in (sample, *quantiles.values())):
-        raise ValueError("a value that is no number")
+    if not all((np.abs(each) <= _MAX_VALUE).all() for each in (sample, *quantiles.values())):
+        raise ValueError("a value that no image has")
     return Reference(tuple(classes), image_size, num_images, counts, quantiles, sample)

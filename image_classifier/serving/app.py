@@ -324,7 +324,7 @@ class App:
 def describe_model(name: str, model: PublishedModel) -> schemas.ModelDescription:
     """Describe a model: what it takes and gives, what it comes from, and its card."""
     facts = asdict(model)
-    for hidden in ("path", "digest", "samples"):
+    for hidden in ("path", "digest", "samples", "reference"):
         del facts[hidden]
     card, manifest = facts.pop("card"), facts.pop("manifest")
     return {

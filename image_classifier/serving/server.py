@@ -140,6 +140,8 @@ class Server:
         self._candidate = candidate
         self._second = candidate.load() if candidate is not None else None
         self._shadow: Shadow | None = None
+        if settings.drift_window:
+            metrics.drift.watch(predictor.model, settings.drift_window)
         batcher = Batcher(
             predictor,
             max_batch=settings.max_batch,
@@ -311,6 +313,7 @@ class Server:
             check_same_answers(self._second.model, predictor.model)
         self._service.batcher.replace_classifier(predictor)
         self._app.metrics.show_model(self._source.name, predictor.model)
+        self._watch_drift(predictor.model)
 
     def _take_second(self, predictor: Predictor) -> None:
         """Let another model be the canary or shadow from now on."""
@@ -322,6 +325,14 @@ class Server:
         else:
             service.batcher.canary = Canary(predictor, self._settings.canary_fraction)
         service.metrics.show_candidate("canary" if self._shadow is None else "shadow", predictor.model)
+
+    def _watch_drift(self, model: PublishedModel) -> None:
+        """Watch another version for drift; one without a reference is served all the same."""
+        try:
+            if self._settings.drift_window:
+                self._app.metrics.drift.watch(model, self._settings.drift_window)
+        except ModelError as error:
+            logger.warning("the metrics show no drift: %s", error)
 
 
 def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) -> Recorder | None:

@@ -63,6 +63,7 @@ class ServerSettings:
         trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are believed.
         log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
         log_lines_per_s: Lines in a second, at most, and as many of errors; the next line says how many were left out.
+        drift_window: Latest images whose drift from the model's test set the metrics show, 200 or more; 0 for none.
         traces: Send OpenTelemetry traces to where the OTEL_EXPORTER_OTLP_ variables say.
         canary: A second model, named as MODEL is, that answers a part of the callers; by default none.
         canary_fraction: Fraction of the callers that the canary answers, the same ones always.
@@ -111,6 +112,7 @@ class ServerSettings:
     trusted_proxies: str = ""
     log_format: LogFormat = "plain"
     log_lines_per_s: int = 20
+    drift_window: int = 0
     traces: bool = False
     canary: str = ""
     canary_fraction: float = 0.05
@@ -141,6 +143,8 @@ class ServerSettings:
             self._check(name, 0 < getattr(self, name) <= 1, "a number above 0, up to 1")
         if self.canary and (self.shadow or self.cache_size):
             raise SettingsError("--canary excludes --shadow and --cache_size; leave one of them out")
+        is_window = self.drift_window == 0 or self.drift_window >= 200  # of fewer, chance alone may look like drift
+        self._check("drift_window", is_window, "0, or a whole number of 200 or more")
         self._check("max_images", self.max_images <= self.max_queue, "no more than --max_queue")
         is_path = self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/"))
         self._check("root_path", is_path, "a path such as /classifier, without a slash at the end")

@@ -23,6 +23,7 @@ from prometheus_client import (
 from image_classifier.config import set_log_level
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving.batching import Observer, Ticket
+from image_classifier.serving.drift import DriftWindow
 from image_classifier.serving.settings import LogFormat
 from image_classifier.text import one_line
 
@@ -110,6 +111,8 @@ class Metrics(Observer):
             self.captured.labels(result)
         for result in ("same_class", "other_class", "dropped", "failed"):
             self.shadowed.labels(result)
+        self.drift = DriftWindow()
+        registry.register(self.drift)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self.observe_request = cache(self._get_observer)
@@ -150,6 +153,7 @@ class Metrics(Observer):
             counts[best] = counts.get(best, 0) + 1
         for index, count in counts.items():
             self.predicted.labels(classes[index]).inc(count)
+        self.drift.add(tickets)
 
     def count_refusal(self, kind: str) -> None:
         """Count a request that was refused for want of room, or of its caller's share; a deadline with its image."""

@@ -365,6 +365,7 @@ WITHOUT_TORCH = {
     "registry list": "",
     "registry add RUN": "",
     "registry check RUN": "",
+    "drift captures RUN": "pip install 'image-classifier[drift]'\n",
     "serve none": "publish a run first\n",
 }
 

@@ -19,18 +19,31 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
+from image_classifier.published.folder import MODEL
 from image_classifier.serving.telemetry import ECS_VERSION, Metrics, build_formatter
 from tests.conftest import PROJECT, require_program, run_program
 from tests.ecs import FIELDS, check_line
 from tests.prometheus import FOLDER, Prometheus, quicken_rules, wait_for, watching
-from tests.serving import PIXELS, Running, draw_images, encode, find_port, serving, wait_until_ready, write_model
+from tests.serving import (
+    PIXELS,
+    Running,
+    draw_images,
+    encode,
+    find_port,
+    serving,
+    wait_until_ready,
+    write_model,
+    write_published_model,
+)
 
 DASHBOARDS = sorted(path.name for path in (FOLDER / "grafana").glob("*.json"))
-KEY = "a-key-of-prometheus"
-BATCH = draw_images(64).tobytes()
+KEY, CANARY_KEY = "a-key-of-prometheus", "a-key-of-the-canary"
+IMAGES = draw_images(16)
 FUNCTIONS = {
     *("sum", "max", "by", "rate", "increase", "histogram_quantile", "absent", "count", "vector", "scalar", "ln"),
     *("avg_over_time", "le", "option", "reason", "result", "version", "http_response_status_code", "http_route"),
@@ -130,6 +143,21 @@ def test_the_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
 # With a real Prometheus
 
 
+FRACTION = 0.5
+"""Of the callers, whom the canary answers."""
+
+
+def choose_caller(digests: list[str], is_for_canary: bool) -> str:
+    """Choose a name of a caller whom each of two canaries would answer, or neither."""
+
+    def is_answered(name: str, digest: str) -> bool:
+        share = hashlib.blake2b(f"{digest} {name}".encode(), digest_size=8).digest()
+        return int.from_bytes(share, "big") / 2**64 < FRACTION
+
+    names = (f"caller-{number}" for number in range(100))
+    return next(name for name in names if all(is_answered(name, digest) == is_for_canary for digest in digests))
+
+
 class Watched:
     """A server that wants keys and may be broken, and the Prometheus that watches it."""
 
@@ -137,38 +165,56 @@ class Watched:
         self.folder = folder
         self.port = find_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.model, self.keys, self.key_file = folder / "model.onnx", folder / "keys", folder / "key"
-        self.captured, self.canary = folder / "captured", folder / "canary.onnx"
-        write_model(self.canary, width=512)
+        self.model, self.keys, self.key_file = folder / "model", folder / "keys", folder / "key"
+        self.captured, self.canary = folder / "captured", folder / "canary"
+        first = write_published_model(folder / "canary-0", IMAGES, width=512)
+        self.canary.symlink_to(first)
+        self.failing = write_model(folder / "failing.onnx", fails_on_white=True)
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first / MODEL, self.failing)]
+        self.callers = {KEY: choose_caller(digests, False), CANARY_KEY: choose_caller(digests, True)}
         self.write_model()
         self.write_keys()
         self.key_file.write_text(KEY)
         self.process: subprocess.Popen[bytes]
 
     def write_model(self, seed: int = 0) -> None:
-        """Write a slow model that is unsure of all images."""
-        new = write_model(self.folder / "new.onnx", seed=seed, width=512)
+        """Publish a slow model that is unsure of all images, and whose test set is `IMAGES`."""
+        self._point(write_published_model(self.folder / f"model-{seed}", IMAGES, seed=seed, width=512))
+
+    def break_model(self) -> None:
+        """Publish what is no model."""
+        self._point(self.folder / "none")
+
+    def _point(self, folder: Path) -> None:
+        new = self.folder / "new"
+        new.symlink_to(folder)
         new.rename(self.model)
 
     def write_keys(self) -> None:
-        self.keys.write_text(f"prometheus:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+        lines = [f"{name}:{hashlib.sha256(key.encode()).hexdigest()}\n" for key, name in self.callers.items()]
+        self.keys.write_text("".join(lines))
 
     def start(self) -> None:
         words = [sys.executable, "-m", "image_classifier", "serve", str(self.model), "--port", str(self.port)]
         words += ["--num_threads", "1", "--drain_s", "0", "--reload_every_s", "0", "--timeout_s", "2"]
-        words += ["--api_keys_file", str(self.keys)]
-        words += ["--canary", str(self.canary), "--canary_fraction", "1"]
+        words += ["--api_keys_file", str(self.keys), "--drift_window", "200"]
+        words += ["--canary", str(self.canary), "--canary_fraction", str(FRACTION)]
         words += ["--capture", str(self.captured), "--capture_fraction", "1", "--capture_flush_s", "0.2"]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(words, cwd=PROJECT, stdout=log, stderr=log)
         wait_until_ready(Running(self.process, self.url, self.port, self.folder / "log"))
 
+    def fill(self, images: NDArray[np.uint8]) -> None:
+        """Have images answered until they are all that is looked at for drift."""
+        for start in [*range(0, len(images), 8)] * 13:
+            assert self.ask(images[start : start + 8].tobytes()) == 200
+
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(30)
 
-    def ask(self, body: bytes = BATCH, kind: str = PIXELS["content-type"]) -> int:
-        headers = {"content-type": kind, "x-api-key": KEY}
+    def ask(self, body: bytes, kind: str = PIXELS["content-type"], key: str = KEY) -> int:
+        headers = {"content-type": kind, "x-api-key": key}
         with suppress(httpx.TransportError):
             return httpx.post(f"{self.url}/predict", content=body, headers=headers, timeout=30).status_code
         return 0
@@ -192,10 +238,12 @@ def test_every_panel_shows_data(watched: tuple[Watched, Prometheus]) -> None:
     deadline = time.monotonic() + 30
     while empty := [text for text in expressions if not any(map(has_value, prometheus.query(text)))]:
         assert time.monotonic() < deadline, empty
+        server.fill(IMAGES)
         for image in draw_images(3, seed=len(empty)):
             assert server.ask(image.tobytes()) == server.ask(encode(image), "image/png") == 200
+        assert server.ask(IMAGES.tobytes(), key=CANARY_KEY) == 200
         assert server.ask(b"no image", "image/png") == 422
-        assert httpx.post(f"{server.url}/predict", content=BATCH[:3072], headers=PIXELS).status_code == 401
+        assert httpx.post(f"{server.url}/predict", content=IMAGES[0].tobytes(), headers=PIXELS).status_code == 401
 
 
 def has_value(series: dict[str, Any]) -> bool:
@@ -209,20 +257,25 @@ def test_every_rule_fires_and_resolves_when_its_cause_is_there_and_gone(watched:
     wait_for(lambda: not prometheus.list_firing(), "nothing fires at the beginning")
 
     with ThreadPoolExecutor(12) as pool:  # more than the server can compute in time
-        loads = [pool.submit(server.ask) for _ in range(80)]
+        loads = [pool.submit(server.ask, draw_images(64, seed=seed).tobytes()) for seed in range(1000, 1080)]
         expected = {"ImageClassifierErrors", "ImageClassifierRefuses", "ImageClassifierSlow", "ImageClassifierUnsure"}
         wait_for(lambda: prometheus.list_firing() >= expected, f"{expected} fire")
         for load in loads:
             load.cancel()
+    server.fill(IMAGES)
     wait_for(lambda: not prometheus.list_firing(), "all resolved")
-    server.model.write_bytes(b"no model")
+    server.fill(IMAGES // 2)
+    wait_for(lambda: prometheus.list_firing() >= {"ImageClassifierDrifts"}, "drift fires")
+    server.fill(IMAGES)
+    wait_for(lambda: not prometheus.list_firing(), "all resolved")
+    server.break_model()
     server.keys.write_text("prometheus:")
-    write_model(server.folder / "failing.onnx", fails_on_white=True).rename(server.canary)
+    server.failing.rename(server.canary)
     server.process.send_signal(signal.SIGHUP)
     wait_for(lambda: "serving version" in (server.folder / "log").read_text(), "the canary is loaded")
     kept = server.captured.rename(server.folder / "kept")
     server.captured.write_bytes(b"")
-    assert server.ask(BATCH[:3072]) == 200
+    assert server.ask(b"\xff" * 3072, key=CANARY_KEY) == 200
     expected = {f"ImageClassifier{what}" for what in ("ReloadFails", "KeysStay", "CaptureLoses", "CanaryFails")}
     wait_for(lambda: prometheus.list_firing() >= expected, f"{expected} fire")
     server.write_model(seed=1)
@@ -260,7 +313,7 @@ def test_every_line_of_the_log_is_a_document_of_the_elastic_common_schema(tmp_pa
     with serving(model, log, *options) as server:
         for number in range(6):
             headers = PIXELS | {"x-api-key": KEY, "traceparent": trace}
-            assert httpx.post(f"{server.url}/predict", content=BATCH[:3072], headers=headers).status_code == 200
+            assert httpx.post(f"{server.url}/predict", content=IMAGES[0].tobytes(), headers=headers).status_code == 200
             assert httpx.get(f"{server.url}/caf\u00e9%0A{number}").status_code == 401
         time.sleep(1)
         model.write_bytes(b"no model")

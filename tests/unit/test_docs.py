@@ -14,6 +14,7 @@ import image_classifier
 from benchmarks import (
     capture,
     database,
+    drift,
     engines,
     fine_tuning,
     image_sizes,
@@ -72,6 +73,14 @@ def test_the_figures_of_the_database_are_those_that_were_measured() -> None:
     shown = read_table(database.DOCUMENT, "database")
     result = load_result("database")
     assert shown == database.build_table(result) if result else shown.startswith("Not measured yet")
+
+
+def test_what_is_shown_of_drift_is_what_was_measured() -> None:
+    shown, result = read_table(drift.DOCUMENT, "drift"), load_result("drift")
+    assert shown == drift.build_table(result) if result else shown.startswith("Not measured yet")
+    if result:
+        with Image.open(drift.PICTURE) as image:
+            assert image.info["Description"] == drift.compute_figures_digest(result)
 
 
 def test_what_the_options_give_is_what_was_measured() -> None:

@@ -80,6 +80,13 @@ def test_other_classes_and_sizes_are_refused(tmp_path: Path, facts: CaptureFacts
         load_window(str(tmp_path), SERVED, 1000)
 
 
+def test_numbers_that_are_no_probabilities_are_refused(tmp_path: Path) -> None:
+    images = np.zeros((100, 32, 32, 3), np.uint8)
+    write_captures(tmp_path, FACTS, images, np.tile(np.array([np.nan, 1], np.float32), (100, 1)))
+    with pytest.raises(DataError, match="has probabilities that are none"):
+        load_window(str(tmp_path), SERVED, 1000)
+
+
 def test_a_broken_file_is_left_out_and_named(tmp_path: Path) -> None:
     capture(tmp_path, 300, 0)
     path = next((tmp_path / "date=2026-11-30" / "hour=15").iterdir())

@@ -70,7 +70,7 @@ def test_measures_are_what_they_are_said_to_be() -> None:
     assert found["confidence"] == [0.75, 1]
     assert found["brightness"] == [100, 42.5]
     assert found["contrast"] == [0, round(red / 2, 3)]
-    assert found["sharpness"] == [0, round(red / 31 / 2, 3)]  # one step in 31, along one of two sides
+    assert found["sharpness"] == [0, round(2 / 30 * red / 4, 3)]  # in 2 of 30 columns, one of four neighbours
     assert found["saturation"] == [0, 127.5]
     assert found["warmth"] == [0, 127.5]
 
@@ -123,6 +123,10 @@ def test_a_folder_without_one_is_named() -> None:
         {"sample": [[1, 2], [3]]},
         {"sample": [["a"] * 8] * 50},
         {"classes": 3},
+        {"num_images": 50.0},
+        {"num_images": 2**62, "class_counts": [2**62, 0, 0]},
+        {"sample": [[1e300] * 8] * 50},
+        {"quantiles": {name: [1e300] * 50 for name in MEASURES}},
     ],
 )
 def test_a_damaged_one_is_refused(change: dict[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""How far the latest answered images are from the model's test set, as metrics: cheap enough for the event loop."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from image_classifier.published.predictor import PublishedModel
+from image_classifier.published.reference import (
+    Reference,
+    compute_stability_index,
+    count_both,
+    get_class_bins,
+    parse_reference,
+    round_measure,
+)
+from image_classifier.serving.batching import Ticket
+
+IMAGES_PER_S = 500
+"""Of which the brightness is computed, at most: it takes some microseconds, a small network not many more."""
+
+
+class DriftWindow(Collector):
+    """The latest answered images of one model, and what Prometheus is shown of them.
+
+    Args:
+        clock: gives seconds, from any beginning.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._model: PublishedModel | None = None
+        self._reference: Reference
+        self._rows: deque[tuple[int, float, float]] = deque()  # class, confidence, brightness
+        self._room, self._seen_at = 0.0, 0.0
+
+    def watch(self, model: PublishedModel, size: int) -> None:
+        """Begin anew with the images that a model answers, and show metrics once there are so many.
+
+        Raises:
+            ModelError: it was published without a reference, or with a damaged one; then nothing is shown.
+        """
+        self._model = None
+        self._reference = parse_reference(model.path, model.reference, model.classes)
+        self._rows = deque(maxlen=size)
+        self._model = model
+
+    def add(self, tickets: Sequence[Ticket]) -> None:
+        """Add images of one batch, while there is time for them; those of another model are left out."""
+        if tickets[0].classifier.model is not self._model:
+            return
+        now = self._clock()
+        self._room = min(IMAGES_PER_S, self._room + (now - self._seen_at) * IMAGES_PER_S)
+        self._seen_at = now
+        chosen = tickets[: int(self._room)]
+        self._room -= len(chosen)
+        if chosen:
+            pixels = np.frombuffer(b"".join([ticket.pixels or b"" for ticket in chosen]), np.uint8)
+            brightness = pixels.reshape(len(chosen), -1).mean(axis=1).tolist()
+            bests = [ticket.order[0] for ticket in chosen]
+            confidences = [ticket.row[best] for ticket, best in zip(chosen, bests, strict=True)]
+            self._rows.extend(zip(bests, confidences, brightness, strict=True))
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Compute the metrics; without values where nothing is watched, or the window is not full."""
+        stability = GaugeMetricFamily(
+            "image_classifier_drift_stability",
+            "Population stability index of the latest images against the model's test set",
+            labels=("of",),
+        )
+        brightness = GaugeMetricFamily(
+            "image_classifier_drift_brightness",
+            "Mean brightness of the latest images less that of the test set, in its standard deviations",
+        )
+        if self._model is not None and len(self._rows) == self._rows.maxlen:
+            classes, confidences, levels = (np.array(column) for column in zip(*self._rows, strict=True))
+            reference = self._reference
+            bins = get_class_bins(reference.class_counts)
+            expected = np.bincount(bins, reference.class_counts).astype(np.int64)
+            counts = np.bincount(bins[classes], minlength=len(expected))
+            stability.add_metric(("classes",), compute_stability_index(counts, expected))
+            for name, values in (("confidence", confidences), ("brightness", levels)):
+                rounded = round_measure(name, values)
+                pair = count_both(reference.quantiles[name], rounded, reference.num_images)
+                stability.add_metric((name,), compute_stability_index(*pair))
+            quantiles = reference.quantiles["brightness"]
+            shift = (levels.mean() - quantiles.mean()) / max(float(quantiles.std()), 1.0)
+            brightness.add_metric((), float(shift))
+        yield stability
+        yield brightness
