@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from image_classifier.config import RunSettings
-from image_classifier.errors import RemoteError, RunError, StorageError
+from image_classifier.errors import RemoteError, RunError, SettingsError, StorageError
 from image_classifier.experiment import Reporter
 from image_classifier.files import parse_json
 from image_classifier.remote.cache import localize
@@ -42,6 +42,8 @@ def open_mirror(settings: RunSettings) -> Iterator[Reporter]:
         yield Reporter()
         return
     target = Target(get_copy(settings), "mirror")
+    if target.overlaps(settings.run_folder):
+        raise SettingsError("--mirror takes another folder than --experiments_folder: the copy would be the run itself")
     check_record(settings.run_folder, target)
     if not is_finished(settings.run_folder):
         target.probe()

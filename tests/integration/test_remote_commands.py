@@ -128,6 +128,7 @@ def test_a_mirror_that_cannot_take_the_run_stops_it_before_the_first_step(
     for mirror, reason in {
         f"{bucket.url}/taken": "holds another run; choose another --run_name, or continue that one with --resume",
         "https://localhost/runs": "--mirror takes a folder, s3:// or gs://: what is at https://localhost/runs/a/b can",
+        str(tmp_path / "runs"): "--mirror takes another folder than --experiments_folder",
         "s3://no-such-bucket/runs": "there is nothing at s3://no-such-bucket/runs/a/b",
         "gs://bucket/runs": "pip install 'image-classifier[gcs]'",
         "s3://key:hunter2@bucket/runs": "no name or password",
