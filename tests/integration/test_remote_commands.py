@@ -229,7 +229,7 @@ def test_a_url_is_refused_where_a_place_here_is_needed(
             ("train", *names, "--experiments_folder", url),
             "--experiments_folder takes a path on this machine, got a URL",
         ),
-        (("train", *names, "--dataset_folder", f"{bucket.url}//x"), "must not hold // or /../ in its path"),
+        (("train", *names, "--dataset_folder", f"{bucket.url}//x"), "must not hold //, /./ or /../; write it without"),
         (("train", *names, "--dataset_folder", url, "--database", "a"), "must lie on this machine, got a URL"),
         (("data", "prune", "--dataset_folder", url), "must be a folder on this machine, got a URL"),
         (("data", "list", "--dataset_folder", url), "must be a folder on this machine, got a URL"),

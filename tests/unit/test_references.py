@@ -41,7 +41,7 @@ def test_what_is_no_url_is_a_path() -> None:
 @pytest.mark.parametrize(
     "text",
     ["s3://key:hun/ter2@bucket/x", "https://hunter2@host/x", "https://a:hunter2@host/x", "gs://", "s3://b/x?hunter2"]
-    + ["https://host/x#hunter2"],
+    + ["https://host/x#hunter2", "s3://b//x", "s3://b/../x", "https://host/%2e%2e", "https://host/a%2Fb"],
 )
 def test_a_url_with_secrets_or_without_a_host_is_refused_unseen(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
