@@ -12,6 +12,7 @@ from image_classifier.config import RunSettings
 from image_classifier.errors import RemoteError, RunError, SettingsError, StorageError
 from image_classifier.experiment import Reporter
 from image_classifier.files import parse_json
+from image_classifier.progress import say
 from image_classifier.remote.cache import localize
 from image_classifier.remote.store import Patience
 from image_classifier.remote.target import Target
@@ -54,6 +55,7 @@ def open_mirror(settings: RunSettings) -> Iterator[Reporter]:
         raise RemoteError(
             f"{settings.run_folder} is finished and whole; its copy is not: {error}; --resume copies it"
         ) from error
+    say(f"copied to {target}")
 
 
 class Mirror(Reporter):

@@ -96,7 +96,8 @@ def test_a_wrong_object_is_never_taken(kind: str, bucket: Bucket, tmp_path: Path
     files = draw_files(2, 5000)
     url = bucket.upload("data", files)
     bucket.proxy.choose = lambda line: lie(LIES[kind])
-    with pytest.raises(RemoteError, match="failed 3 times, last with"):
+    reason = "it sends something with the md5" if kind in ("a flipped bit", "another object") else ""
+    with pytest.raises(RemoteError, match=f"failed 3 times, last with: .*{reason}"):
         localize(url, FAST)
     assert bucket.proxy.faults and not list_whole_copies(tmp_path)
     bucket.proxy.choose = lambda line: None if bucket.proxy.faults else lie(LIES[kind])

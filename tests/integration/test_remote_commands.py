@@ -110,6 +110,7 @@ def test_a_run_goes_on_elsewhere_from_the_checkpoints_of_its_mirror(
 
     words = ["train", "--experiments_folder", str(tmp_path / "there"), "--experiment_name", "tiny", "--run_name", "run"]
     assert main([*words, "--resume", "--mirror", f"{bucket.url}/runs"]) == 0
+    assert f"copied to {bucket.url}/runs/tiny/run\n" in capsys.readouterr().err
     there = tmp_path / "there" / "tiny" / "run"
     assert read_manifest(there)["weights_digest"] == whole.weights_digest
     assert bucket.read("runs/tiny/run")["manifest.json"] == (there / "manifest.json").read_bytes()
