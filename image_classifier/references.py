@@ -138,6 +138,9 @@ def get_url(place: Path | str) -> Url | None:
         )
     if query and (scheme not in ("http", "https") or query.startswith("#")):
         raise SettingsError(f"a URL with {scheme}:// takes nothing behind a ? or #; leave that out")
+    parts = (unquote(rest) if scheme in ("http", "https", "file") else rest).split("/")
+    if len(parts) > 1 + rest.count("/") or not {"", ".", ".."}.isdisjoint(parts[1:]):
+        raise SettingsError(f"the path of a URL with {scheme}:// must not hold //, /./ or /../; write it without")
     return Url(scheme, f"/{rest}" if scheme == "file" else rest, Secret(query))
 
 

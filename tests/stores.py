@@ -47,10 +47,11 @@ def cut(after: int) -> Fault:
 
 
 def lie(change: Callable[[bytes], bytes]) -> Fault:
-    """Send another body, and say that it is as long as it is."""
+    """Send another body, and say that it is as long as it is, and nothing of the checksum that botocore looks at."""
 
     def answer(client: socket.socket, head: bytes, body: bytes) -> None:
         changed = change(body)
+        head = re.sub(rb"(?i)\r\nx-amz-checksum-[^\r]*", b"", head)
         client.sendall(re.sub(rb"(?i)(content-length: )\d+", rb"\g<1>%d" % len(changed), head) + changed)
 
     return answer

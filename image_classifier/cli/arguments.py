@@ -257,7 +257,7 @@ def _check_words(words: Sequence[str], options: Mapping[str, argparse.Action]) -
             and (action is None or _get_type(action) is Path)
             and not _BROKEN_URL.isdisjoint(text.partition("://")[2].split("/")[1:-1])
         ):
-            raise SettingsError("a URL must not hold // or /../ in its path; write it without")
+            raise SettingsError("the path of a URL must not hold //, /./ or /../; write it without")
         _check_brackets(word, "an argument")
 
 

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from image_classifier.config import RunSettings
-from image_classifier.errors import RemoteError, RunError, StorageError
+from image_classifier.errors import RemoteError, RunError, SettingsError, StorageError
 from image_classifier.experiment import Reporter
 from image_classifier.files import parse_json
+from image_classifier.progress import say
 from image_classifier.remote.cache import localize
 from image_classifier.remote.store import Patience
 from image_classifier.remote.target import Target
@@ -42,6 +43,8 @@ def open_mirror(settings: RunSettings) -> Iterator[Reporter]:
         yield Reporter()
         return
     target = Target(get_copy(settings), "mirror")
+    if target.overlaps(settings.run_folder):
+        raise SettingsError("--mirror takes another folder than --experiments_folder: the copy would be the run itself")
     check_record(settings.run_folder, target)
     if not is_finished(settings.run_folder):
         target.probe()
@@ -52,6 +55,7 @@ def open_mirror(settings: RunSettings) -> Iterator[Reporter]:
         raise RemoteError(
             f"{settings.run_folder} is finished and whole; its copy is not: {error}; --resume copies it"
         ) from error
+    say(f"copied to {target}")
 
 
 class Mirror(Reporter):

@@ -35,7 +35,7 @@ from image_classifier.remote.store import (
     Patience,
     RetryError,
     Store,
-    read_digests,
+    load_digests,
 )
 from image_classifier.storage import DISK, find_cache, locked_folder, storage_error
 
@@ -151,7 +151,7 @@ def _receive_all(store: Store, objects: Mapping[str, Object], folder: Path) -> N
         digests: dict[str, str] = {}
         if MANIFEST in objects:
             receive(MANIFEST, objects[MANIFEST], None)
-            digests = read_digests((folder / MANIFEST).read_bytes())
+            digests = load_digests(folder / MANIFEST)
         others = [name for name in objects if name != MANIFEST]
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             futures = [pool.submit(receive, name, objects[name], digests.get(name)) for name in others]

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, unquote
 
 from image_classifier.errors import RemoteError
 from image_classifier.extras import load_extra
-from image_classifier.files import parse_json
+from image_classifier.files import MAX_JSON_BYTES, parse_json, read_file
 from image_classifier.references import Url
 from image_classifier.text import one_line
 
@@ -326,6 +327,14 @@ def _check_names(url: Url, names: Collection[str]) -> None:
         for number in range(1, len(parts)):
             if (above := "/".join(parts[:number])) in names:
                 raise RemoteError(f"{url} holds {above!a} as a file and as a folder; rename one of them there")
+
+
+def load_digests(path: Path) -> dict[str, str]:
+    """Load the sha256 of each file that a manifest names; nothing of what is no manifest."""
+    try:
+        return read_digests(read_file(path, MAX_JSON_BYTES))
+    except ValueError:
+        return {}
 
 
 def read_digests(manifest: bytes) -> dict[str, str]:

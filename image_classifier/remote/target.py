@@ -38,6 +38,13 @@ class Target:
             load_fsspec(url)
             self._store = Store(url, patience)
 
+    def overlaps(self, folder: Path) -> bool:
+        """Say whether the place lies in a folder on this machine, or the folder in it."""
+        if self._path is None:
+            return False
+        place, folder = self._path.resolve(), folder.resolve()
+        return place.is_relative_to(folder) or folder.is_relative_to(place)
+
     def __str__(self) -> str:
         return str(self._path if self._store is None else self._store.url)
 

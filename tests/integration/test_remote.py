@@ -96,7 +96,8 @@ def test_a_wrong_object_is_never_taken(kind: str, bucket: Bucket, tmp_path: Path
     files = draw_files(2, 5000)
     url = bucket.upload("data", files)
     bucket.proxy.choose = lambda line: lie(LIES[kind])
-    with pytest.raises(RemoteError, match="failed 3 times, last with"):
+    reason = "it sends something with the md5" if kind in ("a flipped bit", "another object") else ""
+    with pytest.raises(RemoteError, match=f"failed 3 times, last with: .*{reason}"):
         localize(url, FAST)
     assert bucket.proxy.faults and not list_whole_copies(tmp_path)
     bucket.proxy.choose = lambda line: None if bucket.proxy.faults else lie(LIES[kind])
@@ -115,6 +116,13 @@ def test_the_manifest_says_what_the_files_must_be(bucket: Bucket, tmp_path: Path
     with pytest.raises(RemoteError, match=r"class-0/0.bin: it sends something with the sha256 cd00e2\w+ instead of"):
         localize(url, FAST)
     assert len(list_whole_copies(tmp_path)) == 1
+
+
+def test_what_is_encrypted_with_a_key_of_its_owner_has_no_digest_to_be_held_against(bucket: Bucket) -> None:
+    url = bucket.upload("data", {"a": b"plain"})
+    bucket.fs.pipe_file(f"{url}/a", b"secret", ServerSideEncryption="aws:kms", SSEKMSKeyId="a-key")
+    bucket.proxy.choose = lambda line: lie(lambda body: b"SECRET")  # as if the ETag were that of what is encrypted
+    assert localize(url, FAST).joinpath("a").read_bytes() == b"SECRET"
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -110,6 +110,7 @@ def test_a_run_goes_on_elsewhere_from_the_checkpoints_of_its_mirror(
 
     words = ["train", "--experiments_folder", str(tmp_path / "there"), "--experiment_name", "tiny", "--run_name", "run"]
     assert main([*words, "--resume", "--mirror", f"{bucket.url}/runs"]) == 0
+    assert f"copied to {bucket.url}/runs/tiny/run\n" in capsys.readouterr().err
     there = tmp_path / "there" / "tiny" / "run"
     assert read_manifest(there)["weights_digest"] == whole.weights_digest
     assert bucket.read("runs/tiny/run")["manifest.json"] == (there / "manifest.json").read_bytes()
@@ -128,6 +129,7 @@ def test_a_mirror_that_cannot_take_the_run_stops_it_before_the_first_step(
     for mirror, reason in {
         f"{bucket.url}/taken": "holds another run; choose another --run_name, or continue that one with --resume",
         "https://localhost/runs": "--mirror takes a folder, s3:// or gs://: what is at https://localhost/runs/a/b can",
+        str(tmp_path / "runs"): "--mirror takes another folder than --experiments_folder",
         "s3://no-such-bucket/runs": "there is nothing at s3://no-such-bucket/runs/a/b",
         "gs://bucket/runs": "pip install 'image-classifier[gcs]'",
         "s3://key:hunter2@bucket/runs": "no name or password",
@@ -228,7 +230,7 @@ def test_a_url_is_refused_where_a_place_here_is_needed(
             ("train", *names, "--experiments_folder", url),
             "--experiments_folder takes a path on this machine, got a URL",
         ),
-        (("train", *names, "--dataset_folder", f"{bucket.url}//x"), "must not hold // or /../ in its path"),
+        (("train", *names, "--dataset_folder", f"{bucket.url}//x"), "must not hold //, /./ or /../; write it without"),
         (("train", *names, "--dataset_folder", url, "--database", "a"), "must lie on this machine, got a URL"),
         (("data", "prune", "--dataset_folder", url), "must be a folder on this machine, got a URL"),
         (("data", "list", "--dataset_folder", url), "must be a folder on this machine, got a URL"),

@@ -168,7 +168,8 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
     drawn: dict[str, st.SearchStrategy[Any]] = {
         **{option: small for option in whole},
         **{option: name for option in ("experiment_name", "run_name")},
-        **{option: text | tricky for option in ("experiments_folder", "dataset_folder", "db_config", "db_pass_file")},
+        **{option: text | tricky for option in ("experiments_folder", "db_config", "db_pass_file")},
+        **{option: text | tricky | st.just("s3://bucket/a b") for option in ("dataset_folder", "mirror")},
         "model": st.sampled_from(OWN["model"]),
         "optimizer": st.sampled_from([*OWN["optimizer"], "my_package.optim:build"]),
         "nesterov": st.booleans(),
