@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from image_classifier.data.snapshot import Snapshot
 
 Picture = tuple[str, bytes]
-"""A caption, and a PNG."""
+"""A caption, which may be empty, and a PNG."""
 
 
 def build_card(title: str, values: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> list[Any]:
@@ -62,21 +62,19 @@ def draw_sweep(told: Sequence[FrozenTrial], names: Sequence[str]) -> list[Pictur
     study.add_trials(told)
     if sum(trial.state is optuna.trial.TrialState.COMPLETE for trial in told) < 2:
         return []
-    draws: dict[str, Callable[[], Any]] = {
-        "History": lambda: plots.plot_optimization_history(study, target_name=ACCURACY),
-        "Importance of the settings": lambda: plots.plot_param_importances(study, target_name=ACCURACY),
-        "Parallel coordinates": lambda: plots.plot_parallel_coordinate(study, params=list(names), target_name=ACCURACY),
-        "Slices": lambda: plots.plot_slice(study, params=list(names), target_name=ACCURACY),
-    }
+    draws: list[Callable[[], Any]] = [
+        lambda: plots.plot_optimization_history(study, target_name=ACCURACY),
+        lambda: plots.plot_param_importances(study, target_name=ACCURACY),
+        lambda: plots.plot_parallel_coordinate(study, params=list(names), target_name=ACCURACY),
+        lambda: plots.plot_slice(study, params=list(names), target_name=ACCURACY),
+    ]
     drawn = []
-    for title, draw in draws.items():
+    for draw in draws:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the functions are experimental, and too few trials for a plot
             draw()
-            pyplot.title("")
-            pyplot.suptitle("")
             buffer = io.BytesIO()
             pyplot.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
             pyplot.close("all")
-        drawn.append((title, buffer.getvalue()))
+        drawn.append(("", buffer.getvalue()))  # the plots have titles
     return drawn

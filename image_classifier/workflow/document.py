@@ -25,7 +25,7 @@ from image_classifier.cli.train import (
     complete_settings,
     settle_weights,
 )
-from image_classifier.config import DEFAULT_RECIPE
+from image_classifier.config import DEFAULT_RECIPE, check_tracking_uri
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.extras import check_extra
 from image_classifier.files import load_yaml
@@ -251,7 +251,13 @@ def check_before(document: Document) -> None:
             )
     check_environment(options)
     document.workflow.check()
+    if document.sweep is not None:
+        from image_classifier.studies.storage import parse_storage
+
+        parse_storage(document.sweep.storage, Path())  # which refuses a password, before Metaflow keeps it
     if document.promote is not None:
+        if document.promote.tracking_uri is not None:
+            check_tracking_uri(document.promote.tracking_uri)
         for module, extra in {"mlflow": "tracking", "sqlalchemy": "tracking", "onnxruntime": "serve"}.items():
             check_extra(module, extra)
     values = complete_settings(document.training)
@@ -262,7 +268,7 @@ def check_before(document: Document) -> None:
             f"needs another run_name in {document.file}"
         )
     if document.sweep is not None and not values.get("validation_fraction"):
-        values = settle_weights({**values, "dataset_folder": document.workflow.load_data()})
+        values = settle_weights({**values, "dataset_folder": Path(document.workflow.load_data())})
         _, snapshot = load_data(values)
         with _named(f"--config: {document.file}"):
             check_judging(snapshot, values)

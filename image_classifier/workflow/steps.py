@@ -19,7 +19,7 @@ from image_classifier.cli.signals import StopRequest
 from image_classifier.cli.sweep import PAGE, Search, Trials, check_judging, load_data, prepare_search, write_findings
 from image_classifier.cli.train import complete_settings, settle_weights
 from image_classifier.config import RunSettings, TrainingSettings, set_log_level
-from image_classifier.errors import DataError, ImageClassifierError, RunBusyError, SettingsError
+from image_classifier.errors import DataError, ImageClassifierError, RunBusyError, RunError, SettingsError
 from image_classifier.progress import say, shown
 from image_classifier.storage import temporary_files_beside
 from image_classifier.text import make_printable
@@ -82,9 +82,8 @@ def settle_values(document: Document, data: Values) -> Values:
 
     from image_classifier.training.determinism import cap_instruction_set
 
-    cap_instruction_set(
-        values.get("instruction_set", TrainingSettings.instruction_set)
-    )  # before anything imports torch
+    # before anything imports torch
+    cap_instruction_set(values.get("instruction_set", TrainingSettings.instruction_set))
     return settle_weights(values)
 
 
@@ -182,6 +181,7 @@ def _train(document: Document, settings: RunSettings, snapshot: Snapshot, stop: 
     from image_classifier.experiment import Reporters
     from image_classifier.tracking.reading import read_record
 
+    known = snapshot if snapshot.image_size == settings.training.image_size else None
     try:
         with (
             temporary_files_beside(settings.run_folder),
@@ -191,15 +191,19 @@ def _train(document: Document, settings: RunSettings, snapshot: Snapshot, stop: 
         ):
             result = document.workflow.train(
                 settings,
-                snapshot=snapshot if snapshot.image_size == settings.training.image_size else None,
+                snapshot=known,
                 reporter=Reporters(terminal, tracker, board),
                 should_stop=stop.is_set,
                 command=document.command,
             )
     except RunBusyError:
         return None
-    if snapshot.image_size == settings.training.image_size:  # a finished run is taken as it is, whatever its data
-        _check_same(snapshot, {**read_record(result.folder)["data"], "dataset_folder": result.folder})
+    trained_on = read_record(result.folder)["data"]["digest"]
+    if known is not None and trained_on != known.digest:  # one that was finished before is taken as it is
+        raise RunError(
+            f"{result.folder} was trained on data of the digest {trained_on[:12]}, which is {known.digest[:12]} now; "
+            "choose another run_name"
+        )
     return result
 
 

@@ -145,6 +145,18 @@ def test_what_a_later_step_lacks_is_known_before_the_first(tmp_path: Path) -> No
         check_before(load(tmp_path, {**GOOD, "training": training, "settings": {"sign_key": "none.pem"}}))
 
 
+def test_no_password_gets_into_what_metaflow_keeps(tmp_path: Path) -> None:
+    content = {**GOOD, "training": {**TRAINING, "experiments_folder": str(tmp_path)}}
+    parts = {
+        "sweep": {**SWEEP, "storage": "postgresql://me:hidden@host/db"},
+        "promote": {"tracking_uri": "https://me:hidden@host"},
+    }
+    for key, part in parts.items():
+        with pytest.raises(SettingsError, match="must not hold a password") as error:
+            check_before(load(tmp_path, {**content, key: part}))
+        assert "hidden" not in str(error.value)
+
+
 @pytest.mark.parametrize("variable", ["IMAGE_CLASSIFIER_SEED", "IMAGE_CLASSIFIER_SED"])
 def test_settings_in_the_environment_are_refused(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
