@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from image_classifier.errors import ModelError, SettingsError
-from image_classifier.published.predictor import PublishedModel
+from image_classifier.published.predictor import PublishedModel, load_predictor
 from image_classifier.published.reference import build_reference, serialize_reference
 from image_classifier.serving.batching import Ticket
 from image_classifier.serving.drift import IMAGES_PER_S, DriftWindow
 from image_classifier.serving.server import ModelSource, Server, bind
 from image_classifier.serving.settings import ServerSettings
-from tests.serving import draw_images, write_model
+from tests.serving import draw_images, write_model, write_published_model
 
 IMAGES = draw_images(300)
 ANSWERS = np.random.default_rng(0).dirichlet((0.3, 0.3, 0.3), len(IMAGES)).astype(np.float32)
@@ -151,3 +151,16 @@ def test_a_server_of_a_model_without_a_reference_does_not_start(tmp_path: Path) 
     settings = ServerSettings(model=str(write_model(tmp_path / "model.onnx")), port=0, drift_window=200)
     with bind(settings) as listener, pytest.raises(ModelError, match="has no drift_reference.json"):
         Server(settings, ModelSource(settings, None), listener)
+
+
+def test_a_later_version_without_a_reference_is_served_without_these_metrics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ServerSettings(model=str(write_published_model(tmp_path / "one", IMAGES[:50])), port=0, drift_window=200)
+    with bind(settings) as listener:
+        server = Server(settings, ModelSource(settings, None), listener)
+    model = load_predictor(tmp_path / "one", num_threads=1).model
+    server._watch_drift(model)
+    assert not caplog.records
+    server._watch_drift(replace(model, reference=None))
+    assert "the metrics show no drift" in caplog.text and "has no drift_reference.json" in caplog.text
