@@ -226,8 +226,8 @@ class TrainingSettings:
         cutmix: Alpha of cutmix: a rectangle of each image of a batch is taken from another, the area left drawn from
             Beta(alpha, alpha); 0 for none.
         sampler: Images of an epoch: each once, or balanced, as many of each class, those of small classes repeatedly.
-        shuffle_window: MiB of images that are shuffled with each other, for snapshots larger than memory: blocks of
-            1 MiB come in random order, so many at a time. 0 shuffles all images of an epoch.
+        shuffle_window: MiB of images that are shuffled with each other, for snapshots larger than memory. Blocks of
+            1 MiB come in a random order, so many at a time. 0 shuffles all images of an epoch.
         class_weights: Weight of an image in the loss: none, or balanced, by the inverse frequency of its class.
         views: Test-time augmentation: one view, its mirror image too, or six views when the top-1 margin is below 0.4.
             Changes the evaluation alone.

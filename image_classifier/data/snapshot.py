@@ -304,7 +304,7 @@ def prune(dataset_folder: Path | None) -> int:
         StorageError: the disk refused.
     """
     num_bytes = 0
-    for store in find_stores(dataset_folder):
+    for store in find_stores(None if dataset_folder is None else get_folder(dataset_folder)):
         try:
             if not store.is_dir():
                 continue

@@ -76,7 +76,7 @@ def test_a_range_is_read_in_its_order_and_a_sixth_of_it_tests(tmp_path: Path) ->
     assert (tmp_path / ".snapshots" / snapshot.digest).is_dir()
     assert load_snapshot(tmp_path).digest == snapshot.digest  # the same shards, found in their folder
     assert load_snapshot(tmp_path / "pets-{00..04}.tar").digest != snapshot.digest
-    assert prune(tmp_path) > 0
+    assert prune(tmp_path / "pets-{00..09}.tar") > 0 and not (tmp_path / ".snapshots").exists()
 
 
 def test_a_range_may_name_parts(digest: str, tmp_path: Path) -> None:
