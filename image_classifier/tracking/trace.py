@@ -204,7 +204,7 @@ def _link_data(folder: Path, record: dict[str, Any], where: Where) -> Link:
     what = f"{data['name']}: {data['num_train']:,} images to train on, {data['num_test']:,} to test with"
     try:
         dataset_folder, access, reading = find_dataset(folder, where.dataset_folder, where.access)
-        found = load_snapshot(dataset_folder, access, reading).digest
+        found = load_snapshot(dataset_folder, access, reading).recognize(data["digest"]).digest
     except (DataError, DatabaseError) as error:
         return Link("data", what, data["digest"], "unchecked", str(error))
     return _compare("data", what, data["digest"], found, f"it lies at {dataset_folder}")
