@@ -89,13 +89,7 @@ class Loader:
 
     def _order_images(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Find the images of an epoch, and the numbers by which they are told apart in it: both [M]."""
-        if self.sampler == "uniform":
-            chosen = self.indices[compute_order(self.seed, epoch, len(self.indices))]
-            return chosen, chosen
-        order = compute_balanced_order(self.seed, epoch, self.labels[self.indices])
-        times, places = np.divmod(order, len(self.indices))
-        chosen = self.indices[places]
-        return chosen, chosen + times * len(self.images)
+        return order_images(self.sampler, self.seed, epoch, self.indices, self.labels)
 
     def _prepare(self, epoch: int, chosen: NDArray[np.int64], numbers: NDArray[np.int64]) -> Batch:
         """Prepare the images at these indices, which are those of whole batches, as one."""
@@ -109,6 +103,24 @@ class Loader:
             targets = shares[:, None] * targets + (1 - shares)[:, None] * targets[partners]
         soft = None if targets is None else torch.from_numpy(targets)
         return Batch(torch.from_numpy(images), torch.from_numpy(labels), soft)
+
+
+def order_images(
+    sampler: Sampler, seed: int, epoch: int, indices: NDArray[np.int64], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the images of an epoch in their order, and the numbers by which they are told apart in it: both [M].
+
+    Args:
+        indices: int64 [M], which images are trained on.
+        labels: int64 [N], of all images; a uniform sampler does not look at them.
+    """
+    if sampler == "uniform":
+        chosen = indices[compute_order(seed, epoch, len(indices))]
+        return chosen, chosen
+    order = compute_balanced_order(seed, epoch, labels[indices])
+    times, places = np.divmod(order, len(indices))
+    chosen = indices[places]
+    return chosen, chosen + times * len(labels)
 
 
 def _run_ahead(
