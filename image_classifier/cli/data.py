@@ -213,5 +213,5 @@ def _prune(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **prove.ACTIONS, **database.ACTIONS}
-PARSERS = (build_prepare_parser, build_info_parser, build_prune_parser, *prove.PARSERS, *database.PARSERS)
+ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS, **prove.ACTIONS}
+PARSERS = (build_prepare_parser, build_info_parser, build_prune_parser, *database.PARSERS, *prove.PARSERS)

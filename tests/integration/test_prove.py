@@ -19,6 +19,7 @@ from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot, compute_flat_digest
 from image_classifier.errors import SettingsError
 from image_classifier.experiment import build_loader, run, split_training_set
+from image_classifier.publishing.registry import Proof
 from image_classifier.tracking.checking import verify_files
 from image_classifier.tracking.reading import read_record
 from image_classifier.tracking.seen import find_steps
@@ -142,6 +143,16 @@ def test_what_is_not_trained_on_or_not_there_is_said(
     other = write_tiny_dataset(tmp_path / "other", seed=1)
     assert data(["prove", "0", str(trained), "--dataset_folder", str(other)]) == 2
     assert "--dataset_folder says where that lies" in capsys.readouterr().err
+
+
+def test_models_of_before_and_after_are_known_to_be_of_the_same_data(
+    older: Path, dataset: Path, snapshot: Snapshot
+) -> None:
+    flat, proof = read_record(older)["data"]["digest"], Proof(dataset_folder=dataset)
+    assert proof.is_same_data(flat, snapshot.digest) and proof.is_same_data("0" * 64, "0" * 64)
+    assert not proof.is_same_data("0" * 64, snapshot.digest)
+    believing = Proof(public_key=dataset / "key.pem")  # who looks at no data, and cannot tell
+    assert believing.is_same_data(flat, flat) and not believing.is_same_data(flat, snapshot.digest)
 
 
 def test_a_run_of_before_is_verified_resumed_traced_and_compared_by_its_own_digest(
