@@ -529,7 +529,7 @@ def _grow_trees(database: Database, dataset: Dataset, selection: Selection) -> d
         for row in connection.execute(query):
             begins = row.num_samples <= selection.num_samples and row.num_corrections == selection.num_corrections
             if begins and row.conditions == selection.conditions and row.trees is not None:
-                first, trees = row.num_samples, {part: Tree.from_json(row.trees[part]) for part in PARTS}
+                first, trees = row.num_samples, _restore_trees(dataset, row.trees)
                 break
         for part, tree in trees.items():
             added = select(label, samples.c.digest).select_from(origin).order_by(samples.c.position)
@@ -538,10 +538,21 @@ def _grow_trees(database: Database, dataset: Dataset, selection: Selection) -> d
             for rows in connection.execute(added, execution_options={"yield_per": _READ_ENTRIES}).partitions():
                 labels, digests = zip(*rows, strict=True)
                 if {len(digest) for digest in digests} != {HASH_BYTES}:
-                    raise DataError(f"rows of {dataset.name} were changed; restore the database from a copy")
+                    raise _changed_error(dataset)
                 tree.extend(join_entries(np.array(labels, np.int64), b"".join(digests)))
                 database.tick()
     return trees
+
+
+def _restore_trees(dataset: Dataset, states: Any) -> dict[str, Tree]:
+    try:
+        return {part: Tree.from_json(states[part]) for part in PARTS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _changed_error(dataset) from error
+
+
+def _changed_error(dataset: Dataset) -> DataError:
+    return DataError(f"rows of {dataset.name} were changed past the package; restore the database from a copy")
 
 
 @track("correcting labels")

@@ -176,6 +176,10 @@ def test_one_more_image_is_hashed_on_from_the_version_before(home: Home, tmp_pat
     again = freeze_snapshot("birds", home.elsewhere(whole), conditions={})  # no row of before is looked at
     assert (again.digest, again.database) == (added.version.digest, "birds@2")
     assert compute_digest(again.images, again.labels, again.classes, again.num_train) == again.digest
+    for trees in ("'{}'", "'[1]'", """'{"train": {"num_entries": 1, "rest": ["x"]}}'"""):
+        home.change("DELETE FROM versions WHERE number = 2", f"UPDATE versions SET trees = {trees}")
+        with pytest.raises(DataError, match="rows of birds were changed past the package"):
+            freeze_snapshot("birds", home.access, conditions={})
     home.change("DELETE FROM versions")
     with pytest.raises(DataError, match="its rows were changed since"):  # here each row is, and the images tell
         freeze_snapshot("birds", home.elsewhere(tmp_path / "other"), conditions={})
