@@ -75,6 +75,7 @@ MEASURED := $(addprefix experiments/benchmark/,notebook fast)
 benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) ## Measure again what the documents say, on real CIFAR-10 in DATASET_FOLDER; takes hours
 	python -m benchmarks.time_to_accuracy --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.notebook_job --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.merkle --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.engines
 	python -m benchmarks.image_sizes
 	python -m benchmarks.kernels

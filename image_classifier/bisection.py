@@ -300,6 +300,7 @@ def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained
         checkpoint_every="1steps" if segment.is_dense and segment.tape is None else "1000000steps",
     )
     snapshot = load_snapshot(again.dataset, again.database_access, again.reading)
+    snapshot = snapshot.recognize(side.record["data"]["digest"])
     if snapshot.digest != side.record["data"]["digest"]:
         raise RunError(f"its data set is another here: {side.record['data']['digest'][:12]}, is {snapshot.digest[:12]}")
     record = {**side.record, "settings": describe_settings(training)}

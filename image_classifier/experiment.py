@@ -186,6 +186,8 @@ def run(
 
     if snapshot is None:
         snapshot = load_snapshot(settings.dataset, settings.database_access, settings.reading)
+    if (path / RECORD).exists():
+        snapshot = snapshot.recognize(read_record(path)["data"]["digest"])
     if snapshot.image_size != training.image_size:
         raise SettingsError(
             f"--image_size {training.image_size} is not that of the data set, {snapshot.image_size}; set it so"
@@ -497,6 +499,7 @@ def describe_data(snapshot: Snapshot, num_train: int, num_validation: int) -> di
     return {
         "name": snapshot.name,
         "digest": snapshot.digest,
+        "digest_format": snapshot.digest_format,
         "database": snapshot.database,
         "classes": list(snapshot.classes),
         "num_train": num_train,

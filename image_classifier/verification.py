@@ -216,11 +216,12 @@ def _train_again(
     folder = settings.run_folder
     with scratch_folder() as scratch:
         again = build_run_settings(settings, record, training, scratch)
+        snapshot = load_snapshot(again.dataset, again.database_access, again.reading)
+        snapshot = snapshot.recognize(record["data"]["digest"])
         if not segments:
-            result = run(again, reporter=witness)
+            result = run(again, snapshot=snapshot, reporter=witness)
             witness.differences += _compare_results(folder, result.folder)
             return
-        snapshot = load_snapshot(again.dataset, again.database_access, again.reading) if len(segments) > 1 else None
         for segment in segments:
             again = replace(again, experiments_folder=scratch / str(segment[0]), resume=True)
             witness.expect(segment)

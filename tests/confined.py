@@ -75,6 +75,13 @@ def count_verdicts(folder: Path) -> None:
     check_run(folder, {"digest": "0" * 64, "files": {}}, build_policy(1, [public]))
 
 
+def check_proof(path: Path) -> None:
+    """Check a proof that an image is in a data set."""
+    from image_classifier.data.proof import load_proof
+
+    load_proof(path, "0" * 64)
+
+
 def decode_as_server(*paths: Path) -> None:
     """Decode image files within the server's limits, four at a time."""
     from concurrent.futures import ThreadPoolExecutor

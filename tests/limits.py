@@ -8,7 +8,7 @@ from types import ModuleType
 
 from image_classifier import confinement, files, imaging
 from image_classifier.cli import database
-from image_classifier.data import card, cifar, content, download, parquet_process, pickles
+from image_classifier.data import card, cifar, content, download, parquet_process, pickles, proof
 from image_classifier.published import attestation
 from image_classifier.published import folder as published
 from image_classifier.serving import auth
@@ -95,6 +95,7 @@ ROWS: dict[str, tuple[str, str]] = {
         "signature, another form of base64",
         "the caller's",
     ),
+    "proof of an image": (f"{_size(proof.MAX_BYTES)}, and what JSON is; another form", "the caller's"),
     "ONNX": (
         f"{_size(published.MAX_BYTES)}; weights in other files",
         _OWN + ", with 4 times the file's size on top; the caller's where a given key has signed it",

@@ -118,7 +118,8 @@ def execute_action(
     """Run the action of a command that the first word names and return its exit status; without one, list them."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<10} {action.__doc__}" for name, action in actions.items())
+        width = max(map(len, actions))
+        listed = "\n".join(f"  {name:<{width}} {action.__doc__}" for name, action in actions.items())
         usage = f"image_classifier {command} ACTION"
         print(f"usage: {usage} [OPTIONS]\n\n{listed}\n\n`{usage} --help` explains each.")
         return ExitStatus.DONE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from image_classifier.cli import database
+from image_classifier.cli import database, prove
 from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
@@ -234,5 +234,5 @@ def _prune(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS}
-PARSERS = (build_prepare_parser, build_info_parser, build_prune_parser, *database.PARSERS)
+ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS, **prove.ACTIONS}
+PARSERS = (build_prepare_parser, build_info_parser, build_prune_parser, *database.PARSERS, *prove.PARSERS)

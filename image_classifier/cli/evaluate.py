@@ -57,7 +57,7 @@ def _evaluate(argv: Sequence[str] | None) -> int:
         dataset_folder, access, reading = find_dataset(find_run(model.path), access=access)
     elif get_reference(dataset_folder):
         reading = Reading(image_size=model.image_size)
-    snapshot = load_snapshot(dataset_folder, access, reading)
+    snapshot = load_snapshot(dataset_folder, access, reading).recognize(model.data_digest)
     if snapshot.classes != model.classes:
         raise DataError(
             f"{dataset_folder} has other classes than {model.path}: {list_classes(snapshot.classes)} instead of "

@@ -135,7 +135,7 @@ def load_test_images(
     """
     from image_classifier.data.dataset import load_snapshot
 
-    snapshot = load_snapshot(dataset_folder, access, reading)
+    snapshot = load_snapshot(dataset_folder, access, reading).recognize(record["data"]["digest"])
     if snapshot.digest != record["data"]["digest"]:
         raise DataError(
             f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but the run is on "

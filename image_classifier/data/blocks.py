@@ -10,6 +10,7 @@ window. Like every order it is a function of seed, epoch and image, and for a wi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,9 @@ BLOCK_BYTES = 2**20
 """What a disk with heads reads in the time that it takes to get there, and what Linux reads ahead at once."""
 
 
-def count_block_images(images: NDArray[np.uint8]) -> int:
-    """Count the images of a block."""
-    return max(1, BLOCK_BYTES // math.prod(images.shape[1:]))
+def count_block_images(shape: Sequence[int]) -> int:
+    """Count the images of a block by the shape of one."""
+    return max(1, BLOCK_BYTES // math.prod(shape))
 
 
 def compute_windows(
@@ -49,6 +50,6 @@ def compute_windows(
 
 def read_ahead(images: NDArray[np.uint8], indices: NDArray[np.int64]) -> None:
     """Have the blocks that hold these images of a mapped snapshot read into memory, while others are trained on."""
-    num_block_images = count_block_images(images)
+    num_block_images = count_block_images(images.shape[1:])
     for block in np.unique(indices // num_block_images).tolist():
         advise(images[block * num_block_images : (block + 1) * num_block_images], "MADV_WILLNEED")

@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,11 @@ from sqlalchemy.exc import DBAPIError
 from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, ImageSize, is_image_size
 from image_classifier.data.connection import Database, copying, open_database
 from image_classifier.data.content import Batch, Content
+from image_classifier.data.merkle import HASH_BYTES, Tree, build_header, compute_header_digest, join_entries
 from image_classifier.data.parts import PARTS
 from image_classifier.data.schema import corrections, datasets, samples, versions
 from image_classifier.data.snapshot import (
     Snapshot,
-    build_digest,
     build_shape,
     check_counts,
     find_stored,
@@ -44,6 +43,7 @@ CONDITIONS = ("class", "split", "source", "added_by")
 """What a version may be limited by; each takes some of the values that samples have."""
 
 _READ_BYTES = 1000 * 3072  # of images that are read at once
+_READ_ENTRIES = 10_000  # labels and digests
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,7 @@ def freeze_snapshot(
     with open_database(access) as database:
         dataset = database.run(lambda: find_dataset(database, name))
         selection = database.run(lambda: find_selection(database, dataset, as_of, conditions))
-        version = database.run(lambda: _find_equal_version(database, dataset, selection))
-        if version is None:
-            with open_content(database, dataset, selection) as content:
-                stored = store_content(find_stores(access.dataset_folder), content, f"this part of {name}")
-            version = _add_version(database, dataset, selection, stored.digest)
+        version = freeze(database, dataset, selection)
     return load_version_snapshot(version.reference, access)
 
 
@@ -333,22 +329,6 @@ def _build_conditions(dataset: Dataset, selection: Selection, label: ColumnEleme
         else:
             conditions.append(samples.c[name].in_(values))
     return conditions
-
-
-def _count_parts(database: Database, dataset: Dataset, selection: Selection) -> dict[str, int]:
-    """Count the images of each part of a selection.
-
-    Raises:
-        DataError: there are none of one of them.
-    """
-    origin, label = _join_labels(dataset, selection)
-    query = select(samples.c.split, func.count()).select_from(origin)
-    query = query.where(*_build_conditions(dataset, selection, label)).group_by(samples.c.split)
-    with database.reading() as connection:
-        found = {split: count for split, count in connection.execute(query)}
-    counts = {part: found.get(part, 0) for part in PARTS}
-    check_counts(f"this part of {dataset.name}", counts)
-    return counts
 
 
 def _list_labels(database: Database, version: Version) -> list[tuple[int, int]]:
@@ -526,18 +506,53 @@ def freeze_newest(database: Database, dataset: Dataset) -> Version:
 
 
 def freeze(database: Database, dataset: Dataset, selection: Selection) -> Version:
-    """Freeze a selection into a version, unless it is one already; its images are read for the digest."""
+    """Freeze a selection into a version, unless it is one already.
+
+    The digest is computed from that of a version with fewer samples, if there is one, and from the labels and the
+    images' sha256 of what was added since: no image is read.
+    """
     version = database.run(lambda: _find_equal_version(database, dataset, selection))
     if version is not None:
         return version
-    counts = database.run(lambda: _count_parts(database, dataset, selection))
-    digest, labels = build_digest(dataset.classes, counts, build_shape(dataset.image_size)), []
-    with open_content(database, dataset, selection) as content:
-        for images, batch_labels in chain.from_iterable(content.parts.values()):
-            digest.update(images.data)
-            labels.append(batch_labels)
-    digest.update(np.concatenate(labels).astype("<i8").data)
-    return _add_version(database, dataset, selection, digest.hexdigest())
+    trees = database.run(lambda: _grow_trees(database, dataset, selection))
+    check_counts(f"this part of {dataset.name}", {part: tree.num_entries for part, tree in trees.items()})
+    digest = compute_header_digest(build_header(dataset.classes, trees, build_shape(dataset.image_size)))
+    return _add_version(database, dataset, selection, digest, trees)
+
+
+def _grow_trees(database: Database, dataset: Dataset, selection: Selection) -> dict[str, Tree]:
+    """Compute the tree of each part of a selection from those of the largest version that it begins with."""
+    query = select(versions).where(versions.c.dataset_id == dataset.id).order_by(versions.c.num_samples.desc())
+    origin, label = _join_labels(dataset, selection)
+    with database.reading() as connection:
+        first, trees = 0, {part: Tree() for part in PARTS}
+        for row in connection.execute(query):
+            begins = row.num_samples <= selection.num_samples and row.num_corrections == selection.num_corrections
+            if begins and row.conditions == selection.conditions and row.trees is not None:
+                first, trees = row.num_samples, _restore_trees(dataset, row.trees)
+                break
+        for part, tree in trees.items():
+            added = select(label, samples.c.digest).select_from(origin).order_by(samples.c.position)
+            added = added.where(*_build_conditions(dataset, selection, label), samples.c.split == part)
+            added = added.where(samples.c.position >= first)
+            for rows in connection.execute(added, execution_options={"yield_per": _READ_ENTRIES}).partitions():
+                labels, digests = zip(*rows, strict=True)
+                if {len(digest) for digest in digests} != {HASH_BYTES}:
+                    raise _changed_error(dataset)
+                tree.extend(join_entries(np.array(labels, np.int64), b"".join(digests)))
+                database.tick()
+    return trees
+
+
+def _restore_trees(dataset: Dataset, states: Any) -> dict[str, Tree]:
+    try:
+        return {part: Tree.from_json(states[part]) for part in PARTS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _changed_error(dataset) from error
+
+
+def _changed_error(dataset: Dataset) -> DataError:
+    return DataError(f"rows of {dataset.name} were changed past the package; restore the database from a copy")
 
 
 @track("correcting labels")
@@ -587,11 +602,12 @@ def _find_equal_version(database: Database, dataset: Dataset, selection: Selecti
     return next((version for version in list_versions(database, dataset) if version.selection == selection), None)
 
 
-def _add_version(database: Database, dataset: Dataset, selection: Selection, digest: str) -> Version:
+def _add_version(
+    database: Database, dataset: Dataset, selection: Selection, digest: str, trees: Mapping[str, Tree]
+) -> Version:
     """Add a version, unless somebody else has added the same meanwhile."""
 
     def add() -> None:
-        counts = _count_parts(database, dataset, selection)
         with database.adding(dataset.id) as connection:
             query = select(versions).where(versions.c.dataset_id == dataset.id).order_by(versions.c.number)
             present = [_build_version(dataset, row) for row in connection.execute(query)]
@@ -602,8 +618,9 @@ def _add_version(database: Database, dataset: Dataset, selection: Selection, dig
                     "num_samples": selection.num_samples,
                     "num_corrections": selection.num_corrections,
                     "conditions": dict(selection.conditions),
-                    **{f"num_{part}": count for part, count in counts.items()},
+                    **{f"num_{part}": tree.num_entries for part, tree in trees.items()},
                     "digest": digest,
+                    "trees": {part: tree.to_json() for part, tree in trees.items()},
                     "added_at": _find_moment(connection, versions, dataset),
                     "added_by": database.who,
                 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -96,18 +96,8 @@ class Loader:
 
     def _order_images(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
         """Find the images of an epoch, the numbers that tell them apart in it, both [M], and where windows end."""
-        if self.shuffle_window:
-            num_block_images = count_block_images(self.images)
-            windows = compute_windows(self.seed, epoch, self.indices, num_block_images, self.shuffle_window)
-            chosen = self.indices[np.concatenate(windows)]
-            return chosen, chosen, np.cumsum([len(window) for window in windows]).tolist()
-        if self.sampler == "uniform":
-            chosen = self.indices[compute_order(self.seed, epoch, len(self.indices))]
-            return chosen, chosen, []
-        order = compute_balanced_order(self.seed, epoch, self.labels[self.indices])
-        times, places = np.divmod(order, len(self.indices))
-        chosen = self.indices[places]
-        return chosen, chosen + times * len(self.images), []
+        shape = self.images.shape[1:]
+        return order_images(self.sampler, self.seed, epoch, self.indices, self.labels, self.shuffle_window, shape)
 
     def _prepare(self, epoch: int, chosen: NDArray[np.int64], numbers: NDArray[np.int64]) -> Batch:
         """Prepare the images at these indices, which are those of whole batches, as one."""
@@ -121,6 +111,39 @@ class Loader:
             targets = shares[:, None] * targets + (1 - shares)[:, None] * targets[partners]
         soft = None if targets is None else torch.from_numpy(targets)
         return Batch(torch.from_numpy(images), torch.from_numpy(labels), soft)
+
+
+def order_images(
+    sampler: Sampler,
+    seed: int,
+    epoch: int,
+    indices: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    shuffle_window: int = 0,
+    shape: Sequence[int] = (),
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+    """Find the images of an epoch in their order, the numbers that tell them apart in it, and where windows end.
+
+    Args:
+        indices: int64 [M], which images are trained on.
+        labels: int64 [N], of all images; a uniform sampler does not look at them.
+        shuffle_window: blocks of a window; 0 shuffles all images.
+        shape: of an image, which a window goes by.
+
+    Returns:
+        Images and numbers int64 [M]; no ends without windows.
+    """
+    if shuffle_window:
+        windows = compute_windows(seed, epoch, indices, count_block_images(shape), shuffle_window)
+        chosen = indices[np.concatenate(windows)]
+        return chosen, chosen, np.cumsum([len(window) for window in windows]).tolist()
+    if sampler == "uniform":
+        chosen = indices[compute_order(seed, epoch, len(indices))]
+        return chosen, chosen, []
+    order = compute_balanced_order(seed, epoch, labels[indices])
+    times, places = np.divmod(order, len(indices))
+    chosen = indices[places]
+    return chosen, chosen + times * len(labels), []
 
 
 def _run_ahead(

@@ -37,7 +37,7 @@ from sqlalchemy import (
 
 from image_classifier.data.parts import PARTS
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration: what a database must have been upgraded to."""
 
 
@@ -122,6 +122,8 @@ versions = Table(
     Column("num_validation", Integer, nullable=False, server_default="0"),
     Column("num_test", Integer, nullable=False),
     Column("digest", String(64), nullable=False),
+    # What it takes to hash on, where images are added: `merkle.Tree` of each part. Versions of before have none.
+    Column("trees", JSON, nullable=True),
     Column("added_at", Moment, nullable=False),
     Column("added_by", Text, nullable=False),
 )

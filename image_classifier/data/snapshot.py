@@ -13,6 +13,9 @@ It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where th
 The fingerprint is over path, size, times and inode of each file of the source, the content of `metadata.json` and how
 images are read, so that a second run finds its snapshot without reading the source. What it finds is hashed again
 before it is used. A store is made by the first snapshot, and goes with the last.
+
+The digest is that of `merkle`. Before, in format 1, it was one sha256 over all images. Snapshots of format 1 are still
+read, under the name that they have; what records and metadata say in format 1 is recognised by `Snapshot.recognize`.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from image_classifier.data.balance import find_imbalances
 from image_classifier.data.content import METADATA_FILE, Batch, Content, load_metadata, resize_content
 from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.mapping import iterate_blocks
+from image_classifier.data.merkle import Tree, build_header, compute_entries, compute_header_digest
 from image_classifier.data.parts import PARTS
 from image_classifier.data.source import Source, find_source, get_folder
 from image_classifier.data.unfinished import UNFINISHED_PREFIX, unfinished_folder, write_arrays
@@ -54,10 +59,11 @@ from image_classifier.storage import (
 )
 from image_classifier.text import one_line
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STORE = ".snapshots"
 
-_READER = 2  # goes up when a source is read differently than before, so that it is read again
+_READER = 3  # goes up when a source is read differently than before, so that it is read again
+_READER_OF_FORMAT_1 = 2  # read alike; what it found is still looked for
 _RESIZED_AT_ONCE = 500
 _DAMAGED_PREFIX = "damaged-"
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -74,12 +80,13 @@ class Snapshot:
         labels: int64 [N], each an index into classes.
         classes: the names of the classes.
         num_train: how many of the N belong to the training set.
-        digest: sha256 over classes, splits, images and labels, as hexadecimal digits.
+        digest: sha256 over classes, splits, images and labels, as hexadecimal digits; see `merkle`.
         name: what the data set calls itself, such as cifar10, cifar100, sample or the folder's name.
         database: NAME@VERSION of the version in the database that it was read from; None for one from files.
         num_validation: how many belong to a validation part that the source has; the rest is the test set.
         findings: what was found while image files were read; None where none were.
         notes: what is to be known of the source, in sentences.
+        digest_format: of the digest: 1 where it was recognised as that of an earlier version.
     """
 
     images: NDArray[np.uint8]
@@ -92,6 +99,7 @@ class Snapshot:
     num_validation: int = 0
     findings: Findings | None = None
     notes: tuple[str, ...] = ()
+    digest_format: int = FORMAT_VERSION
 
     @property
     def image_size(self) -> ImageSize:
@@ -120,6 +128,13 @@ class Snapshot:
     def num_test(self) -> int:
         """How many images belong to the test set."""
         return len(self.labels) - self.num_train - self.num_validation
+
+    def recognize(self, digest: str | None) -> Snapshot:
+        """Take on the digest that a record, made by an earlier version, has of the same data; else change nothing."""
+        if digest in (None, self.digest):
+            return self
+        arrays = self.images, self.labels, self.classes, self.num_train, self.num_validation
+        return replace(self, digest=digest, digest_format=1) if compute_flat_digest(*arrays) == digest else self
 
     def count_classes(self) -> dict[str, NDArray[np.int64]]:
         """Count the images of each class in each part: [C]."""
@@ -155,9 +170,14 @@ def load_folder_snapshot(dataset_folder: Path, reading: Reading = Reading()) -> 
         if compute_fingerprint(source, folder / METADATA_FILE, reading) != fingerprint:
             raise DataError(f"{dataset_folder} was changed while it was read; start again")
 
-    read = partial(source.read, metadata, reading)
-    snapshot = _find_or_make(find_stores(folder), fingerprint, str(dataset_folder), read, check_unchanged)
-    if metadata.digest not in (None, snapshot.digest):
+    stores, read = find_stores(folder), partial(source.read, metadata, reading)
+    snapshot = _find_snapshot(stores, fingerprint)
+    if snapshot is None:
+        older = compute_fingerprint(source, folder / METADATA_FILE, reading, _READER_OF_FORMAT_1)
+        snapshot = _find_snapshot(stores, older)
+    if snapshot is None:
+        snapshot = _make_snapshot(stores, fingerprint, str(dataset_folder), read, check_unchanged)
+    if metadata.digest not in (None, snapshot.recognize(metadata.digest).digest):
         raise DataError(
             f"{dataset_folder} has the digest {snapshot.digest}, but its {METADATA_FILE} names {metadata.digest}: "
             f"get the data set again, correct {METADATA_FILE}, or give the --image_size that it is of"
@@ -185,7 +205,7 @@ def resize_snapshot(stores: list[Path], snapshot: Snapshot, image_size: ImageSiz
         return resize_content(content, Reading(image_size=image_size))
 
     fingerprint = hashlib.sha256(f"{_READER} {snapshot.name} {snapshot.digest} {image_size}".encode()).hexdigest()
-    return _find_or_make(stores, fingerprint, snapshot.name, read)
+    return _find_snapshot(stores, fingerprint) or _make_snapshot(stores, fingerprint, snapshot.name, read)
 
 
 def find_stored(stores: list[Path], digest: str, name: str) -> Snapshot | None:
@@ -241,42 +261,49 @@ def compute_digest(
     num_train: int,
     num_validation: int = 0,
 ) -> str:
-    """Compute a data set's digest: sha256 over one line of JSON, the images' bytes, and the labels' bytes.
+    """Compute a data set's digest, as `merkle` has it; images [N, 3, S, S], labels [N], the training set first."""
+    cuts = [0, num_train, num_train + num_validation, len(labels)]
+    trees = {part: Tree() for part in PARTS}
+    for tree, (start, stop) in zip(trees.values(), pairwise(cuts), strict=True):
+        for block in iterate_blocks(images[start:stop]):
+            for entries in compute_entries(block, labels[start : start + len(block)]):
+                tree.extend(entries)
+            start += len(block)
+    return compute_header_digest(build_header(classes, trees, images.shape[1:]))
 
-    The line is an object with sorted keys and without spaces, in ASCII, with a newline at its end. Images are
-    uint8 [N, 3, S, S] in C order, labels int64 little endian; the training set comes first in both.
+
+def compute_flat_digest(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    num_train: int,
+    num_validation: int = 0,
+) -> str:
+    """Compute the digest of format 1: sha256 over one line of JSON, the images' bytes, and the labels' bytes.
+
+    The line is an object with sorted keys and without spaces, in ASCII, with a newline at its end. It does not speak
+    of a validation part without images. Images are uint8 [N, 3, S, S] in C order, labels int64 little endian.
     """
-    counts = {"train": num_train, "validation": num_validation, "test": len(labels) - num_train - num_validation}
-    digest = build_digest(classes, counts, images.shape[1:])
+    header = {
+        "classes": classes,
+        "format": "image_classifier snapshot 1",
+        "num_test": len(labels) - num_train - num_validation,
+        "num_train": num_train,
+        "shape": images.shape[1:],
+    }
+    if num_validation:
+        header["num_validation"] = num_validation
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
     for block in iterate_blocks(images):
         digest.update(np.ascontiguousarray(block, np.uint8).data)
     digest.update(np.ascontiguousarray(labels, "<i8").data)
     return digest.hexdigest()
 
 
-def build_digest(classes: tuple[str, ...], counts: Mapping[str, int], shape: Sequence[int]) -> hashlib._Hash:
-    """Build a data set's digest as it is before the images and the labels, which its maker adds.
-
-    Args:
-        counts: number of images of each part. The digest of a set without a validation part does not speak of one.
-        shape: of an image.
-    """
-    header = {
-        "classes": classes,
-        "format": f"image_classifier snapshot {FORMAT_VERSION}",
-        "num_test": counts["test"],
-        "num_train": counts["train"],
-        "shape": shape,
-    }
-    if counts["validation"]:
-        header["num_validation"] = counts["validation"]
-    return hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n")
-
-
-def compute_fingerprint(source: Source, metadata_file: Path, reading: Reading) -> str:
+def compute_fingerprint(source: Source, metadata_file: Path, reading: Reading, reader: int = _READER) -> str:
     """Compute what changes whenever a file of the source or its metadata does, from the files' status alone."""
     side = "" if reading.side == DEFAULT_IMAGE_SIZE else f", image_size={reading.side}"  # what is there is found again
-    lines = [f"{_READER} Reading(fit={reading.fit!r}, skip_bad={reading.skip_bad}{side}) {source.code}".rstrip()]
+    lines = [f"{reader} Reading(fit={reading.fit!r}, skip_bad={reading.skip_bad}{side}) {source.code}".rstrip()]
     try:
         for name in source.files:  # of which there can be many
             status = os.stat(f"{source.root}/{name}")
@@ -354,7 +381,7 @@ def _load_indexed(store: Path, fingerprint: str) -> Snapshot | None:
 
 
 def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> Snapshot:
-    """Map a snapshot and compute its digest again."""
+    """Map a snapshot and compute its digest again; one of format 1 is checked by that format's, too."""
     record = _load_record(folder / "snapshot.json")
     try:
         if record is None:
@@ -366,12 +393,14 @@ def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> 
         has_side = images.shape[1:] == build_shape(images.shape[-1]) and is_image_size(images.shape[-1])
         if not has_side or images.dtype != np.uint8 or (labels.dtype, labels.shape) != (np.int64, images.shape[:1]):
             raise ValueError("it holds arrays of other types or shapes")  # which to convert would take memory
-        if compute_digest(images, labels, classes, num_train, num_validation) != folder.name:
+        content = images, labels, classes, num_train, num_validation
+        digest = compute_digest(*content)
+        if (digest if record["format_version"] != 1 else compute_flat_digest(*content)) != folder.name:
             raise ValueError("its content does not have the digest that it is stored under")
     except Exception as error:  # what numpy raises for a damaged head is of many types: OverflowError, TokenError, ...
         raise _DamagedError(f"{folder}: {one_line(error)}") from error
     arrays = np.asarray(images), np.asarray(labels)
-    return Snapshot(*arrays, classes, num_train, folder.name, name, None, num_validation, findings)
+    return Snapshot(*arrays, classes, num_train, digest, name, None, num_validation, findings)
 
 
 def _load_record(path: Path) -> dict[str, Any] | None:
@@ -389,22 +418,19 @@ def _load_record(path: Path) -> dict[str, Any] | None:
     return dict(record)
 
 
-def _find_or_make(
+def _make_snapshot(
     stores: list[Path],
     fingerprint: str,
     title: str,
     read: Callable[[], Content],
     check_unchanged: Callable[[], None] = lambda: None,
 ) -> Snapshot:
-    """Map the snapshot that a store has for a fingerprint, or freeze what is read into the first that can be written.
+    """Freeze what is read into the first store that can be written, unless another process has done so meanwhile.
 
     Args:
         title: what messages call it.
         check_unchanged: called when all was read; raises if that was changed meanwhile.
     """
-    snapshot = _find_snapshot(stores, fingerprint)
-    if snapshot is not None:
-        return snapshot
     with _lock_first(stores) as store:
         try:
             snapshot = _load_indexed(store, fingerprint)
@@ -486,22 +512,26 @@ def _write_snapshot(
         temporary, counts = write_arrays(folder, content, is_kept)
         check_counts(title, counts)
         images, labels = (np.load(temporary / name, mmap_mode="r") for name in ("images.npy", "labels.npy"))
+        frozen = images, labels, content.classes, counts["train"], counts["validation"]
+        digest, version = compute_digest(*frozen), FORMAT_VERSION
+        if expected not in (None, digest) and compute_flat_digest(*frozen) == expected:
+            digest, version = expected, 1  # what was frozen by an earlier version is stored, and found, as it was then
         record = {
-            "format_version": FORMAT_VERSION,
-            "digest": compute_digest(images, labels, content.classes, counts["train"], counts["validation"]),
+            "format_version": version,
+            "digest": digest,
             "classes": content.classes,
             **{f"num_{part}": count for part, count in counts.items()},
             "shape": build_shape(content.image_size),
         }
-        if expected not in (None, record["digest"]):
+        if expected not in (None, digest):
             raise DataError(
-                f"{title} was frozen with the digest {expected}, but what was read has {record['digest']}: its rows "
+                f"{title} was frozen with the digest {expected}, but what was read has {digest}: its rows "
                 "were changed since; restore the database from a copy"
             )
         DISK.write_file(temporary / "snapshot.json", json.dumps(record, indent=1).encode())
         for path in (*temporary.iterdir(), temporary):
             DISK.sync(path)
-        target = store / str(record["digest"])
+        target = store / digest
         if not _is_whole(target):
             with suppress(FileExistsError):  # without locks another process may have made it meanwhile
                 DISK.rename_new(temporary, target)

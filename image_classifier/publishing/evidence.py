@@ -54,7 +54,7 @@ def compute_evidence(
         ModelError: the model cannot be computed, or says that it is another than its manifest says.
     """
     digest = published.manifest["data_digest"]
-    if snapshot.digest != digest:
+    if snapshot.recognize(digest).digest != digest:
         raise DataError(
             f"{title} was tested on data of the digest {str(digest)[:12]}, but this is {snapshot.name} with "
             f"{snapshot.digest[:12]}; --dataset_folder says where the other lies"

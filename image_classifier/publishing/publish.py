@@ -272,7 +272,7 @@ def _check_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _load_data(run: Path, record: dict[str, Any], dataset_folder: Path | None) -> Snapshot:
     dataset_folder, access, reading = find_dataset(run, dataset_folder)
-    snapshot = load_snapshot(dataset_folder, access, reading)
+    snapshot = load_snapshot(dataset_folder, access, reading).recognize(record["data"]["digest"])
     if snapshot.digest != record["data"]["digest"]:
         raise DataError(
             f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but {run} is on "

@@ -14,6 +14,7 @@ from image_classifier.capture.files import read_captures
 from image_classifier.capture.judging import Judged, judge
 from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
 from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import ATTESTATIONS, Published, read_published, written_out
@@ -107,8 +108,19 @@ class Proof:
         """
         if self.believes_signer:
             return read_claims(title, published)
-        snapshot = load_snapshot(self.dataset_folder or DATASET_FOLDER, self.access)
-        return compute_evidence(title, published, snapshot, say=self.say)
+        return compute_evidence(title, published, self._load_snapshot(), say=self.say)
+
+    def is_same_data(self, *digests: str) -> bool:
+        """Say whether digests are of the same data; where they are of two formats, the data itself tells."""
+        if len(set(digests)) == 1:
+            return True
+        if self.believes_signer:
+            return False
+        snapshot = self._load_snapshot()
+        return all(snapshot.recognize(digest).digest == digest for digest in digests)
+
+    def _load_snapshot(self) -> Snapshot:
+        return load_snapshot(self.dataset_folder or DATASET_FOLDER, self.access)
 
 
 _USUAL = Proof()
@@ -319,7 +331,7 @@ class Registry:
             _, champion = self._fetch(former, public_key=key)
         except ModelError as error:
             raise ModelError(f"{former.title}, to compare with: {error}; --allow_loss promotes without") from error
-        if champion.manifest["data_digest"] != published.manifest["data_digest"]:
+        if not proof.is_same_data(champion.manifest["data_digest"], published.manifest["data_digest"]):
             raise RegistryError(
                 f"the new version and {former.title} were tested on different data, so that nothing says which is "
                 "better; --allow_loss promotes it all the same"

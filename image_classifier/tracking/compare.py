@@ -8,6 +8,7 @@ import json
 import math
 import string
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.errors import RunError
+from image_classifier.data.dataset import load_snapshot
+from image_classifier.errors import ImageClassifierError, RunError
 from image_classifier.progress import track
 from image_classifier.tracking.checking import check_finished
-from image_classifier.tracking.reading import read_epochs, read_evaluation, read_predictions, read_record
+from image_classifier.tracking.reading import (
+    find_dataset,
+    read_epochs,
+    read_evaluation,
+    read_predictions,
+    read_record,
+)
 
 CONFIDENCE = 0.95
 """Of the intervals; a difference is called one where its p-value is below 1 - CONFIDENCE."""
@@ -42,6 +50,11 @@ class _Run:
     @property
     def seed(self) -> int:
         return int(self.record["settings"]["seed"])
+
+    @property
+    def digest_format(self) -> Any:
+        """Of the data's digest; versions before 2 did not record it."""
+        return self.record["data"].get("digest_format", 1)
 
     @cached_property
     def conditions(self) -> str:
@@ -96,6 +109,7 @@ def compare_runs(folders: Sequence[Path], *, allow_different_data: bool = False)
         RunError: a run is missing, unfinished or named twice, or they have different data and that is not allowed.
     """
     runs = _load_runs(folders)
+    _unify_data_digests(runs)
     if len(runs) < 2:
         raise RunError("a comparison takes two runs or more; name another one")
     if not allow_different_data:
@@ -216,10 +230,29 @@ def _load_runs(folders: Sequence[Path]) -> list[_Run]:
     return list(runs.values())
 
 
+def _unify_data_digests(runs: Sequence[_Run]) -> None:
+    """Give runs on the same data one digest of it: where theirs are of two formats, the data itself tells."""
+    older = [run for run in runs if run.digest_format == 1]
+    newer = {run.get_digest("data"): run for run in runs if run not in older} if older else {}
+    for digest, run in newer.items():
+        with suppress(ImageClassifierError):  # where the data is not there, the digests stay what they are
+            snapshot = load_snapshot(*find_dataset(run.folder))
+            for other in older:
+                recorded = other.get_digest("data")
+                if snapshot.digest == digest and snapshot.recognize(recorded).digest == recorded:
+                    other.record["data"]["digest"] = digest
+
+
 def _check_same_data(runs: Sequence[_Run]) -> None:
     for run in runs[1:]:
         if run.get_digest("data") != runs[0].get_digest("data"):
             first, other = (f"{r.record['data']['name']} {r.record['data']['digest'][:12]}" for r in (runs[0], run))
+            if run.digest_format != runs[0].digest_format:
+                raise RunError(
+                    f"{runs[0].folder} and {run.folder} name their data by digests of two formats ({first} and "
+                    f"{other}), and the data set itself does not say that it is the same: put it where the later run "
+                    "has it, or compare with --allow_different_data"
+                )
             raise RunError(
                 f"{runs[0].folder} and {run.folder} are on different data ({first} and {other}), so that a difference "
                 "says nothing about their settings; --allow_different_data shows them side by side all the same"

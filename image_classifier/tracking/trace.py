@@ -205,7 +205,7 @@ def _link_data(folder: Path, record: dict[str, Any], where: Where) -> Link:
     what = f"{data['name']}: {data['num_train']:,} training images, {data['num_test']:,} test images"
     try:
         dataset_folder, access, reading = find_dataset(folder, where.dataset_folder, where.access)
-        found = load_snapshot(dataset_folder, access, reading).digest
+        found = load_snapshot(dataset_folder, access, reading).recognize(data["digest"]).digest
     except (DataError, DatabaseError) as error:
         return Link("data", what, data["digest"], "unchecked", str(error))
     return _compare("data", what, data["digest"], found, f"it lies at {describe_place(dataset_folder)}")

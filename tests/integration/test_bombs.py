@@ -342,6 +342,12 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             True,
         ),
     },
+    "proof of an image": {
+        "size": Bomb("tests.confined:check_proof", "proof.json", write_sparse(2**22 + 1), "more than the 4,194,304 b"),
+        "nested": Bomb(
+            "tests.confined:check_proof", "proof.json", lambda path: path.write_bytes(b"[" * 2**20), "nested deeper"
+        ),
+    },
     "ONNX": {
         "zeros": Bomb(
             PUBLISHED,

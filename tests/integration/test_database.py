@@ -40,7 +40,7 @@ from image_classifier.data.database import (
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.ingest import Ingested, Listener, ingest
 from image_classifier.data.schema import REVISION, metadata
-from image_classifier.data.snapshot import Snapshot
+from image_classifier.data.snapshot import Snapshot, compute_digest, compute_flat_digest
 from image_classifier.errors import DatabaseError, DataError, ImageClassifierError, SettingsError, StorageError
 from image_classifier.experiment import run
 from image_classifier.references import Reference
@@ -157,6 +157,48 @@ def test_a_data_set_grows_and_its_earlier_version_stays(home: Home, tmp_path: Pa
     both = [load_snapshot(source), load_snapshot(more)]
     expected = [images for part in ("train", "test") for snapshot in both for images in getattr(snapshot, part)[0]]
     assert np.array_equal(new.images, np.stack(expected))
+
+
+def test_one_more_image_is_hashed_on_from_the_version_before(home: Home, tmp_path: Path) -> None:
+    arrays = make_arrays()
+    write_image_folder(tmp_path / "source", arrays, OURS)
+    ingest(tmp_path / "source", "birds", home.access)
+    one = next((tmp_path / "source" / "train").rglob("*.png"))
+    image = Image.open(one).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image.save(one.with_name("~last.png"))
+    whole = tmp_path / "whole"
+    added = ingest(tmp_path / "source", "birds", home.access)
+    assert (added.added.num_added, added.version.number) == (1, 2)
+    load(home)
+    home.change(
+        "DELETE FROM versions WHERE number = 2", "UPDATE samples SET digest = substr(image, 1, 32) WHERE position < 30"
+    )
+    again = freeze_snapshot("birds", home.elsewhere(whole), conditions={})  # no row of before is looked at
+    assert (again.digest, again.database) == (added.version.digest, "birds@2")
+    assert compute_digest(again.images, again.labels, again.classes, again.num_train) == again.digest
+    for trees in ("'{}'", "'[1]'", """'{"train": {"num_entries": 1, "rest": ["x"]}}'"""):
+        home.change("DELETE FROM versions WHERE number = 2", f"UPDATE versions SET trees = {trees}")
+        with pytest.raises(DataError, match="rows of birds were changed past the package"):
+            freeze_snapshot("birds", home.access, conditions={})
+    home.change("DELETE FROM versions")
+    with pytest.raises(DataError, match="its rows were changed since"):  # here each row is, and the images tell
+        freeze_snapshot("birds", home.elsewhere(tmp_path / "other"), conditions={})
+
+
+def test_a_version_of_before_keeps_its_digest_and_the_next_one_has_that_of_the_files(
+    home: Home, tmp_path: Path
+) -> None:
+    source, ingested = fill(home, tmp_path / "source")
+    files = load_snapshot(source)
+    older = compute_flat_digest(files.images, files.labels, files.classes, files.num_train)
+    home.change(f"UPDATE versions SET digest = '{older}', trees = NULL")
+    for _ in range(2):  # read, then found
+        snapshot = load_version_snapshot(Reference("birds", 1), home.elsewhere(tmp_path / "elsewhere"))
+        assert snapshot.digest == files.digest == ingested.version.digest
+        assert snapshot.recognize(older).digest == older
+        assert [path.name for path in (tmp_path / "elsewhere" / ".snapshots").iterdir() if path.is_dir()] == [older]
+    second = write_source(tmp_path / "second", seed=1)
+    assert ingest(second, "birds", home.access).version.digest == load(home).digest != files.digest
 
 
 def test_an_image_that_is_there_under_another_label_is_counted_and_stays(home: Home, tmp_path: Path) -> None:
@@ -408,7 +450,7 @@ def test_a_database_without_tables_is_refused_with_the_command_that_makes_them(h
     words = "no tables of image_classifier( in its search_path)?: `image_classifier data upgrade` makes them"
     refuse(DatabaseError, words if home.cluster else "there is no database .*data ingest` makes it", load, home)
     assert not list(home.access.dataset_folder.iterdir())
-    assert upgrade_database(home.access) == (None, "0003")
+    assert upgrade_database(home.access) == (None, "0004")
     refuse(DatabaseError, "it has none yet; `image_classifier data ingest` adds one", load, home)
 
 
@@ -423,11 +465,11 @@ def test_older_tables_are_refused_and_brought_up_with_what_is_in_them(home: Home
     database = Database(load_place(home.access), home.access)
     upgrade(database, "0001")
     database.close()
-    words = r"of an older version \(0001\) than this one reads \(0003\): `image_classifier data upgrade` brings them up"
+    words = r"of an older version \(0001\) than this one reads \(0004\): `image_classifier data upgrade` brings them up"
     source = write_source(tmp_path / "source")
     refuse(DatabaseError, words, ingest, source, "birds", home.access)
     refuse(DatabaseError, words, load, home)
-    assert upgrade_database(home.access) == ("0001", "0003") and upgrade_database(home.access) == ("0003", "0003")
+    assert upgrade_database(home.access) == ("0001", "0004") and upgrade_database(home.access) == ("0004", "0004")
     ingest(source, "birds", home.access)
     assert load(home).digest == load_snapshot(source).digest
 
@@ -448,7 +490,7 @@ def test_samples_and_versions_survive_the_copy_into_new_tables(home: Home, tmp_p
         ):
             connection.exec_driver_sql(command)
     database.close()
-    assert upgrade_database(home.access) == ("0002", "0003")
+    assert upgrade_database(home.access) == ("0002", "0004")
     assert home.ask("SELECT count(*) FROM samples WHERE image = 'pixels' AND split = 'train'") == 3
     assert home.ask("SELECT num_train + 10 * num_validation + 100 * num_test FROM versions") == 102
     for split, is_taken in (("validation", True), ("else", False)):

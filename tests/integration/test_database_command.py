@@ -192,7 +192,7 @@ def test_bad_input_gets_one_line(words: list[str], complaint: str, tmp_path: Pat
 
 def test_upgrade_makes_the_tables(data: Data) -> None:
     result = data("upgrade")
-    assert (result.returncode, result.stderr) == (0, "the tables are at revision 0003\n")
+    assert (result.returncode, result.stderr) == (0, "the tables are at revision 0004\n")
     assert data("list").stderr.endswith("has no data set yet; `image_classifier data ingest` adds one\n")
 
 

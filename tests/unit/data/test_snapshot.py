@@ -30,6 +30,7 @@ from image_classifier.data.snapshot import (
     Snapshot,
     compute_digest,
     compute_fingerprint,
+    find_stored,
     find_stores,
     prune,
     resize_snapshot,
@@ -79,7 +80,30 @@ def list_files(folder: Path) -> list[str]:
 
 
 def compute_digest_again(arrays: Arrays, classes: list[str]) -> str:
-    """Compute a digest as the documentation of `compute_digest` has it."""
+    """Compute a digest as the documentation of `merkle` has it."""
+    entries = [
+        int(label).to_bytes(8, "little", signed=True) + hashlib.sha256(image.tobytes()).digest()
+        for image, label in zip(arrays.images, arrays.labels, strict=True)
+    ]
+    num_test = len(arrays.labels) - arrays.num_train
+    train, test = (compute_root_again(part) for part in (entries[: arrays.num_train], entries[arrays.num_train :]))
+    names = ",".join(json.dumps(name) for name in classes)
+    header = (
+        f'{{"classes":[{names}],"format":"image_classifier snapshot 2","num_test":{num_test},'
+        f'"num_train":{arrays.num_train},"roots":{{"test":"{test}","train":"{train}"}},"shape":[3,32,32]}}\n'
+    )
+    return hashlib.sha256(b"\2" + header.encode()).hexdigest()
+
+
+def compute_root_again(nodes: list[bytes], kind: bytes = b"\0") -> str:
+    """Compute the root of a part."""
+    groups = [nodes[start : start + 16] for start in range(0, len(nodes), 16)]
+    parents = [hashlib.sha256(kind + b"".join(group)).digest() for group in groups]
+    return parents[0].hex() if len(parents) == 1 else compute_root_again(parents, b"\1")
+
+
+def compute_flat_digest_again(arrays: Arrays, classes: list[str]) -> str:
+    """Compute a digest of format 1, as the documentation of `compute_flat_digest` has it."""
     num_test = len(arrays.labels) - arrays.num_train
     names = ",".join(json.dumps(name) for name in classes)
     header = (
@@ -129,7 +153,42 @@ def test_what_is_loaded_is_what_was_written(dataset: Path) -> None:
 
 
 def test_the_digest_is_as_documented(dataset: Path) -> None:
-    assert load_snapshot(dataset).digest == compute_digest_again(make_arrays(), OURS)
+    snapshot, older = load_snapshot(dataset), compute_flat_digest_again(make_arrays(), OURS)
+    assert snapshot.digest == compute_digest_again(make_arrays(), OURS)
+    recognized = snapshot.recognize(older)
+    assert (recognized.digest, recognized.digest_format, snapshot.digest_format) == (older, 1, 2)
+    for digest in (None, snapshot.digest, "0" * 64, "none"):
+        assert snapshot.recognize(digest) is snapshot
+
+
+def write_format_1(dataset: Path, store: Path) -> Path:
+    """Write a snapshot of a data set into a store, as an earlier version did."""
+    arrays = make_arrays()
+    folder = store / compute_flat_digest_again(arrays, OURS)
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", arrays.images)
+    np.save(folder / "labels.npy", arrays.labels.astype(np.int64))
+    counts = {"num_train": arrays.num_train, "num_test": len(arrays.labels) - arrays.num_train}
+    record = {"format_version": 1, "digest": folder.name, "classes": OURS, **counts, "shape": [3, 32, 32]}
+    (folder / "snapshot.json").write_text(json.dumps(record), encoding="utf-8")
+    (store / "index").mkdir()
+    fingerprint = compute_fingerprint(find_source(dataset), dataset / "metadata.json", Reading(), reader=2)
+    entry = {"format_version": 1, "digest": folder.name, "name": "cifar10", "findings": None}
+    (store / "index" / f"{fingerprint}.json").write_text(json.dumps(entry), encoding="utf-8")
+    return folder
+
+
+def test_a_snapshot_of_format_1_is_found_checked_and_left_as_it_is(
+    dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_format_1(dataset, dataset / ".snapshots")
+    before = list_files(dataset)
+    snapshot = load_snapshot(dataset)
+    assert snapshot.digest == compute_digest_again(make_arrays(), OURS) and list_files(dataset) == before
+    assert find_stored([dataset / ".snapshots"], folder.name, "cifar10") is not None
+    flip_bit(folder / "images.npy")
+    assert load_snapshot(dataset).digest == snapshot.digest
+    assert "damaged" in caplog.text and len(list_files(dataset)) > len(before)
 
 
 def test_each_source_of_the_same_images_has_the_same_digest(tmp_path: Path) -> None:
@@ -317,9 +376,9 @@ def test_a_damaged_index_is_made_again(damage: Callable[[Path], None], dataset: 
 def test_a_later_format_is_refused(pattern: str, dataset: Path) -> None:
     load_snapshot(dataset)
     (path,) = [path for path in (dataset / ".snapshots").glob(pattern)]
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}), encoding="utf-8")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}), encoding="utf-8")
     with pytest.raises(
-        DataError, match="format_version 2, this version of image_classifier reads 1: use a later version"
+        DataError, match="format_version 3, this version of image_classifier reads 2: use a later version"
     ):
         load_snapshot(dataset)
 
@@ -581,7 +640,7 @@ def test_a_validation_part_is_part_of_the_digest(tmp_path: Path) -> None:
         '"num_test":7,"num_train":23,"num_validation":7,"shape":[3,32,32]}\n'
     )
     content = header.encode() + snapshot.images.tobytes() + snapshot.labels.astype("<i8").tobytes()
-    assert hashlib.sha256(content).hexdigest() == snapshot.digest
+    assert snapshot.recognize(hashlib.sha256(content).hexdigest()).digest_format == 1
 
 
 def test_how_files_are_read_does_not_go_with_a_database() -> None:
@@ -659,10 +718,11 @@ def write_odd_folder_of_two_sizes(folder: Path) -> Path:
 def test_the_fingerprint_of_32_pixels_is_what_it_was(dataset: Path) -> None:
     source = find_source(dataset)
     status = [os.stat(dataset / name) for name in source.files]
-    lines = ["2 Reading(fit='squeeze', skip_bad=False)"]
+    lines = ["Reading(fit='squeeze', skip_bad=False)"]
     for name, s in zip(source.files, status, strict=True):
         lines.append(f"{name}\0{s.st_size} {s.st_mtime_ns} {s.st_ino} {s.st_ctime_ns}")
-    expected = hashlib.sha256(os.fsencode("\n".join(lines)) + b"\0").hexdigest()
-    for reading in (Reading(), Reading(image_size=32)):
-        assert compute_fingerprint(source, dataset / "metadata.json", reading) == expected
-    assert compute_fingerprint(source, dataset / "metadata.json", Reading(image_size=64)) != expected
+    for reader in (2, 3):
+        expected = hashlib.sha256(os.fsencode(f"{reader} " + "\n".join(lines)) + b"\0").hexdigest()
+        for reading in (Reading(), Reading(image_size=32)):
+            assert compute_fingerprint(source, dataset / "metadata.json", reading, reader) == expected
+        assert compute_fingerprint(source, dataset / "metadata.json", Reading(image_size=64), reader) != expected
