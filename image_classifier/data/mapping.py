@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK_BYTES = 2**24
 
+Number = TypeVar("Number", bound=np.generic)
 
-def iterate_blocks(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+
+def iterate_blocks(array: NDArray[Number]) -> Iterator[NDArray[Number]]:
     """Iterate over an array [N, …] in blocks of up to 16 MiB along its first axis.
 
     The pages of an `np.memmap` are given back behind each block: gone through once, it would stay in memory whole, and

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, restore_training_settings
+from image_classifier.config import restore_training_settings
 from image_classifier.data.augment import compute_validation_split
 from image_classifier.data.loader import order_images
 from image_classifier.data.snapshot import build_shape
@@ -54,7 +54,7 @@ def find_steps(
     steps: list[int] = []
     steps_per_epoch = -(-len(indices) // training.batch_size)
     labels = np.empty(0, np.int64) if labels is None else labels
-    window, shape = training.shuffle_window, build_shape(training.image_size or DEFAULT_IMAGE_SIZE)
+    window, shape = training.shuffle_window, build_shape(training.image_size)
     for epoch in range(-(-num_steps // steps_per_epoch)):
         order, *_ = order_images(training.sampler, training.seed, epoch, indices, labels, window, shape)
         places = np.flatnonzero(order == index) // training.batch_size
