@@ -171,7 +171,7 @@ def test_a_disk_that_refuses_to_set_a_checkpoint_aside_is_reported(number: int, 
 def test_a_disk_that_does_not_keep_what_is_written_costs_no_older_checkpoint(checkpoints: Checkpoints) -> None:
     class ForgetfulDisk(FaultyDisk):
         def write_file(self, path: Path, content: bytes | memoryview) -> None:
-            super().write_file(path, content[:-1] + b"?" if path.name == "state.pth" else content)
+            super().write_file(path, bytes(content[:-1]) + b"?" if path.name == "state.pth" else content)
 
     save(checkpoints, 1)
     checkpoints.disk = ForgetfulDisk(refuse, 0)
