@@ -22,6 +22,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
+from image_classifier.capture.labels import load_labels
 from image_classifier.cli.compare import format_comparison
 from image_classifier.cli.database import read_corrections
 from image_classifier.cli.evaluate import format_evaluation
@@ -37,7 +38,6 @@ from image_classifier.data.snapshot import compute_fingerprint
 from image_classifier.data.source import find_source
 from image_classifier.errors import ImageClassifierError
 from image_classifier.imaging import decode_image
-from image_classifier.monitoring.labels import load_labels
 from image_classifier.published import folder as published
 from image_classifier.published.predictor import build_predictor, load_predictor
 from image_classifier.published.reference import (

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from image_classifier.capture.files import Captures
+from image_classifier.capture.labels import load_labels
 from image_classifier.errors import DataError
-from image_classifier.files import read_file
 from image_classifier.progress import track
 from image_classifier.published.predictor import Predictor
-from image_classifier.text import one_line
-
-COLUMNS = ("request_id", "image_index", "label")
-MAX_BYTES = 2**26
-"""Of a file of labels, some two million."""
 
 BATCH = 64
 
@@ -42,34 +35,6 @@ class Judged:
     def difference(self) -> float:
         """Accuracy of the candidate minus that of the one before."""
         return (self.only_candidate - self.only_former) / self.num_images
-
-
-def load_labels(path: Path, classes: tuple[str, ...]) -> dict[tuple[str, int], int]:
-    """Load a CSV file with the columns `request_id`, `image_index` and `label`, the name of a class.
-
-    Returns:
-        The number of the class by request and image.
-
-    Raises:
-        DataError: it cannot be read, lacks a column, names another class, or two labels of one image.
-    """
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels: dict[tuple[str, int], int] = {}
-    try:
-        reader = csv.DictReader(io.StringIO(read_file(path, MAX_BYTES).decode("utf-8-sig"), newline=""), strict=True)
-        if missing := set(COLUMNS) - set(reader.fieldnames or ()):
-            raise ValueError(f"its first line lacks {', '.join(sorted(missing))}")
-        for row in reader:
-            request_id, index, label = (row[name] or "" for name in COLUMNS)
-            if not (request_id and index.isdecimal() and label in numbers):
-                raise ValueError(f"line {reader.line_num} has no request, no whole number, or no class of the model")
-            if labels.setdefault((request_id, int(index)), numbers[label]) != numbers[label]:
-                raise ValueError(f"line {reader.line_num} has another label for an image that has one")
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{path} holds no labels: {one_line(error)}; it is CSV with the columns {', '.join(COLUMNS)}"
-        ) from error
-    return labels
 
 
 def judge(captures: Captures, labels: Path, candidate: Predictor, former: Predictor) -> Judged:

@@ -14,14 +14,14 @@ from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
-from image_classifier.monitoring.labels import Period
+from image_classifier.monitoring.accuracy import Period
 from image_classifier.storage import temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from image_classifier.monitoring.accuracy import Accuracy
     from image_classifier.monitoring.drift import DriftTest
-    from image_classifier.monitoring.labels import Accuracy
     from image_classifier.monitoring.window import Window
     from image_classifier.published.folder import Published
     from image_classifier.published.reference import Reference
@@ -152,8 +152,9 @@ def find_model(arguments: Namespace) -> Path:
 
 
 def _compare(arguments: Namespace, since: datetime | None, until: datetime | None) -> _Found:
+    from image_classifier.capture.labels import load_labels
+    from image_classifier.monitoring.accuracy import compute_accuracy
     from image_classifier.monitoring.drift import compute_tests
-    from image_classifier.monitoring.labels import compute_accuracy, load_labels
     from image_classifier.monitoring.window import describe_served, iterate_captured, load_window
     from image_classifier.published.folder import read_published
     from image_classifier.published.reference import read_reference

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_classifier.monitoring.accuracy import Accuracy
 from image_classifier.monitoring.drift import DriftTest, count_classes, find_strangest
-from image_classifier.monitoring.labels import Accuracy
 from image_classifier.monitoring.window import Window
 from image_classifier.published.reference import (
     NUM_SAMPLES,

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from image_classifier.capture.files import CapturedImage, CaptureFacts, build_batch, build_file, build_schema
-from image_classifier.capture.judging import load_labels
 from image_classifier.capture.places import LocalPlace
 from image_classifier.cli import registry as command
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
-from image_classifier.errors import DataError
 from image_classifier.published.predictor import Predictor, load_predictor
 from tests.published import write_published
 
@@ -98,21 +96,3 @@ def test_a_canary_that_is_worse_on_captured_images_is_not_promoted(
 def test_captures_and_labels_are_needed_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["promote", "shapes/1", "--captured", "x", "--experiments_folder", str(tmp_path)]) == 2
     assert "--captured and --labels are needed together; give both" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("request_id,label\n1,cat\n", "its first line lacks image_index"),
-        ("request_id,image_index,label\n1,0,horse\n", "line 2 has no request, no whole number, or no class"),
-        ("request_id,image_index,label\n1,x,cat\n", "line 2 has"),
-        ("request_id,image_index,label\n1,0,cat\n1,0,dog\n", "line 3 has another label"),
-        ("request_id,image_index,label\n1,0\n", "line 2 has"),
-        ("\xff\x00", "holds no labels"),
-    ],
-)
-def test_labels_that_are_none_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "labels.csv"
-    path.write_text(text, encoding="latin-1")
-    with pytest.raises(DataError, match=message):
-        load_labels(path, ("cat", "dog"))
