@@ -75,6 +75,13 @@ def count_verdicts(folder: Path) -> None:
     check_run(folder, {"digest": "0" * 64, "files": {}}, build_policy(1, [public]))
 
 
+def read_labels(path: Path) -> None:
+    """Read labels of captured images."""
+    from image_classifier.capture.labels import load_labels
+
+    load_labels(path, ("cat", "dog"))
+
+
 def check_proof(path: Path) -> None:
     """Check a proof that an image is in a data set."""
     from image_classifier.data.proof import load_proof

@@ -7,10 +7,12 @@ import sys
 from types import ModuleType
 
 from image_classifier import confinement, files, imaging
+from image_classifier.capture import labels
 from image_classifier.cli import database
-from image_classifier.data import card, cifar, content, download, parquet_process, pickles, proof
+from image_classifier.data import card, cifar, content, download, parquet_process, pickles, proof, webdataset
 from image_classifier.published import attestation
 from image_classifier.published import folder as published
+from image_classifier.remote import store
 from image_classifier.serving import auth
 from image_classifier.tracking import reading, tensor_file
 from tests.conftest import PROJECT
@@ -63,6 +65,12 @@ ROWS: dict[str, tuple[str, str]] = {
         "characters",
         _OWN + " between two batches",
     ),
+    "tar of WebDataset": (
+        f"{webdataset.MAX_SHARDS:,} shards, {webdataset.MAX_KEYS:,} keys in all, heads of "
+        f"{_size(webdataset.MAX_HEAD_BYTES)}, labels of {_size(webdataset.MAX_LABEL_BYTES)}; links and devices, what "
+        "follows the end mark",
+        "the caller's",
+    ),
     "classes of a data set": (f"{content.MAX_CLASSES:,}", "the caller's"),
     "JSON": (
         f"{_size(files.MAX_JSON_BYTES)}, {files.MAX_JSON_VALUES:,} values, {files.MAX_DEPTH} levels; a key twice, "
@@ -101,8 +109,10 @@ ROWS: dict[str, tuple[str, str]] = {
         _OWN + ", with 4 times the file's size on top; the caller's where a given key has signed it",
     ),
     "CSV of `data relabel`": (f"{_size(database.MAX_CORRECTIONS_BYTES)}", "the caller's"),
+    "CSV of `drift --labels`": (f"{_size(labels.MAX_BYTES)}", "the caller's"),
     "API keys, JSON web keys": (f"{_size(auth.MAX_KEYS_BYTES)}", "the server's"),
     "download": (f"{_size(download.MAX_BYTES)}", "the caller's, on disk"),
+    "folder at a URL": (f"{store.MAX_FILES:,} files", "their size, on disk"),
     "artifact of a workflow": (
         f"{_unpack_run.MAX_MEMBERS:,} files, {_size(_unpack_run.MAX_BYTES)} unpacked and {_unpack_run.MAX_RATIO} times "
         f"its size, documents of {_size(_unpack_run.MAX_DOCUMENT_BYTES)}; links and devices",

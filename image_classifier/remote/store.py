@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 """Of a run and of a published model: written last, so that a folder without it is not whole."""
 
 NUM_THREADS = 8
-_MAX_FILES = 2_000_000
+MAX_FILES = 2_000_000
 _MAX_DEPTH = 32  # of the pages of a web server, which may have no end
 _BESIDE_MANIFEST = "model.sig"  # which no manifest can name
 _EXTRAS = {"s3": ("s3fs", "remote"), "gs": ("gcsfs", "gcs"), "http": ("aiohttp", "remote")}
@@ -212,8 +212,8 @@ class Store:
         objects = {name: describe_object(self.url, info) for name, info in infos.items() if not is_hidden(name)}
         if not objects and not missing_ok:
             raise self.missing_error()
-        if len(objects) > _MAX_FILES:
-            raise RemoteError(f"{self.url} holds more than the {_MAX_FILES:,} files that are fetched")
+        if len(objects) > MAX_FILES:
+            raise RemoteError(f"{self.url} holds more than the {MAX_FILES:,} files that are fetched")
         _check_names(self.url, objects)
         return objects
 

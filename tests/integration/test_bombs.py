@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -124,11 +125,12 @@ def put(content: bytes | str) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_tar(*members: tuple[str, int, bytes], number: int = 1) -> Callable[[Path], None]:
-    """Make what writes a .tar.gz with members of a name, a size and a kind, so many times."""
+def write_tar(*members: tuple[str, int, bytes], number: int = 1, is_packed: bool = True) -> Callable[[Path], None]:
+    """Make what writes an archive with members of a name, a size and a kind, so many times."""
 
     def write(path: Path) -> None:
-        with tarfile.open(path, "w:gz", compresslevel=1, format=tarfile.GNU_FORMAT) as archive:
+        file = gzip.open(path, "wb", compresslevel=1) if is_packed else path.open("wb")
+        with file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
             for name, size, kind in members * number:
                 member = tarfile.TarInfo(name)
                 member.size, member.type, member.linkname = size, kind, "/etc/passwd"
@@ -237,6 +239,20 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             "all.parquet",
             lambda path: write_parquet_of_one_value(path, 1000, bytes(30_000_000)),
             ".",
+        ),
+    },
+    "tar of WebDataset": {
+        "a label": Bomb(
+            DATASET,
+            "all.tar",
+            write_tar(("a.jpg", 9, b"0"), ("a.cls", 2**28, b"0"), is_packed=False),
+            "of 268,435,456 bytes, which no label has",
+        ),
+        "a head": Bomb(
+            DATASET, "all.tar", write_tar(("a" * 10**6, 0, b"0"), is_packed=False), "a head of 1,000,448 bytes"
+        ),
+        "a link": Bomb(
+            DATASET, "all.tar", write_tar(("a.jpg", 0, tarfile.SYMTYPE), is_packed=False), "which is a link"
         ),
     },
     "classes of a data set": {
@@ -368,6 +384,9 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             "image_classifier.cli.database:read_corrections", "a.csv", write_sparse(2**23 + 1), "the 8,388,608 b"
         )
     },
+    "CSV of `drift --labels`": {
+        "size": Bomb("tests.confined:read_labels", "a.csv", write_sparse(2**26 + 1), "than the 67,108,864 bytes")
+    },
     "API keys, JSON web keys": {
         "size": Bomb("image_classifier.serving.auth:load_keys", "keys", write_sparse(2**20 + 1), "the 1,048,576 bytes")
     },
@@ -375,12 +394,13 @@ BOMBS: dict[str, dict[str, Bomb]] = {
         "zeros": Bomb("tests.confined:unpack_artifact", "run.zip", write_zip({"run.json": 2**30}), "refused")
     },
 }
-"""By row of SECURITY.md's table, apart from images, which are above, and downloads, which test_download.py has."""
+"""By row of SECURITY.md's table, apart from images, which are above, and what test_download.py and test_remote.py have.
+"""
 
 
 def test_the_table_of_limits_says_what_the_code_does() -> None:
     assert build_table() in (PROJECT / "SECURITY.md").read_text(encoding="utf-8")
-    assert {*BOMBS, "image: PNG, JPEG, WebP, BMP", "download"} == ROWS.keys()
+    assert {*BOMBS, "image: PNG, JPEG, WebP, BMP", "download", "folder at a URL"} == ROWS.keys()
 
 
 @pytest.mark.parametrize("row, kind", [(row, kind) for row, bombs in BOMBS.items() for kind in bombs])
