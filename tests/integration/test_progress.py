@@ -58,7 +58,7 @@ def test_a_training_shows_its_stages_and_how_far_an_epoch_has_come(sample_datase
     ]
     assert len(set(done)) > 3 and done == sorted(done)
     assert re.search(r"training: .*\d s, loss=\d\.\d{3}$", log, flags=re.MULTILINE)
-    assert [line.split()[0] for line in output.splitlines()] == ["run", "test", "single", "test", "weights"]
+    assert [line.split()[0] for line in output.splitlines()] == ["run", "test", "test", "weights"]
 
 
 def test_the_commands_on_a_run_show_what_they_do(trained_run: Path, tmp_path: Path) -> None:
