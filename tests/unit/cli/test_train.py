@@ -175,7 +175,7 @@ def draw(kind: str) -> st.SearchStrategy[Any]:
         "nesterov": st.booleans(),
         **{option: fraction for option in ("momentum", "warmup_fraction", "label_smoothing", "validation_fraction")},
         **{option: fraction for option in ("color_jitter", "ema_decay", "mixup", "cutmix")},
-        **{option: st.integers(0, 6) for option in ("rand_augment", "early_stopping")},
+        **{option: st.integers(0, 6) for option in ("rand_augment", "early_stopping", "shuffle_window")},
         "pretrained_model": text | tricky,
         "database": st.sampled_from(["shapes", "a.b-c@12"]),
         "checkpoint_every": st.sampled_from(["2epochs", "500steps"]),
