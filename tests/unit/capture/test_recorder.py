@@ -162,7 +162,7 @@ def test_a_place_that_hangs_does_not_hold_up_the_end(tmp_path: Path, caplog: pyt
 def test_a_place_that_goes_away_and_comes_back_is_told_of_once_each_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "image_classifier")
     folder = tmp_path / "captured"
     folder.write_bytes(b"")  # no folder
     recorder, counts = build(folder, flush_s=0.01)
