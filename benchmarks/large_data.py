@@ -479,6 +479,17 @@ def _describe(figure: dict[str, float]) -> str:
     return f"{figure['mean']:.3f} ({figure['least']:.3f} to {figure['most']:.3f})"
 
 
+def measure_training_alone(source: Path, scratch: Path, runs: int) -> dict[str, Any]:
+    """Measure training anew, on sets as the saved result is of; keep the rest of it."""
+    result = load_result("large_data")
+    load_source(source)
+    large, small = scratch / "large", scratch / "small"
+    generate(large, source, result["images"], "tar")
+    measure_snapshot(large, result["images"])
+    generate(small, source, round(NUM_SMALL / 0.9), "tar")
+    return {**result, "training": measure_training(large, small, result["training"]["window_mib"], runs)}
+
+
 def measure_all(source: Path, scratch: Path, gigabytes: float, runs: int, recipe: str, window: int) -> dict[str, Any]:
     """Generate the sets and measure everything, one after the other, so that no more is on the disk than needs be."""
     load_source(source)  # before the workers, so that one makes its snapshot
@@ -514,6 +525,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipe", default="quick", help="that is trained on CIFAR-10 sorted by class")
     parser.add_argument("--window", type=int, default=2048, help="MiB of the order that is measured")
+    parser.add_argument("--training_only", action="store_true", help="measure training anew, and keep the rest")
     parser.add_argument("--dry_run", action="store_true", help="print the result and the table, and write neither")
     parser.add_argument("--measure", nargs=2, metavar=("NAME", "MIB"), help="measure in this process and print")
     arguments = parser.parse_args()
@@ -523,8 +535,11 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what was generated is removed
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        values = (arguments.gigabytes, arguments.runs, arguments.recipe, arguments.window)
-        result = measure_all(arguments.dataset_folder, Path(scratch), *values)
+        if arguments.training_only:
+            result = measure_training_alone(arguments.dataset_folder, Path(scratch), arguments.runs)
+        else:
+            values = (arguments.gigabytes, arguments.runs, arguments.recipe, arguments.window)
+            result = measure_all(arguments.dataset_folder, Path(scratch), *values)
     if arguments.dry_run:
         print(json.dumps(result), build_table({"cores": "?", "processor": "?", **result}), sep="\n")
         return
