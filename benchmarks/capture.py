@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import http.client
 import random
-import re
 import statistics
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PROJECT, format_figure, load_result, save_result, write_table
-from benchmarks.serving import KEY, RAW, load_images, load_with_wrk, serving
+from benchmarks.serving import KEY, RAW, load_images, load_with_wrk, read_counts, serving
 from image_classifier.capture.files import read_captures
 from image_classifier.tracking.reading import read_record
 
@@ -45,22 +43,13 @@ def build_options(folder: Path, flush_s: float) -> list[str]:
     return ["--capture", str(folder), "--capture_fraction", "1", "--capture_flush_s", str(flush_s)]
 
 
-def read_captured(port: int) -> dict[str, float]:
-    """Read from the server what became of the images that were to be captured."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        text = answer.read().decode()
-    found = re.findall(r'image_classifier_captured_images_total\{result="(\w+)"\} ([\d.e+]+)', text)
-    return {result: float(count) for result, count in found}
-
-
 def measure_side(run: Path, pixels: bytes, seconds: int, options: Sequence[str]) -> dict[str, Any]:
     """Measure one server at each number of connections."""
     with serving("own", run, *options) as (_, port):
         load_with_wrk(port, PATH, RAW, pixels, 4, seconds)
         points = {str(number): load_with_wrk(port, PATH, RAW, pixels, number, seconds) for number in CONNECTIONS}
         time.sleep(FLUSH_S)  # in which the last file is written
-        return {"points": points, "captured": read_captured(port)}
+        return {"points": points, "captured": read_counts(port, "captured_images")}
 
 
 def measure_run(run: Path, seconds: int, rounds: int) -> dict[str, Any]:

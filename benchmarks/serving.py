@@ -441,13 +441,13 @@ def measure_start(run: Path) -> dict[str, float]:
         return {"seconds": round(time.perf_counter() - began, 3)}
 
 
-def read_rejections(port: int) -> dict[str, float]:
-    """Read the server's counts of what it refused."""
+def read_counts(port: int, name: str) -> dict[str, float]:
+    """Read one of the server's counters with one label: its count by the label's value."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         text = answer.read().decode()
-    found = re.findall(r'image_classifier_rejected_total\{reason="([^"]+)"\} ([\d.e+]+)', text)
-    return {reason: float(count) for reason, count in found}
+    found = re.findall(rf'image_classifier_{name}_total\{{\w+="([^"]+)"\}} ([\d.e+]+)', text)
+    return {value: float(count) for value, count in found}
 
 
 def load_with_hey(port: int, pixels: bytes, clients: int, rate: float, seconds: float) -> list[tuple[int, float]]:
@@ -473,7 +473,7 @@ def measure_overload(run: Path, images: Sequence[bytes], seconds: float, queue: 
         ask("own", port, images[0])
         recovered = time.perf_counter() - began
         after = load_with_wrk(port, "/predict", RAW, images[0], 64, seconds)
-        rejections = read_rejections(port)
+        rejections = read_counts(port, "rejected")
     good = [spent for status, spent in answers if status == 200]
     return {
         "queue": queue,
@@ -559,7 +559,7 @@ def measure_hostile_clients(run: Path, images: Sequence[bytes], seconds: float) 
             connection.settimeout(5)
             closed += connection.recv(4096)[:12] in (b"HTTP/1.1 408", b"")
             connection.close()
-        rejections = read_rejections(port)
+        rejections = read_counts(port, "rejected")
     return {
         "alone": alone,
         "after_200_that_left": left,

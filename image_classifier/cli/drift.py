@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
+from image_classifier.cli.times import add_time_options, parse_times
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.monitoring.accuracy import Period
+from image_classifier.references import REGISTERED
 from image_classifier.storage import temporary_files_beside, write_atomically
 
 if TYPE_CHECKING:
@@ -46,8 +48,7 @@ def build_drift_parser() -> ArgumentParser:
     parser.add_argument("model", type=str, help="published folder, its run's folder, or models:/NAME@ALIAS")
     parser.add_argument("--window", type=int, default=DEFAULT_WINDOW, help="latest captured images that are compared")
     parser.add_argument("--level", type=float, default=DEFAULT_LEVEL, help="chance of drift being found where none is")
-    parser.add_argument("--since", type=str | None, default=None, help="first time, such as 2026-11-30T12:00, by UTC")
-    parser.add_argument("--until", type=str | None, default=None, help="time after the last")
+    add_time_options(parser)
     parser.add_argument(
         "--model_version",
         type=str | None,
@@ -95,7 +96,7 @@ class _Found:
 
 def _drift(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(build_drift_parser(), argv)
-    since, until = (parse_time(name, arguments[name]) for name in ("since", "until"))
+    since, until = parse_times(arguments)
     _check(arguments)
     for module in ("scipy.stats", "pyarrow.parquet"):
         load_extra(module, "drift")
@@ -119,21 +120,6 @@ def _check(arguments: Namespace) -> None:
         raise SettingsError(f"--level takes a number between 0 and 1, got: {arguments.level}")
 
 
-def parse_time(name: str, text: str | None) -> datetime | None:
-    """Parse a time of an option, by UTC unless it says otherwise.
-
-    Raises:
-        SettingsError: it is none.
-    """
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise SettingsError(f"--{name} takes a time such as 2026-11-30T12:00, got: {text!r}") from None
-
-
 def find_model(arguments: Namespace) -> Path:
     """Find the folder of the published model that the command line names.
 
@@ -141,7 +127,7 @@ def find_model(arguments: Namespace) -> Path:
         ModelError: there is none.
         RegistryError: the registry has no such version.
     """
-    if arguments.model.startswith("models:/"):
+    if arguments.model.startswith(REGISTERED):
         from image_classifier.cli.serve import resolve_name
 
         return resolve_name(arguments.tracking_uri, arguments.experiments_folder, arguments.model)[0]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.serve import resolve_name
-from image_classifier.errors import SettingsError
+from image_classifier.cli.times import add_time_options, parse_times
 from image_classifier.extras import load_extra
 from image_classifier.progress import say
+from image_classifier.references import REGISTERED
 from image_classifier.text import make_printable
 
 if TYPE_CHECKING:
@@ -53,32 +53,9 @@ def build_replay_parser() -> ArgumentParser:
     return parser
 
 
-def add_time_options(parser: ArgumentParser) -> None:
-    """Add the options that choose captures by their time."""
-    parser.add_argument(
-        "--since", type=str | None, default=None, help="first time, such as 2026-11-30T12:00, in UTC unless it says so"
-    )
-    parser.add_argument("--until", type=str | None, default=None, help="the time after the last, likewise")
-
-
-def parse_time(text: str | None, option: str) -> datetime | None:
-    """Parse a time in ISO 8601, of UTC where it names no other zone.
-
-    Raises:
-        SettingsError: it is none.
-    """
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise SettingsError(f"--{option} takes a time such as 2026-11-30T12:00, got: {text[:50]!a}") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
 def _replay(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(build_replay_parser(), argv)
-    since, until = (parse_time(arguments[name], name) for name in ("since", "until"))
+    since, until = parse_times(arguments)
     load_extra("onnxruntime", "serve")
 
     from image_classifier.capture.files import read_captures
@@ -87,7 +64,7 @@ def _replay(argv: Sequence[str] | None) -> int:
 
     captures = read_captures(arguments.capture, since=since, until=until)
     path, version = Path(arguments.model), None
-    if arguments.model.startswith("models:/"):
+    if arguments.model.startswith(REGISTERED):
         path, version = resolve_name(arguments.tracking_uri, arguments.experiments_folder, arguments.model)
     predictor = load_predictor(
         path, public_key=arguments.public_key, num_threads=1, precision=arguments.precision, version=version

@@ -113,6 +113,7 @@ def test_other_versions_are_named_and_broken_files_left_out(
         (["nowhere", "MODEL"], "nowhere cannot be read"),
         (["CAPTURE", "nowhere.onnx"], "there is no published model nowhere.onnx"),
         (["CAPTURE", "MODEL", "--since", "tomorrow"], "--since takes a time such as"),
+        (["CAPTURE", "MODEL", "--since", "0001-01-01T00:00+23:00"], "--since takes a time such as"),
         (["CAPTURE", "MODEL", "--since", "2026-01-01"], "holds no captures of this time"),
     ],
 )

@@ -33,7 +33,7 @@ class Computer:
         self.model = model
 
     def predict(self, images: NDArray[np.uint8], *, is_alone: bool) -> NDArray[np.float32]:
-        raise NotImplementedError
+        raise AssertionError("its tickets have their answers")
 
 
 class Clock:
