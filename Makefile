@@ -103,6 +103,14 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.capture $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.capacity $(addprefix --run ,$(MEASURED))
 	python -m benchmarks.drift --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.audits --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.portable --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.portable --dataset_folder $(DATASET_FOLDER) --recipe fast --accuracy_only
+	python -m benchmarks.small_sets --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.fine_tuning --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.sweep --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.hostile
+	python -m benchmarks.speedrun --dataset_folder $(DATASET_FOLDER) --recipe fast
 	python -m benchmarks.floor
 	python -m benchmarks.tables
 	python -m benchmarks.picture

@@ -119,6 +119,16 @@ def test_the_steps_are_those_that_were_measured(name: str, script: Any) -> None:
     assert read_table(script.DOCUMENT, name) == (script.build_table(result) if result else "")
 
 
+def test_make_runs_all_benchmarks_but_those_that_are_named() -> None:
+    text = (PROJECT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    scripts = re.findall(
+        r"^\| `(\w+)` \|", text.partition("| script | measures |")[2].partition("\n\n")[0], re.MULTILINE
+    )
+    (sentences,) = re.findall(r"runs all but six\. (.*?) `python -m", text)
+    run = re.findall(r"python -m benchmarks\.(\w+)", (PROJECT / "Makefile").read_text(encoding="utf-8"))
+    assert set(scripts) - set(run) == set(re.findall(r"`(\w+)`", sentences))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_opens_with_its_command_and_what_it_was_measured_at(name: str) -> None:
     lines = get_recipe_path(name).read_text(encoding="utf-8").splitlines()
