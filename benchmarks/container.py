@@ -7,6 +7,7 @@ Needs docker with an engine. Writes benchmarks/results/container.json and the ta
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -99,6 +100,7 @@ def build_table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, save, and write the table."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     save_result("container", measure())
     result = json.loads((PROJECT / "benchmarks" / "results" / "container.json").read_text())
     write_table(DOCUMENT, "container", build_table(result))

@@ -9,6 +9,7 @@ benchmarks/results has.
 
 from __future__ import annotations
 
+import argparse
 import time
 from dataclasses import replace
 from typing import Any
@@ -85,6 +86,7 @@ def measure_floor(recipe: str) -> dict[str, Any]:
 
 def main() -> None:
     """Count, measure and save."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     result = {recipe: measure_floor(recipe) for recipe in MEASURED}
     save_result("floor", result)
     for recipe, facts in result.items():

@@ -7,6 +7,7 @@ Reads benchmarks/results and writes benchmarks/results/speed.png, which holds th
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from typing import Any
@@ -88,6 +89,7 @@ def compute_figures_digest() -> str:
 
 def main() -> None:
     """Draw and save."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     draw().savefig(PICTURE, metadata={"Description": compute_figures_digest()})
 
 

@@ -6,6 +6,7 @@ what `build_tables()` gives under that name.
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from benchmarks.measure import PROJECT, RESULTS, format_figure, load_result, summarize
@@ -312,6 +313,7 @@ def _build_container_sentence() -> str:
 
 def main() -> None:
     """Put the figures into the documents and the recipes."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     for name, content in build_tables().items():
         document = PLACES.get(name, DOCUMENT)
         text = document.read_text(encoding="utf-8")
