@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import random
+import signal
 import statistics
 import tempfile
 import threading
@@ -137,6 +138,7 @@ def measure_kills(run: Path, number: int, flush_s: float = FLUSH_S) -> dict[str,
                 time.sleep(moments.uniform(*LIFE_S))
                 killed_at = time.monotonic()
                 process.kill()
+                assert process.wait(20) == -signal.SIGKILL
                 load.join()
             kills.append(judge_kill(folder, load.answered, killed_at))
         print(kills[-1], flush=True)

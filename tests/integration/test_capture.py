@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -129,6 +130,7 @@ def test_a_kill_leaves_whole_files_and_loses_the_last_seconds_alone(tmp_path: Pa
         time.sleep(life_s)
         killed_at = time.monotonic()
         server.process.kill()
+        assert server.process.wait(20) == -signal.SIGKILL
         load.join()
     judged = judge_kill(folder, load.answered, killed_at)
     assert judged["answered"] > 10 and judged["lost"] > 0 and judged["broken"] == 0
