@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def test_the_variants_are_those_that_were_measured() -> None:
 def test_the_steps_are_those_that_were_measured(name: str, script: Any) -> None:
     result = load_result(name)
     assert read_table(script.DOCUMENT, name) == (script.build_table(result) if result else "")
+
+
+def test_each_extra_says_what_it_is_for() -> None:
+    with (PROJECT / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", get_section("docs/getting_started.md", "Extras"), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(extras)
 
 
 def test_make_runs_all_benchmarks_but_those_that_are_named() -> None:
