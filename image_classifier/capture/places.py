@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from image_classifier.errors import SettingsError, StorageError
 from image_classifier.extras import load_extra
 from image_classifier.files import read_file
+from image_classifier.references import describe_place, get_url
 from image_classifier.storage import DISK, Disk, storage_error, temporary_folder
 from image_classifier.text import one_line
 
@@ -125,7 +126,7 @@ class RemotePlace:
         self._root = root.rstrip("/")
 
     def __str__(self) -> str:
-        return re.sub(r"//[^/@]*@", "//", self._url)  # without a name and password
+        return describe_place(self._url)
 
     def write(self, path: str, content: bytes | memoryview) -> None:
         try:
@@ -162,9 +163,14 @@ def open_place(place: str | Path) -> Place:
     """Open a folder, or a URL that fsspec understands; nothing is written.
 
     Raises:
-        SettingsError: fsspec is missing, or what it needs for this kind of URL.
+        SettingsError: the URL holds a name or password, or fsspec is missing, or what it needs for this kind of URL.
     """
     text = str(place)
-    if text.startswith("file://"):
-        return LocalPlace(Path(text.removeprefix("file://")))
+    url = get_url(text)
+    if url is not None and (path := url.find_local_path()):
+        return LocalPlace(path)
+    if re.match(r"[^/]*://[^/]*@", text):  # of a scheme that `get_url` does not know
+        raise SettingsError(
+            "a URL takes no name or password: these are left to the environment, as docs/remote.md says"
+        )
     return RemotePlace(text) if "://" in text else LocalPlace(Path(text))

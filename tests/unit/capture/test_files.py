@@ -163,7 +163,14 @@ def test_a_place_that_is_none_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="^memory://nowhere-at-all holds no captures"):
         list(read_captures("memory://nowhere-at-all"))
     with pytest.raises(SettingsError, match="^nope://bucket cannot be reached: Protocol not known: nope"):
-        open_place("nope://me:secret@bucket")
+        open_place("nope://bucket")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "nope"])
+def test_a_place_with_a_password_is_refused_and_not_repeated(scheme: str) -> None:
+    with pytest.raises(SettingsError, match="no name or password") as caught:
+        open_place(f"{scheme}://me:secret@bucket/folder")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("partly", [False, True])
