@@ -160,7 +160,7 @@ def published(run: Path | None, dataset_folder: Path) -> Iterator[Path]:
 
 
 def measure(folder: Path, dataset_folder: Path, num_windows: int, num_repeats: int) -> None:
-    """Measure undisturbed windows, then each step of each change; save after each."""
+    """Measure undisturbed windows, then each step of each change."""
     predictor, snapshot = load_predictor(folder), load_snapshot(dataset_folder)
     images = np.ascontiguousarray(snapshot.test[0].transpose(0, 2, 3, 1))
     labels = snapshot.test[1].astype(np.int64)
@@ -177,8 +177,9 @@ def measure(folder: Path, dataset_folder: Path, num_windows: int, num_repeats: i
     }
     seeds = range(num_windows)
     for size in UNDISTURBED_WINDOWS:
-        result["undisturbed"][str(size)] = measure_windows(answered, answered, seeds, min(size, len(images) // 2))
-        save_result("drift", result)
+        windows = measure_windows(answered, answered, seeds, min(size, len(images) // 2))
+        result["undisturbed"][str(size)] = windows
+        print(f"undisturbed {size}: found in {windows['found'][str(LEVELS[0])]} of {num_windows}", flush=True)
     for kind, steps in STEPS.items():
         for step in steps:
             is_mix = kind == "class mix"
@@ -188,7 +189,7 @@ def measure(folder: Path, dataset_folder: Path, num_windows: int, num_repeats: i
             accuracy = None if is_mix else float((changed.probabilities.argmax(axis=1) == labels).mean())
             result["changed"].setdefault(kind, {})[f"{step:g}"] = windows | {"accuracy": accuracy}
             print(f"{kind} {step:g}: found in {windows['found'][str(LEVELS[0])]} of {num_repeats}", flush=True)
-            save_result("drift", result)
+    save_result("drift", result)
 
 
 def build_table(result: dict[str, Any]) -> str:

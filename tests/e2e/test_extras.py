@@ -95,7 +95,7 @@ def refuse(*words: str | Path, cwd: Path) -> str:
 
 def test_every_install_that_a_document_names_is_tried_here() -> None:
     texts = [path.read_text(encoding="utf-8") for path in DOCUMENTS if path.name != "CHANGELOG.md"]
-    named = {extras for text in texts for extras in re.findall(r"pip install '?image-classifier\[([\w,]+)\]", text)}
+    named = {extras for text in texts for extras in re.findall(r"pip install '?image-classifier\[([a-z,]+)\]", text)}
     assert all(extras in INSTALLED or set(extras.split(",")) <= set(INSTALLED) for extras in named)
     declared = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert {extra for extras in named for extra in extras.split(",")} == declared["optional-dependencies"].keys()
