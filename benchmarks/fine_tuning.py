@@ -111,7 +111,7 @@ def build_table(result: dict[str, Any]) -> str:
     """Build the table of docs/own_images.md: a row a number of images."""
     lines = [
         "| images of each class | from nothing | fine-tuned | test images that one alone has right | p, largest of the "
-        "seeds | p, seeds in pairs | seconds of training |",
+        "seeds | p, seeds in pairs | CPU seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for size in sorted({run["num_images"] for run in result["runs"]}):
@@ -121,7 +121,7 @@ def build_table(result: dict[str, Any]) -> str:
             values = [run[side]["accuracy"] for run in runs]
             spread = f" ± {statistics.stdev(values):.1%}" if len(values) > 1 else ""
             accuracies.append(f"{statistics.fmean(values):.1%}{spread} ({len(values)})")
-            seconds.append(f"{statistics.fmean(run[side]['training_seconds'] for run in runs):.1f}")
+            seconds.append(f"{statistics.fmean(run[side]['cpu_seconds'] for run in runs):.1f}")
         alone = [sum(run[f"only_{side}_right"] for run in runs) for side in ("from_nothing", "fine_tuned")]
         p_values = [max(run["p_value"] for run in runs), compute_paired_test(runs)]
         shown = [f"{p:.2g}" for p in p_values]
