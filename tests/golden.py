@@ -33,6 +33,7 @@ FOLDER = Path(__file__).parent / "data" / "golden"
 RUNS, OPERATIONS = FOLDER / "portable.json", FOLDER / "operations.json"
 
 SHORT: dict[str, Any] = {"num_epochs": 1, "digest_every": 1, "instruction_set": "portable", "device": "cpu"}
+RESIDUAL: dict[str, Any] = {"recipe": "quick", "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9}
 CASES: dict[str, dict[str, Any]] = {
     "notebook": {"batch_size": 20},
     "notebook, many images a step": {"recipe": "notebook", "batch_size": 100},
@@ -40,8 +41,11 @@ CASES: dict[str, dict[str, Any]] = {
     "small": {"batch_size": 45, "shards": 3, "image_sizes": (16, 32)},
     "fast": {"batch_size": 90, "shards": 5, "image_sizes": (16, 32)},
     "best": {"batch_size": 90, "shards": 4, "image_sizes": (16, 24)},
-    "resnet": {"recipe": "quick", "model": "resnet", "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9}
-    | {"batch_size": 70, "image_sizes": (24,), "validation_fraction": 0.1, "keep": "best"},
+    "resnet": RESIDUAL
+    | {"model": "resnet", "batch_size": 70, "image_sizes": (24,), "validation_fraction": 0.1, "keep": "best"},
+    "resnet18": RESIDUAL | {"model": "resnet18", "batch_size": 60, "image_sizes": (16,)},
+    "resnet18_imagenet": RESIDUAL | {"model": "resnet18_imagenet", "batch_size": 60, "image_sizes": (32,)},
+    "wide_resnet_16_4": RESIDUAL | {"model": "wide_resnet_16_4", "batch_size": 60, "image_sizes": (16,)},
     "quick, cut and averaged": {
         "recipe": "quick",
         "batch_size": 90,

@@ -23,7 +23,7 @@ from image_classifier.training.large_steps import COMPUTE as LARGE
 from image_classifier.training.large_steps import LargeSteps
 from image_classifier.training.small_steps import COMPUTE as SMALL
 from image_classifier.training.small_steps import compute_small
-from image_classifier.training.steps import CallKernel, DispatchMode, Make, is_brief, takes
+from image_classifier.training.steps import CallKernel, DispatchMode, Make, have_same_order, is_brief, takes
 from image_classifier.training.threads import Arithmetic
 
 MOST_DIMENSIONS = 4
@@ -101,8 +101,11 @@ class PortableSteps(LargeSteps):
 
     def _convolve_all(self, images: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Tensor | None:
         stride, padding, dilation, transposed, _, groups = others
-        if not _is_simple(stride, padding, dilation, transposed, groups, weight):
+        if not _is_simple(padding, dilation, transposed, groups, weight):
             return None
+        if set(stride) != {1}:
+            dense = self.compute(_aten.convolution.default, (images, weight, bias, [1, 1], *others[1:]), {})
+            return _take_every(dense, stride).contiguous(memory_format=torch.channels_last)
         return self._convolve_pixels(images, weight, bias, padding[0], weight.shape[0], weight.stride(), 0)
 
     def _convolve_pixels(
@@ -130,10 +133,16 @@ class PortableSteps(LargeSteps):
         self, gradient: Tensor, images: Tensor, weight: Tensor, bias_sizes: Any, *others: Any
     ) -> Any:
         stride, padding, dilation, transposed, _, groups, mask = others
-        if not _is_simple(stride, padding, dilation, transposed, groups, weight) or padding[0] >= weight.shape[2]:
+        if not _is_simple(padding, dilation, transposed, groups, weight) or padding[0] >= weight.shape[2]:
             return None
         of_images = of_weight = of_bias = None
         taps, channels = weight.shape[2], images.shape[1]
+        if set(stride) != {1}:
+            sides = [side + 2 * padding[0] - taps + 1 for side in images.shape[2:]]
+            dense = self._make_zeros(len(images), len(weight), *sides)
+            _take_every(dense, stride).copy_(gradient)
+            rest = (images, weight, bias_sizes, [1, 1], *others[1:])
+            return self.compute(_aten.convolution_backward.default, (dense, *rest), {})
         if mask[0]:  # a convolution with inputs and outputs exchanged, and the filters mirrored
             o, c, y, x = weight.stride()
             first, strides = (taps - 1) * (y + x), [c, o, -y, -x]
@@ -152,6 +161,41 @@ class PortableSteps(LargeSteps):
             self.call("convolve_filter_gradient_pixels", outputs, **tensors, **sizes, **layout)
         return of_images, of_weight, of_bias
 
+    def _make_zeros(self, *shape: int) -> Tensor:
+        return self.make(torch.empty, shape, memory_format=torch.channels_last).zero_()
+
+    def _pool_all(
+        self,
+        images: Tensor,
+        size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        rounds_up: bool = False,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Take the greatest number of each window; the indices count the places in a window, and the first one wins."""
+        if rounds_up or set(dilation) != {1}:
+            return None
+        margins = [padding[-1], padding[-1], padding[0], padding[0]]
+        first, *others = _list_places(torch.constant_pad_nd(images, margins, -torch.inf), size, stride or size)
+        greatest, indices = first, torch.zeros_like(first, dtype=torch.int64)
+        for index, values in enumerate(others, start=1):
+            is_greater = values > greatest
+            greatest = torch.where(is_greater, values, greatest)
+            indices = indices.masked_fill(is_greater, index)
+        return greatest.contiguous(memory_format=torch.channels_last), indices
+
+    def _unpool_all(self, gradient: Tensor, images: Tensor, size: Sequence[int], *others: Any) -> Tensor | None:
+        stride, padding, _, _, indices = others
+        if indices.dtype != torch.int64:
+            return None
+        number, channels, height, width = images.shape
+        top, left = padding[0], padding[-1]
+        padded = self._make_zeros(number, channels, height + 2 * top, width + 2 * left)
+        for index, place in enumerate(_list_places(padded, size, stride or size)):
+            self._combine("ADD", place, gradient.masked_fill(indices != index, 0), out=place)
+        return padded[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+
     def _gelu_dense(self, values: Tensor) -> Tensor | None:
         if values.dtype != torch.float32 or not _is_dense(values):
             return None
@@ -160,7 +204,7 @@ class PortableSteps(LargeSteps):
         return out
 
     def _gelu_backward_dense(self, gradient: Tensor, values: Tensor) -> Tensor | None:
-        if values.dtype != torch.float32 or not _is_dense(values) or gradient.stride() != values.stride():
+        if values.dtype != torch.float32 or not _is_dense(values) or not have_same_order(gradient, values):
             return None
         out = self.make(torch.empty_like, values)
         self.call("gelu_gradient_float", {"out": out}, gradient=gradient, values=values, count=values.numel())
@@ -262,9 +306,12 @@ class PortableSteps(LargeSteps):
         self, values: Tensor, dimensions: Sequence[int] | None, keep: bool, *, takes_greatest: bool
     ) -> Tensor | None:
         """Reduce a tensor over some of its dimensions, those next to each other in memory together."""
-        if values.dtype != torch.float32 or not values.numel() or not values.ndim:
+        if values.dtype != torch.float32 or not values.ndim or (takes_greatest and not values.numel()):
             return None
         reduced = {dimension % values.ndim for dimension in dimensions or range(values.ndim)}
+        if not values.numel():
+            left = [1 if at in reduced else size for at, size in enumerate(values.shape) if keep or at not in reduced]
+            return torch.zeros(left)
         order = sorted(range(values.ndim), key=values.stride, reverse=True)  # as they lie in memory
         if not values.permute(order).is_contiguous():
             values, order = values.contiguous(), list(range(values.ndim))
@@ -378,17 +425,22 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.permute(order).is_contiguous()
 
 
-def _is_simple(
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    groups: int,
-    weight: Tensor,
-) -> bool:
-    """Say whether it is a convolution of one kind: square filters, stride 1, the same padding all around."""
+def _is_simple(padding: Sequence[int], dilation: Sequence[int], transposed: bool, groups: int, weight: Tensor) -> bool:
+    """Say whether it is a convolution of one kind: square filters, the same padding all around."""
     is_square = weight.ndim == 4 and weight.shape[2] == weight.shape[3] and len(set(padding)) == 1
-    return is_square and set(stride) == set(dilation) == {1} and not transposed and groups == 1
+    return is_square and set(dilation) == {1} and not transposed and groups == 1
+
+
+def _take_every(images: Tensor, stride: Sequence[int]) -> Tensor:
+    """Take the pixels that a stride leaves, as a view."""
+    return images[:, :, :: stride[0], :: stride[-1]]
+
+
+def _list_places(images: Tensor, size: Sequence[int], stride: Sequence[int]) -> list[Tensor]:
+    """List for each place in a window the numbers that all windows have there, as views [N, C, H, W]."""
+    height, width = (side - each for side, each in zip(images.shape[2:], (size[0], size[-1]), strict=True))
+    places = [(y, x) for y in range(size[0]) for x in range(size[-1])]
+    return [_take_every(images[:, :, y : y + height + 1, x : x + width + 1], stride) for y, x in places]
 
 
 def _to_float(value: Tensor) -> Tensor:
@@ -473,6 +525,8 @@ def _change(operation: str) -> Callable[..., Tensor | None]:
 PORTABLE: dict[Any, Callable[..., Any]] = {
     _aten.convolution.default: PortableSteps._convolve_all,
     _aten.convolution_backward.default: PortableSteps._convolve_backward_all,
+    _aten.max_pool2d_with_indices.default: PortableSteps._pool_all,
+    _aten.max_pool2d_with_indices_backward.default: PortableSteps._unpool_all,
     _aten.gelu.default: PortableSteps._gelu_dense,
     _aten.gelu_backward.default: PortableSteps._gelu_backward_dense,
     _aten.native_batch_norm.default: PortableSteps._normalize_all,

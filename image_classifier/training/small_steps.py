@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_classifier.training.steps import Steps, takes
+from image_classifier.training.steps import Steps, have_same_order, takes
 
 MOST_PRODUCTS = 8_000_000
 """Of one convolution or product of matrices that the kernels take: with more, torch's libraries, which look longer for
@@ -177,7 +177,7 @@ def _compute_relu(steps: Steps, values: Tensor) -> Any:
 
 
 def _compute_threshold_backward(steps: Steps, gradient: Tensor, values: Tensor, threshold: float) -> Any:
-    if threshold != 0 or not _is_dense(values) or gradient.stride() != values.stride():
+    if threshold != 0 or not _is_dense(values) or not have_same_order(gradient, values):
         return None
     out = steps.make(torch.empty_like, values)
     steps.call("relu_gradient", {"out": out}, gradient=gradient, values=values, count=values.numel())

@@ -83,6 +83,12 @@ def is_brief(tensors: Mapping[str, Tensor]) -> bool:
     return "scratch" not in tensors and sum(tensor.numel() for tensor in tensors.values()) <= MOST_BRIEF
 
 
+def have_same_order(one: Tensor, other: Tensor) -> bool:
+    """Say whether the numbers of two tensors of one shape follow each other in the same order in memory."""
+    strides = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return all(size == 1 or step == another for size, step, another in strides)
+
+
 def _get_number(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.data_ptr()

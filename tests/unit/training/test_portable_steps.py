@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import load_kernels
 from image_classifier.model.classifier import Classifier
+from image_classifier.plugins import NETWORKS
 from image_classifier.training.determinism import choose_kernels
 from image_classifier.training.engine import check_operations
 from image_classifier.training.optimizer import orthogonalize
@@ -44,6 +45,12 @@ def change(values: Tensor, how: Callable[[Tensor], object]) -> Tensor:
     return values
 
 
+def differentiate(compute: Callable[[Tensor], Tensor], values: Tensor, gradient: Tensor) -> Tensor:
+    with torch.enable_grad():
+        given = values.detach().requires_grad_()
+        return torch.autograd.grad(compute(given), given, gradient)[0]
+
+
 HOW = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
 aten = torch.ops.aten
 OPERATIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
@@ -58,6 +65,24 @@ OPERATIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
         lambda g, x, w: aten.convolution_backward(g, x, w, None, *HOW, [False, True, False])[1],
         (make(2, 5, 9, 7), make(2, 3, 9, 7), make(5, 3, 3, 3)),
     ),
+    "convolution with strides": (lambda x, w: F.conv2d(x, w, None, 2, 1), (make(40, 8, 9, 8), make(10, 8, 3, 3))),
+    "convolution of the stem": (lambda x, w: F.conv2d(x, w, None, 2, 3), (make(2, 3, 17, 18), make(5, 3, 7, 7))),
+    "shortcut with strides": (lambda x, w: F.conv2d(x, w, None, (3, 2)), (make(2, 3, 9, 8), make(5, 3, 1, 1))),
+    "gradient of images with strides": (
+        lambda x, w, g: differentiate(lambda given: F.conv2d(given, w, None, (2, 3), 1), x, g),
+        (make(2, 3, 9, 7), make(5, 3, 3, 3), make(2, 5, 5, 3)),
+    ),
+    "gradient of filters with strides": (
+        lambda x, w, g: differentiate(lambda given: F.conv2d(x, given, None, 2, 3), w, g),
+        (make(2, 3, 8, 9), make(5, 3, 7, 7), make(2, 5, 4, 5)),
+    ),
+    "pooling of windows that overlap": (lambda x: F.max_pool2d(x, 3, 2, 1), (make(2, 3, 8, 9),)),
+    "pooling of windows that do not": (lambda x: F.max_pool2d(x, (3, 1)), (make(2, 3, 8, 9),)),
+    "gradient of pooling": (
+        lambda x, g: differentiate(lambda given: F.max_pool2d(given, 3, 2, 1), x, g),
+        (make(2, 3, 8, 9).round(), make(2, 3, 4, 5)),
+    ),
+    "mean of no images": (lambda x: x.mean((2, 3)), (make(0, 3, 2, 2),)),
     "GELU of rows": (F.gelu, (make(3, 7),)),
     "gradient of GELU of rows": (aten.gelu_backward, (make(3, 7), make(3, 7))),
     "batch norm": (
@@ -105,7 +130,7 @@ def test_kernels_give_what_torch_gives(operation: str) -> None:
     with torch.no_grad(), Refuse(), PortableMode(KERNELS):  # type: ignore[no-untyped-call]  # likewise
         found = compute(*tensors)
     assert found.dtype == torch.float32 and found.shape == expected.shape
-    limit = 5e-6 * max(1.0, float(expected.abs().max()))
+    limit = 5e-6 * max([1.0, *expected.abs().flatten().tolist()])
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=limit)
 
 
@@ -119,8 +144,8 @@ def test_kernels_give_what_torch_gives(operation: str) -> None:
         (F.conv2d, (make(1, 2, 5, 5).double(), make(1, 2, 3, 3).double()), "aten.convolution.default of float64"),
         (lambda x: x.norm(), (make(3).double(),), "aten.linalg_vector_norm.default of float64 [3]"),
         (lambda x: x.softmax(1), (make(3, 3).double(),), "aten._softmax.default of float64 [3, 3]"),
-        (lambda x, w: F.conv2d(x, w, stride=2), (make(1, 2, 5, 5), make(1, 2, 3, 3)), "aten.convolution.default"),
-        (lambda x: F.max_pool2d(x, 3), (make(1, 2, 6, 6),), "aten.max_pool2d_with_indices.default"),
+        (lambda x, w: F.conv2d(x, w, dilation=2), (make(1, 2, 5, 5), make(1, 2, 3, 3)), "aten.convolution.default"),
+        (lambda x: F.max_pool2d(x, 3, dilation=2), (make(1, 2, 6, 6),), "aten.max_pool2d_with_indices.default"),
         (lambda x: x.sum(0, dtype=torch.float64), (make(3),), "aten.sum.dim_IntList"),
         (lambda x: x.sum(0, dtype=torch.float32), (torch.arange(3),), "aten.sum.dim_IntList of int64 [3]"),
         (lambda x: x.norm(1), (make(3),), "aten.linalg_vector_norm.default"),
@@ -152,6 +177,10 @@ def test_a_network_without_kernels_is_refused_before_it_trains() -> None:
     classifier = Classifier(Odd(10), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(SettingsError, match="no kernel for aten.sinh.default of float32"):
         check_operations(classifier, make_case("resnet"))
+
+
+def test_each_network_of_the_catalogue_has_a_golden_run() -> None:
+    assert {make_case(case).model for case in CASES} == set(NETWORKS)
 
 
 @pytest.mark.parametrize("case", CASES)
