@@ -47,11 +47,13 @@ from benchmarks.measure import (
     write_table,
 )
 from benchmarks.subsets import write_subset
-from image_classifier.config import ImageSize, Reading, TrainingSettings
+from image_classifier.access import Reading
 from image_classifier.data import webdataset
 from image_classifier.data.blocks import BLOCK_BYTES, compute_windows
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
+from image_classifier.image_sizes import ImageSize
+from image_classifier.settings import TrainingSettings
 
 DOCUMENT = PROJECT / "docs" / "scaling.md"
 SIDE: ImageSize = 224

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import save_result, summarize
-from image_classifier.config import DatabaseAccess
+from image_classifier.access import DatabaseAccess
 from image_classifier.data.connection import open_database
 from image_classifier.data.database import Chunk, Ingest, find_dataset, freeze_newest
 from image_classifier.data.dataset import load_snapshot

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from image_classifier.config import RunSettings, TrainingSettings, load_recipe
 from image_classifier.conformance import check_network, check_optimizer
 from image_classifier.data.augment import Augmentation, compute_validation_split
 from image_classifier.data.balance import compute_class_weights
@@ -28,6 +27,8 @@ from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.plugins import PlugIn, is_own, load
+from image_classifier.recipe import load_recipe
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import DISK, Disk, remove_leftovers
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Model, serialize_model

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from image_classifier import bisection, experiment
-from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.data.augment import compute_order
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.loop import Step
 from image_classifier.training.optimizer import compute_schedule

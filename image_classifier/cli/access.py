@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import register_type
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Fit, ImageSize, Reading, resolve_password
-from image_classifier.credentials import Secret
+from image_classifier.access import DatabaseAccess, Reading
+from image_classifier.choices import Fit
+from image_classifier.credentials import Secret, resolve_password
 from image_classifier.errors import SettingsError
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize
 from image_classifier.progress import paused
 
 if TYPE_CHECKING:

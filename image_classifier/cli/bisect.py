@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
+from image_classifier.access import DatabaseAccess
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute, get_options
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import DatabaseAccess
 from image_classifier.errors import Interrupted
 from image_classifier.progress import track
 from image_classifier.text import make_printable

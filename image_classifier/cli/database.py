@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
+from image_classifier.access import DATABASE_FOLDER, Reading
 from image_classifier.cli.access import (
     add_access_options,
     add_image_size_option,
@@ -21,7 +22,6 @@ from image_classifier.cli.access import (
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser
 from image_classifier.cli.table import format_table
-from image_classifier.config import DATABASE_FOLDER, Reading
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra

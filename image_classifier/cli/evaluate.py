@@ -9,12 +9,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from image_classifier.access import DatabaseAccess, Reading
+from image_classifier.choices import describe_views
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table
-from image_classifier.config import DatabaseAccess, Reading, describe_views
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.progress import say

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+from image_classifier.choices import describe_views
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import describe_views
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import Reporter, RunResult
 from image_classifier.progress import Task, say, track

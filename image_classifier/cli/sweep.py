@@ -29,18 +29,13 @@ from image_classifier.cli.train import (
     load_config,
     settle_weights,
 )
-from image_classifier.config import (
-    DEFAULT_RECIPE,
-    RunSettings,
-    TrainingSettings,
-    load_default_recipe,
-    resolve_password,
-)
-from image_classifier.credentials import Secret, hide_in_urls, load_secret
+from image_classifier.credentials import Secret, hide_in_urls, load_secret, resolve_password
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.progress import track
+from image_classifier.recipe import DEFAULT_RECIPE, load_default_recipe
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import compute_file_digest, temporary_files_beside, write_atomically
 from image_classifier.studies.settings import SweepSettings
 

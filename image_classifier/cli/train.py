@@ -17,26 +17,23 @@ from image_classifier.cli.access import add_password_option, get_asking, hide_pa
 from image_classifier.cli.arguments import get_options, parse_arguments, parse_config
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import (
-    DEFAULT_RECIPE,
-    FLAGS,
-    NUM_IMAGES_FOR_FAST,
-    RECIPES,
-    RecipeName,
-    RunSettings,
-    TrainingSettings,
-    choose_recipe,
-    freeze_lists,
-    load_default_recipe,
-    load_recipe,
-    restore_training_settings,
-)
 from image_classifier.credentials import hide_in_urls
 from image_classifier.errors import ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
 from image_classifier.files import load_yaml
 from image_classifier.plugins import PLUGGABLE, check_allowed, describe_names
 from image_classifier.progress import track
+from image_classifier.recipe import (
+    DEFAULT_RECIPE,
+    NUM_IMAGES_FOR_FAST,
+    RECIPES,
+    RecipeName,
+    choose_recipe,
+    freeze_lists,
+    load_default_recipe,
+    load_recipe,
+)
 from image_classifier.references import describe_place
+from image_classifier.settings import FLAGS, RunSettings, TrainingSettings, restore_training_settings
 from image_classifier.storage import scratch_folder, temporary_files_beside
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from image_classifier.randomness import (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied; the fields are those of `config.TrainingSettings`."""
+    """How training images are varied; the fields are those of `settings.TrainingSettings`."""
 
     flip: Literal["none", "random", "alternating"] = "none"
     translate: int = 0

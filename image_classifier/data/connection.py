@@ -24,7 +24,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, t
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from image_classifier.config import DATASET_FOLDER, DatabaseAccess
+from image_classifier.access import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.schema import REVISION
 from image_classifier.errors import DatabaseError, ImageClassifierError, SettingsError, StorageError
 from image_classifier.files import load_yaml

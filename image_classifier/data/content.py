@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, Reading
+from image_classifier.access import Reading
 from image_classifier.data.findings import Findings, Notebook
 from image_classifier.errors import DataError, ImageError
 from image_classifier.files import load_json
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 from image_classifier.text import one_line
 
 METADATA_FILE = "metadata.json"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, Table, case, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, ImageSize, is_image_size
+from image_classifier.access import DatabaseAccess
 from image_classifier.data.connection import Database, copying, open_database
 from image_classifier.data.content import Batch, Content
 from image_classifier.data.merkle import HASH_BYTES, Tree, build_header, compute_header_digest, join_entries
@@ -36,6 +36,7 @@ from image_classifier.data.snapshot import (
     store_content,
 )
 from image_classifier.errors import DatabaseError, DataError
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize, is_image_size
 from image_classifier.progress import track
 from image_classifier.references import Reference
 

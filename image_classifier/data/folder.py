@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data.card import check_sizes
 from image_classifier.data.content import Batch, Content, Metadata, choose_test, decode_images
 from image_classifier.data.findings import Notebook

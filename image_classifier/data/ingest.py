@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from image_classifier.config import DatabaseAccess, Reading
+from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.data.connection import Database, open_database
 from image_classifier.data.content import Content, load_metadata
 from image_classifier.data.database import (

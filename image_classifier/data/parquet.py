@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Fit, Reading
+from image_classifier.access import Reading
+from image_classifier.choices import Fit
 from image_classifier.confinement import ConfinedError, read_confined
 from image_classifier.data import parquet_process
 from image_classifier.data.card import check_sizes, check_stated

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data.content import Batch, Content, Metadata, decode_images
 from image_classifier.data.findings import Notebook
 from image_classifier.data.parts import PARTS

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, ImageSize, Reading, is_image_size
+from image_classifier.access import Reading
 from image_classifier.data.balance import find_imbalances
 from image_classifier.data.content import METADATA_FILE, Batch, Content, load_metadata, resize_content
 from image_classifier.data.findings import Findings, restore_findings
@@ -48,6 +48,7 @@ from image_classifier.data.source import Source, find_source, get_folder
 from image_classifier.data.unfinished import UNFINISHED_PREFIX, unfinished_folder, write_arrays
 from image_classifier.errors import DataError, StorageError
 from image_classifier.files import load_json
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize, is_image_size
 from image_classifier.progress import track
 from image_classifier.storage import (
     DISK,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data import cifar, folder, parquet, plugged, webdataset
 from image_classifier.data.content import METADATA_FILE, Content, Metadata, resize_content
 from image_classifier.data.parts import check_shards, complete_parts, find_part_of_file

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data.card import check_sizes
 from image_classifier.data.content import Batch, Content, Metadata, choose_test, decode_images, is_name, list_classes
 from image_classifier.data.findings import Notebook

@@ -16,14 +16,15 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit, ImageSize, Views, is_image_size, takes_image_size
+from image_classifier.choices import Fit, Views
 from image_classifier.data.content import MAX_CLASSES
 from image_classifier.data.pickles import PickleError
 from image_classifier.errors import ModelError, RunError, StorageError
 from image_classifier.files import read_file
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize, is_image_size
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
-from image_classifier.plugins import PlugIn, check_allowed, describe, is_own, restore_plugin
+from image_classifier.plugins import PlugIn, check_allowed, describe, is_own, restore_plugin, takes_image_size
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,

@@ -22,7 +22,7 @@ from PIL import Image
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from image_classifier.config import DatabaseAccess, Reading
+from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.credentials import Secret
 from image_classifier.data import connection as connections
 from image_classifier.data.connection import Database, load_place, open_database, upgrade, upgrade_database
@@ -776,7 +776,7 @@ def test_sqlite_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:
         path.chmod(0o555)
     code = (
         "import sys; from pathlib import Path\n"
-        "from image_classifier.config import DatabaseAccess, Reading\n"
+        "from image_classifier.access import DatabaseAccess, Reading\n"
         "from image_classifier.references import Reference\n"
         "from image_classifier.data.database import load_version_snapshot\n"
         "print(load_version_snapshot(Reference('birds'), DatabaseAccess(dataset_folder=Path(sys.argv[1]))).digest)"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from image_classifier.config import DatabaseAccess
+from image_classifier.access import DatabaseAccess
 from image_classifier.credentials import Secret
 from image_classifier.data.connection import open_database, upgrade_database
 from image_classifier.data.database import find_dataset, load_version_snapshot

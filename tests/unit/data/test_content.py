@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data.content import (
     CIFAR10_CLASSES,
     Content,

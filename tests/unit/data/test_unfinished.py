@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from image_classifier import imaging
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data import content, unfinished
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.mapping import advise, iterate_blocks
