@@ -396,7 +396,7 @@ def compute_scales(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def measure_index(folder: Path) -> float:
     """Measure the memory that the index of tars takes for each image."""
-    from image_classifier.data.content import load_metadata
+    from image_classifier.data.metadata import load_metadata
 
     listing = webdataset.list_folder(folder)
     assert listing is not None

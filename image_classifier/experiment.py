@@ -18,7 +18,6 @@ from torch import Tensor
 from image_classifier.conformance import check_network, check_optimizer
 from image_classifier.data.augment import Augmentation, compute_validation_split
 from image_classifier.data.balance import compute_class_weights
-from image_classifier.data.content import list_classes
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.loader import Loader
 from image_classifier.data.mixing import build_targets
@@ -30,6 +29,7 @@ from image_classifier.plugins import PlugIn, is_own, load
 from image_classifier.recipe import load_recipe
 from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import DISK, Disk, remove_leftovers
+from image_classifier.text import list_classes
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest

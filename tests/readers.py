@@ -31,8 +31,8 @@ from image_classifier.cli.train import build_trainer_parser, load_config
 from image_classifier.credentials import load_secret
 from image_classifier.data.card import check_sizes
 from image_classifier.data.connection import load_place
-from image_classifier.data.content import METADATA_FILE, load_metadata
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.metadata import METADATA_FILE, load_metadata
 from image_classifier.data.parquet import iterate_images
 from image_classifier.data.snapshot import compute_fingerprint
 from image_classifier.data.source import find_source

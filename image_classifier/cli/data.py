@@ -158,8 +158,9 @@ def _is_present(folder: Path) -> bool:
 
 def _get(folder: Path, options: Namespace) -> None:
     """Put the data set that was asked for into a folder that holds none."""
-    from image_classifier.data.content import CIFAR10_CLASSES, METADATA_FILE, METADATA_FORMAT
+    from image_classifier.data.cifar import CIFAR10_CLASSES
     from image_classifier.data.download import ARCHIVES, fetch_archive
+    from image_classifier.data.metadata import METADATA_FILE, METADATA_FORMAT
     from image_classifier.storage import write_atomically
 
     if options.source == "sample":

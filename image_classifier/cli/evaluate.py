@@ -48,9 +48,9 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     access = build_access(arguments, DatabaseAccess().dataset_folder)
     model = load(arguments)
 
-    from image_classifier.data.content import list_classes
     from image_classifier.data.dataset import load_snapshot
     from image_classifier.storage import write_atomically
+    from image_classifier.text import list_classes
     from image_classifier.tracking.reading import find_dataset
 
     dataset_folder, reading = arguments.dataset_folder, Reading(fit=model.fit, image_size=model.image_size)

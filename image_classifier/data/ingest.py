@@ -13,7 +13,7 @@ import numpy as np
 
 from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.data.connection import Database, open_database
-from image_classifier.data.content import Content, load_metadata
+from image_classifier.data.content import Content
 from image_classifier.data.database import (
     Added,
     Chunk,
@@ -25,6 +25,7 @@ from image_classifier.data.database import (
     map_labels,
 )
 from image_classifier.data.findings import Findings
+from image_classifier.data.metadata import load_metadata
 from image_classifier.data.source import find_source, get_folder
 from image_classifier.errors import DatabaseError, DataError
 from image_classifier.references import describe_place

@@ -1,12 +1,17 @@
-"""How data sets name their training, validation and test part, and whether all shards of a part are there."""
+"""The training, validation and test part: how data sets name them, what is chosen to test, missing shards."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from image_classifier.errors import DataError
+from image_classifier.text import list_first
 
 T = TypeVar("T")
 
@@ -67,6 +72,21 @@ def complete_parts(parts: Mapping[str, T], where: object, notes: list[str]) -> d
     return {part: found[part] for part in PARTS if part in found}
 
 
+def choose_test(keys: Sequence[bytes], labels: Sequence[int], seed: int) -> NDArray[np.bool_]:
+    """Choose a sixth of each class, rounded down, for the test set: [N] bool.
+
+    The choice hangs on the keys and the seed alone, not on the order that the images come in.
+    """
+    ranks: dict[int, list[tuple[bytes, int]]] = {}
+    for position, (key, label) in enumerate(zip(keys, labels, strict=True)):
+        ranks.setdefault(label, []).append((hashlib.sha256(b"%d/%s" % (seed, key)).digest(), position))
+    chosen = np.zeros(len(keys), np.bool_)
+    for ranked in ranks.values():
+        for _, position in sorted(ranked)[: len(ranked) // 6]:
+            chosen[position] = True
+    return chosen
+
+
 def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "tar"] = "Parquet") -> None:
     """Check that Parquet files, or tars, of one part are all of its shards, each once, by their names.
 
@@ -80,11 +100,11 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
     if len(names) == 1 and not (matches[0] and (matches[0]["of"] or matches[0]["index"].startswith("00"))):
         return  # one file, whose number is part of its name, as in cifar10.parquet
     shards: dict[int, str] = {}
-    kinds = set()
+    kinds, listed = set(), list_first(names, 5)
     for name, match in zip(names, matches, strict=True):
         if match is None:
             raise DataError(
-                f"{where} has the {kind} files {_list(names)}, and {name} does not say which shard it is; name shards "
+                f"{where} has the {kind} files {listed}, and {name} does not say which shard it is; name shards "
                 f"as train-00000-of-00002.{kind.lower()}, and remove what is no shard"
             )
         index = int(match["index"])
@@ -94,7 +114,7 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
         kinds.add((match["stem"], None if match["count"] is None else int(match["count"])))
     if len(kinds) > 1:
         raise DataError(
-            f"{where} has the {kind} files {_list(names)}, which are shards of different sets by their names; "
+            f"{where} has the {kind} files {listed}, which are shards of different sets by their names; "
             "remove those that do not belong there"
         )
     ((_, count),) = kinds
@@ -107,12 +127,7 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
     if num_missing:
         first = next(index for index in wanted if index not in shards)
         raise DataError(
-            f"{where} has {len(shards):,} of {len(wanted):,} {kind} shards, {_list(names)}: {num_missing:,} are "
+            f"{where} has {len(shards):,} of {len(wanted):,} {kind} shards, {listed}: {num_missing:,} are "
             f"missing, the first is number {first}; get all of them, or give a file that is the whole set a name "
             "without a number"
         )
-
-
-def _list(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:5])
-    return f"{listed} and {len(names) - 5:,} more" if len(names) > 5 else listed

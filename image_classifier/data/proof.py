@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from image_classifier import files
-from image_classifier.data.content import is_name
 from image_classifier.data.merkle import (
     ENTRY_BYTES,
     FORMAT,
@@ -33,7 +32,7 @@ from image_classifier.data.snapshot import Snapshot, build_shape
 from image_classifier.errors import DataError
 from image_classifier.image_sizes import is_image_size
 from image_classifier.progress import track
-from image_classifier.text import one_line
+from image_classifier.text import is_name, one_line
 
 FORMAT_VERSION = 1
 MAX_BYTES = 2**22

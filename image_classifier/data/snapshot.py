@@ -39,10 +39,12 @@ from numpy.typing import NDArray
 
 from image_classifier.access import Reading
 from image_classifier.data.balance import find_imbalances
-from image_classifier.data.content import METADATA_FILE, Batch, Content, load_metadata, resize_content
+from image_classifier.data.content import Batch, Content
+from image_classifier.data.decoding import resize_content
 from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.mapping import iterate_blocks
 from image_classifier.data.merkle import Tree, build_header, compute_entries, compute_header_digest
+from image_classifier.data.metadata import METADATA_FILE, load_metadata
 from image_classifier.data.parts import PARTS
 from image_classifier.data.source import Source, find_source, get_folder
 from image_classifier.data.unfinished import UNFINISHED_PREFIX, unfinished_folder, write_arrays

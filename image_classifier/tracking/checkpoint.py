@@ -33,6 +33,7 @@ from image_classifier.storage import (
     storage_error,
     write_folder_atomically,
 )
+from image_classifier.text import list_first
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.layout import MANIFEST
 from image_classifier.tracking.reading import read_manifest
@@ -211,8 +212,7 @@ def check_state(classifier: nn.Module, state: Mapping[str, Tensor], path: Path) 
         if present != wanted:
             differences.append(f"{name} has the shape {present} instead of {wanted}")
     if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ModelError(f"{path} is of another architecture: {'; '.join(sorted(differences)[:3])}{more}")
+        raise ModelError(f"{path} is of another architecture: {list_first(sorted(differences), 3, '; ')}")
 
 
 def _describe_tensor(value: object) -> str:

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from image_classifier.data.content import list_classes
 from image_classifier.errors import RunError
 from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.references import describe_place
 from image_classifier.settings import RunSettings, TrainingSettings, update_recorded_settings
+from image_classifier.text import list_classes
 from image_classifier.tracking.identity import (
     describe_code,
     describe_environment,

@@ -202,7 +202,7 @@ def write_external(path: Path) -> None:
 
 
 DATASET, RUN = "tests.confined:read_dataset", "image_classifier.tracking.reading"
-METADATA, CONFIG = "image_classifier.data.content:load_metadata", "tests.confined:read_config"
+METADATA, CONFIG = "image_classifier.data.metadata:load_metadata", "tests.confined:read_config"
 PREDICTIONS, MODEL = f"{RUN}:read_predictions", "image_classifier.tracking.checkpoint:load_model"
 STATE = "image_classifier.tracking.pretrained:load_pretrained"
 PUBLISHED = "image_classifier.published.predictor:load_predictor"
