@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from image_classifier.conformance import check_network, check_optimizer
-from image_classifier.data.augment import Augmentation, compute_validation_split
+from image_classifier.data.augment import Augmentation
 from image_classifier.data.balance import compute_class_weights
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.loader import Loader
 from image_classifier.data.mixing import build_targets
 from image_classifier.data.snapshot import Snapshot
+from image_classifier.data.split import compute_validation_split
 from image_classifier.errors import Interrupted, ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier

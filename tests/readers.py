@@ -25,15 +25,15 @@ from PIL import Image
 from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.capture.labels import load_labels
 from image_classifier.cli.compare import format_comparison
-from image_classifier.cli.database import read_corrections
 from image_classifier.cli.evaluate import format_evaluation
 from image_classifier.cli.train import build_trainer_parser, load_config
 from image_classifier.credentials import load_secret
 from image_classifier.data.card import check_sizes
-from image_classifier.data.connection import load_place
+from image_classifier.data.corrections import read_corrections
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.metadata import METADATA_FILE, load_metadata
 from image_classifier.data.parquet import iterate_images
+from image_classifier.data.place import load_place
 from image_classifier.data.snapshot import compute_fingerprint
 from image_classifier.data.source import find_source
 from image_classifier.errors import ImageClassifierError

@@ -13,10 +13,16 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from image_classifier.access import DATABASE_FOLDER, DATASET_FOLDER
 from image_classifier.cli import database, prove
-from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
+from image_classifier.cli.access import (
+    add_access_options,
+    add_reading_options,
+    build_access,
+    build_reading,
+    check_local,
+)
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
-from image_classifier.cli.database import check_local, format_counts, name_left_out
+from image_classifier.cli.summaries import format_counts, name_left_out
 from image_classifier.cli.table import format_table
 from image_classifier.errors import DataError
 from image_classifier.progress import say

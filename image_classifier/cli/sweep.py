@@ -298,7 +298,7 @@ class Trials:
         """
         values = settle_weights(complete_settings({**self.given, **searched, "run_name": run_name}))
         if values["recipe"] == DEFAULT_RECIPE:
-            from image_classifier.data.augment import count_validation_images
+            from image_classifier.data.split import count_validation_images
 
             fraction = values.get("validation_fraction", 0)
             num_validation = count_validation_images(self._snapshot.num_train, fraction)
@@ -343,7 +343,7 @@ def check_judging(snapshot: Snapshot, values: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: there are none.
     """
-    from image_classifier.data.augment import count_validation_images
+    from image_classifier.data.split import count_validation_images
 
     fraction = values.get("validation_fraction", TrainingSettings.validation_fraction)
     TrainingSettings(validation_fraction=fraction)

@@ -293,8 +293,8 @@ def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | No
         return build_settings(values), None
     run = check_open_settings(values)
 
-    from image_classifier.data.augment import count_validation_images
     from image_classifier.data.dataset import load_snapshot
+    from image_classifier.data.split import count_validation_images
     from image_classifier.tracking.run import run_exists_error
 
     if os.path.lexists(run.run_folder) and not (run.resume or is_restarted()):

@@ -17,7 +17,8 @@ from image_classifier.data.content import Batch, Content
 from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
 from image_classifier.data.metadata import Metadata
-from image_classifier.data.parts import PARTS, choose_test, complete_parts, find_part
+from image_classifier.data.parts import PARTS, complete_parts, find_part
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # imaging has them too, but imports Pillow

@@ -29,7 +29,8 @@ from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
 from image_classifier.data.metadata import Metadata, are_classes
 from image_classifier.data.parquet_process import unpack_row
-from image_classifier.data.parts import PARTS, choose_test
+from image_classifier.data.parts import PARTS
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError, ImageError
 from image_classifier.files import parse_json
 

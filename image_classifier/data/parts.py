@@ -1,14 +1,10 @@
-"""The training, validation and test part: how data sets name them, what is chosen to test, missing shards."""
+"""How data sets name their training, validation and test part, and whether all shards of a part are there."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from image_classifier.errors import DataError
 from image_classifier.text import list_first
@@ -17,6 +13,9 @@ T = TypeVar("T")
 
 PARTS = ("train", "validation", "test")
 """The parts of a data set, in the order that a snapshot has them in."""
+
+CONDITIONS = ("class", "split", "source", "added_by")
+"""What a version may be limited by; each takes some of the values that samples have."""
 
 _NAMES = {
     "train": "train",
@@ -70,21 +69,6 @@ def complete_parts(parts: Mapping[str, T], where: object, notes: list[str]) -> d
             "the classes of all parts beside each other, and a sixth of the images is used to test"
         )
     return {part: found[part] for part in PARTS if part in found}
-
-
-def choose_test(keys: Sequence[bytes], labels: Sequence[int], seed: int) -> NDArray[np.bool_]:
-    """Choose a sixth of each class, rounded down, for the test set: [N] bool.
-
-    The choice hangs on the keys and the seed alone, not on the order that the images come in.
-    """
-    ranks: dict[int, list[tuple[bytes, int]]] = {}
-    for position, (key, label) in enumerate(zip(keys, labels, strict=True)):
-        ranks.setdefault(label, []).append((hashlib.sha256(b"%d/%s" % (seed, key)).digest(), position))
-    chosen = np.zeros(len(keys), np.bool_)
-    for ranked in ranks.values():
-        for _, position in sorted(ranked)[: len(ranked) // 6]:
-            chosen[position] = True
-    return chosen
 
 
 def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "tar"] = "Parquet") -> None:

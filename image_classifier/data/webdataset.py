@@ -27,7 +27,8 @@ from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
 from image_classifier.data.folder import SUFFIXES
 from image_classifier.data.metadata import Metadata
-from image_classifier.data.parts import PARTS, check_shards, choose_test, complete_parts, find_part, find_part_of_shard
+from image_classifier.data.parts import PARTS, check_shards, complete_parts, find_part, find_part_of_shard
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError, ImageError
 from image_classifier.files import parse_json
 from image_classifier.text import is_name, list_classes, list_first, one_line

@@ -381,7 +381,7 @@ BOMBS: dict[str, dict[str, Bomb]] = {
     },
     "CSV of `data relabel`": {
         "size": Bomb(
-            "image_classifier.cli.database:read_corrections", "a.csv", write_sparse(2**23 + 1), "the 8,388,608 b"
+            "image_classifier.data.corrections:read_corrections", "a.csv", write_sparse(2**23 + 1), "the 8,388,608 b"
         )
     },
     "CSV of `drift --labels`": {

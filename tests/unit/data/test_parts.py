@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image_classifier.data.parts import check_shards, choose_test, find_part, find_part_of_file
+from image_classifier.data.parts import check_shards, find_part, find_part_of_file
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError
 
 
