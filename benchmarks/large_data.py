@@ -259,7 +259,7 @@ def build_settings(window: int) -> TrainingSettings:
 
 def measure_steps(folder: Path, window: int) -> list[float]:
     """Measure the seconds of steps of a run, the images' way from the cold disk included."""
-    from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
+    from image_classifier.preparation import build_initial_classifier, build_loader, split_training_set
     from image_classifier.training.determinism import configure_torch, resolve_settings
     from image_classifier.training.loop import train
     from image_classifier.training.memory import keep_freed_memory
@@ -285,7 +285,7 @@ def measure_steps(folder: Path, window: int) -> list[float]:
 
 def measure_loading(folder: Path, window: int) -> float:
     """Measure how many images a second the loader reads from the cold disk."""
-    from image_classifier.experiment import build_loader, split_training_set
+    from image_classifier.preparation import build_loader, split_training_set
 
     settings = build_settings(window)
     snapshot = load_snapshot(folder, reading=Reading(image_size=SIDE))

@@ -18,10 +18,11 @@ from torch import Tensor
 from image_classifier.access import DatabaseAccess
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import RunError, SettingsError
-from image_classifier.experiment import Reporter, run
+from image_classifier.experiment import run
 from image_classifier.plugins import PLUGGABLE, check_allowed
 from image_classifier.published.attestation import Kind
 from image_classifier.references import get_published_weights, get_reference
+from image_classifier.reporter import Reporter
 from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import scratch_folder
 from image_classifier.tracking.audit import Audit, build_audit

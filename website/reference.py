@@ -57,7 +57,8 @@ KINDS = {
 """Files that begin with no sentence about themselves."""
 
 PYTHON = {
-    "A run": ("image_classifier.experiment", ["run", "RunResult", "Reporter", "Reporters"]),
+    "A run": ("image_classifier.experiment", ["run", "RunResult"]),
+    "What a run reports": ("image_classifier.reporter", ["Reporter", "Reporters"]),
     "Settings": ("image_classifier.settings", ["RunSettings", "TrainingSettings"]),
     "Reading data": ("image_classifier.access", ["DatabaseAccess", "Reading"]),
     "Verification": ("image_classifier.verification", ["verify", "VerificationSettings", "Verification", "Verdict"]),

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from image_classifier.errors import Interrupted, RegistryError
-from image_classifier.experiment import Reporter
 from image_classifier.progress import say
+from image_classifier.reporter import Reporter
 from image_classifier.settings import RunSettings
 from image_classifier.tracking.layout import CHECKPOINTS, MANIFEST, list_run_files
 from image_classifier.tracking.reading import read_epochs, read_evaluation

@@ -86,7 +86,8 @@ def _train(argv: Sequence[str] | None) -> int:
                 from image_classifier.cli.progress import TerminalReporter, print_summary
                 from image_classifier.cli.tensorboard import open_board
                 from image_classifier.cli.tracking import open_tracker
-                from image_classifier.experiment import Reporters, run
+                from image_classifier.experiment import run
+                from image_classifier.reporter import Reporters
                 from image_classifier.training.ranks import open_ranks
 
             with open_ranks(settings.training.device) as ranks:

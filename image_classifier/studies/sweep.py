@@ -34,7 +34,8 @@ from image_classifier.errors import (
     RunError,
     SettingsError,
 )
-from image_classifier.experiment import Reporter, Reporters, RunResult, run
+from image_classifier.experiment import RunResult, run
+from image_classifier.reporter import Reporter, Reporters
 from image_classifier.settings import RunSettings
 from image_classifier.studies.plan import Plan, Planned, build_trial, find_best
 from image_classifier.studies.storage import Storage

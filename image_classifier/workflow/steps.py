@@ -179,7 +179,7 @@ def _train(document: Document, settings: RunSettings, snapshot: Snapshot, stop: 
     from image_classifier.cli.progress import TerminalReporter
     from image_classifier.cli.tensorboard import open_board
     from image_classifier.cli.tracking import open_tracker
-    from image_classifier.experiment import Reporters
+    from image_classifier.reporter import Reporters
     from image_classifier.tracking.reading import read_record
 
     known = snapshot if snapshot.image_size == settings.training.image_size else None

@@ -13,7 +13,8 @@ from PIL import Image
 
 from image_classifier.data import blocks
 from image_classifier.errors import Interrupted
-from image_classifier.experiment import Reporter, RunResult, run
+from image_classifier.experiment import RunResult, run
+from image_classifier.reporter import Reporter
 from image_classifier.settings import ADDITIONS
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.reading import read_chain, read_epochs

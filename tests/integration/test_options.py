@@ -15,7 +15,7 @@ from image_classifier.access import Reading
 from image_classifier.data import blocks
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import SettingsError
-from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
+from image_classifier.preparation import build_initial_classifier, build_loader, split_training_set
 from image_classifier.recipe import RECIPES
 from image_classifier.settings import TrainingSettings
 from image_classifier.tracking.identity import compute_weights_digest

@@ -18,7 +18,8 @@ from image_classifier.cli.data import main as data
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot, compute_flat_digest
 from image_classifier.errors import SettingsError
-from image_classifier.experiment import build_loader, run, split_training_set
+from image_classifier.experiment import run
+from image_classifier.preparation import build_loader, split_training_set
 from image_classifier.publishing.registry import Proof
 from image_classifier.settings import restore_training_settings
 from image_classifier.tracking.checking import verify_files

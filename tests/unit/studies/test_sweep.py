@@ -16,7 +16,7 @@ import optuna
 import pytest
 
 from image_classifier.errors import RunError, SettingsError
-from image_classifier.experiment import Reporter
+from image_classifier.reporter import Reporter
 from image_classifier.settings import RunSettings
 from image_classifier.studies.plan import Plan
 from image_classifier.studies.space import Parameter, Space
