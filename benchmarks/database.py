@@ -31,9 +31,11 @@ DRIVERS = {"sqlite": "SQLite", "postgresql": "PostgreSQL over loopback"}
 WORK = """
 import json, sys, time
 from pathlib import Path
-from image_classifier.config import DatabaseAccess, Reference, resolve_password
+from image_classifier.access import DatabaseAccess
+from image_classifier.credentials import resolve_password
 from image_classifier.data.database import load_version_snapshot
 from image_classifier.data.ingest import ingest
+from image_classifier.references import Reference
 step, source, config, folder = sys.argv[1], *map(Path, sys.argv[2:])
 access = DatabaseAccess(config=config, password=resolve_password(None), dataset_folder=folder)
 started = time.perf_counter()

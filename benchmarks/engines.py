@@ -36,9 +36,9 @@ def measure_step(case: str, engine: str) -> float:
     """Measure in this process the median of the steps, in seconds."""
     import torch
 
-    from image_classifier.config import TrainingSettings
     from image_classifier.data.loader import Batch
     from image_classifier.model.catalog import build_classifier
+    from image_classifier.settings import TrainingSettings
     from image_classifier.training.determinism import configure_torch, resolve_settings
     from image_classifier.training.loop import train
     from image_classifier.training.memory import keep_freed_memory

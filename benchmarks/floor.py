@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import load_result, save_result
-from image_classifier.config import TrainingSettings
 from image_classifier.model.catalog import build_classifier
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.determinism import configure_torch, resolve_settings
 
 NUM_IMAGES = 50_000

@@ -30,9 +30,9 @@ SIDES = ("ours", "contiguous", "channels_last")
 
 def measure_ours(side: int) -> Iterator[float]:
     """Yield the seconds of the steps of a run."""
-    from image_classifier.config import TrainingSettings
     from image_classifier.data.loader import Batch
     from image_classifier.model.catalog import build_classifier
+    from image_classifier.settings import TrainingSettings
     from image_classifier.training.determinism import configure_torch, resolve_settings
     from image_classifier.training.loop import train
     from image_classifier.training.memory import keep_freed_memory

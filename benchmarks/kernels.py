@@ -21,11 +21,13 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.measure import PROJECT, format_figure, load_result, save_result, summarize, write_table
-from image_classifier.config import SMALL_BATCH, InstructionSet, TrainingSettings
+from image_classifier.choices import InstructionSet
 from image_classifier.data.loader import Batch
 from image_classifier.model.catalog import build_classifier
+from image_classifier.settings import TrainingSettings
 from image_classifier.training import large_steps, small_steps
 from image_classifier.training.determinism import CAPS, cap_instruction_set, configure_torch, resolve_settings
+from image_classifier.training.engine import SMALL_BATCH
 from image_classifier.training.loop import train
 from image_classifier.training.memory import keep_freed_memory
 from image_classifier.training.optimizer import build_optimizer

@@ -47,11 +47,13 @@ from benchmarks.measure import (
     write_table,
 )
 from benchmarks.subsets import write_subset
-from image_classifier.config import ImageSize, Reading, TrainingSettings
+from image_classifier.access import Reading
 from image_classifier.data import webdataset
 from image_classifier.data.blocks import BLOCK_BYTES, compute_windows
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
+from image_classifier.image_sizes import ImageSize
+from image_classifier.settings import TrainingSettings
 
 DOCUMENT = PROJECT / "docs" / "scaling.md"
 SIDE: ImageSize = 224
@@ -257,7 +259,7 @@ def build_settings(window: int) -> TrainingSettings:
 
 def measure_steps(folder: Path, window: int) -> list[float]:
     """Measure the seconds of steps of a run, the images' way from the cold disk included."""
-    from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
+    from image_classifier.preparation import build_initial_classifier, build_loader, split_training_set
     from image_classifier.training.determinism import configure_torch, resolve_settings
     from image_classifier.training.loop import train
     from image_classifier.training.memory import keep_freed_memory
@@ -283,7 +285,7 @@ def measure_steps(folder: Path, window: int) -> list[float]:
 
 def measure_loading(folder: Path, window: int) -> float:
     """Measure how many images a second the loader reads from the cold disk."""
-    from image_classifier.experiment import build_loader, split_training_set
+    from image_classifier.preparation import build_loader, split_training_set
 
     settings = build_settings(window)
     snapshot = load_snapshot(folder, reading=Reading(image_size=SIDE))
@@ -394,7 +396,7 @@ def compute_scales(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def measure_index(folder: Path) -> float:
     """Measure the memory that the index of tars takes for each image."""
-    from image_classifier.data.content import load_metadata
+    from image_classifier.data.metadata import load_metadata
 
     listing = webdataset.list_folder(folder)
     assert listing is not None

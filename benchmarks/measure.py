@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from image_classifier.config import InstructionSet
+from image_classifier.choices import InstructionSet
 from image_classifier.training.determinism import CAPS
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import save_result, summarize
-from image_classifier.config import DatabaseAccess
-from image_classifier.data.connection import open_database
-from image_classifier.data.database import Chunk, Ingest, find_dataset, freeze_newest
+from image_classifier.access import DatabaseAccess
+from image_classifier.data.database import find_dataset
 from image_classifier.data.dataset import load_snapshot
-from image_classifier.data.ingest import ingest
+from image_classifier.data.freezing import freeze_newest
+from image_classifier.data.ingest import Chunk, Ingest, ingest
+from image_classifier.data.revision import open_database
 from image_classifier.data.snapshot import Snapshot, compute_digest, compute_flat_digest
 
 NAME = "merkle"

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measure import load_result, save_result, summarize
-from image_classifier.config import Views
+from image_classifier.choices import Views
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.published.folder import INT8_MODEL, MANIFEST, PARITY
 from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor

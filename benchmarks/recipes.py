@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.measure import build_parser, load_result, measure_recipe, save_result, summarize
 from benchmarks.subsets import write_subset
-from image_classifier.config import RECIPES
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.recipe import RECIPES
 
 NUM_SMALL = 5000
 """Images that `small` trains on: those of the sample set that `make train` takes where CIFAR-10 cannot be reached."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measure import save_result, summarize
 from image_classifier import experiment
-from image_classifier.config import RunSettings, TrainingSettings
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.tracking.run import RunFolder
 from image_classifier.tracking.state import TrainingState
 

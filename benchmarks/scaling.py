@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PROJECT, build_parser, load_result, measure_command, save_result, summarize, write_table
-from image_classifier.config import load_recipe
 from image_classifier.model.catalog import build_classifier
+from image_classifier.recipe import load_recipe
 from image_classifier.training.shards import list_buffers
 
 DOCUMENT = PROJECT / "docs" / "scaling.md"

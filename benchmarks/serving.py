@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import PROJECT, load_result, save_result
-from image_classifier.config import ServingPrecision
+from image_classifier.choices import ServingPrecision
 from image_classifier.imaging import decode_image
 from image_classifier.published.folder import INT8_MODEL, MODEL
 from image_classifier.published.predictor import Predictor, load_predictor

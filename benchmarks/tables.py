@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from benchmarks.measure import PROJECT, RESULTS, format_figure, load_result, summarize
-from image_classifier.config import get_recipe_path
+from image_classifier.recipe import get_recipe_path
 
 RECIPES = {
     "fast": "airbench's network and Muon, images that grow from 16 to 32 pixels, test-time augmentation",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import build_parser, find_jemalloc, measure_baseline, measure_in_turn, measure_recipe
-from image_classifier.config import InstructionSet
+from image_classifier.choices import InstructionSet
 
 
 def measure_record(seed: int, dataset_folder: Path, instruction_set: InstructionSet) -> dict[str, Any]:

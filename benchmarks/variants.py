@@ -17,7 +17,8 @@ from typing import Any
 
 from benchmarks.floor import count_training
 from benchmarks.measure import PROJECT, load_result, save_result, write_table
-from image_classifier.config import load_recipe, restore_training_settings
+from image_classifier.recipe import load_recipe
+from image_classifier.settings import restore_training_settings
 from image_classifier.tracking.checking import check_finished
 from image_classifier.tracking.reading import read_epochs, read_record
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import PROJECT, build_parser, save_result, write_table
-from image_classifier.data.augment import compute_validation_split
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.split import compute_validation_split
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.layout import MODEL
 from image_classifier.tracking.reading import read_record

@@ -5,7 +5,7 @@ The way the data goes, and the folder that each stage lies in::
     source ──> snapshot ──> batches ──> network ──> training loop ──> run folder ──> published model
     data/      data/        data/       model/      training/         tracking/      publishing/, serving/
 
-`experiment.py` joins the stages on one page; `cli/` holds one file a command. `config.py` has every setting,
+`experiment.py` joins the stages on one page; `cli/` holds one file a command. `settings.py` has every setting,
 `errors.py` every expected error. Nothing is imported here, so that `--help` answers at once.
 """
 

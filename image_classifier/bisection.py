@@ -21,11 +21,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from image_classifier.config import DatabaseAccess, TrainingSettings
+from image_classifier.access import DatabaseAccess
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ImageClassifierError, Interrupted, RunError, SettingsError
-from image_classifier.experiment import Reporter, run
+from image_classifier.experiment import run
 from image_classifier.plugins import PLUGGABLE, check_allowed
+from image_classifier.reporter import Reporter
+from image_classifier.settings import TrainingSettings
 from image_classifier.storage import scratch_folder
 from image_classifier.tracking.causes import Cause, Evidence, find_cause
 from image_classifier.tracking.checking import verify_files

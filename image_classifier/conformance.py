@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import TrainingSettings
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
 from image_classifier.model.classifier import Classifier
 from image_classifier.model.hooks import ArrangesWeights
 from image_classifier.plugins import explain
+from image_classifier.settings import TrainingSettings
 from image_classifier.storage import scratch_folder
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.training.draws import OF_THE_OPTIMIZER, Draws

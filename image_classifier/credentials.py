@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,3 +65,15 @@ def load_secret(path: Path, option: str) -> Secret:
     if not text:
         raise SettingsError(f"--{option}: the first line of {path} is empty; put the secret there")
     return Secret(text)
+
+
+def resolve_password(file: Path | None) -> Secret | None:
+    """Load the password of the database from a file, or else from DB_PASSWORD.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    if file is not None:
+        return load_secret(file, "db_pass_file")
+    text = os.environ.get("DB_PASSWORD")
+    return Secret(text) if text else None

@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit
+from image_classifier.choices import Fit
 from image_classifier.errors import ImageError, ImageSizeError
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -317,3 +317,8 @@ def _find_distribution(kind: Kind, name: str, top: str) -> tuple[str | None, str
         except PackageNotFoundError:
             continue
     return None, None
+
+
+def takes_image_size(model: str, size: int) -> bool:
+    """Say whether a network takes images of this side in pixels."""
+    return size in (NETWORKS[model].image_sizes if model in NETWORKS else SCALES)

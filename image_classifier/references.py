@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 
-_DATABASE_PREFIX = "db:"
+DATABASE_PREFIX = "db:"
 
 
 _PUBLISHED = re.compile(r"torchvision:([a-z0-9_]{1,100})@([A-Za-z0-9_]{1,100})")
@@ -59,7 +59,7 @@ def get_reference(dataset: Path | str) -> Reference | None:
         SettingsError: it begins with db: and does not go on so.
     """
     text = str(dataset)
-    return parse_reference(text.removeprefix(_DATABASE_PREFIX)) if text.startswith(_DATABASE_PREFIX) else None
+    return parse_reference(text.removeprefix(DATABASE_PREFIX)) if text.startswith(DATABASE_PREFIX) else None
 
 
 def get_published_weights(model: Path | str) -> tuple[str, str] | None:
@@ -148,3 +148,27 @@ def describe_place(place: Path | str) -> str:
     """Write a path as it is, and a URL without what may be secret: for people and records."""
     url = get_url(place)
     return str(place) if url is None else str(url)
+
+
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
+"""Of the addresses of MLflow's stores."""
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Check that the address of an MLflow store is one, without a password, which the record of a run would keep.
+
+    Raises:
+        SettingsError: it is not, or has one.
+    """
+    try:
+        parts = urlsplit(uri)
+        kind, has_password = parts.scheme.partition("+")[0], parts.password is not None
+    except ValueError as error:
+        raise SettingsError(f"--tracking_uri is no address: {error}") from error
+    if kind not in TRACKING_SCHEMES or "://" not in uri:
+        raise SettingsError(f"--tracking_uri takes {', '.join(f'{s}://' for s in TRACKING_SCHEMES)}, got: {kind!a}")
+    if has_password:
+        raise SettingsError(
+            "--tracking_uri must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN; a database's goes into its own password file"
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 def one_line(error: object) -> str:
     """Write what an error says on one line without control characters, at most 300 characters of it."""
@@ -18,3 +21,20 @@ def make_printable(text: str) -> str:
 def quote_unprintable(text: str) -> str:
     """Quote and escape a text that is not printable, so that it is taken for no other; return any other as it is."""
     return text if text.isprintable() else ascii(text)
+
+
+def is_name(value: Any) -> bool:
+    """Say whether a value is a printable text on one line."""
+    return isinstance(value, str) and value.isprintable() and value.strip() != ""
+
+
+def list_first(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """List the first of some texts, and how many more there are."""
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
+
+
+def list_classes(classes: Sequence[str]) -> str:
+    """List the names of classes for a message: the first ten, and how many there are."""
+    listed = ", ".join(classes[:10])
+    return f"{listed}, … ({len(classes)})" if len(classes) > 10 else listed

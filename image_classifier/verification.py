@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_classifier.config import DatabaseAccess, RunSettings, TrainingSettings
+from image_classifier.access import DatabaseAccess
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import RunError, SettingsError
-from image_classifier.experiment import Reporter, run
+from image_classifier.experiment import run
 from image_classifier.plugins import PLUGGABLE, check_allowed
 from image_classifier.published.attestation import Kind
 from image_classifier.references import get_published_weights, get_reference
+from image_classifier.reporter import Reporter
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import scratch_folder
 from image_classifier.tracking.audit import Audit, build_audit
 from image_classifier.tracking.checking import describe_others, is_finished, verify_files

@@ -55,7 +55,7 @@ def read_peak_kb() -> int:
 
 def read_dataset(path: Path) -> None:
     """Read the data set at a path whole."""
-    from image_classifier.data.content import load_metadata
+    from image_classifier.data.metadata import load_metadata
     from image_classifier.data.source import find_source
 
     content = find_source(path).read(load_metadata(path if path.is_dir() else path.parent))

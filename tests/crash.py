@@ -33,8 +33,8 @@ import PIL.Image
 from tqdm import tqdm
 
 from image_classifier.cli.train import place_aside
-from image_classifier.config import RunSettings
 from image_classifier.experiment import run
+from image_classifier.settings import RunSettings
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk, scratch_folder
 from image_classifier.tracking.checking import find_changed_files, is_finished
 from image_classifier.tracking.checkpoint import Checkpoints, load_model

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import text
 
-from image_classifier.config import DatabaseAccess
+from image_classifier.access import DatabaseAccess
 from image_classifier.credentials import Secret
-from image_classifier.data.connection import open_database
+from image_classifier.data.revision import open_database
 from tests.datasets import OURS, Arrays, make_arrays, write_cifar10_python
 from tests.postgres import PASSWORD, Cluster
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from image_classifier import bisection, experiment
-from image_classifier.config import RunSettings, TrainingSettings
+from image_classifier import bisection, experiment, preparation
 from image_classifier.data.augment import compute_order
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.loop import Step
 from image_classifier.training.optimizer import compute_schedule
@@ -93,7 +93,7 @@ def change_start(name: str) -> Fault:
     """Begin with a tensor whose values are each the next larger float32."""
 
     def install(patch: pytest.MonkeyPatch) -> None:
-        build = experiment.build_initial_classifier
+        build = preparation.build_initial_classifier
 
         def built(*arguments: Any) -> Any:
             classifier = build(*arguments)

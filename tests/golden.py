@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from image_classifier.config import SMALL_BATCH, RunSettings, TrainingSettings
 from image_classifier.experiment import run
 from image_classifier.kernels.library import Arguments, load_kernels
 from image_classifier.model.catalog import build_classifier
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.tracking.layout import CHAIN
 from image_classifier.tracking.reading import read_manifest, read_predictions
 from image_classifier.training.determinism import choose_kernels
-from image_classifier.training.engine import Eager
+from image_classifier.training.engine import SMALL_BATCH, Eager
 from image_classifier.training.portable_steps import PortableMode
 from image_classifier.training.shards import Shard
 from tests.tiny import write_tiny_dataset

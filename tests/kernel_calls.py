@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from image_classifier.config import TrainingSettings
 from image_classifier.kernels.builder import TARGETS
 from image_classifier.kernels.library import Arguments, Kernels, load_kernels, split_name
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.residual import ResNet18
 from image_classifier.plugins import NETWORKS
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.determinism import choose_kernels
 from image_classifier.training.optimizer import NEWTON_SCHULZ, NUM_ITERATIONS, build_optimizer
 from image_classifier.training.portable_steps import PortableMode

@@ -8,8 +8,17 @@ from types import ModuleType
 
 from image_classifier import confinement, files, imaging
 from image_classifier.capture import labels
-from image_classifier.cli import database
-from image_classifier.data import card, cifar, content, download, parquet_process, pickles, proof, webdataset
+from image_classifier.data import (
+    card,
+    cifar,
+    content,
+    corrections,
+    download,
+    parquet_process,
+    pickles,
+    proof,
+    webdataset,
+)
 from image_classifier.published import attestation
 from image_classifier.published import folder as published
 from image_classifier.remote import store
@@ -108,7 +117,7 @@ ROWS: dict[str, tuple[str, str]] = {
         f"{_size(published.MAX_BYTES)}; weights in other files",
         _OWN + ", with 4 times the file's size on top; the caller's where a given key has signed it",
     ),
-    "CSV of `data relabel`": (f"{_size(database.MAX_CORRECTIONS_BYTES)}", "the caller's"),
+    "CSV of `data relabel`": (f"{_size(corrections.MAX_CORRECTIONS_BYTES)}", "the caller's"),
     "CSV of `drift --labels`": (f"{_size(labels.MAX_BYTES)}", "the caller's"),
     "API keys, JSON web keys": (f"{_size(auth.MAX_KEYS_BYTES)}", "the server's"),
     "download": (f"{_size(download.MAX_BYTES)}", "the caller's, on disk"),

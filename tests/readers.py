@@ -22,18 +22,18 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
+from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.capture.labels import load_labels
 from image_classifier.cli.compare import format_comparison
-from image_classifier.cli.database import read_corrections
 from image_classifier.cli.evaluate import format_evaluation
 from image_classifier.cli.train import build_trainer_parser, load_config
-from image_classifier.config import DatabaseAccess, Reading, load_recipe, restore_training_settings
 from image_classifier.credentials import load_secret
 from image_classifier.data.card import check_sizes
-from image_classifier.data.connection import load_place
-from image_classifier.data.content import METADATA_FILE, load_metadata
+from image_classifier.data.corrections import read_corrections
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.metadata import METADATA_FILE, load_metadata
 from image_classifier.data.parquet import iterate_images
+from image_classifier.data.place import load_place
 from image_classifier.data.snapshot import compute_fingerprint
 from image_classifier.data.source import find_source
 from image_classifier.errors import ImageClassifierError
@@ -51,10 +51,12 @@ from image_classifier.publishing.evidence import read_claims
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.quantize import quantize
 from image_classifier.publishing.signing import build_signer
+from image_classifier.recipe import load_recipe
 from image_classifier.serving import oip
 from image_classifier.serving.app import describe_model
 from image_classifier.serving.auth import TokenGate, load_keys
 from image_classifier.serving.requests import parse_body
+from image_classifier.settings import restore_training_settings
 from image_classifier.tracking import checking, layout, reading
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.compare import compare_runs

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_classifier.config import Fit, Views
+from image_classifier.choices import Fit, Views
 from image_classifier.metrics import compute_metrics
 from image_classifier.model.catalog import build_classifier
 from image_classifier.tracking import layout

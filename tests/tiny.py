@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.data.sample import write_sample
+from image_classifier.settings import RunSettings, TrainingSettings
 
 TRAINING = replace(
     TrainingSettings.from_recipe("notebook"),

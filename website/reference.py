@@ -25,9 +25,10 @@ from jsonargparse import ArgumentParser
 from image_classifier.cli.arguments import OTHER_VARIABLES, describe_type, get_options
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS, iterate_parsers
-from image_classifier.config import FLAGS, RECIPES, RunSettings, TrainingSettings, get_recipe_path, load_recipe
 from image_classifier.kernels.builder import LIBRARIES
 from image_classifier.plugins import OWN
+from image_classifier.recipe import RECIPES, get_recipe_path, load_recipe
+from image_classifier.settings import FLAGS, RunSettings, TrainingSettings
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "image_classifier"
@@ -56,8 +57,10 @@ KINDS = {
 """Files that begin with no sentence about themselves."""
 
 PYTHON = {
-    "A run": ("image_classifier.experiment", ["run", "RunResult", "Reporter", "Reporters"]),
-    "Settings": ("image_classifier.config", ["RunSettings", "TrainingSettings", "DatabaseAccess", "Reading"]),
+    "A run": ("image_classifier.experiment", ["run", "RunResult"]),
+    "What a run reports": ("image_classifier.reporter", ["Reporter", "Reporters"]),
+    "Settings": ("image_classifier.settings", ["RunSettings", "TrainingSettings"]),
+    "Reading data": ("image_classifier.access", ["DatabaseAccess", "Reading"]),
     "Verification": ("image_classifier.verification", ["verify", "VerificationSettings", "Verification", "Verdict"]),
     "Published models": ("image_classifier.published.predictor", ["load_predictor", "Predictor", "PublishedModel"]),
     "Conformance suites: networks": ("image_classifier.testing.networks", ["check_network"]),

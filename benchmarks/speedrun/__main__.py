@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measure import PROJECT, build_parser, load_result, save_result, write_table
 from benchmarks.speedrun.entries import CLOCK, Refused, check_entry, get_clock_path, train_entry
-from image_classifier.config import RECIPES
+from image_classifier.recipe import RECIPES
 
 DOCUMENT = PROJECT / "docs" / "speedrun.md"
 EXPERIMENT = "speedrun"

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import PROJECT, describe_origin, measure_command
-from image_classifier.config import RECIPES, TrainingSettings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import ImageClassifierError
 from image_classifier.files import check_form, load_json
+from image_classifier.recipe import RECIPES
+from image_classifier.settings import TrainingSettings
 from image_classifier.tracking.checking import verify_files
 from image_classifier.tracking.reading import (
     read_epochs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import TrainingSettings
+from image_classifier.settings import TrainingSettings
 
 
 class PatchNetwork(nn.Module):

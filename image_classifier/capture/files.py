@@ -35,10 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.capture.places import Place, open_place
-from image_classifier.config import is_image_size
 from image_classifier.errors import DataError
 from image_classifier.extras import load_extra
 from image_classifier.files import parse_json
+from image_classifier.image_sizes import is_image_size
 from image_classifier.text import one_line
 
 FORMAT_VERSION = 1

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import register_type
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Fit, ImageSize, Reading, resolve_password
-from image_classifier.credentials import Secret
+from image_classifier.access import DatabaseAccess, Reading
+from image_classifier.choices import Fit
+from image_classifier.credentials import Secret, resolve_password
 from image_classifier.errors import SettingsError
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize
 from image_classifier.progress import paused
+from image_classifier.references import get_url
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -135,3 +138,13 @@ def get_asking() -> Callable[[], Secret] | None:
             return Secret(getpass.getpass("password of the database: "))
 
     return ask if sys.stdin is not None and sys.stdin.isatty() else None
+
+
+def check_local(dataset_folder: Path) -> None:
+    """Check that the folder that is written to lies on this machine.
+
+    Raises:
+        SettingsError: it is a URL.
+    """
+    if get_url(dataset_folder) is not None:
+        raise SettingsError("--dataset_folder is written to here, so it must be a folder on this machine, got a URL")

@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from image_classifier.choices import NumKept
 from image_classifier.cli.commands import iterate_parsers
 from image_classifier.cli.spelling import find_meant, suggest
-from image_classifier.config import NumKept
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
 from image_classifier.references import get_url

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
+from image_classifier.access import DatabaseAccess
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute, get_options
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import DatabaseAccess
 from image_classifier.errors import Interrupted
 from image_classifier.progress import track
-from image_classifier.text import make_printable
+from image_classifier.text import list_first, make_printable
 
 if TYPE_CHECKING:
     from image_classifier.bisection import Finding
@@ -103,8 +103,7 @@ def _list_facts(finding: Finding) -> Iterator[tuple[str, str]]:
     yield from zip(("A", "B"), finding.runs, strict=True)
     yield "step", _describe_step(finding)
     if finding.tensors:
-        more = f" and {len(finding.tensors) - NUM_NAMED} more" if len(finding.tensors) > NUM_NAMED else ""
-        yield "tensor", f"{', '.join(finding.tensors[:NUM_NAMED])}{more}, of the state after it"
+        yield "tensor", f"{list_first(finding.tensors, NUM_NAMED)}, of the state after it"
     result = finding.result
     if result is not None:
         shard = "" if result.shard is None else f", shard {result.shard}"

@@ -18,11 +18,11 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from image_classifier import __version__
 from image_classifier.cli.spelling import suggest
-from image_classifier.config import set_log_level
 from image_classifier.credentials import hide_in_urls
 from image_classifier.errors import ImageClassifierError, VerdictError
 from image_classifier.extras import explain_missing
 from image_classifier.files import check_yaml
+from image_classifier.logs import set_log_level
 from image_classifier.progress import shown
 from image_classifier.storage import REFUSALS, storage_error
 from image_classifier.text import make_printable

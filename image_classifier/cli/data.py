@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from image_classifier.access import DATABASE_FOLDER, DATASET_FOLDER
 from image_classifier.cli import database, prove
-from image_classifier.cli.access import add_access_options, add_reading_options, build_access, build_reading
+from image_classifier.cli.access import (
+    add_access_options,
+    add_reading_options,
+    build_access,
+    build_reading,
+    check_local,
+)
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
-from image_classifier.cli.database import check_local, format_counts, name_left_out
+from image_classifier.cli.summaries import format_counts, name_left_out
 from image_classifier.cli.table import format_table
-from image_classifier.config import DATABASE_FOLDER, DATASET_FOLDER
 from image_classifier.errors import DataError
 from image_classifier.progress import say
 from image_classifier.references import get_reference
@@ -158,8 +164,9 @@ def _is_present(folder: Path) -> bool:
 
 def _get(folder: Path, options: Namespace) -> None:
     """Put the data set that was asked for into a folder that holds none."""
-    from image_classifier.data.content import CIFAR10_CLASSES, METADATA_FILE, METADATA_FORMAT
+    from image_classifier.data.cifar import CIFAR10_CLASSES
     from image_classifier.data.download import ARCHIVES, fetch_archive
+    from image_classifier.data.metadata import METADATA_FILE, METADATA_FORMAT
     from image_classifier.storage import write_atomically
 
     if options.source == "sample":

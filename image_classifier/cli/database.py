@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,37 +9,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
+from image_classifier.access import DATABASE_FOLDER, Reading
 from image_classifier.cli.access import (
     add_access_options,
     add_image_size_option,
     add_reading_options,
     build_access,
     build_reading,
+    check_local,
 )
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser
-from image_classifier.cli.table import format_table
-from image_classifier.config import DATABASE_FOLDER, Reading
-from image_classifier.data.parts import PARTS
+from image_classifier.cli.summaries import format_counts, format_difference, format_summary, name_left_out
+from image_classifier.data.parts import CONDITIONS
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
-from image_classifier.files import read_file
 from image_classifier.progress import say, track
-from image_classifier.references import Reference, describe_place, get_reference, get_url, parse_reference
+from image_classifier.references import Reference, describe_place, get_reference, parse_reference
 from image_classifier.storage import temporary_files_beside, write_atomically
 from image_classifier.text import make_printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-
-    from image_classifier.data.database import Correction, Summary, Version
-    from image_classifier.data.diff import Difference
-    from image_classifier.data.findings import Findings
-    from image_classifier.data.snapshot import Snapshot
-
-CONDITIONS = ("class", "split", "source", "added_by")
-MAX_CORRECTIONS_BYTES = 2**23
-_NUM_LISTED = 20
 
 
 def _build_parser(action: str, description: str, **options: None) -> ArgumentParser:
@@ -185,14 +174,6 @@ def ingest(argv: Sequence[str] | None) -> int:
     return name_left_out(result.findings)
 
 
-def name_left_out(findings: Findings | None) -> ExitStatus:
-    """Name each image file that was left out, and return the exit status that says whether there was one."""
-    left_out = () if findings is None else findings.left_out
-    for reason in left_out:
-        say(f"left out: {make_printable(reason)}")
-    return ExitStatus.DONE_IN_PART if left_out else ExitStatus.DONE
-
-
 def snapshot(argv: Sequence[str] | None) -> int:
     """freeze a data set in the database into a snapshot, or a part of it"""
     options = _parse(build_snapshot_parser(), argv)
@@ -202,7 +183,8 @@ def snapshot(argv: Sequence[str] | None) -> int:
         raise SettingsError("--version names what was frozen already: leave --as_of and --where out, or --version")
     access = build_access(options, options.dataset_folder)
 
-    from image_classifier.data.database import freeze_snapshot, load_version_snapshot
+    from image_classifier.data.database import load_version_snapshot
+    from image_classifier.data.freezing import freeze_snapshot
 
     if options.version is None:
         frozen = freeze_snapshot(name, access, as_of=as_of, conditions=conditions)
@@ -219,8 +201,8 @@ def list_datasets(argv: Sequence[str] | None) -> int:
     options = _parse(build_list_parser(), argv)
     access = build_access(options, options.dataset_folder)
 
-    from image_classifier.data.connection import open_database
     from image_classifier.data.database import list_datasets as list_all
+    from image_classifier.data.revision import open_database
 
     with open_database(access) as database:
         summaries = database.run(lambda: list_all(database))
@@ -229,29 +211,6 @@ def list_datasets(argv: Sequence[str] | None) -> int:
         say(f"{title} has no data set yet; `image_classifier data ingest` adds one")
     print("\n\n".join(format_summary(summary) for summary in summaries))
     return ExitStatus.DONE
-
-
-def format_counts(counted: Snapshot | Version) -> str:
-    """Format how many images a data set has in each part."""
-    validation = f", {counted.num_validation:,} validation images" if counted.num_validation else ""
-    return f"{counted.num_train:,} training images{validation}, {counted.num_test:,} test images"
-
-
-def format_summary(summary: Summary) -> str:
-    """Format a data set and its versions."""
-    dataset = summary.dataset
-    heading = (
-        f"{dataset.name}: {summary.num_samples:,} images of {len(dataset.classes):,} classes, "
-        f"{summary.num_corrections:,} labels corrected"
-    )
-    parts = ["train", *(["validation"] if any(v.num_validation for v in summary.versions) else []), "test"]
-    rows = [["version", "frozen", "by", "digest", *parts, "limited to"]]
-    for version in summary.versions:
-        limits = "; ".join(f"{name}={','.join(values)}" for name, values in version.selection.conditions.items())
-        moment = version.added_at.strftime("%Y-%m-%d %H:%M:%S")
-        counts = [f"{getattr(version, f'num_{part}'):,}" for part in parts]
-        rows.append([str(version.reference), moment, version.added_by, version.digest[:12], *counts, limits])
-    return f"{heading}\n{format_table(rows, num_left=4)}" if summary.versions else f"{heading}\nno version yet"
 
 
 def diff(argv: Sequence[str] | None) -> int:
@@ -276,22 +235,6 @@ def diff(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-def format_difference(difference: Difference, old: Sequence[str], new: Sequence[str]) -> str:
-    """Format what was added, removed and relabelled; of the last the first ones one by one."""
-    counts = {name: getattr(difference, f"num_{name}") for name in ("unchanged", "added", "removed", "relabelled")}
-    parts = [part for part in PARTS if part != "validation" or any(count[part] for count in counts.values())]
-    rows = [["images", *parts], *([name, *(f"{count[part]:,}" for part in parts)] for name, count in counts.items())]
-    text = format_table(rows)
-    if difference.relabelled:
-        listed = [["image", "was", "is"]]
-        for pair in difference.relabelled[:_NUM_LISTED]:
-            listed.append([str(pair.new), old[pair.old_label], new[pair.new_label]])
-        text += f"\n\n{format_table(listed)}"
-        if len(difference.relabelled) > _NUM_LISTED:
-            text += f"\nand {len(difference.relabelled) - _NUM_LISTED:,} more"
-    return text
-
-
 def relabel(argv: Sequence[str] | None) -> int:
     """correct labels, which makes a new version"""
     options = _parse(build_relabel_parser(), argv)
@@ -304,8 +247,8 @@ def relabel(argv: Sequence[str] | None) -> int:
     if (options.image is None) != (options.label is None) or (options.image is None) == (options.corrections is None):
         raise SettingsError("give --image and --label for one correction, or --corrections for a file of them")
 
-    from image_classifier.data.connection import open_database
-    from image_classifier.data.database import Correction, correct_labels
+    from image_classifier.data.corrections import Correction, correct_labels, read_corrections
+    from image_classifier.data.revision import open_database
 
     if options.corrections is None:
         wanted = [Correction(options.image, options.label)]
@@ -318,29 +261,6 @@ def relabel(argv: Sequence[str] | None) -> int:
     say(f"{num_changed:,} labels corrected; digest {version.digest}")
     print(version.reference)
     return ExitStatus.DONE
-
-
-def read_corrections(path: Path) -> list[Correction]:
-    """Read a CSV file with the columns image and label.
-
-    Raises:
-        SettingsError: it cannot be read, lacks a column, or has what is no number.
-    """
-    from image_classifier.data.database import Correction
-
-    wanted = []
-    try:
-        file = io.StringIO(read_file(path, MAX_CORRECTIONS_BYTES).decode("utf-8-sig"), newline="")
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            image = (row.get("image") or "").strip()
-            if not image.isdecimal() or len(image) > 18 or row.get("label") is None:
-                raise SettingsError(
-                    f"--corrections: line {number} of {path} needs a number under image and a class under label"
-                )
-            wanted.append(Correction(int(image), row["label"].strip()))
-    except (OSError, ValueError, csv.Error) as error:
-        raise SettingsError(f"--corrections: {path} cannot be read: {error}; correct it") from None
-    return wanted
 
 
 def export(argv: Sequence[str] | None) -> int:
@@ -364,7 +284,7 @@ def upgrade(argv: Sequence[str] | None) -> int:
     options = _parse(build_upgrade_parser(), argv)
     access = build_access(options, options.dataset_folder)
 
-    from image_classifier.data.connection import upgrade_database
+    from image_classifier.data.revision import upgrade_database
 
     before, after = upgrade_database(access)
     say(f"the tables are at revision {after}" + (f", up from {before}" if before not in (None, after) else ""))
@@ -411,16 +331,6 @@ def _parse(parser: ArgumentParser, argv: Sequence[str] | None) -> Namespace:
     check_local(options.dataset_folder)
     load_extra("sqlalchemy", "database")
     return options
-
-
-def check_local(dataset_folder: Path) -> None:
-    """Check that the folder that is written to lies on this machine.
-
-    Raises:
-        SettingsError: it is a URL.
-    """
-    if get_url(dataset_folder) is not None:
-        raise SettingsError("--dataset_folder is written to here, so it must be a folder on this machine, got a URL")
 
 
 def _check_name(name: str) -> str:

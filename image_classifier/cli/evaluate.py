@@ -9,12 +9,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from image_classifier.access import DatabaseAccess, Reading
+from image_classifier.choices import describe_views
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_percentage, format_table
-from image_classifier.config import DatabaseAccess, Reading, describe_views
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.progress import say
@@ -47,9 +48,9 @@ def _evaluate(argv: Sequence[str] | None) -> int:
     access = build_access(arguments, DatabaseAccess().dataset_folder)
     model = load(arguments)
 
-    from image_classifier.data.content import list_classes
     from image_classifier.data.dataset import load_snapshot
     from image_classifier.storage import write_atomically
+    from image_classifier.text import list_classes
     from image_classifier.tracking.reading import find_dataset
 
     dataset_folder, reading = arguments.dataset_folder, Reading(fit=model.fit, image_size=model.image_size)

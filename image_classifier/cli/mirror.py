@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from image_classifier.config import RunSettings
 from image_classifier.errors import RemoteError, RunError, SettingsError, StorageError
-from image_classifier.experiment import Reporter
 from image_classifier.files import parse_json
 from image_classifier.progress import say
 from image_classifier.remote.cache import localize
 from image_classifier.remote.store import Patience
 from image_classifier.remote.target import Target
+from image_classifier.reporter import Reporter
+from image_classifier.settings import RunSettings
 from image_classifier.storage import DISK, locked_folder, storage_error, written_beside
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.layout import BOARD, CHECKPOINTS, PROFILE, RECORD

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from image_classifier.config import Device, Fit, ImageSize, ServingPrecision, scale_batch
+from image_classifier.choices import Device, Fit, ServingPrecision
 from image_classifier.errors import SettingsError
+from image_classifier.image_sizes import ImageSize, scale_batch
 from image_classifier.progress import track
 from image_classifier.published.folder import is_published
 from image_classifier.remote.cache import localize

@@ -12,12 +12,13 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from image_classifier.choices import Fit
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
 from image_classifier.cli.table import format_cell
-from image_classifier.config import Fit, scale_batch
 from image_classifier.errors import DataError, ImageError, StorageError
+from image_classifier.image_sizes import scale_batch
 from image_classifier.progress import say, track
 from image_classifier.storage import DISK, written_beside
 from image_classifier.text import make_printable

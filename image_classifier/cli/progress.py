@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+from image_classifier.choices import describe_views
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import describe_views
 from image_classifier.errors import Interrupted
-from image_classifier.experiment import Reporter, RunResult
+from image_classifier.experiment import RunResult
 from image_classifier.progress import Task, say, track
+from image_classifier.reporter import Reporter
 from image_classifier.text import make_printable
 from image_classifier.tracking.record import describe_start
 from image_classifier.training.loop import Step

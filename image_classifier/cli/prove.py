@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_classifier.access import DatabaseAccess
+from image_classifier.choices import Fit
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser
-from image_classifier.config import DatabaseAccess, Fit
 from image_classifier.errors import DataError, RunError, SettingsError
 from image_classifier.progress import say
 from image_classifier.storage import temporary_files_beside, write_atomically

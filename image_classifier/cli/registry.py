@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from image_classifier.access import DatabaseAccess
+from image_classifier.choices import describe_views
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.table import format_table
-from image_classifier.config import DatabaseAccess, describe_views
 from image_classifier.errors import SettingsError
 from image_classifier.progress import say
 from image_classifier.references import get_url

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
-from image_classifier.config import DatabaseAccess, Reading
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.references import get_url
 from image_classifier.storage import temporary_files_beside, write_atomically

@@ -29,18 +29,13 @@ from image_classifier.cli.train import (
     load_config,
     settle_weights,
 )
-from image_classifier.config import (
-    DEFAULT_RECIPE,
-    RunSettings,
-    TrainingSettings,
-    load_default_recipe,
-    resolve_password,
-)
-from image_classifier.credentials import Secret, hide_in_urls, load_secret
+from image_classifier.credentials import Secret, hide_in_urls, load_secret, resolve_password
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.progress import track
+from image_classifier.recipe import DEFAULT_RECIPE, load_default_recipe
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import compute_file_digest, temporary_files_beside, write_atomically
 from image_classifier.studies.settings import SweepSettings
 
@@ -303,7 +298,7 @@ class Trials:
         """
         values = settle_weights(complete_settings({**self.given, **searched, "run_name": run_name}))
         if values["recipe"] == DEFAULT_RECIPE:
-            from image_classifier.data.augment import count_validation_images
+            from image_classifier.data.split import count_validation_images
 
             fraction = values.get("validation_fraction", 0)
             num_validation = count_validation_images(self._snapshot.num_train, fraction)
@@ -348,7 +343,7 @@ def check_judging(snapshot: Snapshot, values: Mapping[str, Any]) -> None:
     Raises:
         SettingsError: there are none.
     """
-    from image_classifier.data.augment import count_validation_images
+    from image_classifier.data.split import count_validation_images
 
     fraction = values.get("validation_fraction", TrainingSettings.validation_fraction)
     TrainingSettings(validation_fraction=fraction)

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from image_classifier.cli.tracking import TEST_METRICS
-from image_classifier.config import RunSettings
-from image_classifier.experiment import Reporter
 from image_classifier.extras import load_extra
+from image_classifier.reporter import Reporter
+from image_classifier.settings import RunSettings
 from image_classifier.storage import storage_error
 from image_classifier.tracking.layout import BOARD, FIGURE
 from image_classifier.tracking.reading import read_epochs, read_evaluation

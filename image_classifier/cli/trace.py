@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from image_classifier.access import DatabaseAccess
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_table
-from image_classifier.config import DatabaseAccess
 
 SHOWN_DIGITS = 12
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from image_classifier.config import RunSettings
 from image_classifier.errors import Interrupted, RegistryError
-from image_classifier.experiment import Reporter
 from image_classifier.progress import say
+from image_classifier.reporter import Reporter
+from image_classifier.settings import RunSettings
 from image_classifier.tracking.layout import CHECKPOINTS, MANIFEST, list_run_files
 from image_classifier.tracking.reading import read_epochs, read_evaluation
 from image_classifier.tracking.store import Store

@@ -17,26 +17,23 @@ from image_classifier.cli.access import add_password_option, get_asking, hide_pa
 from image_classifier.cli.arguments import get_options, parse_arguments, parse_config
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import (
-    DEFAULT_RECIPE,
-    FLAGS,
-    NUM_IMAGES_FOR_FAST,
-    RECIPES,
-    RecipeName,
-    RunSettings,
-    TrainingSettings,
-    choose_recipe,
-    freeze_lists,
-    load_default_recipe,
-    load_recipe,
-    restore_training_settings,
-)
 from image_classifier.credentials import hide_in_urls
 from image_classifier.errors import ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
 from image_classifier.files import load_yaml
 from image_classifier.plugins import PLUGGABLE, check_allowed, describe_names
 from image_classifier.progress import track
+from image_classifier.recipe import (
+    DEFAULT_RECIPE,
+    NUM_IMAGES_FOR_FAST,
+    RECIPES,
+    RecipeName,
+    choose_recipe,
+    freeze_lists,
+    load_default_recipe,
+    load_recipe,
+)
 from image_classifier.references import describe_place
+from image_classifier.settings import FLAGS, RunSettings, TrainingSettings, restore_training_settings
 from image_classifier.storage import scratch_folder, temporary_files_beside
 
 if TYPE_CHECKING:
@@ -89,7 +86,8 @@ def _train(argv: Sequence[str] | None) -> int:
                 from image_classifier.cli.progress import TerminalReporter, print_summary
                 from image_classifier.cli.tensorboard import open_board
                 from image_classifier.cli.tracking import open_tracker
-                from image_classifier.experiment import Reporters, run
+                from image_classifier.experiment import run
+                from image_classifier.reporter import Reporters
                 from image_classifier.training.ranks import open_ranks
 
             with open_ranks(settings.training.device) as ranks:
@@ -296,8 +294,8 @@ def settle_recipe(values: Mapping[str, Any]) -> tuple[RunSettings, Snapshot | No
         return build_settings(values), None
     run = check_open_settings(values)
 
-    from image_classifier.data.augment import count_validation_images
     from image_classifier.data.dataset import load_snapshot
+    from image_classifier.data.split import count_validation_images
     from image_classifier.tracking.run import run_exists_error
 
     if os.path.lexists(run.run_folder) and not (run.resume or is_restarted()):

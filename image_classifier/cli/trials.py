@@ -11,10 +11,10 @@ from typing import Any
 
 from image_classifier.cli.signals import StopRequest
 from image_classifier.cli.table import format_percentage, format_table
-from image_classifier.config import RunSettings
 from image_classifier.errors import Interrupted
-from image_classifier.experiment import Reporter, Reporters
 from image_classifier.progress import Task, paused, say, track
+from image_classifier.reporter import Reporter, Reporters
+from image_classifier.settings import RunSettings
 from image_classifier.studies.sweep import Row, Watcher
 from image_classifier.text import make_printable
 from image_classifier.training.loop import Step

@@ -12,11 +12,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from image_classifier.access import DatabaseAccess
 from image_classifier.cli.access import add_access_options, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import DatabaseAccess
 from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.progress import say, track
 from image_classifier.references import get_url

@@ -26,14 +26,13 @@ from image_classifier.randomness import (
     SECOND_DISTORTION,
     SHIFT_X,
     SHIFT_Y,
-    SPLIT,
     draw_bits,
 )
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied; the fields are those of `config.TrainingSettings`."""
+    """How training images are varied; the fields are those of `settings.TrainingSettings`."""
 
     flip: Literal["none", "random", "alternating"] = "none"
     translate: int = 0
@@ -45,23 +44,6 @@ class Augmentation:
 def compute_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """Compute the order in which an epoch goes through the images: a permutation [num_images]."""
     return np.argsort(draw_bits(seed, epoch, ORDER, np.arange(num_images)), kind="stable")
-
-
-def compute_validation_split(
-    seed: int, num_images: int, fraction: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Set a part of the training set aside; return the indices to train on and those to validate on, ascending.
-
-    An image's place is drawn from the seed and its index, so the part is the same in every run with that seed.
-    """
-    permutation = np.argsort(draw_bits(seed, 0, SPLIT, np.arange(num_images)), kind="stable")
-    num_validation = count_validation_images(num_images, fraction)
-    return np.sort(permutation[num_validation:]), np.sort(permutation[:num_validation])
-
-
-def count_validation_images(num_images: int, fraction: float) -> int:
-    """Count the images that are set aside of a training set."""
-    return round(num_images * fraction)
 
 
 def augment_images(

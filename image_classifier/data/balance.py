@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier.randomness import ORDER, SAMPLE, draw_bits
+from image_classifier.text import list_first
 
 FEW_IMAGES = 10
 """Fewer images of a class to train with get a warning."""
@@ -28,9 +29,9 @@ def find_imbalances(classes: Sequence[str], counts: Mapping[str, NDArray[np.int6
     few, untested = (np.flatnonzero(is_so).tolist() for is_so in (train < FEW_IMAGES, test == 0))
     if len(few):
         names = [f"{classes[label]} ({train[label]})" for label in few]
-        warnings.append(f"fewer than {FEW_IMAGES} images to train with: {_list(names)}")
+        warnings.append(f"fewer than {FEW_IMAGES} images to train with: {list_first(names, _NUM_LISTED)}")
     if len(untested):
-        warnings.append(f"no image to test with: {_list([classes[label] for label in untested])}")
+        warnings.append(f"no image to test with: {list_first([classes[label] for label in untested], _NUM_LISTED)}")
     largest, smallest = int(train.argmax()), int(np.where(train > 0, train, train.max()).argmin())
     ratio = train[largest] / train[smallest]
     if ratio > LARGEST_MIX:
@@ -39,11 +40,6 @@ def find_imbalances(classes: Sequence[str], counts: Mapping[str, NDArray[np.int6
             f"with, {train[smallest]:,} of {classes[smallest]}"
         )
     return warnings
-
-
-def _list(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:_NUM_LISTED])
-    return f"{listed} and {len(names) - _NUM_LISTED:,} more classes" if len(names) > _NUM_LISTED else listed
 
 
 def compute_class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:

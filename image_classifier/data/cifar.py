@@ -18,11 +18,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.data.content import CIFAR10_CLASSES, CIFAR10_PUBLISHED_CLASSES, Batch, Content, Metadata, is_name
+from image_classifier.data.content import Batch, Content
+from image_classifier.data.metadata import Metadata, are_classes
 from image_classifier.data.pickles import load_pickle
 from image_classifier.errors import DataError
 from image_classifier.files import read_file
 from image_classifier.text import one_line
+
+CIFAR10_CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""The names that this package gives to CIFAR-10's classes, in the order of the labels."""
+CIFAR10_PUBLISHED_CLASSES = ("airplane", "automobile", *CIFAR10_CLASSES[2:])
+"""The names that CIFAR-10 is published with; where a source has exactly these, it is CIFAR-10."""
 
 MAX_FILE_BYTES = 2**28
 """Largest file that is read; the largest published one, CIFAR-100's training set, has 155 million bytes."""
@@ -257,7 +263,7 @@ def _parse_meta(layout: Layout, content: bytes, name: str) -> tuple[tuple[str, .
     if not isinstance(values, list):
         raise DataError(f"{name} has no list of class names; get the data set again")
     classes = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
-    if not classes or not all(map(is_name, classes)) or len(set(classes)) < len(classes):
+    if not are_classes(classes):
         raise DataError(f"{name} must hold different class names of one line each; get the data set again")
     return tuple(classes), num_images
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from image_classifier.config import DatabaseAccess, ImageSize, Reading
+from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.data.snapshot import Snapshot, load_folder_snapshot
 from image_classifier.errors import DownloadError, RemoteError, SettingsError
 from image_classifier.extras import load_extra
+from image_classifier.image_sizes import ImageSize
 from image_classifier.progress import track
 from image_classifier.references import Reference, get_reference
 from image_classifier.remote.cache import localize

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.data.content import METADATA_FILE, METADATA_FORMAT
+from image_classifier.data.metadata import METADATA_FILE, METADATA_FORMAT
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, StorageError
 from image_classifier.extras import load_extra

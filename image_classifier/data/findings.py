@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit, Reading
+from image_classifier.access import Reading
+from image_classifier.choices import Fit
 from image_classifier.files import check_form
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 
 _NUM_SIZES = 10  # that are listed, the most frequent first
 _FORM = {"num_fitted": int, "sizes": {str: int}, "largest_ratio": float, "left_out": [str], "image_size": int}

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data.card import check_sizes
-from image_classifier.data.content import Batch, Content, Metadata, choose_test, decode_images
+from image_classifier.data.content import Batch, Content
+from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
+from image_classifier.data.metadata import Metadata
 from image_classifier.data.parts import PARTS, complete_parts, find_part
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # imaging has them too, but imports Pillow

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from image_classifier.config import Sampler
+from image_classifier.choices import Sampler
 from image_classifier.data.augment import Augmentation, augment_images, compute_order
 from image_classifier.data.balance import compute_balanced_order
 from image_classifier.data.blocks import compute_windows, count_block_images, read_ahead

@@ -18,23 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Fit, Reading
+from image_classifier.access import Reading
+from image_classifier.choices import Fit
 from image_classifier.confinement import ConfinedError, read_confined
 from image_classifier.data import parquet_process
 from image_classifier.data.card import check_sizes, check_stated
-from image_classifier.data.content import (
-    CIFAR10_CLASSES,
-    CIFAR10_PUBLISHED_CLASSES,
-    Batch,
-    Content,
-    Metadata,
-    choose_test,
-    decode_images,
-    is_name,
-)
+from image_classifier.data.cifar import CIFAR10_CLASSES, CIFAR10_PUBLISHED_CLASSES
+from image_classifier.data.content import Batch, Content
+from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
+from image_classifier.data.metadata import Metadata, are_classes
 from image_classifier.data.parquet_process import unpack_row
 from image_classifier.data.parts import PARTS
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError, ImageError
 from image_classifier.files import parse_json
 
@@ -151,5 +147,4 @@ def _load_labels(path: Path, classes: tuple[str, ...] | None) -> tuple[dict[str,
 def _get_names(head: dict[str, Any]) -> tuple[str, ...] | None:
     """Get the names of the classes, if they are good ones."""
     names = head["names"]
-    is_good = isinstance(names, list) and names and all(map(is_name, names)) and len(set(names)) == len(names)
-    return tuple(names) if is_good else None
+    return tuple(names) if are_classes(names) else None

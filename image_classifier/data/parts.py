@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from image_classifier.errors import DataError
+from image_classifier.text import list_first
 
 T = TypeVar("T")
 
 PARTS = ("train", "validation", "test")
 """The parts of a data set, in the order that a snapshot has them in."""
+
+CONDITIONS = ("class", "split", "source", "added_by")
+"""What a version may be limited by; each takes some of the values that samples have."""
 
 _NAMES = {
     "train": "train",
@@ -80,11 +84,11 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
     if len(names) == 1 and not (matches[0] and (matches[0]["of"] or matches[0]["index"].startswith("00"))):
         return  # one file, whose number is part of its name, as in cifar10.parquet
     shards: dict[int, str] = {}
-    kinds = set()
+    kinds, listed = set(), list_first(names, 5)
     for name, match in zip(names, matches, strict=True):
         if match is None:
             raise DataError(
-                f"{where} has the {kind} files {_list(names)}, and {name} does not say which shard it is; name shards "
+                f"{where} has the {kind} files {listed}, and {name} does not say which shard it is; name shards "
                 f"as train-00000-of-00002.{kind.lower()}, and remove what is no shard"
             )
         index = int(match["index"])
@@ -94,7 +98,7 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
         kinds.add((match["stem"], None if match["count"] is None else int(match["count"])))
     if len(kinds) > 1:
         raise DataError(
-            f"{where} has the {kind} files {_list(names)}, which are shards of different sets by their names; "
+            f"{where} has the {kind} files {listed}, which are shards of different sets by their names; "
             "remove those that do not belong there"
         )
     ((_, count),) = kinds
@@ -107,12 +111,7 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
     if num_missing:
         first = next(index for index in wanted if index not in shards)
         raise DataError(
-            f"{where} has {len(shards):,} of {len(wanted):,} {kind} shards, {_list(names)}: {num_missing:,} are "
+            f"{where} has {len(shards):,} of {len(wanted):,} {kind} shards, {listed}: {num_missing:,} are "
             f"missing, the first is number {first}; get all of them, or give a file that is the whole set a name "
             "without a number"
         )
-
-
-def _list(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:5])
-    return f"{listed} and {len(names) - 5:,} more" if len(names) > 5 else listed

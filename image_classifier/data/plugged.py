@@ -13,9 +13,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Reading
-from image_classifier.data.content import Batch, Content, Metadata, decode_images
+from image_classifier.access import Reading
+from image_classifier.data.content import Batch, Content
+from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
+from image_classifier.data.metadata import Metadata
 from image_classifier.data.parts import PARTS
 from image_classifier.errors import DataError, ImageError
 from image_classifier.plugins import PlugIn, describe, explain, list_registered, load

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 
 from image_classifier import files
-from image_classifier.config import is_image_size
-from image_classifier.data.content import is_name
 from image_classifier.data.merkle import (
     ENTRY_BYTES,
     FORMAT,
@@ -32,8 +30,9 @@ from image_classifier.data.merkle import (
 from image_classifier.data.parts import PARTS
 from image_classifier.data.snapshot import Snapshot, build_shape
 from image_classifier.errors import DataError
+from image_classifier.image_sizes import is_image_size
 from image_classifier.progress import track
-from image_classifier.text import one_line
+from image_classifier.text import is_name, one_line
 
 FORMAT_VERSION = 1
 MAX_BYTES = 2**22

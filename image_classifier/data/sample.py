@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.data.content import METADATA_FILE, METADATA_FORMAT
+from image_classifier.data.metadata import METADATA_FILE, METADATA_FORMAT
 from image_classifier.errors import DataError, SettingsError
 from image_classifier.progress import track
 from image_classifier.storage import locked_folder, storage_error, write_atomically, write_folder_atomically

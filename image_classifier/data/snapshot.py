@@ -37,17 +37,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, ImageSize, Reading, is_image_size
+from image_classifier.access import Reading
 from image_classifier.data.balance import find_imbalances
-from image_classifier.data.content import METADATA_FILE, Batch, Content, load_metadata, resize_content
+from image_classifier.data.content import Batch, Content
+from image_classifier.data.decoding import resize_content
 from image_classifier.data.findings import Findings, restore_findings
 from image_classifier.data.mapping import iterate_blocks
 from image_classifier.data.merkle import Tree, build_header, compute_entries, compute_header_digest
+from image_classifier.data.metadata import METADATA_FILE, load_metadata
 from image_classifier.data.parts import PARTS
 from image_classifier.data.source import Source, find_source, get_folder
 from image_classifier.data.unfinished import UNFINISHED_PREFIX, unfinished_folder, write_arrays
 from image_classifier.errors import DataError, StorageError
 from image_classifier.files import load_json
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize, is_image_size
 from image_classifier.progress import track
 from image_classifier.storage import (
     DISK,

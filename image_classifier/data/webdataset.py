@@ -20,15 +20,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data.card import check_sizes
-from image_classifier.data.content import Batch, Content, Metadata, choose_test, decode_images, is_name, list_classes
+from image_classifier.data.content import Batch, Content
+from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
 from image_classifier.data.folder import SUFFIXES
+from image_classifier.data.metadata import Metadata
 from image_classifier.data.parts import PARTS, check_shards, complete_parts, find_part, find_part_of_shard
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError, ImageError
 from image_classifier.files import parse_json
-from image_classifier.text import one_line
+from image_classifier.text import is_name, list_classes, list_first, one_line
 
 MAX_SHARDS = 100_000
 MAX_KEYS = 10_000_000
@@ -148,8 +151,7 @@ def _group(names: Sequence[str], where: Path, notes: list[str], *, is_whole: boo
         if is_whole:
             check_shards(shards, where, "tar")
     if others:
-        left = f"{', '.join(others[:5])}{f' and {len(others) - 5:,} more' if len(others) > 5 else ''}"
-        notes.append(f"{where} is read from shards of {', '.join(parts)} alone, without {left}")
+        notes.append(f"{where} is read from shards of {', '.join(parts)} alone, without {list_first(others, 5)}")
     return {part: tuple(shards) for part, shards in parts.items()}
 
 

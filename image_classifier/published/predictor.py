@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier import files
-from image_classifier.config import DEFAULT_IMAGE_SIZE, IMAGE_SIZES, Fit, ImageSize, ServingPrecision
+from image_classifier.choices import Fit, ServingPrecision
 from image_classifier.confinement import ConfinedError, read_confined
 from image_classifier.errors import DataError, ModelError
 from image_classifier.extras import load_extra
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, IMAGE_SIZES, ImageSize
 from image_classifier.published import model_process
 from image_classifier.published.folder import (
     CARD,

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier import files
-from image_classifier.config import ImageSize, is_image_size
 from image_classifier.errors import ModelError
+from image_classifier.image_sizes import ImageSize, is_image_size
 from image_classifier.published.folder import REFERENCE, Published
 from image_classifier.text import one_line
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from image_classifier.config import ImageSize, is_image_size
+from image_classifier.image_sizes import ImageSize, is_image_size
 
 
 def build_options(runtime: Any, num_threads: int) -> Any:

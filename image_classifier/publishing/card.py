@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.published.folder import INT8_MODEL, MODEL, PARITY, SIGNATURE
 from image_classifier.text import make_printable

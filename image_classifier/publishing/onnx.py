@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from image_classifier import __version__
-from image_classifier.config import Views
+from image_classifier.choices import Views
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.model.airbench import ConvGroup

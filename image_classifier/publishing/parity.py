@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import Views, scale_batch
+from image_classifier.choices import Views
 from image_classifier.errors import ModelError
+from image_classifier.image_sizes import scale_batch
 from image_classifier.progress import track
 from image_classifier.published.predictor import Predictor
 from image_classifier.training.evaluate import SURE

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from image_classifier import __version__
-from image_classifier.config import Views, describe_views
+from image_classifier.choices import Views, describe_views
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, RunError

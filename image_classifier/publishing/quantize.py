@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import scale_batch
 from image_classifier.errors import ImageClassifierError, ModelError
 from image_classifier.extras import load_extra
+from image_classifier.image_sizes import scale_batch
 from image_classifier.progress import track
 from image_classifier.published.predictor import INPUT, Predictor
 from image_classifier.storage import scratch_folder

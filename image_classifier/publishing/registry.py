@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from image_classifier.access import DATASET_FOLDER, DatabaseAccess
 from image_classifier.capture.files import read_captures
 from image_classifier.capture.judging import Judged, judge
-from image_classifier.config import DATASET_FOLDER, DatabaseAccess
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError

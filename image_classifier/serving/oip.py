@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from image_classifier import __version__
-from image_classifier.config import DEFAULT_IMAGE_SIZE
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 from image_classifier.published.predictor import INPUT, OUTPUT
 from image_classifier.serving import schemas
 from image_classifier.serving.batching import Ticket

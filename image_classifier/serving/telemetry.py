@@ -20,7 +20,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from image_classifier.config import set_log_level
+from image_classifier.logs import set_log_level
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving.batching import Observer, Ticket
 from image_classifier.serving.drift import DriftWindow

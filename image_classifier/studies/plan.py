@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from image_classifier.config import Pruner, Search
+from image_classifier.choices import Pruner, Search
 from image_classifier.studies.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of each study that is made

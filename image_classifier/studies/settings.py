@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from image_classifier.config import Pruner, Search
+from image_classifier.choices import Pruner, Search
 from image_classifier.errors import SettingsError
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.errors import SettingsError
 from image_classifier.files import load_yaml
+from image_classifier.settings import RunSettings, TrainingSettings
 
 NOT_SEARCHED = {
     "seed": "it draws the images that are validated on, too; --refit trains the best settings with several seeds",

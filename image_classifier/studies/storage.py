@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from image_classifier.credentials import Secret
-from image_classifier.data.connection import is_loss
+from image_classifier.data.refusals import is_loss
 from image_classifier.errors import DatabaseError, SettingsError
 from image_classifier.storage import lock, storage_error
 from image_classifier.studies.plan import DIRECTION

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from image_classifier.config import RunSettings
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import (
     DivergedError,
@@ -35,7 +34,9 @@ from image_classifier.errors import (
     RunError,
     SettingsError,
 )
-from image_classifier.experiment import Reporter, Reporters, RunResult, run
+from image_classifier.experiment import RunResult, run
+from image_classifier.reporter import Reporter, Reporters
+from image_classifier.settings import RunSettings
 from image_classifier.studies.plan import Plan, Planned, build_trial, find_best
 from image_classifier.studies.storage import Storage
 from image_classifier.tracking.identity import find_differing_keys

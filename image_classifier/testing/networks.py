@@ -10,12 +10,12 @@ import numpy as np
 from torch import nn
 
 from image_classifier import conformance
-from image_classifier.config import TrainingSettings
 from image_classifier.errors import ImageClassifierError
 from image_classifier.model.catalog import build_classifier_by
 from image_classifier.published.predictor import build_predictor
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.parity import TOLERANCE
+from image_classifier.settings import TrainingSettings
 from image_classifier.tracking.checkpoint import Model
 from image_classifier.training.determinism import configure_torch
 from image_classifier.training.evaluate import compute_probabilities

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from image_classifier import conformance
-from image_classifier.config import TrainingSettings
 from image_classifier.errors import ImageClassifierError
+from image_classifier.settings import TrainingSettings
 
 
 def check_optimizer(build: Callable[..., torch.optim.Optimizer], settings: TrainingSettings | None = None) -> None:

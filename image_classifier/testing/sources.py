@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.data.content import Content, Metadata
+from image_classifier.data.content import Content
+from image_classifier.data.metadata import Metadata
 from image_classifier.data.plugged import DataSource, Reader
 from image_classifier.errors import ImageClassifierError
 from image_classifier.plugins import PlugIn

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from image_classifier.config import update_recorded_settings
+from image_classifier.settings import update_recorded_settings
 from image_classifier.tracking.divergence import TensorDifference
 from image_classifier.tracking.identity import compute_tensor_digest, find_differing_keys
 from image_classifier.tracking.record import find_identity_changes

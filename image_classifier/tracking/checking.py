@@ -9,7 +9,7 @@ from typing import Any
 from image_classifier.errors import ModelError, RunError
 from image_classifier.progress import track
 from image_classifier.published.folder import PUBLISHED, check_published
-from image_classifier.text import quote_unprintable
+from image_classifier.text import list_first, quote_unprintable
 from image_classifier.tracking.layout import (
     CHECKPOINTS,
     KINDS,
@@ -112,6 +112,5 @@ def describe_others(folder: Path) -> tuple[str, ...]:
         if not is_part_of_run(name) and name != MANIFEST and not name.startswith(f"{PUBLISHED}/")
     ]
     if others:
-        more = f" and {len(others) - _NUM_NAMED} more" if len(others) > _NUM_NAMED else ""
-        lines.append(f"not checked, as no manifest names it: {'; '.join(others[:_NUM_NAMED])}{more}")
+        lines.append(f"not checked, as no manifest names it: {list_first(others, _NUM_NAMED, '; ')}")
     return tuple(lines)

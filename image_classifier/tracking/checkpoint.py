@@ -16,14 +16,15 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, Fit, ImageSize, Views, is_image_size, takes_image_size
+from image_classifier.choices import Fit, Views
 from image_classifier.data.content import MAX_CLASSES
 from image_classifier.data.pickles import PickleError
 from image_classifier.errors import ModelError, RunError, StorageError
 from image_classifier.files import read_file
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize, is_image_size
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
-from image_classifier.plugins import PlugIn, check_allowed, describe, is_own, restore_plugin
+from image_classifier.plugins import PlugIn, check_allowed, describe, is_own, restore_plugin, takes_image_size
 from image_classifier.storage import (
     DISK,
     TEMPORARY_PREFIX,
@@ -32,6 +33,7 @@ from image_classifier.storage import (
     storage_error,
     write_folder_atomically,
 )
+from image_classifier.text import list_first
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.layout import MANIFEST
 from image_classifier.tracking.reading import read_manifest
@@ -210,8 +212,7 @@ def check_state(classifier: nn.Module, state: Mapping[str, Tensor], path: Path) 
         if present != wanted:
             differences.append(f"{name} has the shape {present} instead of {wanted}")
     if differences:
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise ModelError(f"{path} is of another architecture: {'; '.join(sorted(differences)[:3])}{more}")
+        raise ModelError(f"{path} is of another architecture: {list_first(sorted(differences), 3, '; ')}")
 
 
 def _describe_tensor(value: object) -> str:

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from torch import Tensor, nn
 
 import image_classifier
-from image_classifier.config import TrainingSettings
 from image_classifier.kernels.library import get_kernels_digest, get_source_digest
+from image_classifier.settings import TrainingSettings
 from image_classifier.storage import compute_file_digest
 from image_classifier.training.determinism import get_instruction_set, read_processor
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from image_classifier.config import TrainingSettings, is_image_size
 from image_classifier.errors import ModelError
+from image_classifier.image_sizes import is_image_size
 from image_classifier.model.classifier import Classifier
 from image_classifier.model.head import find_head
 from image_classifier.references import get_published_weights
+from image_classifier.settings import TrainingSettings
 from image_classifier.tracking.checkpoint import check_state, load_tensors, parse_model, read_model_file
 from image_classifier.tracking.safetensors import read_safetensors
 from image_classifier.tracking.torchvision_weights import fetch_weights, find_weights

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import DEFAULT_IMAGE_SIZE, DatabaseAccess, Reading, resolve_password
+from image_classifier.access import DatabaseAccess, Reading
+from image_classifier.credentials import resolve_password
 from image_classifier.errors import DataError, RunError
 from image_classifier.files import LimitError, check_form, load_json, load_json_lines, read_file
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 from image_classifier.references import get_reference, get_url
 from image_classifier.text import one_line
 from image_classifier.tracking.layout import (

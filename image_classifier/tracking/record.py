@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from image_classifier.config import RunSettings, TrainingSettings, update_recorded_settings
-from image_classifier.data.content import list_classes
+from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import RunError
 from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.references import describe_place
+from image_classifier.settings import RunSettings, TrainingSettings, update_recorded_settings
+from image_classifier.text import list_classes
 from image_classifier.tracking.identity import (
     describe_code,
     describe_environment,
@@ -20,6 +21,9 @@ from image_classifier.tracking.identity import (
     find_differing_keys,
 )
 from image_classifier.tracking.layout import FORMAT_VERSION
+
+IDENTITY = ("settings", "data", "code", "plugins", "environment", "machine")
+"""Parts of a record that decide about a run's bits."""
 
 
 def build_record(
@@ -78,6 +82,38 @@ def describe_settings(training: TrainingSettings) -> dict[str, Any]:
     """Describe training settings as JSON has them."""
     values = dataclasses.asdict(training)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def describe_data(snapshot: Snapshot, num_train: int, num_validation: int) -> dict[str, Any]:
+    """Describe for the record what is trained, validated and tested on."""
+    return {
+        "name": snapshot.name,
+        "digest": snapshot.digest,
+        "digest_format": snapshot.digest_format,
+        "database": snapshot.database,
+        "classes": list(snapshot.classes),
+        "num_train": num_train,
+        "num_validation": num_validation,
+        "num_test": snapshot.num_test,
+        "findings": snapshot.findings and snapshot.findings.to_json(),
+        "notes": snapshot.describe_notes(),
+    }
+
+
+def describe_origin(record: dict[str, Any]) -> dict[str, str]:
+    """Describe for model.pth which run its weights come from."""
+    return {
+        "experiment_name": record["experiment_name"],
+        "run_name": record["run_name"],
+        "data_digest": record["data"]["digest"],
+        "code_digest": record["code"]["digest"],
+        "instruction_set": record["settings"]["instruction_set"],
+    }
+
+
+def describe_identity(record: dict[str, Any]) -> dict[str, str]:
+    """Describe each part of a run's identity so that processes can compare it."""
+    return {part: str(record[part].get("digest") or record[part]) for part in IDENTITY}
 
 
 def find_identity_changes(recorded: dict[str, Any], present: dict[str, Any]) -> dict[str, str]:

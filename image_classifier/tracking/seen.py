@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.config import restore_training_settings
-from image_classifier.data.augment import compute_validation_split
 from image_classifier.data.loader import order_images
 from image_classifier.data.snapshot import build_shape
+from image_classifier.data.split import compute_validation_split
 from image_classifier.errors import SettingsError
+from image_classifier.settings import restore_training_settings
 from image_classifier.tracking.reading import read_chain
 
 MAX_IMAGES, MAX_DRAWS = 10**8, 10**11

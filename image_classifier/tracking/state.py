@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from image_classifier.config import TrainingSettings
 from image_classifier.errors import DivergedError, RunError
 from image_classifier.files import check_form
 from image_classifier.model.classifier import Classifier
 from image_classifier.plugins import is_own
+from image_classifier.settings import TrainingSettings
 from image_classifier.tracking.checkpoint import Checkpoints, check_state
 from image_classifier.tracking.identity import compute_json_digest, compute_tensor_digests
 from image_classifier.tracking.layout import CHAIN, CHECKPOINTS, METRICS

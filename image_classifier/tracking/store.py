@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from image_classifier.config import check_tracking_uri
 from image_classifier.errors import ImageClassifierError, RegistryError, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.progress import track
+from image_classifier.references import check_tracking_uri
 from image_classifier.storage import DISK, Disk, lock, locked_folder, remove_leftovers, storage_error, written_beside
 
 logger = logging.getLogger(__name__)

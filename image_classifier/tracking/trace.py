@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from image_classifier import files
-from image_classifier.config import DatabaseAccess
+from image_classifier.access import DatabaseAccess
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DatabaseError, DataError, ModelError, RunError, VerdictError
 from image_classifier.published.attestation import read_attestations

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from image_classifier.config import TrainingSettings
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.threads import Arithmetic
 
 Network = TypeVar("Network", bound=nn.Module)

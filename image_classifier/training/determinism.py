@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from image_classifier.config import CHOICES, InstructionSet, TrainingSettings, restore_training_settings
+from image_classifier.choices import CHOICES, InstructionSet
 from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import load_kernels
+from image_classifier.settings import TrainingSettings, restore_training_settings
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from image_classifier.config import SMALL_BATCH, TrainingSettings
 from image_classifier.kernels.library import load_kernels
 from image_classifier.plugins import is_own
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.determinism import choose_kernels
 from image_classifier.training.draws import Draws
 from image_classifier.training.portable_steps import choose_arithmetic
@@ -21,6 +21,9 @@ from image_classifier.training.replay import Program, Recorder, Replay
 from image_classifier.training.shards import Engine, Shard, ShardResult, Shards, share_parameters
 from image_classifier.training.threads import Threads
 from image_classifier.training.watching import Watch
+
+SMALL_BATCH = 64
+"""Images of a step, up to which its operations are written down and repeated without autograd."""
 
 logger = logging.getLogger(__name__)
 

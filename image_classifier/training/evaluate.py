@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from image_classifier.config import Views, scale_batch
+from image_classifier.choices import Views
 from image_classifier.errors import ModelError
+from image_classifier.image_sizes import scale_batch
 from image_classifier.metrics import build_evaluation
 from image_classifier.progress import track
 from image_classifier.training.ranks import Ranks

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import TrainingSettings
 from image_classifier.plugins import is_own
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.average import Average
 from image_classifier.training.draws import OF_THE_OPTIMIZER, Draws
 from image_classifier.training.engine import build_engine

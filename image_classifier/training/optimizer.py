@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import TrainingSettings
 from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import Arguments, Chain, Kernels, load_kernels
 from image_classifier.plugins import explain, is_own, load
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.determinism import choose_kernels
 from image_classifier.training.portable_steps import choose_arithmetic
 from image_classifier.training.threads import Threads

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from image_classifier.config import describe_views
+from image_classifier.choices import describe_views
 from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.progress import track
 from image_classifier.tracking.record import describe_checkers, describe_head

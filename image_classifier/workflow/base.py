@@ -14,8 +14,8 @@ from image_classifier.errors import SettingsError
 from image_classifier.plugins import explain, is_own, load
 
 if TYPE_CHECKING:
-    from image_classifier.config import RunSettings
     from image_classifier.experiment import RunResult
+    from image_classifier.settings import RunSettings
 
 Figure = float | int | str
 """What an evaluation says; plain, as Metaflow keeps it."""

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from image_classifier.config import DATASET_FOLDER
+from image_classifier.access import DATASET_FOLDER
 from image_classifier.errors import RunError
 from image_classifier.extras import check_extra
 from image_classifier.progress import say
 from image_classifier.workflow.base import Figure, Workflow
 
 if TYPE_CHECKING:
-    from image_classifier.config import RunSettings
     from image_classifier.experiment import RunResult
+    from image_classifier.settings import RunSettings
 
 FIGURES = ("accuracy", "accuracy_single_view", "top5_accuracy", "loss", "expected_calibration_error", "num_images")
 """Of evaluation.json, that are figures of a run."""

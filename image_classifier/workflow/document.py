@@ -25,11 +25,12 @@ from image_classifier.cli.train import (
     complete_settings,
     settle_weights,
 )
-from image_classifier.config import DEFAULT_RECIPE, check_tracking_uri
 from image_classifier.errors import RunError, SettingsError
 from image_classifier.extras import check_extra
 from image_classifier.files import load_yaml
 from image_classifier.plugins import explain
+from image_classifier.recipe import DEFAULT_RECIPE
+from image_classifier.references import check_tracking_uri
 from image_classifier.studies.settings import SweepSettings
 from image_classifier.workflow.base import Workflow, find_workflow
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from image_classifier.cli.signals import StopRequest
 from image_classifier.cli.sweep import PAGE, Search, Trials, check_judging, load_data, prepare_search, write_findings
 from image_classifier.cli.train import complete_settings, settle_weights
-from image_classifier.config import RunSettings, TrainingSettings, set_log_level
 from image_classifier.errors import DataError, ImageClassifierError, RunBusyError, RunError, SettingsError
+from image_classifier.logs import set_log_level
 from image_classifier.progress import say, shown
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import temporary_files_beside
 from image_classifier.text import make_printable
 from image_classifier.workflow.base import Figure
@@ -178,7 +179,7 @@ def _train(document: Document, settings: RunSettings, snapshot: Snapshot, stop: 
     from image_classifier.cli.progress import TerminalReporter
     from image_classifier.cli.tensorboard import open_board
     from image_classifier.cli.tracking import open_tracker
-    from image_classifier.experiment import Reporters
+    from image_classifier.reporter import Reporters
     from image_classifier.tracking.reading import read_record
 
     known = snapshot if snapshot.image_size == settings.training.image_size else None

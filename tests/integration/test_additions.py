@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from image_classifier.config import ADDITIONS
 from image_classifier.data import blocks
 from image_classifier.errors import Interrupted
-from image_classifier.experiment import Reporter, RunResult, run
+from image_classifier.experiment import RunResult, run
+from image_classifier.reporter import Reporter
+from image_classifier.settings import ADDITIONS
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.reading import read_chain, read_epochs
 from image_classifier.training.loop import Step

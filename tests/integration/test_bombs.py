@@ -202,7 +202,7 @@ def write_external(path: Path) -> None:
 
 
 DATASET, RUN = "tests.confined:read_dataset", "image_classifier.tracking.reading"
-METADATA, CONFIG = "image_classifier.data.content:load_metadata", "tests.confined:read_config"
+METADATA, CONFIG = "image_classifier.data.metadata:load_metadata", "tests.confined:read_config"
 PREDICTIONS, MODEL = f"{RUN}:read_predictions", "image_classifier.tracking.checkpoint:load_model"
 STATE = "image_classifier.tracking.pretrained:load_pretrained"
 PUBLISHED = "image_classifier.published.predictor:load_predictor"
@@ -381,7 +381,7 @@ BOMBS: dict[str, dict[str, Bomb]] = {
     },
     "CSV of `data relabel`": {
         "size": Bomb(
-            "image_classifier.cli.database:read_corrections", "a.csv", write_sparse(2**23 + 1), "the 8,388,608 b"
+            "image_classifier.data.corrections:read_corrections", "a.csv", write_sparse(2**23 + 1), "the 8,388,608 b"
         )
     },
     "CSV of `drift --labels`": {

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from image_classifier import config
 from image_classifier.cli.train import main
 from image_classifier.cli.verify import main as verify
-from image_classifier.config import RECIPES
 from image_classifier.data import snapshot
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.recipe import RECIPES
 from image_classifier.tracking.reading import read_epochs, read_manifest, read_record
 from tests.conftest import PROJECT, run_program
 from tests.datasets import make_arrays, write_image_folder
@@ -140,7 +139,7 @@ def test_what_is_asked_for_by_name_is_not_cut_and_the_remedy_is_said(
 def test_the_rule_counts_the_images_that_are_trained_on_and_reads_them_once(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "NUM_IMAGES_FOR_FAST", 200)
+    monkeypatch.setattr("image_classifier.recipe.NUM_IMAGES_FOR_FAST", 200)
     load_snapshot(dataset)
     digests = []
     compute = snapshot.compute_digest

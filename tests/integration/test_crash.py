@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from image_classifier.errors import Interrupted, RunError, StorageError
-from image_classifier.experiment import Reporter, run
+from image_classifier.experiment import run
+from image_classifier.reporter import Reporter
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
 from image_classifier.tracking.checking import find_changed_files
 from image_classifier.tracking.layout import CHAIN, MANIFEST, METRICS, list_run_files

@@ -22,23 +22,24 @@ from PIL import Image
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
-from image_classifier.config import DatabaseAccess, Reading
+from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.credentials import Secret
-from image_classifier.data import connection as connections
-from image_classifier.data.connection import Database, load_place, open_database, upgrade, upgrade_database
+from image_classifier.data import revision as revisions
+from image_classifier.data.connection import Database, build_tls_options
 from image_classifier.data.content import Batch
+from image_classifier.data.corrections import Correction, correct_labels
 from image_classifier.data.database import (
-    Correction,
-    correct_labels,
     find_dataset,
     find_selection,
-    freeze_snapshot,
     list_datasets,
     load_version_snapshot,
     open_content,
 )
 from image_classifier.data.dataset import load_snapshot
+from image_classifier.data.freezing import freeze_snapshot
 from image_classifier.data.ingest import Ingested, Listener, ingest
+from image_classifier.data.place import load_place
+from image_classifier.data.revision import open_database, upgrade, upgrade_database
 from image_classifier.data.schema import REVISION, metadata
 from image_classifier.data.snapshot import Snapshot, compute_digest, compute_flat_digest
 from image_classifier.errors import DatabaseError, DataError, ImageClassifierError, SettingsError, StorageError
@@ -461,7 +462,7 @@ def test_a_lost_table_is_refused(home: Home, tmp_path: Path) -> None:
 
 
 def test_older_tables_are_refused_and_brought_up_with_what_is_in_them(home: Home, tmp_path: Path) -> None:
-    connections._prepare_file(home.access.dataset_folder / "database.sqlite", make=True)
+    revisions._prepare_file(home.access.dataset_folder / "database.sqlite", make=True)
     database = Database(load_place(home.access), home.access)
     upgrade(database, "0001")
     database.close()
@@ -475,7 +476,7 @@ def test_older_tables_are_refused_and_brought_up_with_what_is_in_them(home: Home
 
 
 def test_samples_and_versions_survive_the_copy_into_new_tables(home: Home, tmp_path: Path) -> None:
-    connections._prepare_file(home.access.dataset_folder / "database.sqlite", make=True)
+    revisions._prepare_file(home.access.dataset_folder / "database.sqlite", make=True)
     database = Database(load_place(home.access), home.access)
     upgrade(database, "0002")
     rows = [
@@ -517,7 +518,7 @@ def test_the_migrations_make_the_tables_that_the_package_reads(home: Home) -> No
     with open_database(home.access) as database, database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
-    scripts = ScriptDirectory(str(Path(connections.__file__).with_name("migrations")))
+    scripts = ScriptDirectory(str(Path(revisions.__file__).with_name("migrations")))
     assert scripts.get_heads() == [REVISION]
 
 
@@ -701,7 +702,7 @@ def test_a_snapshot_survives_the_loss_of_its_connection(remote: Home, tmp_path: 
 def test_the_server_is_verified_unless_it_is_the_local_one(remote: Home, tmp_path: Path) -> None:
     for host, mode in (("localhost", "prefer"), ("/run/postgresql", "prefer"), ("db.example.org", "verify-full")):
         place = replace(load_place(remote.access), host=host)
-        assert connections.build_tls_options(place)["sslmode"] == mode
+        assert build_tls_options(place)["sslmode"] == mode
 
 
 def make_certificate(folder: Path, name: str) -> None:
@@ -776,7 +777,7 @@ def test_sqlite_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:
         path.chmod(0o555)
     code = (
         "import sys; from pathlib import Path\n"
-        "from image_classifier.config import DatabaseAccess, Reading\n"
+        "from image_classifier.access import DatabaseAccess, Reading\n"
         "from image_classifier.references import Reference\n"
         "from image_classifier.data.database import load_version_snapshot\n"
         "print(load_version_snapshot(Reference('birds'), DatabaseAccess(dataset_folder=Path(sys.argv[1]))).digest)"

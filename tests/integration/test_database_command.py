@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_classifier.config import RunSettings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DatabaseError
+from image_classifier.settings import RunSettings
 from image_classifier.tracking.reading import read_manifest, read_record
 from tests.conftest import PROJECT
 from tests.databases import Home, make_home, swap_label, write_source
@@ -323,7 +323,8 @@ CRASH = """
 import sys
 from pathlib import Path
 from sqlalchemy import text
-from image_classifier.config import DatabaseAccess, resolve_password
+from image_classifier.access import DatabaseAccess
+from image_classifier.credentials import resolve_password
 from image_classifier.data.connection import Database, load_place
 access = DatabaseAccess(config=Path(sys.argv[1]), password=resolve_password(None))
 database = Database(load_place(access), access)

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from image_classifier.config import DatabaseAccess
+from image_classifier.access import DatabaseAccess
 from image_classifier.credentials import Secret
-from image_classifier.data.connection import open_database, upgrade_database
 from image_classifier.data.database import find_dataset, load_version_snapshot
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.ingest import Listener, ingest
+from image_classifier.data.revision import open_database, upgrade_database
 from image_classifier.errors import DatabaseError
 from image_classifier.references import Reference
 from tests.crash import Campaign, Child, call

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from image_classifier.data.connection import open_database, upgrade_database
-from image_classifier.data.database import Correction, correct_labels, list_datasets, load_version_snapshot
+from image_classifier.data.corrections import Correction, correct_labels
+from image_classifier.data.database import list_datasets, load_version_snapshot
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.ingest import Listener, ingest
+from image_classifier.data.revision import open_database, upgrade_database
 from image_classifier.errors import DatabaseError
 from image_classifier.references import Reference
 from tests.databases import Home, make_home, make_home_in, swap_label, write_source

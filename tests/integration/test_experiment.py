@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from image_classifier.config import RunSettings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DataError, ImageClassifierError, Interrupted, ModelError, RunError, SettingsError
-from image_classifier.experiment import Reporter, RunResult, run
+from image_classifier.experiment import RunResult, run
+from image_classifier.reporter import Reporter
+from image_classifier.settings import RunSettings
 from image_classifier.tracking.checking import check_finished, verify_files
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import compute_weights_digest

@@ -21,7 +21,8 @@ from image_classifier.cli.verify import main as verify_main
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import Interrupted
-from image_classifier.experiment import build_initial_classifier, run
+from image_classifier.experiment import run
+from image_classifier.preparation import build_initial_classifier
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.pretrained import load_pretrained

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from image_classifier.config import restore_training_settings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ModelError, RunError
+from image_classifier.settings import restore_training_settings
 from image_classifier.tracking.checking import check_finished, verify_files
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
 from image_classifier.tracking.identity import compute_weights_digest

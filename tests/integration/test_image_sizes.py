@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.cli import data, evaluate, predict, publish, report, train, verify
-from image_classifier.config import ImageSize, RunSettings, TrainingSettings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import Interrupted
 from image_classifier.experiment import run
+from image_classifier.image_sizes import ImageSize
 from image_classifier.imaging import load_image
 from image_classifier.published.predictor import load_predictor
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.tracking.reading import read_manifest, read_record
 from tests.conftest import require_real_data

@@ -18,9 +18,10 @@ import pytest
 
 from image_classifier.cli.progress import TerminalReporter
 from image_classifier.cli.signals import StopRequest
-from image_classifier.config import RunSettings, TrainingSettings
 from image_classifier.errors import Interrupted
-from image_classifier.experiment import Reporter, run
+from image_classifier.experiment import run
+from image_classifier.reporter import Reporter
+from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import TEMPORARY_PREFIX, FaultyDisk
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Checkpoints

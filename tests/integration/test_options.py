@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from docstring_parser import parse
 
-from image_classifier.config import RECIPES, Reading, TrainingSettings
+from image_classifier.access import Reading
 from image_classifier.data import blocks
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import SettingsError
-from image_classifier.experiment import build_initial_classifier, build_loader, split_training_set
+from image_classifier.preparation import build_initial_classifier, build_loader, split_training_set
+from image_classifier.recipe import RECIPES
+from image_classifier.settings import TrainingSettings
 from image_classifier.tracking.identity import compute_weights_digest
 from image_classifier.training.average import build_average
 from image_classifier.training.determinism import configure_torch, resolve_settings

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from image_classifier.choices import Fit
 from image_classifier.cli import predict
 from image_classifier.cli.predict import iterate_sources, main
 from image_classifier.cli.table import parse_cell
-from image_classifier.config import Fit
 from image_classifier.imaging import load_image
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities

@@ -19,11 +19,11 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from image_classifier.attestation import find_export
+from image_classifier.choices import NumKept
 from image_classifier.cli import attest as attest_command
 from image_classifier.cli.registry import main as registry
 from image_classifier.cli.serve import main as serve
 from image_classifier.cli.verify import main
-from image_classifier.config import NumKept
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ModelError, SettingsError
 from image_classifier.experiment import run

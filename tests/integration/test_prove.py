@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from image_classifier.choices import Sampler
 from image_classifier.cli.compare import main as compare
 from image_classifier.cli.data import main as data
-from image_classifier.config import Sampler, restore_training_settings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot, compute_flat_digest
 from image_classifier.errors import SettingsError
-from image_classifier.experiment import build_loader, run, split_training_set
+from image_classifier.experiment import run
+from image_classifier.preparation import build_loader, split_training_set
 from image_classifier.publishing.registry import Proof
+from image_classifier.settings import restore_training_settings
 from image_classifier.tracking.checking import verify_files
 from image_classifier.tracking.reading import read_record
 from image_classifier.tracking.seen import find_steps

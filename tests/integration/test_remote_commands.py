@@ -17,8 +17,9 @@ from image_classifier.__main__ import main
 from image_classifier.cli.mirror import open_mirror
 from image_classifier.cli.serve import find_resolver
 from image_classifier.errors import ImageClassifierError, Interrupted, ModelError, RemoteError, SettingsError
-from image_classifier.experiment import Reporter, Reporters, run
+from image_classifier.experiment import run
 from image_classifier.remote.cache import localize
+from image_classifier.reporter import Reporter, Reporters
 from image_classifier.serving.server import ModelSource
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.tracking.checking import is_finished

@@ -32,7 +32,7 @@ from benchmarks.measure import load_result, read_table
 from benchmarks.speedrun import __main__ as speedrun
 from benchmarks.tables import DOCUMENT, PLACES, build_recipe_line, build_tables
 from image_classifier import errors
-from image_classifier.config import RECIPES, get_recipe_path
+from image_classifier.recipe import RECIPES, get_recipe_path
 from tests.conftest import PROJECT
 from tests.documents import DATA, DOCUMENTS, EXECUTED, get_section, iterate_blocks
 from website.hooks import find_links, find_target

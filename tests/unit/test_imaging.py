@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from image_classifier import imaging
-from image_classifier.config import Fit
+from image_classifier.choices import Fit
 from image_classifier.errors import ImageError, ImageSizeError
 from image_classifier.imaging import (
     FORMATS,

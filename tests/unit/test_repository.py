@@ -246,7 +246,7 @@ def test_text_ends_its_lines_with_line_feeds() -> None:
         ("experiments/cifar/run-1/published/card.png", {"filter": "lfs", "text": "unset"}),
         ("model.pth", {"filter": "lfs", "text": "unset"}),
         ("docs/picture.png", {"filter": "unspecified", "text": "auto"}),
-        ("image_classifier/config.py", {"filter": "unspecified", "eol": "lf"}),
+        ("image_classifier/settings.py", {"filter": "unspecified", "eol": "lf"}),
     ],
 )
 def test_weights_and_pictures_of_runs_are_kept_by_git_lfs(path: str, attributes: dict[str, str]) -> None:

@@ -17,9 +17,11 @@ from packaging.version import Version
 
 from benchmarks.container import DOCUMENT, build_table
 from benchmarks.measure import read_table
-from image_classifier.config import DEFAULT_RECIPE, RECIPES, InstructionSet
-from image_classifier.data.content import CIFAR10_CLASSES, METADATA_FILE, METADATA_FORMAT
+from image_classifier.choices import InstructionSet
+from image_classifier.data.cifar import CIFAR10_CLASSES
 from image_classifier.data.download import ARCHIVES
+from image_classifier.data.metadata import METADATA_FILE, METADATA_FORMAT
+from image_classifier.recipe import DEFAULT_RECIPE, RECIPES
 from tests.actions import UnknownFormError, check_commands, evaluate, format_value
 from tests.conftest import PROJECT
 

@@ -13,9 +13,9 @@ from jsonargparse import ArgumentParser
 from image_classifier.cli.arguments import OTHER_VARIABLES, get_options, get_variable, parse_arguments, parse_config
 from image_classifier.cli.commands import iterate_parsers
 from image_classifier.cli.train import build_settings, build_trainer_parser, complete_settings, parse_settings
-from image_classifier.config import load_default_recipe
 from image_classifier.credentials import Secret
 from image_classifier.errors import SettingsError
+from image_classifier.recipe import load_default_recipe
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.text import make_printable
 from tests.conftest import PROGRAMS, REAL_DATA

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from image_classifier.choices import Fit, Log
 from image_classifier.cli.arguments import get_variable
 from image_classifier.cli.train import (
     build_settings,
@@ -21,19 +22,10 @@ from image_classifier.cli.train import (
     parse_settings,
     settle_recipe,
 )
-from image_classifier.config import (
-    DEFAULT_RECIPE,
-    FLAGS,
-    RECIPES,
-    Fit,
-    Log,
-    RunSettings,
-    TrainingSettings,
-    load_default_recipe,
-    load_recipe,
-)
 from image_classifier.errors import ImageClassifierError, SettingsError
 from image_classifier.plugins import OWN
+from image_classifier.recipe import DEFAULT_RECIPE, RECIPES, load_default_recipe, load_recipe
+from image_classifier.settings import FLAGS, RunSettings, TrainingSettings
 from tests.bombs import build_laughs
 from tests.tiny import write_tiny_dataset
 

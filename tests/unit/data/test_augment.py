@@ -8,13 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from image_classifier.data.augment import (
-    Augmentation,
-    augment_images,
-    compute_order,
-    compute_validation_split,
-)
+from image_classifier.data.augment import Augmentation, augment_images, compute_order
 from image_classifier.data.distortion import GREY
+from image_classifier.data.split import compute_validation_split
 from image_classifier.randomness import draw_bits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)

@@ -36,7 +36,7 @@ def find(train: list[int], test: list[int]) -> list[str]:
         (
             [9] * 7,
             [1] * 7,
-            ["fewer than 10 images to train with: c0 (9), c1 (9), c2 (9), c3 (9), c4 (9) and 2 more classes"],
+            ["fewer than 10 images to train with: c0 (9), c1 (9), c2 (9), c3 (9), c4 (9) and 2 more"],
         ),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from image_classifier.data.card import check_sizes
-from image_classifier.data.content import load_metadata
+from image_classifier.data.metadata import load_metadata
 from image_classifier.data.source import find_source
 from image_classifier.errors import DataError
 from tests.datasets import OURS, make_arrays, write_image_folder, write_parquet

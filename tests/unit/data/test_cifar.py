@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from image_classifier.data.cifar import LAYOUTS, Layout, find_layouts, read_archive, read_folder
-from image_classifier.data.content import Content, Metadata
+from image_classifier.data.content import Content
+from image_classifier.data.metadata import Metadata
 from image_classifier.errors import DataError
 from tests.datasets import (
     OURS,

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from image_classifier.access import DATABASE_FOLDER, DatabaseAccess
 from image_classifier.cli.data import main
-from image_classifier.config import DATABASE_FOLDER, DatabaseAccess
 from image_classifier.data.croissant import write_croissant
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.ingest import ingest

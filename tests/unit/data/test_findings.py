@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from image_classifier.config import Fit, Reading
+from image_classifier.access import Reading
+from image_classifier.choices import Fit
 from image_classifier.data.findings import Findings, Notebook, restore_findings
 
 

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from image_classifier.data.content import Metadata
+from image_classifier.data.metadata import Metadata
 from image_classifier.data.parquet import iterate_images, read_files
 from image_classifier.errors import DataError
 from image_classifier.imaging import MAX_BYTES

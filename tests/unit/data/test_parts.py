@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from image_classifier.data.parts import check_shards, find_part, find_part_of_file
+from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError
 
 
@@ -93,3 +95,19 @@ def test_no_set_that_lacks_a_shard_is_taken(count: int, chance: random.Random, p
         check_shards([name for name in names if name != lost], "data")
     with pytest.raises(DataError):
         check_shards([*names, lost.replace(".parquet", " (1).parquet")], "data")
+
+
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=8), st.integers(0, 3)), unique_by=lambda item: item[0]), st.data()
+)
+def test_the_choice_is_a_sixth_of_each_class_whatever_the_order(
+    items: list[tuple[bytes, int]], data: st.DataObject
+) -> None:
+    keys, labels = [key for key, _ in items], [label for _, label in items]
+    chosen = choose_test(keys, labels, 5)
+    for label in range(4):
+        of_class = np.array(labels) == label
+        assert chosen[of_class].sum() == of_class.sum() // 6
+    order = data.draw(st.permutations(range(len(items))))
+    again = choose_test([keys[place] for place in order], [labels[place] for place in order], 5)
+    assert again.tolist() == [bool(chosen[place]) for place in order]

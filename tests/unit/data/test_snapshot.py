@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from image_classifier.config import IMAGE_SIZES, Fit, ImageSize, Reading
+from image_classifier.access import Reading
+from image_classifier.choices import Fit
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.findings import Findings
 from image_classifier.data.snapshot import (
@@ -37,6 +38,7 @@ from image_classifier.data.snapshot import (
 )
 from image_classifier.data.source import find_source
 from image_classifier.errors import DataError, SettingsError, StorageError
+from image_classifier.image_sizes import IMAGE_SIZES, ImageSize
 from tests.conftest import PROJECT, require_real_data
 from tests.datasets import (
     OURS,

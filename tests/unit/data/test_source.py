@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.data.content import Metadata
+from image_classifier.data.metadata import Metadata
 from image_classifier.data.source import find_source, find_sources
 from image_classifier.errors import DataError
 from tests.datasets import (

@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from image_classifier import imaging
-from image_classifier.config import Reading
-from image_classifier.data import content, unfinished
+from image_classifier.access import Reading
+from image_classifier.data import decoding, unfinished
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.mapping import advise, iterate_blocks
 from image_classifier.data.parts import PARTS
@@ -41,7 +41,7 @@ READING = Reading(skip_bad=True, image_size=64)  # so that each image is noted, 
 def small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of four images, each saved at once."""
     monkeypatch.setenv("IMAGE_CLASSIFIER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(content, "_BATCH", 4)
+    monkeypatch.setattr(decoding, "_BATCH", 4)
     monkeypatch.setattr(unfinished, "SAVE_EVERY_S", 0.0)
 
 
@@ -115,7 +115,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from typing import Any
-from image_classifier.data import content, unfinished
+from image_classifier.data import decoding, unfinished
 from image_classifier.data.dataset import load_snapshot
 content._BATCH, unfinished.SAVE_EVERY_S = 4, 0.0
 save, left = unfinished._save, 4

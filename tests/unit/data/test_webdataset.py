@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.config import Reading
+from image_classifier.access import Reading
 from image_classifier.data import webdataset
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import prune

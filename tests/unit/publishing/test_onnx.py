@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from image_classifier.config import Fit, ImageSize, Views
+from image_classifier.choices import Fit, Views
 from image_classifier.errors import ModelError, SettingsError
+from image_classifier.image_sizes import ImageSize
 from image_classifier.model.catalog import build_classifier
 from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from image_classifier.config import ImageSize
 from image_classifier.errors import ImageError, ImageSizeError
+from image_classifier.image_sizes import ImageSize
 from image_classifier.imaging import decode_image
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving import batching

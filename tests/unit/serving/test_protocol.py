@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from image_classifier.config import ImageSize
+from image_classifier.image_sizes import ImageSize
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import Gate
 from image_classifier.serving.batching import Batcher

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from image_classifier.config import Pruner, Search
+from image_classifier.choices import Pruner, Search
 from image_classifier.studies.plan import Plan, build_trial, find_best
 from image_classifier.studies.space import Parameter, Space
 

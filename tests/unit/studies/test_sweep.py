@@ -15,9 +15,9 @@ from typing import Any
 import optuna
 import pytest
 
-from image_classifier.config import RunSettings
 from image_classifier.errors import RunError, SettingsError
-from image_classifier.experiment import Reporter
+from image_classifier.reporter import Reporter
+from image_classifier.settings import RunSettings
 from image_classifier.studies.plan import Plan
 from image_classifier.studies.space import Parameter, Space
 from image_classifier.studies.storage import Storage, parse_storage

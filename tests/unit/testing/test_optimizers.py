@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from image_classifier.config import TrainingSettings
+from image_classifier.settings import TrainingSettings
 from image_classifier.testing.optimizers import check_optimizer
 
 

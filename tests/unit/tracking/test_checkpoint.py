@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from image_classifier.config import ImageSize
 from image_classifier.errors import ImageClassifierError, ModelError, RunError, StorageError
+from image_classifier.image_sizes import ImageSize
 from image_classifier.model.catalog import build_classifier
 from image_classifier.storage import FaultyDisk
 from image_classifier.tracking.checkpoint import Checkpoints, Model, load_model, load_state, serialize_model

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from image_classifier import progress
-from image_classifier.config import check_tracking_uri
 from image_classifier.errors import RegistryError, SettingsError
 from image_classifier.progress import shown
+from image_classifier.references import check_tracking_uri
 from image_classifier.tracking import store as stores
 from image_classifier.tracking.store import EMBEDDED, Store, find_sqlite_file
 

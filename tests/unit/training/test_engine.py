@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from image_classifier.config import RECIPES, Precision, TrainingSettings
+from image_classifier.choices import Precision
 from image_classifier.data.mixing import build_targets
 from image_classifier.errors import SettingsError
 from image_classifier.kernels.library import Arguments, Kernels, get_kernels_digest
 from image_classifier.model.catalog import build_classifier
+from image_classifier.recipe import RECIPES
+from image_classifier.settings import TrainingSettings
 from image_classifier.tracking.identity import describe_machine
 from image_classifier.training.determinism import get_instruction_set, resolve_settings
 from image_classifier.training.engine import build_engine

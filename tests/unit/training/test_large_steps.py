@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from image_classifier.config import Precision
+from image_classifier.choices import Precision
 from image_classifier.kernels.library import load_kernels
 from image_classifier.model.catalog import build_classifier
 from image_classifier.training.determinism import CAPS, get_instruction_set

@@ -132,7 +132,7 @@ STEP = """
 import sys
 import torch
 from torch import nn
-from image_classifier.config import TrainingSettings
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.optimizer import build_optimizer
 layer = nn.Conv2d(3, 2, 2)
 optimizer = build_optimizer(layer, TrainingSettings(optimizer=sys.argv[1]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import Precision
+from image_classifier.choices import Precision
 from image_classifier.model.catalog import build_classifier
 from image_classifier.plugins import NETWORKS
 from image_classifier.training.engine import Eager, build_engine

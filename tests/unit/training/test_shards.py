@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from image_classifier.config import TrainingSettings
 from image_classifier.model.catalog import build_classifier
+from image_classifier.settings import TrainingSettings
 from image_classifier.training.engine import build_engine
 from image_classifier.training.ranks import Ranks
 from image_classifier.training.shards import Engine, Shard, ShardResult, Shards, share_parameters

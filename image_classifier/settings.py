@@ -6,181 +6,52 @@ class they are a run's identity. `RunSettings` say where things lie and how the 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, get_args
-from urllib.parse import urlsplit
+from typing import Any, get_args
 
-import yaml
-
-from image_classifier.credentials import Secret, load_secret
+from image_classifier.access import DATABASE_FOLDER, DATASET_FOLDER, DatabaseAccess, Reading
+from image_classifier.choices import (
+    CHOICES,
+    ClassWeights,
+    Device,
+    Engine,
+    Fit,
+    Flip,
+    Freeze,
+    InstructionSet,
+    Keep,
+    Log,
+    NumKept,
+    Precision,
+    Sampler,
+    Schedule,
+    Views,
+)
+from image_classifier.credentials import Secret, resolve_password
 from image_classifier.errors import SettingsError
-from image_classifier.plugins import NETWORKS, SCALES, check_name, is_own
-from image_classifier.references import _DATABASE_PREFIX, get_published_weights, get_reference, get_url, parse_reference
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize, check_image_size
+from image_classifier.plugins import NETWORKS, SCALES, check_name, is_own, takes_image_size
+from image_classifier.recipe import freeze_lists, load_recipe
+from image_classifier.references import (
+    DATABASE_PREFIX,
+    check_tracking_uri,
+    get_published_weights,
+    get_reference,
+    get_url,
+    parse_reference,
+)
 from image_classifier.text import quote_unprintable
 
 IMAGES_PER_SHARD, MOST_SHARDS = 125, 8
 """Of a batch whose shards are not given."""
 
-SMALL_BATCH = 64
-"""Images of a step, up to which its operations are written down and repeated without autograd."""
-
-ClassWeights = Literal["none", "balanced"]
-Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["auto", "eager", "compiled"]
-Fit = Literal["squeeze", "crop", "pad", "refuse"]
-Flip = Literal["none", "random", "alternating"]
-Freeze = Literal["none", "body"]
-ImageSize = Literal[32, 64, 96, 128, 224]
-InstructionSet = Literal["native", "portable", "avx2", "avx512", "avx512_bf16"]
-Keep = Literal["last", "best"]
-Log = Literal["none", "tensorboard"]
-NumKept = int | Literal["all"]
-Precision = Literal["auto", "fp32", "bf16"]
-Pruner = Literal["none", "median", "hyperband"]
-RecipeName = Literal["default", "fast", "best", "quick", "small", "notebook"]
-Sampler = Literal["uniform", "balanced"]
-ServingPrecision = Literal["fp32", "int8"]
-Schedule = Literal["constant", "triangular"]
-Search = Literal["tpe", "random", "grid"]
-Views = Literal["one", "mirror", "six"]
-_VIEWS = {
-    "one": "single view",
-    "mirror": "test-time augmentation (2 views)",
-    "six": "test-time augmentation (up to 6 views)",
-}
-
-IMAGE_SIZES: tuple[ImageSize, ...] = get_args(ImageSize)
-"""Sides in pixels that a snapshot's images may have."""
-
-DEFAULT_IMAGE_SIZE: ImageSize = 32
-"""CIFAR's, which the recipes are for; what was made before there were others has it."""
-
-_TAKES_IMAGE_SIZE = f"one of {', '.join(map(str, IMAGE_SIZES))}"
-
-CHOICES = {
-    "freeze": Freeze,
-    "schedule": Schedule,
-    "class_weights": ClassWeights,
-    "flip": Flip,
-    "sampler": Sampler,
-    "views": Views,
-    "keep": Keep,
-    "device": Device,
-    "precision": Precision,
-    "engine": Engine,
-    "instruction_set": InstructionSet,
-}
-"""What the settings take that are one of several names."""
-
-DEFAULT_RECIPE, *RECIPES = get_args(RecipeName)
-"""The rule by which a run without --recipe gets one (`choose_recipe`), and the recipes."""
-
-NUM_IMAGES_FOR_FAST = 10_000
-"""Images to train on from which the rule takes `fast`; `small` is better below (`benchmarks/small_sets.py`)."""
-
-TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
-"""Of the addresses of MLflow's stores."""
-
 _NAME = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]{0,99}")
 _INTERVAL = re.compile(r"([1-9][0-9]{0,8})(epochs|steps)")
-DATASET_FOLDER = Path("data/cifar_dataset")
-"""Where a data set lies if nothing else is said."""
-DATABASE_FOLDER = Path("data")
-"""Where SQLite's file lies, with all data sets in it, and the snapshots of what is read from a database."""
-
-
-def describe_views(views: str) -> str:
-    """Describe the test-time augmentation that an accuracy was measured with."""
-    return _VIEWS.get(views, f"views {views}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatabaseAccess:
-    """How the database is reached.
-
-    Attributes:
-        config: YAML file that says where it is; None takes the packaged db_connect.yaml.
-        password: what the server asks for; None if nobody gave one.
-        ask: asks a person for the password where the server wants one and nobody gave it.
-        dataset_folder: where SQLite's file lies, and the snapshots of what is read.
-    """
-
-    config: Path | None = None
-    password: Secret | None = None
-    ask: Callable[[], Secret] | None = None
-    dataset_folder: Path = DATABASE_FOLDER
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How image files are read.
-
-    Attributes:
-        fit: What becomes of an image of another size: it is resized whatever its sides' ratio (squeeze), cut to the
-            square in its middle (crop), or given a black border (pad), then resized; or it cannot be read (refuse).
-        skip_bad: leave out images that cannot be read; else they are an error.
-        image_size: side in pixels that images get; None for that of a database, and the default for all else.
-    """
-
-    fit: Fit = "squeeze"
-    skip_bad: bool = False
-    image_size: ImageSize | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None:
-            _check(self, "image_size", is_image_size(self.image_size), _TAKES_IMAGE_SIZE)
-
-    @property
-    def side(self) -> ImageSize:
-        """Side in pixels that images get which come from files."""
-        return self.image_size or DEFAULT_IMAGE_SIZE
-
-
-def is_image_size(value: object) -> TypeGuard[ImageSize]:
-    """Say whether a snapshot's images may have this side in pixels."""
-    return type(value) is int and value in IMAGE_SIZES
-
-
-def scale_batch(num_images: int, side: int) -> int:
-    """Scale a number of images that are computed at once to their side in pixels, so that large ones take no more
-    memory than those of 64 pixels."""
-    return max(1, num_images * 64**2 // max(64, side) ** 2)
-
-
-def get_recipe_path(name: str) -> Path:
-    """Find a packaged recipe.
-
-    Raises:
-        SettingsError: there is no recipe of this name.
-    """
-    if name not in RECIPES:
-        raise SettingsError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    return Path(str(resources.files("image_classifier") / "recipes" / f"{name}.yaml"))
-
-
-def load_recipe(name: str, image_size: int | None = None) -> dict[str, Any]:
-    """Load the settings of a packaged recipe by option name.
-
-    Args:
-        image_size: side in pixels of the data set's images, if another than the recipe's: its image_sizes grow with it.
-    """
-    settings: dict[str, Any] = yaml.safe_load(get_recipe_path(name).read_text(encoding="utf-8"))
-    side = image_size or DEFAULT_IMAGE_SIZE
-    settings["image_sizes"] = [size * side // DEFAULT_IMAGE_SIZE for size in settings["image_sizes"]]
-    return settings
-
-
-def freeze_lists(values: dict[str, Any]) -> dict[str, Any]:
-    """Turn the lists of a file into the tuples that settings have."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
 
 _FAST = freeze_lists(load_recipe("fast"))
 """What a setting is where neither a recipe nor anything else says it."""
@@ -313,7 +184,7 @@ class TrainingSettings:
         _check(self, "num_epochs", self.num_epochs >= 0, "a whole number of 0 or more")
         _check(self, "batch_size", self.batch_size >= 1, "a whole number of 1 or more")
         _check(self, "shards", 0 <= self.shards <= 1024, "a whole number from 0 to 1024")
-        _check(self, "image_size", is_image_size(self.image_size), _TAKES_IMAGE_SIZE)
+        check_image_size(self.image_size)
         sizes_fit = bool(self.image_sizes) and all(size in SCALES for size in self.image_sizes)
         takes = f"whole numbers from {SCALES[0]} to {SCALES[-1]}, such as 16,24,32"
         _check(self, "image_sizes", sizes_fit, takes)
@@ -420,11 +291,6 @@ def _check_additions(settings: TrainingSettings) -> None:
     latest = max(settings.num_epochs - 2, 0)
     takes = f"a whole number from 0 to {latest}, for a run of {settings.num_epochs} epochs to end sooner"
     _check(settings, "early_stopping", 0 <= settings.early_stopping <= latest, takes)
-
-
-def takes_image_size(model: str, size: int) -> bool:
-    """Say whether a network takes images of this side in pixels."""
-    return size in (NETWORKS[model].image_sizes if model in NETWORKS else SCALES)
 
 
 def restore_training_settings(recorded: dict[str, Any]) -> TrainingSettings:
@@ -583,7 +449,7 @@ class RunSettings:
     @property
     def dataset(self) -> Path:
         """The data set: dataset_folder, or db:NAME@VERSION."""
-        return self.dataset_folder if self.database is None else Path(_DATABASE_PREFIX + self.database)
+        return self.dataset_folder if self.database is None else Path(DATABASE_PREFIX + self.database)
 
     @property
     def database_access(self) -> DatabaseAccess:
@@ -613,31 +479,6 @@ class RunSettings:
         return int(count) * (max(steps_per_epoch, 1) if unit == "epochs" else 1)
 
 
-def resolve_password(file: Path | None) -> Secret | None:
-    """Load the password of the database from a file, or else from DB_PASSWORD.
-
-    Raises:
-        SettingsError: the file cannot be read.
-    """
-    if file is not None:
-        return load_secret(file, "db_pass_file")
-    text = os.environ.get("DB_PASSWORD")
-    return Secret(text) if text else None
-
-
-def set_log_level(default: str) -> None:
-    """Set the level of this package's loggers from IMAGE_CLASSIFIER_LOG_LEVEL; other libraries keep to warnings.
-
-    Raises:
-        SettingsError: the variable names no level.
-    """
-    name = os.environ.get("IMAGE_CLASSIFIER_LOG_LEVEL") or default
-    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-    if name.upper() not in levels:
-        raise SettingsError(f"IMAGE_CLASSIFIER_LOG_LEVEL takes one of {', '.join(levels)}, got: {name[:50]!a}")
-    logging.getLogger("image_classifier").setLevel(name.upper())
-
-
 FLAGS = {
     "resume": "continue the interrupted run of this name from its last good checkpoint",
     "skip_bad": "leave out images that cannot be read; the record counts and names them",
@@ -656,49 +497,6 @@ def _fits(name: str) -> bool:
         return len(os.fsencode(name)) <= 255
     except UnicodeEncodeError:
         return False
-
-
-def check_tracking_uri(uri: str) -> None:
-    """Check that the address of an MLflow store is one, without a password, which the record of a run would keep.
-
-    Raises:
-        SettingsError: it is not, or has one.
-    """
-    try:
-        parts = urlsplit(uri)
-        kind, has_password = parts.scheme.partition("+")[0], parts.password is not None
-    except ValueError as error:
-        raise SettingsError(f"--tracking_uri is no address: {error}") from error
-    if kind not in TRACKING_SCHEMES or "://" not in uri:
-        raise SettingsError(f"--tracking_uri takes {', '.join(f'{s}://' for s in TRACKING_SCHEMES)}, got: {kind!a}")
-    if has_password:
-        raise SettingsError(
-            "--tracking_uri must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "or MLFLOW_TRACKING_TOKEN; a database's goes into its own password file"
-        )
-
-
-def choose_recipe(num_images: int) -> str:
-    """Choose what the recipe `default` is for a number of images to train on."""
-    return "fast" if num_images >= NUM_IMAGES_FOR_FAST else "small"
-
-
-def load_default_recipe(num_images: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Load the settings that the recipe `default` gives for a number of images to train on, with what was given above.
-
-    A batch that is larger than the set is cut to it, unless that batch was given.
-
-    Returns:
-        Training settings by name, and `recipe` and `recipe_reason` for the record.
-    """
-    name = choose_recipe(num_images)
-    recipe = load_recipe(name, given.get("image_size"))
-    side = "at least" if name == "fast" else "fewer than"
-    reason = f"{num_images:,} images to train on are {side} {NUM_IMAGES_FOR_FAST:,}"
-    if "batch_size" not in given and recipe["batch_size"] > num_images:
-        reason += f"; its batch_size of {recipe['batch_size']} is cut to {num_images}"
-        recipe["batch_size"] = num_images
-    return {**freeze_lists(recipe), **given, "recipe": name, "recipe_reason": reason}
 
 
 def _check(settings: object, option: str, good: bool, takes: str) -> None:
