@@ -48,8 +48,9 @@ def build_table(result: dict[str, Any]) -> str:
     """Build the sentence of docs/proofs.md."""
     ratio = result["ratio"]
     return (
-        f"Of 8 epochs of `{result['recipe']}`, `--sample {NUM_DRAWN}` takes {ratio['mean']:.2f} of the time of all "
-        f"({ratio['least']:.2f} to {ratio['most']:.2f}, {ratio['runs']} pairs).\n"
+        f"For `{result['recipe']}` with 8 epochs, `--sample {NUM_DRAWN}` takes {ratio['mean']:.2f} times as long as "
+        f"all "
+        f"segments ({ratio['least']:.2f} to {ratio['most']:.2f}, {ratio['runs']} pairs).\n"
     )
 
 

@@ -102,7 +102,10 @@ def count_servers(load: float, requests_per_second: float, used_share: float = U
 
 def build_table(result: Mapping[str, Any]) -> str:
     """Build the tables of the document."""
-    lines = ["| recipe | clients | requests/s of one core | mean, p99 ms | in flight, measured at the server |"]
+    lines = [
+        "| recipe | clients | requests/s on one core | latency: mean, p99 ms | requests in flight, measured by the "
+        "server |"
+    ]
     lines.append("|---|---|---|---|---|")
     needed = ["| recipe | " + " | ".join(f"servers for {load:,}/s" for load in LOADS) + " |"]
     needed.append("|---|" + "---|" * len(LOADS))
@@ -117,7 +120,7 @@ def build_table(result: Mapping[str, Any]) -> str:
     origin = (
         f"Measured by `python -m benchmarks.capacity` on {result['processor']}, one core for the server and another "
         f"for the clients, commit {result['commit'][:12]}; {result['rounds']} rounds of {result['seconds']} s, "
-        f"medians. Clients: the number at which most is answered with a p99 of at most {GOAL_MS:g} ms."
+        f"medians. Clients: the number with the highest throughput at a p99 of at most {GOAL_MS:g} ms."
     )
     return "\n".join([*lines, "", *needed, "", origin, ""])
 

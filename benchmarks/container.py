@@ -83,17 +83,17 @@ def build_table(result: dict[str, Any]) -> str:
     base = result["image_bytes"] - result["torch_bytes"] - result["other_distributions_bytes"]
     rows = [
         ("the image", f"{result['image_bytes'] / 1e9:.2f} GB"),
-        ("of it torch, with triton and NVIDIA's libraries", f"{result['torch_bytes'] / 1e9:.2f} GB"),
-        ("the other locked distributions", f"{result['other_distributions_bytes'] / 1e9:.2f} GB"),
-        ("the base, and bytecode", f"{base / 1e9:.2f} GB"),
-        ("the package, its own layer", f"{result['package_bytes'] / 1e6:.2f} MB"),
+        ("torch, triton and NVIDIA's libraries", f"{result['torch_bytes'] / 1e9:.2f} GB"),
+        ("other locked distributions", f"{result['other_distributions_bytes'] / 1e9:.2f} GB"),
+        ("base image and bytecode", f"{base / 1e9:.2f} GB"),
+        ("layer of the package", f"{result['package_bytes'] / 1e6:.2f} MB"),
         (
-            "build after a change in the code",
+            "rebuild after a code change",
             f"{rebuild['mean']:.1f} s ({rebuild['least']:.1f} to {rebuild['most']:.1f})",
         ),
         ("start of `image_classifier --version`", f"{start['mean']:.1f} s"),
     ]
-    lines = ["| what | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+    lines = ["| size or time | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     origin = f"{result['processor']}, {result['cores']} cores; {rebuild['runs']} builds, commit {result['commit'][:12]}"
     return "\n".join([*lines, "", f"Measured by `python -m benchmarks.container` on {origin}.", ""])
 

@@ -22,9 +22,9 @@ from tests.postgres import PASSWORD, Cluster
 
 DOCUMENT = PROJECT / "docs" / "database.md"
 STEPS = {
-    "ingest": "`data ingest`, with the version that it freezes",
+    "ingest": "`data ingest`, including the new version",
     "snapshot": "`data snapshot` of a version",
-    "found_again": "finding that snapshot again",
+    "found_again": "finding an existing snapshot",
 }
 DRIVERS = {"sqlite": "SQLite", "postgresql": "PostgreSQL over loopback"}
 
@@ -75,7 +75,7 @@ def measure_driver(driver: str, cluster: Cluster, source: Path, scratch: Path) -
 
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of docs/database.md from a result."""
-    lines = ["| what | database | images a second | seconds | peak memory |", "|---|---|---|---|---|"]
+    lines = ["| command | database | images per second | seconds | peak memory |", "|---|---|---|---|---|"]
     for step, what in STEPS.items():
         for driver, title in DRIVERS.items():
             figures = result["figures"][driver][step]

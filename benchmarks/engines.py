@@ -60,7 +60,7 @@ def measure_step(case: str, engine: str) -> float:
 
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of benchmarks/README.md."""
-    lines = ["| recipe | images a step | side | eager, ms | compiled, ms | ratio |", "|---|---|---|---|---|---|"]
+    lines = ["| recipe | batch size | image size | eager, ms | compiled, ms | ratio |", "|---|---|---|---|---|---|"]
     for case, (recipe, batch_size, size, _) in CASES.items():
         figures = result["cases"][case]
         ratio = figures["ratio"]
@@ -70,8 +70,8 @@ def build_table(result: dict[str, Any]) -> str:
             f"| {ratio['mean']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f}) |"
         )
     return "\n".join(lines) + (
-        f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} runs in turn, with the "
-        "optimizer's step.\n"
+        f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} alternating runs, "
+        "including the optimizer.\n"
     )
 
 

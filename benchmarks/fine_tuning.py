@@ -110,8 +110,8 @@ def compute_paired_test(runs: Sequence[dict[str, Any]]) -> float:
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of docs/own_images.md: a row a number of images."""
     lines = [
-        "| images of each class | from nothing | fine-tuned | test images that one alone has right | p, largest of the "
-        "seeds | p, seeds in pairs | CPU seconds |",
+        "| images per class | from scratch | fine-tuned | test images correct only from scratch; only fine-tuned | "
+        "largest McNemar p of a seed | p of the paired t-test | CPU seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for size in sorted({run["num_images"] for run in result["runs"]}):
@@ -130,7 +130,7 @@ def build_table(result: dict[str, Any]) -> str:
     pretraining = result["pretraining"]
     lines.append("")
     lines.append(
-        f"The weights to start from took {pretraining['seconds']:.0f} s, once: {pretraining['accuracy']:.1%} on "
+        f"Pretraining took {pretraining['seconds']:.0f} s and reached {pretraining['accuracy']:.1%} on "
         f"{', '.join(pretraining['classes'])}."
     )
     return "\n".join(lines).replace("%", " %") + "\n"

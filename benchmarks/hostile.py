@@ -335,15 +335,15 @@ def build_table(result: Mapping[str, Any]) -> str:
     statuses = ", ".join(f"{status}: {number:,}" for status, number in result["answers"].items())
     streams = result["streams"]
     beside = "h11 and nginx" if streams["with_nginx"] else "h11"
-    violations = "; ".join(result["violations"]) or "nothing"
+    violations = "; ".join(result["violations"]) or "none"
     return (
         f"`python -m benchmarks.hostile`: {result['exchanges']:,} hostile exchanges (seed {result['seed']}) in "
         f"{result['seconds'] / 60:.0f} minutes, by status {statuses}. Memory {result['memory_base_mb']:.0f} MB "
         f"before, {result['memory_most_mb']:.0f} MB at most, {result['memory_after_mb']:.0f} MB after. Honest clients, "
-        f"50 requests a second: p99 {before['p99_ms']:.1f} ms before, {during['p99_ms']:.1f} ms meanwhile, "
-        f"{during['answered']:,} answered with the right class, {sum(during['wrong'].values())} not. "
+        f"50 requests a second: p99 {before['p99_ms']:.1f} ms before, {during['p99_ms']:.1f} ms during the attack, "
+        f"{during['answered']:,} correct answers, {sum(during['wrong'].values())} wrong. "
         f"{streams['number']:,} streams of pipelined requests compared with {beside}: "
-        f"{len(streams['differences'])} parsed in another way. Found at commit "
+        f"{len(streams['differences'])} parsed differently. Violations at commit "
         f"{result['commit'][:12]}: {violations}.\n"
     )
 

@@ -83,7 +83,7 @@ def draw_batch(side: int) -> tuple[Any, Any]:
 
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of benchmarks/README.md."""
-    lines = ["| side | images a step | ours, ms | PyTorch, ms | ratio |", "|---|---|---|---|---|"]
+    lines = ["| image size | batch size | this package, ms | PyTorch, ms | ratio |", "|---|---|---|---|---|"]
     for side, (batch_size, _) in CASES.items():
         figures = result["cases"][str(side)]
         ratio = figures["ratio"]
@@ -94,7 +94,7 @@ def build_table(result: dict[str, Any]) -> str:
         )
     return (
         "\n".join(lines)
-        + f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} runs in turn.\n"
+        + f"\n\nOn {result['cores']} cores of an {result['processor']}, {ratio['runs']} alternating runs.\n"
     )
 
 

@@ -113,7 +113,10 @@ def _take_in_turn(variants: dict[str, Iterator[float]], rounds: int, num_steps: 
 
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of benchmarks/README.md."""
-    lines = ["| left to torch | " + " | ".join(f"`{case}`" for case in CASES) + " |", "|---" * (len(CASES) + 1) + "|"]
+    lines = [
+        "| computed by torch | " + " | ".join(f"`{case}`" for case in CASES) + " |",
+        "|---" * (len(CASES) + 1) + "|",
+    ]
     for family in FAMILIES:
         cells = []
         for case in CASES:
@@ -122,7 +125,7 @@ def build_table(result: dict[str, Any]) -> str:
         if any(cells):
             lines.append(f"| {family} | " + " | ".join(cells) + " |")
     steps = (format_figure(result["cases"][case]["step_ms"]) for case in CASES)
-    lines.append("| nothing: a step, ms | " + " | ".join(steps) + " |")
+    lines.append("| none: time of a step, ms | " + " | ".join(steps) + " |")
     return "\n".join(lines) + f"\n\nOn {result['cores']} cores of an {result['processor']}.\n"
 
 

@@ -413,27 +413,29 @@ def build_table(result: dict[str, Any]) -> str:
     whole, killed, training, parquet = (result[name] for name in ("snapshot", "killed", "training", "parquet"))
     over, read = training["over_small"], training["images_per_second"]
     lines = [
-        f"Measured on {result['images']:,} images of {SIDE} pixels: CIFAR-10's, scaled up and noisy. They have "
-        f"{result['source_bytes'] / 1e9:.1f} GB as tars, and {result['snapshot_bytes'] / 1e9:.1f} GB as a snapshot.",
+        f"Measured on {result['images']:,} images of {SIDE} pixels: images of CIFAR-10, scaled up with added noise. "
+        f"They "
+        f"take {result['source_bytes'] / 1e9:.1f} GB as tars, and {result['snapshot_bytes'] / 1e9:.1f} GB as a "
+        f"snapshot.",
         "",
-        "| making the snapshot | |",
+        "| creating the snapshot | |",
         "|---|---|",
-        f"| images a second, from tars | {format_figure(whole['images_per_second'])} |",
-        f"| images a second, from Parquet, a tenth of the set | {format_figure(parquet['images_per_second'])} |",
+        f"| images per second, from tars | {format_figure(whole['images_per_second'])} |",
+        f"| images per second, from Parquet, a tenth of the set | {format_figure(parquet['images_per_second'])} |",
         f"| peak memory of all processes, from tars | {whole['peak_memory_mb']:.0f} MB |",
         f"| peak memory of all processes, from Parquet | {parquet['peak_memory_mb']:.0f} MB |",
-        f"| killed after {killed['saved'] / result['images']:.0%}, and started again: seconds in all, over those "
-        f"without a kill | {killed['over_whole']:.2f} |",
-        f"| its digest | {'the same' if killed['is_same'] else 'ANOTHER'} |",
+        f"| killed after {killed['saved'] / result['images']:.0%}, then continued: total time, relative to no kill | "
+        f"{killed['over_whole']:.2f} |",
+        f"| digest after the kill | {'the same' if killed['is_same'] else 'DIFFERENT'} |",
         "",
-        f"| training on it, with a cold page cache | all images | `--shuffle_window {training['window_mib']}` |",
+        f"| training, with a cold page cache | all images | `--shuffle_window {training['window_mib']}` |",
         "|---|---|---|",
-        f"| a step of ResNet-18, over one on {NUM_SMALL} images | {_describe(over['large'])} | "
+        f"| time of a ResNet-18 step, relative to {NUM_SMALL} images in memory | {_describe(over['large'])} | "
         f"{_describe(over['window'])} |",
-        f"| images a second without training | {format_figure(read['large']['mean'])} | "
+        f"| images per second, reading only | {format_figure(read['large']['mean'])} | "
         f"{format_figure(read['window']['mean'])} |",
         "",
-        f"How well windows shuffle, on CIFAR-10 sorted by class, recipe `{result['sorted']['recipe']}`:",
+        f"Accuracy with windows, on CIFAR-10 sorted by class, recipe `{result['sorted']['recipe']}`:",
         "",
         "| `--shuffle_window` | accuracy |",
         "|---|---|",
@@ -444,10 +446,10 @@ def build_table(result: dict[str, Any]) -> str:
         lines.append(f"| {title} | {accuracy['mean'] * 100:.1f} % ± {spread} |")
     lines += [
         "",
-        f"Computed for {IMAGENET:,} images of {SIDE} pixels in {IMAGENET_CLASSES:,} classes, sorted by class, the "
-        "worst case:",
+        f"Computed for {IMAGENET:,} images of {SIDE} pixels in {IMAGENET_CLASSES:,} classes, sorted by class (the "
+        "worst case):",
         "",
-        "| `--shuffle_window` | windows an epoch | images of one | its classes | classes in a batch of "
+        "| `--shuffle_window` | windows per epoch | images per window | classes per window | classes in a batch of "
         f"{IMAGENET_BATCH} |",
         "|---|---|---|---|---|",
     ]
@@ -459,10 +461,10 @@ def build_table(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Computed from the above, for more images of this kind. The time to read an epoch is for a snapshot of which "
-        "nothing is in memory, in the order of all images and by windows:",
+        "Computed from the above for more images. The last two columns are the time to read an epoch from disk: all "
+        "images shuffled, and by windows. Nothing is in memory before:",
         "",
-        "| images | tars | snapshot | making it | memory | " + " | ".join(DISKS) + " |",
+        "| images | tars | snapshot | time to create it | memory | " + " | ".join(DISKS) + " |",
         "|---" * (5 + len(DISKS)) + "|",
     ]
     for row in result["scales"]:

@@ -81,7 +81,7 @@ def build_table(result: dict[str, Any]) -> str:
         options = groups.setdefault(tuple(run[key] for key in keys), {})
         options.setdefault(run["option"], {})[run["seed"]] = run
     lines = [
-        "| set and recipe | options | accuracy | difference, in pairs | CPU time |",
+        "| data set and recipe | options | accuracy | paired difference | CPU time |",
         "|---|---|---|---|---|",
     ]
     for (kind, num_images, recipe), options in sorted(groups.items()):

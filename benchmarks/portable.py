@@ -108,8 +108,8 @@ def take_images(recipe: str, dataset_folder: Path) -> Iterator[Path]:
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of docs/portable.md."""
     lines = [
-        "| recipe | portable, over the run that is capped at AVX2 | portable with AVX-512, over the native run "
-        "| accuracy | less that of the capped run | runs |",
+        "| recipe | time, relative to a run capped at AVX2 | time with AVX-512, relative to a native run "
+        "| accuracy | difference to the capped run | runs |",
         "|---|---|---|---|---|---|",
     ]
     for recipe, of_recipe in result["recipes"].items():
@@ -131,7 +131,7 @@ def build_table(result: dict[str, Any]) -> str:
         lines.append(f"| `{recipe}` | {' | '.join(cells)} |".replace("%", " %"))
     machine = f"{result['cores']} cores of an {result['processor']}"
     parts = [f"`{recipe}` on {number:,} images" for recipe, number in NUM_IMAGES.items() if recipe in result["recipes"]]
-    seconds = f"The seconds of the epochs ({', '.join(parts)}), on {machine}, all sides of a seed in turn."
+    seconds = f"Times are those of the epochs ({', '.join(parts)}), on {machine}. Runs of a seed alternated."
     return "\n".join([*lines, "", seconds, ""])
 
 

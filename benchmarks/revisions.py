@@ -100,14 +100,14 @@ def build_table(result: dict[str, Any]) -> str:
         middle = statistics.median(ratios)
         return f"{middle:.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs)"
 
-    lines = ["| what | this commit over the one before |", "|---|---|"]
+    lines = ["| measure | this commit, relative to the earlier one |", "|---|---|"]
     for recipe, facts in result["training"].items():
-        weights = "same weights" if facts["same_weights"] else "OTHER WEIGHTS"
+        weights = "same weights" if facts["same_weights"] else "DIFFERENT WEIGHTS"
         ratio = describe(facts["rows"], "training_seconds")
-        lines.append(f"| seconds of training, `{recipe}`, {weights} | {ratio} |")
+        lines.append(f"| training time, `{recipe}`, {weights} | {ratio} |")
     for name, facts in result["serving"].items():
         requests, p99 = describe(facts["rows"], "requests_per_second"), describe(facts["rows"], "p99_ms")
-        lines += [f"| requests a second, `{name}` | {requests} |", f"| p99 of an answer, `{name}` | {p99} |"]
+        lines += [f"| requests per second, `{name}` | {requests} |", f"| p99 latency, `{name}` | {p99} |"]
     return "\n".join(lines) + "\n"
 
 

@@ -196,22 +196,23 @@ def compute_many(epoch_seconds: float) -> dict[str, Any]:
 
 def build_table(result: dict[str, Any]) -> str:
     """Build what docs/scaling.md says of the costs."""
-    lines = ["| `quick` beside processes that never sleep | one | two |", "|---|---|---|"]
+    lines = ["| training time of `quick` beside busy processes | one | two |", "|---|---|---|"]
     for engine, title in (("compiled", "our engine"), ("eager", "torch's autograd")):
         cells = (_describe(result["busy"][f"{engine}, {number} busy"]) for number in (1, 2))
-        lines.append(f"| {title}: times the seconds alone | " + " | ".join(cells) + " |")
+        lines.append(f"| {title}, relative to an idle machine | " + " | ".join(cells) + " |")
     ranks, many = result["ranks"], result["many"]
     lines += [
         "",
-        f"Two processes of one thread have {_describe(ranks)} of the speed of one process of two threads.",
+        f"Two processes with one thread each reach {_describe(ranks)} times the speed of one process with two threads.",
         "",
         f"Two processes on two hosts with {RATE.removesuffix('mbit')} Mbit/s between them take "
-        f"{_describe(result['hosts']['ratio'])} times as long as beside each other on the same cores. When one host "
-        f"was cut off, the run ended {result['hosts']['seconds_after_cut']:.0f} s later.",
+        f"{_describe(result['hosts']['ratio'])} times as long as two processes on one host with the same cores. "
+        f"After one host was cut off, the run stopped within {result['hosts']['seconds_after_cut']:.0f} s.",
         "",
         f"An epoch of `fast` takes {many['epoch_seconds']:.1f} s on one machine of {result['cores']} cores. A process "
-        f"sends {many['bytes_of_a_step'] / 1e6:.1f} MB in a step. From these and the speed of a network follows what "
-        f"many such machines would take, with {MOST_SHARDS} shards. This is computed, not measured:",
+        f"sends {many['bytes_of_a_step'] / 1e6:.1f} MB per step. The table estimates the time of an epoch on several "
+        f"such "
+        f"machines with {MOST_SHARDS} shards, from these figures and the network's speed. It is not measured:",
         "",
         "| machines | " + " | ".join(f"{name}: seconds | cost" for name in NETWORKS) + " |",
         "|---" * (1 + 2 * len(NETWORKS)) + "|",
@@ -220,8 +221,8 @@ def build_table(result: dict[str, Any]) -> str:
         cells = (f"{row['seconds'][name]:.1f} | {row['cost'][name]:.1f}" for name in NETWORKS)
         lines.append(f"| {row['machines']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + (
-        f"\n\nThe cost is in machine hours, over those of one machine. Measured on {result['cores']} cores of an "
-        f"{result['processor']}, in turn.\n"
+        f"\n\nThe cost is in machine hours, relative to one machine. Measured on {result['cores']} cores of an "
+        f"{result['processor']}, in alternating runs.\n"
     )
 
 

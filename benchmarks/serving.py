@@ -621,7 +621,7 @@ def build_tables(result: Mapping[str, Any]) -> str:
         lines = [
             f"### {network}",
             "",
-            "| server, its own best way in | requests/s at 1 · 8 · 32 · 128 connections | at 32, from to | p99 ms | "
+            "| server, fastest request format | requests/s at 1 · 8 · 32 · 128 connections | range at 32 | p99 ms | "
             "CPU seconds per 1,000 at 32 | memory MB |",
             "|---|---|---|---|---|---|",
         ]
@@ -644,7 +644,7 @@ def build_tables(result: Mapping[str, Any]) -> str:
     how = f"{result['rounds']} turns of {result['seconds_a_measurement']:g} s each, medians, load from the same cores"
     busy = result["load_average_before"][0]
     if busy > 0.5:
-        how += f"; a load average of {busy:.1f} before them: only what was measured in the same run may be compared"
+        how += f"; load average before: {busy:.1f}. Compare only figures of the same run"
     return "\n".join([*parts, f"Measured by `python -m benchmarks.serving` on {where}; {how}.", ""])
 
 
@@ -658,23 +658,27 @@ def _describe_endurance(facts: Mapping[str, Any]) -> str:
     lines = [
         f"- PNG bodies {count(bodies['PNG'])}/s and JPEG {count(bodies['JPEG'])}/s at 32 connections (one thread "
         f"decodes {decoded['PNG']} and {decoded['JPEG']}).",
-        f"- From the command to the first answer {facts['start']['seconds']:.2f} s.",
+        f"- Time from the command to the first answer: {facts['start']['seconds']:.2f} s.",
         f"- SIGTERM under the load of 32 clients: {stop['answered']:,} answered, {stop['lost']} lost, exit status "
         f"{stop['exit_status']}.",
-        f"- After 200 clients that left: {count(clients['after_200_that_left'])} requests/s; beside 200 that send "
-        f"their heads slowly: {count(clients['beside_200_slow_heads'])} (alone: {count(clients['alone'])}), and "
-        f"{clients['slow_heads_closed']} of the 200 were cut off.",
+        f"- After 200 clients disconnected early: {count(clients['after_200_that_left'])} requests/s. Beside 200 "
+        f"clients "
+        f"that send their headers slowly: {count(clients['beside_200_slow_heads'])} (alone: "
+        f"{count(clients['alone'])}); "
+        f"the server closed {clients['slow_heads_closed']} of these connections.",
     ]
     if int8:
         rates = " · ".join(count(row) for row in int8.values())
         lines.insert(1, f"- With `--precision int8` {rates} requests/s at 1 · 8 · 32 · 128 connections.")
     lines += [
         "",
-        f"{OVERLOAD_S} s of overload: {overload[0]['clients']} clients that together ask three times as often as the "
-        "server can answer, each once its last request is answered or refused:",
+        f"{OVERLOAD_S} s of overload, three times the server's capacity: {overload[0]['clients']} closed-loop clients. "
+        f"Each "
+        "sends its next request when the last one is answered or refused:",
         "",
-        "| queue of | requests/s sent | answered with 200, a second | p99 of these, ms | by status | requests/s "
-        "for 64 clients before, after | first answer after it, ms |",
+        "| `--max_queue` | requests/s sent | requests/s answered with 200 | their p99, ms | answers by status | "
+        "requests/s "
+        "of 64 clients before, after | first answer after the overload, ms |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in overload:
@@ -704,10 +708,11 @@ def describe_soak(soak: Mapping[str, Any]) -> str:
     errors = "; ".join(" ".join(text.split()) for text in soak["errors"]) or "none"
     first, second, most = (soak[f"memory_mb_{name}"] for name in ("first_half", "second_half", "most"))
     return (
-        f"`python -m benchmarks.soak`, {soak['seconds'] / 60:.0f} minutes: {soak['asked_per_second']:,.0f} requests a "
-        f"second, where the server can take {soak['capacity_per_second']:,.0f}. "
+        f"`python -m benchmarks.soak`, {soak['seconds'] / 60:.0f} minutes: {soak['asked_per_second']:,.0f} requests "
+        f"per "
+        f"second, of a capacity of {soak['capacity_per_second']:,.0f}. "
         f"Answers by status: {statuses}; errors: {errors}; p50 {soak['p50_ms']:.1f} ms, p99 {soak['p99_ms']:.1f} ms. "
-        f"Meanwhile {soak['disturbances']:,} times an image file, a broken one, and a client that left. Memory "
+        f"In between, {soak['disturbances']:,} times an image file, a broken file, and an early disconnect. Memory "
         f"{first:.0f} MB in the first half, {second:.0f} MB in the second, {most:.0f} MB at most.\n"
     )
 

@@ -184,11 +184,11 @@ def build_table(result: dict[str, Any]) -> str:
         return "Not measured yet: `python -m benchmarks.sweep`\n"
     first = result["sweeps"][0]
     lines = [
-        "| workers, threads of each | killed | PostgreSQL stopped | trials and bits | winner | time |",
+        "| workers, threads per worker | workers killed | PostgreSQL stopped | trials and bits | winner | time |",
         "|---|---|---|---|---|---|",
     ]
     for sweep in result["sweeps"]:
-        same = "the same" if sweep["trials"] == first["trials"] else "**others**"
+        same = "the same" if sweep["trials"] == first["trials"] else "**different**"
         states = [trial["state"] for trial in sweep["trials"]]
         trials = f"{len(states)}, {states.count('PRUNED')} pruned" if sweep is first else same
         cells = f"{sweep['workers']}, {sweep['threads']} | {sweep['kills']} | {sweep['stops']} | {trials}"
@@ -203,8 +203,8 @@ def build_table(result: dict[str, Any]) -> str:
         means = {side: f"{statistics.fmean(values):.2%}" for side, values in sides.items()}
         lines += [
             "",
-            f"On {NUM_HELD_OUT:,} images that no sweep has seen, single views, means of {len(differences)} seeds: the "
-            f"winner's settings {means['winner']}, those of `quick` {means['quick']}. The difference in pairs is "
+            f"On {NUM_HELD_OUT:,} held-out images, without test-time augmentation, means of {len(differences)} seeds: "
+            f"winner {means['winner']}, `quick` {means['quick']}. The paired difference is "
             f"{statistics.fmean(differences):+.2%}{spread}. Both were trained on {result['num_images']:,} images "
             f"(`{result['options']}`).",
         ]

@@ -24,14 +24,14 @@ COMPARISONS = {
     "time_to_accuracy_native": (
         "fast",
         "training to about 90%",
-        "the algorithm of the record to 94% of the published images",
+        "airbench94 with Muon",
     ),
     "capped_avx2": (
         "fast",
-        "the same without AVX-512 and BF16, its epochs on 4,000 images",
+        "the same without AVX-512 and BF16, epochs of 4,000 images",
         "the same",
     ),
-    "notebook_job_native": ("notebook", "the notebook's job", "the notebook's own way"),
+    "notebook_job_native": ("notebook", "LeNet of PyTorch's tutorial", "the tutorial's training loop"),
     "notebook_job_avx2": ("notebook", "the same without AVX-512", "the same"),
 }
 """Results that have two sides: the recipe, what is compared, and the other side."""
@@ -74,11 +74,11 @@ def _build_claims_table() -> str:
     )
     rows = [
         (
-            "A killed run continues to the same bits",
+            "A killed run resumes and ends with bit-identical weights",
             f"{kills:,} kills of {trials:,} runs; {failures} ended with other weights",
         ),
         (
-            "A recorded run is trained again and compared step by step",
+            "`verify` repeats a recorded run and compares it step by step",
             f"recording costs {cost['cost']['mean']:.2%} of the training time",
         ),
         (
@@ -90,17 +90,17 @@ def _build_claims_table() -> str:
             f"`fast` takes {slower:.2f} times as long as with AVX-512; aarch64 was emulated",
         ),
         (
-            "It trains faster on a CPU than the record's algorithm",
+            "It trains faster on a CPU than the algorithm of the CIFAR-10 speed record",
             f"CIFAR-10 to {accuracy:.1%} in {seconds:.0f} s on {speed['cores']} cores; airbench94 takes "
             f"{others['seconds']['mean']:.0f} s to {others['accuracy']['mean']:.1%}; runs of each: "
             f"{others['seconds']['runs']}",
         ),
         (
-            "The published model is proved to answer as the run does",
-            f"{agreement:.2%} of the classes equal, probabilities within {apart:.1e}",
+            "The published model is checked against the run on every test image",
+            f"{agreement:.2%} of the predicted classes agree, probabilities within {apart:.1e}",
         ),
         (
-            "The server needs no torch, and outruns general servers",
+            "The server needs no torch and handles more requests than general model servers",
             f"LeNet, 32 connections: {own} requests/s; mosec {rates[0]}, LitServe {rates[1]}, BentoML {rates[2]}",
         ),
     ]
@@ -187,7 +187,10 @@ def _describe_range(figure: dict[str, float], digits: int = 0, unit: str = "") -
 
 
 def _build_speed_table() -> str:
-    lines = ["| what | this trainer | the other | ratio of the times, number of pairs | on |", "|---|---|---|---|---|"]
+    lines = [
+        "| training | this trainer | baseline | ratio of the times, number of pairs | processor |",
+        "|---|---|---|---|---|",
+    ]
     for name, (recipe, what, other) in COMPARISONS.items():
         result = load_result(name)
         if "ratio" not in result:  # not measured yet
@@ -200,14 +203,14 @@ def _build_speed_table() -> str:
     eager = summarize([run["seconds"] for run in notebook["runs"]["eager"]])
     floors, start = load_result("floor"), load_result("start")
     return "\n".join(lines).replace("%", " %") + (
-        f"\n\nWithout a compiler, with `--engine eager`, the notebook's job takes "
+        f"\n\nWithout kernels (`--engine eager`), `notebook` takes "
         f"{_describe_range(eager, unit=' s')}.\n\n"
         f"On an {floors['processor']}, commit {floors['commit'][:8]}: "
         f"{'. '.join(_describe_floor(recipe, floors[recipe]) for recipe in ('fast', 'notebook', 'best'))} "
-        f"(`python -m benchmarks.floor`). From the command to the end of the first step it is, on an "
-        f"{start['processor']}, "
-        f"{start['first_step']['mean']:.1f} s ({start['first_step']['least']:.1f} to "
-        f"{start['first_step']['most']:.1f}; `python -m benchmarks.start`)."
+        f"(`python -m benchmarks.floor`). The first step ends "
+        f"{start['first_step']['mean']:.1f} s after the command on an {start['processor']} "
+        f"({start['first_step']['least']:.1f} to "
+        f"{start['first_step']['most']:.1f} s; `python -m benchmarks.start`)."
     )
 
 
@@ -265,9 +268,12 @@ def _build_publishing_table() -> str:
     batch_sizes = ", ".join(str(size) for size in dict.fromkeys(line["batch_size"] for line in lines_of_all))
     agreement = min(line["agreement"] for line in lines_of_all)
     return "\n".join(lines).replace("%", " %") + (
-        f"\n\nDifferences of a probability over all {result['models'][0]['num_images']:,} test images in batches of "
-        f"{batch_sizes}; {agreement:.2%} of the classes are equal. Speed in batches of 64 on {result['cores']} "
-        "cores, alternating with torch eager, mean and range of the rounds (`python -m benchmarks.publishing`). No "
+        f"\n\nThe difference is the largest of a probability over all {result['models'][0]['num_images']:,} test "
+        f"images, in "
+        f"batches of {batch_sizes}; {agreement:.2%} of the predicted classes agree. Speed is measured with batches of "
+        f"64 "
+        f"on {result['cores']} cores, alternating with torch eager; mean and range (`python -m "
+        f"benchmarks.publishing`). No "
         "int8 figures: quantization did not pay off for this model."
     ).replace("%", " %")
 
@@ -281,9 +287,9 @@ def _build_record_sentence() -> str:
     runs = cost["cost"]["runs"]
     return (
         f"Record, checkpoints and digests together take {cost['cost']['mean']:.2%} of a `fast` run's time, the "
-        f"digests {cost['cost_of_digests']['mean']:.2%} (`python -m benchmarks.record_cost`, {runs} "
-        f"run{'s' * (runs > 1)}); `verify --files_only` takes {start['verify_files_only']['mean']:.2f} s, "
-        f"`--help` {start['help']['mean']:.2f} s, and finding all of CIFAR-10 again, with its digest checked, "
+        f"digests alone {cost['cost_of_digests']['mean']:.2%} (`python -m benchmarks.record_cost`, {runs} "
+        f"run{'s' * (runs > 1)}). `verify --files_only` takes {start['verify_files_only']['mean']:.2f} s, "
+        f"`--help` {start['help']['mean']:.2f} s, and loading the snapshot of CIFAR-10, with a check of its digest, "
         f"{start['read_again']['mean']:.2f} s (`python -m benchmarks.start`)."
     ).replace("%", " %")
 
@@ -293,20 +299,22 @@ def _build_crash_sentence() -> str:
     kills = sum(result["kills_by_kind"].values())
     file, commands = races["file"], races["commands"]
     return (
-        f"{result['trials']:,} tiny runs were killed with SIGKILL {kills:,} times, before and in the middle of every "
-        f"call to the disk and at random moments; {len(result['failures'])} of them did not end with the bits of the "
-        "run that nobody killed (`python -m benchmarks.crash_campaign`). Four processes wrote one file "
+        f"{result['trials']:,} tiny runs were killed with SIGKILL {kills:,} times: before and during every call to the "
+        f"disk, and at random moments. {len(result['failures'])} of them ended with other bits than an "
+        "uninterrupted run (`python -m benchmarks.crash_campaign`). Four processes wrote one file "
         f"{file['num_writes']:,} times while two read it and {file['num_kills']} more writers were killed: "
-        f"{file['num_torn']} of {file['num_reads']:,} reads found it torn. Of {sum(commands['rounds'].values())} races "
-        f"of commands for one name {len(commands['failures'])} failed (`python -m benchmarks.races`)."
+        f"{file['num_torn']} of {file['num_reads']:,} reads were torn. Commands raced for the same name "
+        f"{sum(commands['rounds'].values())} times, and {len(commands['failures'])} failed (`python -m "
+        f"benchmarks.races`)."
     )
 
 
 def _build_container_sentence() -> str:
     result = load_result("container")
     return (
-        f"The image weighs {result['image_bytes'] / 1e9:.1f} GB, of which {result['torch_bytes'] / 1e9:.1f} GB are "
-        "torch and the GPU libraries that it brings; after a change in the code it is built again in "
+        f"The image takes {result['image_bytes'] / 1e9:.1f} GB, including {result['torch_bytes'] / 1e9:.1f} GB of "
+        f"torch and "
+        "its GPU libraries. After a code change, it is rebuilt in "
         f"{result['rebuild_seconds']['mean']:.1f} s (`python -m benchmarks.container`)."
     )
 

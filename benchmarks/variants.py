@@ -50,13 +50,13 @@ def describe_run(folder: Path) -> dict[str, Any]:
 def build_table(result: dict[str, Any]) -> str:
     """Build the table of benchmarks/README.md."""
     lines = [
-        "| recipe | changed | TFLOP of training | training accuracy | accuracy on held-out images |",
+        "| recipe | changed settings | training cost, TFLOP | training accuracy | accuracy on held-out images |",
         "|---|---|---|---|---|",
     ]
     for run in sorted(result["runs"], key=lambda run: (run["recipe"], run["operations"])):
         recipe = load_recipe(run["recipe"])
         different = [f"{name} {value}" for name, value in run["settings"].items() if value != recipe[name]]
-        changed = ", ".join(different) or "nothing"
+        changed = ", ".join(different) or "none"
         lines.append(
             f"| `{run['recipe']}` | {changed} | {run['operations'] / 1e12:.0f} | {run['train_accuracy']:.1%} "
             f"| {run['validation_accuracy']:.1%} |"

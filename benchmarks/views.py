@@ -47,8 +47,8 @@ def measure_run(folder: Path, dataset_folder: Path) -> dict[str, Any]:
 
 def build_table(runs: list[dict[str, Any]]) -> str:
     """Build the table of benchmarks/README.md."""
-    titles = "".join(f" `{run['recipe']}`: unsure | accuracy |" for run in runs)
-    lines = [f"| closer together than |{titles}", "|---|" + "---|" * 2 * len(runs)]
+    titles = "".join(f" `{run['recipe']}`: images below | accuracy |" for run in runs)
+    lines = [f"| margin threshold |{titles}", "|---|" + "---|" * 2 * len(runs)]
     for row in zip(*(run["thresholds"] for run in runs), strict=True):
         threshold = "all images" if row[0]["threshold"] == 1 else f"{row[0]['threshold']}"
         lines.append(f"| {threshold} |" + "".join(f" {part['unsure']:.0%} | {part['accuracy']:.2%} |" for part in row))

@@ -48,41 +48,43 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes // unit:,} {_SIZES[unit]}"
 
 
-_OWN = f"of its own: {_size(confinement.MEMORY_BYTES)} of memory, {confinement.COMPUTING_S} s of computing time"
+_OWN = f"a separate one: {_size(confinement.MEMORY_BYTES)} of memory, {confinement.COMPUTING_S} s of computing time"
 
 ROWS: dict[str, tuple[str, str]] = {
     "image: PNG, JPEG, WebP, BMP": (
         f"{_size(imaging.MAX_BYTES)}, {imaging.MAX_PIXELS:,} pixels (WebP {imaging.MAX_WEBP_PIXELS:,}, BMP with run "
-        f"lengths {imaging.MAX_RUN_LENGTH_PIXELS:,}), {imaging.MAX_SIDE:,} a side; of a JPEG {imaging.MAX_SCANS} scans "
-        f"and {imaging.MAX_SEGMENTS:,} segments, of a PNG {imaging.MAX_CHUNKS:,} chunks, {imaging.MAX_TEXTS} of text; "
-        "one that is animated",
+        f"lengths {imaging.MAX_RUN_LENGTH_PIXELS:,}), {imaging.MAX_SIDE:,} pixels per side; JPEG: {imaging.MAX_SCANS} "
+        f"scans, "
+        f"{imaging.MAX_SEGMENTS:,} segments; PNG: {imaging.MAX_CHUNKS:,} chunks, {imaging.MAX_TEXTS} text chunks; "
+        "animated images",
         "the caller's; 450 MB for all threads",
     ),
-    "archive of CIFAR": (
+    "CIFAR archive": (
         f"{_size(cifar.MAX_ARCHIVE_BYTES)} unpacked, {cifar.MAX_MEMBERS:,} members, names of "
         f"{_size(cifar.MAX_NAME_BYTES)}; links and devices",
         "the caller's",
     ),
-    "file of CIFAR": (
-        f"{_size(cifar.MAX_FILE_BYTES)}; as a pickle {pickles.MAX_INSTRUCTIONS:,} instructions, and any that calls or "
-        "imports something",
+    "CIFAR file": (
+        f"{_size(cifar.MAX_FILE_BYTES)}; pickles: {pickles.MAX_INSTRUCTIONS:,} instructions; pickles that call or "
+        "import something",
         "the caller's",
     ),
     "Parquet": (
-        f"{parquet_process.MAX_ROWS:,} rows and one for every {parquet_process.MIN_ROW_BYTES} bytes after the first "
-        f"1,000, images of {parquet_process.MAX_RATIO} times its size, paths of {parquet_process.MAX_PATH_LENGTH:,} "
+        f"{parquet_process.MAX_ROWS:,} rows; one row per {parquet_process.MIN_ROW_BYTES} bytes after the first "
+        f"1,000; images {parquet_process.MAX_RATIO} times the file's size in all; paths of "
+        f"{parquet_process.MAX_PATH_LENGTH:,} "
         "characters",
         _OWN + " between two batches",
     ),
-    "tar of WebDataset": (
-        f"{webdataset.MAX_SHARDS:,} shards, {webdataset.MAX_KEYS:,} keys in all, heads of "
-        f"{_size(webdataset.MAX_HEAD_BYTES)}, labels of {_size(webdataset.MAX_LABEL_BYTES)}; links and devices, what "
-        "follows the end mark",
+    "WebDataset tar": (
+        f"{webdataset.MAX_SHARDS:,} shards, {webdataset.MAX_KEYS:,} keys in all, headers of "
+        f"{_size(webdataset.MAX_HEAD_BYTES)}, labels of {_size(webdataset.MAX_LABEL_BYTES)}; links and devices, data "
+        "after the end marker",
         "the caller's",
     ),
     "classes of a data set": (f"{content.MAX_CLASSES:,}", "the caller's"),
     "JSON": (
-        f"{_size(files.MAX_JSON_BYTES)}, {files.MAX_JSON_VALUES:,} values, {files.MAX_DEPTH} levels; a key twice, "
+        f"{_size(files.MAX_JSON_BYTES)}, {files.MAX_JSON_VALUES:,} values, {files.MAX_DEPTH} levels; duplicate keys, "
         "numbers that are not finite or have more than 64 bits",
         "the caller's",
     ),
@@ -90,41 +92,45 @@ ROWS: dict[str, tuple[str, str]] = {
         f"{_size(files.MAX_LINES_BYTES)}, {files.MAX_JSON_VALUES:,} values in all lines",
         "the caller's",
     ),
-    "YAML": (f"{_size(files.MAX_YAML_BYTES)}, {files.MAX_DEPTH} levels; aliases, a key twice", "the caller's"),
-    "`README.md` of a data set": (f"{_size(card.MAX_CARD_BYTES)}, and its head as YAML", "the caller's"),
+    "YAML": (f"{_size(files.MAX_YAML_BYTES)}, {files.MAX_DEPTH} levels; aliases, duplicate keys", "the caller's"),
+    "`README.md` of a data set": (
+        f"{_size(card.MAX_CARD_BYTES)}, and the limits of YAML for its header",
+        "the caller's",
+    ),
     "`predictions.npz`": (
-        f"{_size(reading.MAX_PREDICTIONS_BYTES)}, packed and unpacked; arrays of other types",
+        f"{_size(reading.MAX_PREDICTIONS_BYTES)}, compressed and uncompressed; arrays of other types",
         "the caller's",
     ),
     "`model.pth`, checkpoint": (
         f"{_size(tensor_file.MAX_BYTES)}, {tensor_file.MAX_RECORDS:,} records, {_size(tensor_file.MAX_PICKLE_BYTES)} "
-        "beside the tensors; what unpacks to more than it has bytes, and what names anything but tensors",
+        "besides the tensors; compressed records, tensors larger than their storage, other objects than tensors",
         "the caller's",
     ),
     "`.safetensors`": (
         f"{_size(tensor_file.MAX_BYTES)}, {_size(tensor_file.MAX_HEADER_BYTES)} of header; tensors that overlap or "
-        "leave something out",
+        "leave gaps",
         "the caller's",
     ),
     "file of a published model": (f"{_size(published.MAX_BYTES)}", "the caller's"),
     "verdict": (
-        f"{_size(attestation.MAX_BYTES)}, {attestation.MAX_FILES} in a folder, and what JSON is; links, more than one "
-        "signature, another form of base64",
+        f"{_size(attestation.MAX_BYTES)}, {attestation.MAX_FILES} in a folder, and the limits of JSON; links, more "
+        f"than one "
+        "signature, non-canonical base64",
         "the caller's",
     ),
-    "proof of an image": (f"{_size(proof.MAX_BYTES)}, and what JSON is; another form", "the caller's"),
+    "proof of an image": (f"{_size(proof.MAX_BYTES)}, and the limits of JSON; any other encoding", "the caller's"),
     "ONNX": (
         f"{_size(published.MAX_BYTES)}; weights in other files",
-        _OWN + ", with 4 times the file's size on top; the caller's where a given key has signed it",
+        _OWN + ", plus 4 times the file's size; the caller's if a given key has signed the file",
     ),
     "CSV of `data relabel`": (f"{_size(corrections.MAX_CORRECTIONS_BYTES)}", "the caller's"),
     "CSV of `drift --labels`": (f"{_size(labels.MAX_BYTES)}", "the caller's"),
     "API keys, JSON web keys": (f"{_size(auth.MAX_KEYS_BYTES)}", "the server's"),
-    "download": (f"{_size(download.MAX_BYTES)}", "the caller's, on disk"),
-    "folder at a URL": (f"{store.MAX_FILES:,} files", "their size, on disk"),
+    "download": (f"{_size(download.MAX_BYTES)}", "the caller's; on disk"),
+    "folder at a URL": (f"{store.MAX_FILES:,} files", "the caller's; their size on disk"),
     "artifact of a workflow": (
         f"{_unpack_run.MAX_MEMBERS:,} files, {_size(_unpack_run.MAX_BYTES)} unpacked and {_unpack_run.MAX_RATIO} times "
-        f"its size, documents of {_size(_unpack_run.MAX_DOCUMENT_BYTES)}; links and devices",
+        f"the zip file's size, documents of {_size(_unpack_run.MAX_DOCUMENT_BYTES)}; links and devices",
         "the caller's",
     ),
 }
@@ -133,5 +139,5 @@ ROWS: dict[str, tuple[str, str]] = {
 
 def build_table() -> str:
     """Build the table."""
-    lines = ["| file | refused beyond, or with | read in a process |", "|---|---|---|"]
+    lines = ["| file | limits; what else is refused | process that reads it |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {limit} | {process} |" for name, (limit, process) in ROWS.items())])

@@ -60,7 +60,9 @@ def build_table(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     verifier = f"{result['cores']} cores of an {result['processor']}, {result['measured_at'][:10]}"
     code = f"code {rows[0]['code_digest'][:12]}, commit {result['commit'][:8]}"
-    return "\n".join([*lines, "", f"Each was IDENTICAL when it was trained again: {verifier}, {code}."]) + "\n"
+    return (
+        "\n".join([*lines, "", f"Each entry was trained again with the verdict IDENTICAL: {verifier}, {code}."]) + "\n"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

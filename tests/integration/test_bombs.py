@@ -209,7 +209,7 @@ PUBLISHED = "image_classifier.published.predictor:load_predictor"
 LABELS = build_npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}") + bytes(8)
 
 BOMBS: dict[str, dict[str, Bomb]] = {
-    "archive of CIFAR": {
+    "CIFAR archive": {
         "gzip": Bomb(
             DATASET, "all.tar.gz", write_tar(("zeros", 2**28, b"0")), "unpacks to more than 268,435,456 bytes"
         ),
@@ -220,7 +220,7 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.CHRTYPE)), "which is a link, a dev"
         ),
     },
-    "file of CIFAR": {
+    "CIFAR file": {
         "size": Bomb(DATASET, "data_batch_1", write_sparse(2**28 + 1), "more than the 268,435,456 bytes", True),
         "instructions": Bomb(
             DATASET, "data_batch_1", put(b"]" + b"Na" * 500_000 + b"."), "more than 1,000,000 inst", True
@@ -241,7 +241,7 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             ".",
         ),
     },
-    "tar of WebDataset": {
+    "WebDataset tar": {
         "a label": Bomb(
             DATASET,
             "all.tar",
@@ -477,7 +477,7 @@ def replace_and_seal(name: str, write: Callable[[Path], object]) -> Callable[[Pa
     return change
 
 
-TARGZ = BOMBS["archive of CIFAR"]["gzip"].write
+TARGZ = BOMBS["CIFAR archive"]["gzip"].write
 DEEP = put("[" * 10**6)
 NAMES = ("--experiments_folder", "runs", "--experiment_name", "e", "--run_name", "r")
 
