@@ -1,10 +1,11 @@
 """Clients that mean well: they ask at a fixed rate, whatever the answers take, and measure how long these take.
 
-    python -m benchmarks.honest --port PORT --key KEY --model MODEL --seconds 20
+    python -m benchmarks.honest --port PORT --key KEY --model MODEL --server_pid PID --seconds 20
 
 Three of four requests come on connections that stay, the fourth on one of its own; three of four are raw pixels, the
 fourth a PNG. A request's time counts from when it was due (an open loop). Ends after so many seconds, or with
-`--seconds 0` when the standard input ends, and prints what it saw as JSON.
+`--seconds 0` when the standard input ends, and prints what it saw as JSON. That tells, too, how long the clients and
+the server's event loop were ready to run and had no processor: on a busy machine, that part is not the server's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,13 @@ class Clients:
     Attributes:
         times_s: from when a request was due until its answer was there, of those that were answered rightly.
         wrong: what else came, and how often.
+        waits_s: of each of `times_s`, what the clients and the server's loop waited for a processor meanwhile.
     """
 
-    def __init__(self, port: int, key: str, model: Path) -> None:
+    def __init__(self, port: int, key: str, model: Path, server_pid: int) -> None:
         self.times_s: list[float] = []
+        self.waits_s: list[float] = []
+        self._pids = (os.getpid(), server_pid)
         self.wrong: Counter[str] = Counter()
         self._port = port
         self._idle: deque[Stream] = deque()
@@ -64,14 +70,17 @@ class Clients:
         began, number, tasks = loop.time(), 0, set()
         while not ended.done():
             number += 1
-            due = began + number / rate
+            due, waited_s = began + number / rate, self._count_waiting()
             await asyncio.wait([ended], timeout=max(0, due - loop.time()))
-            task = loop.create_task(self._ask(number, due))
+            task = loop.create_task(self._ask(number, due, waited_s))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         await asyncio.gather(*tasks)
 
-    async def _ask(self, number: int, due: float) -> None:
+    def _count_waiting(self) -> float:
+        return sum(map(read_run_delay, self._pids))
+
+    async def _ask(self, number: int, due: float, waited_s: float) -> None:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 status, document = await self._exchange(number)
@@ -84,6 +93,7 @@ class Clients:
             self.wrong["another class"] += 1
         else:
             self.times_s.append(asyncio.get_running_loop().time() - due)
+            self.waits_s.append(self._count_waiting() - waited_s)
 
     async def _exchange(self, number: int) -> tuple[int, Any]:
         is_fresh = number % 4 == 0 or not self._idle
@@ -107,8 +117,22 @@ class Clients:
         times = sorted(self.times_s)
         shares = {f"p{share}_ms": times[min(len(times) - 1, len(times) * share // 100)] * 1e3 for share in (50, 95, 99)}
         facts = {**shares, "mean_ms": statistics.fmean(times) * 1e3, "most_ms": times[-1] * 1e3} if times else {}
+        if times:
+            left = sorted(time_s - wait_s for time_s, wait_s in zip(self.times_s, self.waits_s, strict=True))
+            facts["p99_less_waiting_for_cpu_ms"] = left[len(left) * 99 // 100] * 1e3
         rounded = {name: round(value, 2) for name, value in facts.items()}
         return {"answered": len(times), **rounded, "wrong": dict(self.wrong)}
+
+
+def read_run_delay(pid: int) -> float:
+    """Read for how many seconds a process's first thread has been ready to run and had no processor.
+
+    Returns:
+        0.0 where the process has ended, or the kernel does not say.
+    """
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 def _end(ended: asyncio.Future[None]) -> None:
@@ -122,10 +146,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--key", required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--server_pid", type=int, required=True)
     parser.add_argument("--rate", type=float, default=50, help="requests a second")
     parser.add_argument("--seconds", type=float, default=20)
     arguments = parser.parse_args()
-    clients = Clients(arguments.port, arguments.key, arguments.model)
+    clients = Clients(arguments.port, arguments.key, arguments.model, arguments.server_pid)
     asyncio.run(clients.run(arguments.rate, arguments.seconds))
     print(json.dumps(clients.describe()))
 

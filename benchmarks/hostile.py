@@ -26,10 +26,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import takewhile
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.honest import read_run_delay
 from benchmarks.measure import PROJECT, load_result, save_result, write_table
 from tests.hostile import Exchange, Grammar
 from tests.hostile_clients import Campaign, Outcome, judge, play
@@ -39,7 +40,6 @@ from tests.smuggling import Comparison, compare_streams
 KEY = "hostile"
 SAMPLE_S = 0.5
 WARM_UP_S = 5.0
-BEFORE_S = 30.0
 MAX_MEMORY_MB = 300.0
 MAX_RATIO = 3.0
 MAX_REMARKS = 50
@@ -59,6 +59,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="other exchanges")
     parser.add_argument("--minutes", type=float, default=60, help="begin no exchange after so long")
     parser.add_argument("--rate", type=float, default=150, help="exchanges that begin in a second, at most")
+    parser.add_argument("--before_s", type=float, default=30, help="for so long only clients that mean well ask")
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only these, such as body; the rate is theirs alone")
     parser.add_argument("--streams", type=int, default=5000, help="that are compared with h11 and nginx; 0 for none")
     parser.add_argument("--model", type=Path, help="published folder or ONNX file; by default a small network")
     parser.add_argument("--findings", type=Path, default=Path("findings"), help="folder that is made for findings")
@@ -145,7 +147,7 @@ async def attack(server: Running, model: Path, arguments: argparse.Namespace) ->
     await ask_honestly(server, model, WARM_UP_S)
     forget_peak(server)
     base = server.measure_memory()
-    before = await ask_honestly(server, model, BEFORE_S)
+    before = await ask_honestly(server, model, arguments.before_s)
     kinds: Counter[str] = Counter()
     statuses: Counter[int] = Counter()
     findings: list[dict[str, Any]] = []
@@ -156,16 +158,19 @@ async def attack(server: Running, model: Path, arguments: argparse.Namespace) ->
         if what := judge(exchange, outcome):
             findings.append(write_finding(arguments.findings, arguments.seed, exchange, outcome, what))
 
-    campaign = Campaign(server.port, Grammar(arguments.seed, KEY), WAIT_S, note)
+    grammar = Grammar(arguments.seed, KEY)
+    campaign = Campaign(server.port, grammar, WAIT_S, note)
     watch = Watch(server, campaign.running)
     watching = asyncio.create_task(watch.run())
-    began = time.monotonic()
+    began, waited_s = time.monotonic(), read_run_delay(server.process.pid)
     ends = began + arguments.minutes * 60
-    numbers = takewhile(lambda number: time.monotonic() < ends, range(arguments.exchanges))
+    drawn = (number for number in count() if not arguments.kinds or grammar.get_kind(number) in arguments.kinds)
+    numbers = takewhile(lambda number: time.monotonic() < ends, islice(drawn, arguments.exchanges))
     honest = await start_honest(server, model, 0)
     os.nice(19)  # who attacks has a machine of his own, which must not count as the server's slowness
     await campaign.run(numbers, arguments.rate)
     seconds = time.monotonic() - began
+    waited_s = read_run_delay(server.process.pid) - waited_s
     output, _ = await honest.communicate(b"")  # the end of its standard input is its end
     watching.cancel()
     watch.look()
@@ -179,6 +184,7 @@ async def attack(server: Running, model: Path, arguments: argparse.Namespace) ->
         "answers": {str(status): number for status, number in sorted(statuses.items())},
         "honest_before": before,
         "honest_during": json.loads(output),
+        "server_waited_for_cpu_ms_per_s": round(waited_s / seconds * 1e3, 1),
         "memory_base_mb": round(base, 1),
         "memory_most_mb": max([read_peak(server), *watch.memory_mb]),
         "memory_after_mb": watch.memory_mb[-1],
@@ -193,6 +199,7 @@ async def attack(server: Running, model: Path, arguments: argparse.Namespace) ->
 async def start_honest(server: Running, model: Path, seconds: float) -> asyncio.subprocess.Process:
     """Start the clients that mean well, in a process of their own."""
     words = ["--port", str(server.port), "--key", KEY, "--model", str(model), "--seconds", f"{seconds:g}"]
+    words += ["--server_pid", str(server.process.pid)]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.honest", *words),
         cwd=PROJECT,
@@ -332,6 +339,8 @@ def count_findings(result: Mapping[str, Any]) -> dict[str, int]:
 def build_table(result: Mapping[str, Any]) -> str:
     """Build the paragraph of docs/serving.md."""
     before, during = result["honest_before"], result["honest_during"]
+    less = during.get("p99_less_waiting_for_cpu_ms")
+    waited = "" if less is None else f" ({less:.1f} ms less what server and clients waited for a processor)"
     statuses = ", ".join(f"{status}: {number:,}" for status, number in result["answers"].items())
     streams = result["streams"]
     beside = "h11 and nginx" if streams["with_nginx"] else "h11"
@@ -340,7 +349,8 @@ def build_table(result: Mapping[str, Any]) -> str:
         f"`python -m benchmarks.hostile`: {result['exchanges']:,} hostile exchanges (seed {result['seed']}) in "
         f"{result['seconds'] / 60:.0f} minutes, by status {statuses}. Memory {result['memory_base_mb']:.0f} MB "
         f"before, {result['memory_most_mb']:.0f} MB at most, {result['memory_after_mb']:.0f} MB after. Honest clients, "
-        f"50 requests a second: p99 {before['p99_ms']:.1f} ms before, {during['p99_ms']:.1f} ms during the attack, "
+        f"50 requests a second: p99 {before['p99_ms']:.1f} ms before, {during['p99_ms']:.1f} ms during the attack"
+        f"{waited}, "
         f"{during['answered']:,} correct answers, {sum(during['wrong'].values())} wrong. "
         f"{streams['number']:,} streams of pipelined requests compared with {beside}: "
         f"{len(streams['differences'])} parsed differently. Violations at commit "

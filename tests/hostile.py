@@ -74,6 +74,13 @@ class Draft:
         self.framing = [b"Content-Length: %d" % len(body.content)]
 
 
+Rule = Callable[[Random, int], Exchange]
+
+
+def _name(rule: Rule) -> str:
+    return rule.__name__.removeprefix("_draw_")
+
+
 class Grammar:
     """The rules, for one server.
 
@@ -90,8 +97,16 @@ class Grammar:
 
     def build(self, number: int) -> Exchange:
         """Build the exchange of a number."""
+        rule, chance = self._choose(number)
+        return replace(rule(chance, number), kind=_name(rule))
+
+    def get_kind(self, number: int) -> str:
+        """Get the kind of a number's exchange, without building it."""
+        return _name(self._choose(number)[0])
+
+    def _choose(self, number: int) -> tuple[Rule, Random]:
         chance = Random(f"{self._seed}-{number}")
-        rules: dict[Callable[[Random, int], Exchange], float] = {
+        rules: dict[Rule, float] = {
             self._draw_changed: 40,
             self._draw_body: 30,
             self._draw_pipeline: 12,
@@ -106,8 +121,7 @@ class Grammar:
         if self._is_costly:
             rules |= {self._draw_bomb: 0.3, self._draw_large: 0.3}
         (rule,) = chance.choices(list(rules), list(rules.values()))
-        exchange = rule(chance, number)
-        return replace(exchange, kind=rule.__name__.removeprefix("_draw_"))
+        return rule, chance
 
     def build_good(self, chance: Random, request_id: str = "") -> tuple[bytes, int]:
         """Build a request that is good, and the status of its answer."""

@@ -62,6 +62,7 @@ class App:
         self.gate = gate
         self.metrics = metrics
         self.allowed_hosts = settings.find_allowed_hosts()
+        self._description: dict[str, Any] | None = None
         self._shown, self._shown_at, self._showing_s = b"", 0.0, 0.0
         self.proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self.predict_path = f"{settings.root_path}/predict"
@@ -248,8 +249,10 @@ class App:
         return api
 
     def describe(self) -> dict[str, Any]:
-        """Describe the routes in OpenAPI 3.1."""
-        return complete_openapi(self.api.openapi())
+        """Describe the routes in OpenAPI 3.1; built once, for that takes as long as answering a hundred images."""
+        if self._description is None:
+            self._description = complete_openapi(self.api.openapi())
+        return self._description
 
     async def predict(self, request: Request, options: Options) -> Response:
         """Classify the images of a request."""
@@ -258,16 +261,15 @@ class App:
             raise Problem("bad-request", "an option comes twice in the query string")
         request.scope["request_id"] = options.request_id or None
         content_type = request.headers.get("content-type", "").encode("latin-1")
-        async with service.hold_body(request) as body:
+        async with service.hold_body(request) as chunks:
             tickets, own = await service.parse(
-                body,
+                chunks,
                 parse_body,
                 content_type,
                 request.headers,
                 service.settings.max_images,
                 service.batcher.image_size,
             )
-            del body
             own_options = own.model_dump(include=set(schemas.PredictOptions.model_fields), exclude_unset=True)
             options = options.model_copy(update=own_options)
             request.scope["request_id"] = request_id = options.request_id or self.find_id(

@@ -126,10 +126,9 @@ class InferenceProtocol:
         self._check_model(model, version)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Problem("unsupported-media-type", "bodies are taken as they are, without Content-Encoding")
-        async with service.hold_body(request) as body:
+        async with service.hold_body(request) as chunks:
             side, num_bytes = service.batcher.image_size, service.batcher.num_bytes
-            asked, pixels = await service.parse(body, parse_infer, header_length, service.settings.max_images, side)
-            del body
+            asked, pixels = await service.parse(chunks, parse_infer, header_length, service.settings.max_images, side)
             kind = Ticket if version is None else PinnedTicket  # which the model of this version answers
             tickets = [kind(pixels[start : start + num_bytes]) for start in range(0, len(pixels), num_bytes)]
             tickets = await service.compute(tickets, request)

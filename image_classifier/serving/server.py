@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -44,6 +46,9 @@ SWEEP_S = 0.5
 
 END_S = 5.0
 """How long the end waits for captured images to be written, and for the shadow's last batch."""
+
+SWITCH_S = 0.0005
+"""After so long a thread of Python lets another one go on, if one waits; 5 ms unless it is set."""
 
 logger = logging.getLogger(__name__)
 
@@ -378,6 +383,17 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(mmap_threshold, 64 * 2**10)
 
 
+def keep_loop_free() -> None:
+    """Let nothing else of this process hold up the event loop for long.
+
+    What has been made until now stays: the garbage collector would look through it now and then, for 50 ms and more.
+    And a thread that parses or decodes gives way to the loop sooner than Python has it by itself.
+    """
+    gc.freeze()
+    gc.enable()
+    sys.setswitchinterval(SWITCH_S)
+
+
 def _find_start() -> float:
     """Find when this process was started, in seconds since the epoch."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -418,4 +434,5 @@ def serve(settings: ServerSettings, resolve: Resolve | None = None) -> int:
     with bind(settings) as listener:
         server = Server(settings, source, listener, candidate)
         Image.preinit()  # the decoders, which would be imported while the first client waits
+        keep_loop_free()
         return server.run()

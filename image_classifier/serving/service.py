@@ -81,8 +81,8 @@ class Service:
     # Bodies
 
     @asynccontextmanager
-    async def hold_body(self, request: Request) -> AsyncIterator[bytes]:
-        """Read the body of a request, and count it until the block ends.
+    async def hold_body(self, request: Request) -> AsyncIterator[list[bytes]]:
+        """Read the body of a request, in the parts that `parse` takes, and count it until the block ends.
 
         Raises:
             Problem: the body is too large, or too many are held.
@@ -104,19 +104,23 @@ class Service:
                 length += len(chunk)
                 self._bodies_bytes += len(chunk)
                 chunks.append(chunk)
-            body = b"".join(chunks)
-            chunks.clear()
-            yield body
+            yield chunks
         except ClientDisconnect:
             raise ClientLeft from None
         finally:
             self._bodies_bytes -= length
 
-    async def parse(self, body: bytes, function: Callable[..., T], *arguments: Any) -> T:
-        """Call what parses a body, off the event loop if that may take long."""
-        if len(body) < LARGE_BYTES:
+    async def parse(self, chunks: list[bytes], function: Callable[..., T], *arguments: Any) -> T:
+        """Call what parses a body, off the event loop if that may take long; its parts are gone afterwards."""
+
+        def parse() -> T:
+            body = b"".join(chunks)
+            chunks.clear()
             return function(body, *arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._parser, function, body, *arguments)
+
+        if sum(map(len, chunks)) < LARGE_BYTES:
+            return parse()
+        return await asyncio.get_running_loop().run_in_executor(self._parser, parse)
 
     # Images
 

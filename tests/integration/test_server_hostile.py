@@ -148,6 +148,7 @@ def test_an_exchange_follows_from_seed_and_number(number: int) -> None:
     first, second = (Grammar(3, is_costly=False).build(number) for _ in range(2))
     assert first == second and first.content == b"".join(first.pieces)
     assert first != replace(Grammar(4, is_costly=False).build(number), number=number)
+    assert Grammar(3, is_costly=False).get_kind(number) == first.kind
 
 
 def test_what_a_server_must_not_do_is_seen() -> None:

@@ -49,6 +49,7 @@ def test_the_card_that_was_read_with_the_model_is_shown() -> None:
 def test_the_committed_description_is_the_servers(app: App) -> None:
     committed = json.loads((PROJECT / "docs" / "openapi.json").read_text(encoding="utf-8"))
     assert committed == json.loads(json.dumps(app.describe())), "python -m tests.openapi"
+    assert app.describe() is app.describe(), "it is built again for each who asks, which holds up all others"
 
 
 def test_anybody_may_see_the_pages_and_the_health_and_nothing_else(app: App) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from image_classifier.serving.oip import count_parts, parse_infer
 from image_classifier.serving.problems import Problem
-from image_classifier.serving.requests import Parsed, parse_body, parse_options
+from image_classifier.serving.requests import COUNTED_BYTES, Parsed, check_parts, parse_body, parse_options
 from tests.serving import draw_images, encode
 
 VALUES: Any = st.recursive(
@@ -148,3 +148,11 @@ def test_json_of_more_parts_than_any_request_is_not_parsed() -> None:
     assert parse_infer(build_infer(images[:1].tolist(), 1, 224), None, 64, 224)[1] == images[:1].tobytes()
     with pytest.raises(Problem, match="more values than"):
         parse_infer(build_infer(images.tolist(), 2, 224), None, 64, 224)
+
+
+@pytest.mark.parametrize("place", [0, COUNTED_BYTES - 1, COUNTED_BYTES, 3 * COUNTED_BYTES])
+def test_parts_are_counted_wherever_they_are(place: int) -> None:
+    body = b" " * place + b"," * 11 + b" " * COUNTED_BYTES
+    check_parts(body, 11)
+    with pytest.raises(Problem, match="more values than"):
+        check_parts(body, 10)
