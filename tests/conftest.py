@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -351,3 +352,10 @@ def _link(original: Path, link: Path) -> None:
         os.link(original, link)
     except OSError:  # another file system
         link.symlink_to(original)
+
+
+def find_port() -> int:
+    """Find a port that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from image_classifier.data.content import Content
+from tests.conftest import PROJECT
 
 PUBLISHED = "airplane automobile bird cat deer dog frog horse ship truck".split()
 OURS = "plane car bird cat deer dog frog horse ship truck".split()
@@ -209,3 +216,33 @@ def write_shards(folder: Path, arrays: Arrays, classes: Sequence[str]) -> None:
         write_tar(folder / f"train-{number:06d}.tar", list_members(arrays, slice(start, stop)))
     write_tar(folder / "test-000000.tar", list_members(arrays, slice(cut, len(arrays.labels))))
     (folder / "metadata.json").write_text(json.dumps({"classes": list(classes)}), encoding="utf-8")
+
+
+def collect(content: Content) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """Read everything."""
+    train, *others = (list(batches) for batches in content.parts.values())
+    batches = [*train, *chain.from_iterable(others)]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    return images, labels, sum(len(labels) for _, labels in train)
+
+
+def assert_equal(content: Content, arrays: Arrays) -> None:
+    images, labels, num_train = collect(content)
+    assert images.dtype == np.uint8 and labels.dtype == np.int64
+    np.testing.assert_array_equal(images, arrays.images)
+    np.testing.assert_array_equal(labels, arrays.labels)
+    assert num_train == arrays.num_train
+
+
+def run_data(*words: object, cwd: Path = PROJECT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `image_classifier data`."""
+    command = [sys.executable, "-W", "error", "-m", "image_classifier", "data", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)} | variables
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], complaint: str) -> None:
+    """Check for one line on stderr, nothing on stdout, and exit status 2."""
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("downloading ")]
+    assert len(errors) == 1 and errors[0].startswith("error: ") and complaint in errors[0], result.stderr
+    assert (result.returncode, result.stdout) == (2, "")

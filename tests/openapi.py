@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from tests.batching import build_app
 from tests.conftest import PROJECT
-from tests.unit.serving.test_protocol import build_app
 
 if __name__ == "__main__":
     text = json.dumps(build_app().describe(), indent=2, ensure_ascii=False) + "\n"

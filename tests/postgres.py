@@ -6,19 +6,17 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import yaml
 
-from tests.conftest import report_lack
+from tests.conftest import find_port, report_lack
 
 PASSWORD = "a-Password#that%nobody@may:see/7"
 """With characters that mean something in an address, a shell or YAML."""
@@ -35,13 +33,6 @@ def find_programs() -> Path:
     return Path(initdb).resolve().parent
 
 
-def find_free_port() -> int:
-    """Find a port of this machine that nobody listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Cluster:
     """A server whose roles are `owner`, which may do everything, and those that a test makes.
 
@@ -53,7 +44,7 @@ class Cluster:
 
     def __init__(self, *options: str, initdb_options: Sequence[str] = ()) -> None:
         self.programs = find_programs()
-        self.port = find_free_port()
+        self.port = find_port()
         self._as_other: list[str] = []
         self._with_this_process = ["setpriv", "--pdeathsig", "INT"]  # ends with it, however it ends
         self.folder = Path(tempfile.mkdtemp(prefix="image-classifier-postgres-"))

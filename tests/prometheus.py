@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.conftest import PROJECT, require_program
-from tests.serving import find_port
+from image_classifier.serving.telemetry import Metrics
+from tests.conftest import PROJECT, find_port, require_program
 
 FOLDER = PROJECT / "docs" / "monitoring"
 WINDOW = "4s"
@@ -148,3 +148,23 @@ def watching(folder: Path, target: str, key_file: Path | None = None) -> Iterato
             url = f"http://127.0.0.1:{own_port}"
             stack.enter_context(running(words, folder / f"{name}.log", f"{url}/-/ready"))
         yield watched
+
+
+FUNCTIONS = {
+    *("sum", "max", "by", "rate", "increase", "histogram_quantile", "absent", "count", "vector", "scalar", "ln"),
+    *("avg_over_time", "le", "option", "reason", "result", "version", "http_response_status_code", "http_route"),
+    *("class", "instance", "name", "run_name"),
+}
+
+
+def list_metrics() -> set[str]:
+    """List the names under which the server's metrics can be asked for."""
+    endings = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}
+    families = Metrics().registry.collect()
+    return {family.name + ending for family in families for ending in endings.get(family.type, ("",))}
+
+
+def list_names(expression: str) -> set[str]:
+    """List the metrics that an expression asks for."""
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", "", expression)
+    return set(re.findall(r"\b[a-z_]{3,}\b", bare)) - FUNCTIONS

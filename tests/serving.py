@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -28,7 +29,7 @@ from PIL import Image
 from image_classifier.published.folder import MANIFEST, MODEL, REFERENCE, describe_content, serialize_manifest
 from image_classifier.published.predictor import build_predictor
 from image_classifier.published.reference import build_reference, serialize_reference
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, find_port
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXELS = {"content-type": "application/octet-stream"}
@@ -166,13 +167,6 @@ class Running:
         return self.process.wait(timeout_s)
 
 
-def find_port() -> int:
-    """Find a port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextmanager
 def serving(
     model: Path | str,
@@ -274,3 +268,54 @@ def build_animation(image_format: str) -> bytes:
     buffer = io.BytesIO()
     first.save(buffer, image_format, save_all=True, append_images=[second], duration=100)
     return buffer.getvalue()
+
+
+class Clients:
+    """Clients that ask again and again, each on connections of its own, until the server is gone.
+
+    Attributes:
+        answered: statuses of what was answered.
+        lost: what went wrong with requests on connections that the server had accepted.
+    """
+
+    def __init__(self, server: Running, number: int) -> None:
+        self.answered: list[int] = []
+        self.lost: list[str] = []
+        self._server = server
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(seed,), daemon=True) for seed in range(number)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, seed: int) -> None:
+        request = build_request(draw_images(1, seed)[0].tobytes())
+        while not self._is_over.is_set():
+            try:
+                connection = self._server.connect()
+            except OSError:
+                return  # it accepts no more
+            with connection:
+                while not self._is_over.is_set():
+                    try:
+                        connection.sendall(request)
+                        answer = read_answer(connection)
+                    except OSError as error:
+                        self.lost.append(repr(error))
+                        return
+                    if answer.status == 0:
+                        self.lost.append("no answer")
+                        return
+                    self.answered.append(answer.status)
+                    if answer.is_last:
+                        break
+
+    def join(self) -> None:
+        """Wait until all have noticed that the server is gone."""
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+    def stop(self) -> None:
+        """Let all end after their next answer."""
+        self._is_over.set()
+        self.join()

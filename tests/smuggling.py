@@ -24,6 +24,7 @@ from random import Random
 
 import h11
 
+from tests.conftest import find_port
 from tests.hostile import (
     CODINGS,
     ODD_CODING_FIELDS,
@@ -36,7 +37,6 @@ from tests.hostile import (
 )
 from tests.hostile_bodies import Body
 from tests.hostile_clients import Outcome, play
-from tests.serving import find_port
 
 AT_ONCE = 64
 LENGTH, CHUNKED = b"Content-Length: %d", b"Transfer-Encoding: chunked"

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import fsspec
 
 from image_classifier.remote.store import Patience
-from tests.serving import find_port
+from tests.conftest import find_port
 
 FAST = Patience(num_tries=3, backoff_s=0.001, timeout_s=10)
 CREDENTIALS = {

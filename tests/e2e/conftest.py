@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,9 @@ def make_open_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     return folder
+
+
+def inspect(docker: str, image: str) -> dict[str, Any]:
+    """Read what an image says about itself."""
+    (facts,) = json.loads(run_program(docker, "inspect", image, cwd=Path("/")))
+    return dict(facts)

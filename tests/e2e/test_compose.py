@@ -22,10 +22,10 @@ import yaml
 from image_classifier.tracking.checking import is_finished, verify_files
 from image_classifier.tracking.reading import read_record
 from tests.compose import build_run_words, find_compose, read_duration, render
-from tests.conftest import run_program, wait_until
+from tests.conftest import find_port, run_program, wait_until
 from tests.e2e.conftest import IMAGE_NAME, make_open_folder
 from tests.postgres import PASSWORD, Cluster
-from tests.serving import PIXELS, find_port
+from tests.serving import PIXELS
 
 pytestmark = pytest.mark.timeout(1800)  # the first test that asks for an image waits until it is built
 

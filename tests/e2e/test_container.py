@@ -8,7 +8,6 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ from image_classifier.kernels.library import get_kernels_digest
 from image_classifier.tracking.checking import is_finished, verify_files
 from image_classifier.tracking.reading import read_chain, read_record
 from tests.conftest import require_program, require_real_data, run_program, wait_until
-from tests.e2e.conftest import IMAGE_NAME, build_docker_words, build_image, make_open_folder
+from tests.e2e.conftest import IMAGE_NAME, build_docker_words, build_image, inspect, make_open_folder
 
 pytestmark = pytest.mark.timeout(1800)  # the first test that asks for the image waits until it is built
 
@@ -68,12 +67,6 @@ def read_digests(run: Path) -> tuple[str, str]:
     """Read what two runs share only if every bit of every recorded state is equal."""
     manifest = json.loads((run / "manifest.json").read_text())
     return manifest["weights_digest"], manifest["chain_head"]
-
-
-def inspect(docker: str, image: str) -> dict[str, Any]:
-    """Read what an image says about itself."""
-    (facts,) = json.loads(run_program(docker, "inspect", image, cwd=Path("/")))
-    return dict(facts)
 
 
 def test_the_image_says_what_it_is(docker: str, training_image: str, project_copy: Path) -> None:

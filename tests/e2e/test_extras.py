@@ -20,13 +20,21 @@ import pytest
 
 from image_classifier.cli.commands import COMMANDS
 from tests.captures import write_test_set
-from tests.conftest import PROJECT, find_dependencies, install_wheel, link_environment, report_lack, run_program
+from tests.collector import Collector, collector
+from tests.conftest import (
+    PROJECT,
+    find_dependencies,
+    find_port,
+    install_wheel,
+    link_environment,
+    report_lack,
+    run_program,
+)
 from tests.datasets import PUBLISHED, make_arrays, write_parquet
 from tests.documents import DOCUMENTS
-from tests.integration.test_server_traces import Collector, collector
-from tests.serving import PIXELS, find_port, serving
+from tests.repository import read_lock
+from tests.serving import PIXELS, serving
 from tests.stores import S3, running_s3
-from tests.unit.test_repository import read_lock
 
 __all__ = ["collector"]
 pytestmark = pytest.mark.timeout(600)  # an environment is made by links, of tens of thousands of files

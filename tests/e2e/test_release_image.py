@@ -8,9 +8,8 @@ import pytest
 
 from image_classifier import __version__
 from tests.conftest import run_program
-from tests.e2e.conftest import build_docker_words
-from tests.e2e.test_container import inspect
-from tests.integration.test_release import Scene, bumped, scene
+from tests.e2e.conftest import build_docker_words, inspect
+from tests.release import Scene, bumped, scene
 
 __all__ = ["bumped", "scene"]
 pytestmark = pytest.mark.timeout(1800)  # where nothing of it is cached

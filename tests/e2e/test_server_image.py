@@ -20,11 +20,10 @@ from image_classifier.data.dataset import load_snapshot
 from image_classifier.published.predictor import load_predictor
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities
-from tests.conftest import run_program
+from tests.conftest import find_port, run_program
 from tests.e2e.conftest import IMAGE_NAME, build_docker_words, make_open_folder
-from tests.integration.test_kubernetes import list_pods, read_options
-from tests.integration.test_server import Clients
-from tests.serving import PIXELS, Running, draw_images, encode, find_port, wait_until_ready
+from tests.kubernetes import list_pods, read_options
+from tests.serving import PIXELS, Clients, Running, draw_images, encode, wait_until_ready
 
 pytestmark = pytest.mark.timeout(1200)  # the first test that asks for the image waits until it is built
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.conftest import report_lack
+from tests.conftest import find_port, report_lack
 from tests.crash import Campaign
 from tests.databases import Home, make_home
 from tests.postgres import Cluster
@@ -35,9 +34,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not program:
         report_lack("IMAGE_CLASSIFIER_MLFLOW is not set: the program mlflow of an environment with all of MLflow")
     folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = find_port()
     words = [program, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += [
         "--backend-store-uri",

@@ -20,31 +20,18 @@ from PIL import Image
 from image_classifier.cli.data import ACTIONS
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.sample import locked_dataset
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, find_port
 from tests.datasets import (
     OURS,
+    assert_refused,
     encode,
     make_arrays,
+    run_data,
     write_archive,
     write_cifar10_python,
     write_cifar100_python,
     write_image_folder,
 )
-from tests.integration.test_download import find_closed_port
-
-
-def run_data(*words: object, cwd: Path = PROJECT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `image_classifier data`."""
-    command = [sys.executable, "-W", "error", "-m", "image_classifier", "data", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)} | variables
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], complaint: str) -> None:
-    """Check for one line on stderr, nothing on stdout, and exit status 2."""
-    errors = [line for line in result.stderr.splitlines() if not line.startswith("downloading ")]
-    assert len(errors) == 1 and errors[0].startswith("error: ") and complaint in errors[0], result.stderr
-    assert (result.returncode, result.stdout) == (2, "")
 
 
 @pytest.fixture
@@ -92,7 +79,7 @@ def test_prepare_downloads_cifar10_once(mirror: str, tmp_path: Path, words: list
         "classes": OURS,
     }
     np.testing.assert_array_equal(load_snapshot(folder).images, make_arrays().images)
-    second = run_data("prepare", *options, "--url", f"http://127.0.0.1:{find_closed_port()}/", cwd=tmp_path)
+    second = run_data("prepare", *options, "--url", f"http://127.0.0.1:{find_port()}/", cwd=tmp_path)
     assert (second.returncode, second.stdout) == (0, "data/cifar_dataset\n")
     assert "is there already" in second.stderr and "downloading" not in second.stderr
 
@@ -157,7 +144,7 @@ def test_prepare_puts_no_second_data_set_into_a_folder(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_address_is_an_error_unless_the_sample_set_may_stand_in(mirror: str, tmp_path: Path) -> None:
-    nowhere = f"http://127.0.0.1:{find_closed_port()}/cifar.tar.gz"
+    nowhere = f"http://127.0.0.1:{find_port()}/cifar.tar.gz"
     options = ["--dataset_folder", tmp_path / "cifar_dataset", "--num_tries", 1, "--num_train", 30, "--num_test", 10]
     assert_refused(run_data("prepare", *options, "--url", nowhere), f"{nowhere} cannot be reached (Connection refused)")
     assert not (tmp_path / "cifar_dataset").exists()

@@ -45,10 +45,10 @@ from image_classifier.data.snapshot import Snapshot, compute_digest, compute_fla
 from image_classifier.errors import DatabaseError, DataError, ImageClassifierError, SettingsError, StorageError
 from image_classifier.experiment import run
 from image_classifier.references import Reference
-from tests.conftest import PROJECT, require_program, require_real_data, run_program
+from tests.conftest import PROJECT, find_port, require_program, require_real_data, run_program
 from tests.databases import Home, make_home, make_home_in, swap_label, write_source
 from tests.datasets import OURS, encode, make_arrays, write_image_folder, write_parquet
-from tests.postgres import PASSWORD, Cluster, find_free_port
+from tests.postgres import PASSWORD, Cluster
 from tests.tiny import make_settings
 
 
@@ -606,7 +606,7 @@ def refuse_load(home: Home, words: str, **values: object) -> None:
 
 
 def test_a_server_that_is_down_is_refused(remote: Home) -> None:
-    refuse_load(remote, "the connection to test_.* cannot be made .*refused.*: start the server", port=find_free_port())
+    refuse_load(remote, "the connection to test_.* cannot be made .*refused.*: start the server", port=find_port())
 
 
 def test_a_database_and_a_role_that_do_not_exist_are_refused(remote: Home) -> None:

@@ -19,8 +19,7 @@ from image_classifier.settings import RunSettings
 from image_classifier.tracking.reading import read_manifest, read_record
 from tests.conftest import PROJECT
 from tests.databases import Home, make_home, swap_label, write_source
-from tests.datasets import OURS, encode, make_arrays, write_image_folder
-from tests.integration.test_data_command import assert_refused, run_data
+from tests.datasets import OURS, assert_refused, encode, make_arrays, run_data, write_image_folder
 from tests.postgres import PASSWORD
 
 Result = subprocess.CompletedProcess[str]

@@ -23,7 +23,7 @@ import pytest
 from image_classifier.data import download
 from image_classifier.data.download import ARCHIVES, Archive, UnreachableError, fetch_archive
 from image_classifier.errors import DownloadError, SettingsError, StorageError
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, find_port
 
 CONTENT = bytes(range(256)) * 4000
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -250,15 +250,8 @@ def test_a_server_in_trouble_is_tried_again(server: Server, target: Path, status
     assert not isinstance(caught.value, UnreachableError)
 
 
-def find_closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
 def test_no_server_is_unreachable(target: Path) -> None:
-    url = f"http://127.0.0.1:{find_closed_port()}/archive.tar.gz"
+    url = f"http://127.0.0.1:{find_port()}/archive.tar.gz"
     with pytest.raises(
         UnreachableError, match=f"^{re.escape(url)} cannot be reached .Connection refused.; check the network"
     ):

@@ -9,15 +9,13 @@ import copy
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,10 +30,10 @@ from image_classifier.cli.serve import build_serve_parser
 from image_classifier.cli.train import build_trainer_parser
 from image_classifier.errors import SettingsError
 from image_classifier.serving.settings import ServerSettings
-from tests.conftest import PROJECT, run_program, wait_until
-from tests.integration.test_monitoring import list_metrics, list_names
+from tests.conftest import PROJECT, wait_until
+from tests.kubernetes import FOLDER, Document, find, list_containers, list_pods, read_options, render
+from tests.prometheus import list_metrics, list_names
 
-FOLDER = PROJECT / "deploy" / "kubernetes"
 COMPONENTS = sorted(path.name for path in (FOLDER / "components").iterdir())
 TARGETS = (
     *("base", "overlays/local", "overlays/production", "overlays/gpu", "kserve"),
@@ -48,66 +46,6 @@ OLDEST = "1.33"
 
 OTHERS = {"InferenceService", "ScaledObject", "TrainJob", "Kustomization", "Component"}
 """Kinds whose schemas Kubernetes does not have."""
-
-Document = dict[str, Any]
-
-
-@cache
-def render_text(target: str) -> str:
-    """Render a target; a component on the base."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:  # no package index has one that is new enough, so that CI cannot install it
-        pytest.skip("the program kubectl is not installed")
-    if not target.startswith("components/"):
-        return run_program(kubectl, "kustomize", FOLDER / target, cwd=PROJECT)
-    with tempfile.TemporaryDirectory() as name:
-        folder = shutil.copytree(FOLDER, Path(name) / "kubernetes") / "rendered"
-        folder.mkdir()
-        text = {"namespace": "image-classifier", "resources": ["../base"], "components": [f"../{target}"]}
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))
-        return run_program(kubectl, "kustomize", folder, cwd=PROJECT)
-
-
-def render(target: str) -> list[Document]:
-    return [document for document in yaml.safe_load_all(render_text(target)) if document]
-
-
-def find(target: str, kind: str) -> Document:
-    """Find the one document of a kind."""
-    (document,) = (each for each in render(target) if each["kind"] == kind)
-    return document
-
-
-def list_pods(target: str) -> Iterator[Document]:
-    """List the specs of pods; of a TrainJob with what its runtime takes from it."""
-    for document in render(target):
-        spec = document.get("spec", {})
-        match document["kind"]:
-            case "Deployment" | "Job":
-                yield spec["template"]["spec"]
-            case "InferenceService":
-                yield spec["predictor"]
-            case "TrainJob":
-                (patch,) = spec["runtimePatches"]
-                (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-                pod = job["template"]["spec"]["template"]["spec"]
-                trainer = spec["trainer"]
-                (container,) = pod["containers"]
-                container |= {name: trainer[name] for name in ("image", "command", "env")}
-                yield {**pod, "containers": [container | {"resources": trainer["resourcesPerNode"]}]}
-
-
-def list_containers(pod: Mapping[str, Any]) -> list[Document]:
-    return [*pod.get("initContainers", ()), *pod["containers"]]
-
-
-def read_options(target: str, container: Mapping[str, Any]) -> dict[str, str]:
-    """Read the variables that a container gets, those of ConfigMaps too; those of the node as 1."""
-    maps = {each["metadata"]["name"]: each["data"] for each in render(target) if each["kind"] == "ConfigMap"}
-    options: dict[str, str] = {}
-    for source in container.get("envFrom", ()):
-        options |= maps[source["configMapRef"]["name"]]
-    return options | {each["name"]: each.get("value", "1") for each in container.get("env", ())}
 
 
 def set_options(monkeypatch: pytest.MonkeyPatch, options: Mapping[str, str]) -> None:

@@ -26,15 +26,14 @@ from numpy.typing import NDArray
 
 from image_classifier.published.folder import MODEL
 from image_classifier.serving.telemetry import ECS_VERSION, Metrics, build_formatter
-from tests.conftest import PROJECT, require_program, run_program
+from tests.conftest import PROJECT, find_port, require_program, run_program
 from tests.ecs import FIELDS, check_line
-from tests.prometheus import FOLDER, Prometheus, quicken_rules, wait_for, watching
+from tests.prometheus import FOLDER, Prometheus, list_metrics, list_names, quicken_rules, wait_for, watching
 from tests.serving import (
     PIXELS,
     Running,
     draw_images,
     encode,
-    find_port,
     serving,
     wait_until_ready,
     write_model,
@@ -44,24 +43,6 @@ from tests.serving import (
 DASHBOARDS = sorted(path.name for path in (FOLDER / "grafana").glob("*.json"))
 KEY, CANARY_KEY = "a-key-of-prometheus", "a-key-of-the-canary"
 IMAGES = draw_images(16)
-FUNCTIONS = {
-    *("sum", "max", "by", "rate", "increase", "histogram_quantile", "absent", "count", "vector", "scalar", "ln"),
-    *("avg_over_time", "le", "option", "reason", "result", "version", "http_response_status_code", "http_route"),
-    *("class", "instance", "name", "run_name"),
-}
-
-
-def list_metrics() -> set[str]:
-    """List the names under which the server's metrics can be asked for."""
-    endings = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}
-    families = Metrics().registry.collect()
-    return {family.name + ending for family in families for ending in endings.get(family.type, ("",))}
-
-
-def list_names(expression: str) -> set[str]:
-    """List the metrics that an expression asks for."""
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\"[^\"]*\"", "", expression)
-    return set(re.findall(r"\b[a-z_]{3,}\b", bare)) - FUNCTIONS
 
 
 def load_panels(name: str) -> list[dict[str, Any]]:

@@ -38,9 +38,9 @@ from image_classifier.tracking.reading import read_manifest
 from image_classifier.tracking.run import RunFolder
 from image_classifier.verification import Verdict, VerificationSettings, verify
 from tests.attestations import put, sign, state, write_policy
+from tests.conftest import find_port
 from tests.published import write_keys, write_published
 from tests.runs import write_run
-from tests.serving import find_port
 from tests.tiny import make_settings, write_tiny_dataset
 
 Capture = pytest.CaptureFixture[str]

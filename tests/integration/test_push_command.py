@@ -14,9 +14,8 @@ import pytest
 
 from image_classifier.published.folder import check_published
 from tests.attestations import put
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, find_port
 from tests.hub import TOKEN, Hub, serving_hub
-from tests.integration.test_download import find_closed_port
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_verdicts_are_pushed_and_those_of_an_earlier_version_go(published_run: P
 def test_what_cannot_be_pushed_is_one_line(published_run: Path, hub: Hub, tmp_path: Path) -> None:
     changed = shutil.copytree(published_run, tmp_path / "changed")
     (changed / "model.onnx").write_bytes(b"another")
-    nowhere = f"http://127.0.0.1:{find_closed_port()}"
+    nowhere = f"http://127.0.0.1:{find_port()}"
     secret = "hf_" + "secret" * 6
     for words, endpoint, token, message in (
         (("me/cifar", changed), hub.url, TOKEN, "was changed after it was published"),

@@ -32,10 +32,11 @@ from PIL import Image
 
 from image_classifier.published.predictor import load_predictor
 from tests.bombs import build_even_png, save
-from tests.conftest import PROJECT, run_program
+from tests.conftest import PROJECT, find_port, run_program
 from tests.serving import (
     CLASSES,
     PIXELS,
+    Clients,
     Running,
     build_animation,
     build_png_of,
@@ -43,7 +44,6 @@ from tests.serving import (
     build_zip,
     draw_images,
     encode,
-    find_port,
     read_answer,
     serving,
     wait_until_ready,
@@ -512,57 +512,6 @@ def test_a_client_that_left_costs_nothing_more(slow_model: Path, tmp_path: Path)
         assert computed < 20
         assert server.read_metric("image_classifier_rejected_total", reason="client_left") + computed == 41
         assert server.read_metric("image_classifier_pending_images") == 0
-
-
-class Clients:
-    """Clients that ask again and again, each on connections of its own, until the server is gone.
-
-    Attributes:
-        answered: statuses of what was answered.
-        lost: what went wrong with requests on connections that the server had accepted.
-    """
-
-    def __init__(self, server: Running, number: int) -> None:
-        self.answered: list[int] = []
-        self.lost: list[str] = []
-        self._server = server
-        self._is_over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(seed,), daemon=True) for seed in range(number)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self, seed: int) -> None:
-        request = build_request(draw_images(1, seed)[0].tobytes())
-        while not self._is_over.is_set():
-            try:
-                connection = self._server.connect()
-            except OSError:
-                return  # it accepts no more
-            with connection:
-                while not self._is_over.is_set():
-                    try:
-                        connection.sendall(request)
-                        answer = read_answer(connection)
-                    except OSError as error:
-                        self.lost.append(repr(error))
-                        return
-                    if answer.status == 0:
-                        self.lost.append("no answer")
-                        return
-                    self.answered.append(answer.status)
-                    if answer.is_last:
-                        break
-
-    def join(self) -> None:
-        """Wait until all have noticed that the server is gone."""
-        for thread in self._threads:
-            thread.join(20)
-            assert not thread.is_alive()
-
-    def stop(self) -> None:
-        """Let all end after their next answer."""
-        self._is_over.set()
-        self.join()
 
 
 def test_sigterm_loses_nothing_that_was_accepted(slow_model: Path, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import run_program
-from tests.integration.test_server import Clients
-from tests.serving import PIXELS, draw_images, serving
+from tests.serving import PIXELS, Clients, draw_images, serving
 
 
 def test_an_alias_that_moves_is_followed(published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:

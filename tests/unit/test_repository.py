@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -18,32 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.conftest import PROJECT, require_program, require_real_data
+from tests.repository import read_lock, read_texts
 
 LOCKS = ("build", "cq", "dev", "mlflow", "prod", "serve", "publish")
 PACKAGE = PROJECT / "image_classifier"
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def list_files() -> list[Path]:
-    """List the files that Git tracks or would."""
-    words = [require_program("git"), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")
-    return [PROJECT / name for name in names if name and (PROJECT / name).is_file()]
-
-
-def read_texts() -> Iterator[tuple[Path, str]]:
-    """Read those of them that are text."""
-    for path in list_files():
-        try:
-            yield path.relative_to(PROJECT), path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-
-
-def read_lock(name: str) -> dict[str, str]:
-    """Read a lock: version by distribution."""
-    text = (PROJECT / "requirements" / f"requirements-{name}.txt").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, flags=re.MULTILINE))
 
 
 def test_no_process_is_polled_whose_pipe_nobody_reads() -> None:
@@ -192,6 +170,16 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     except CycleError as error:
         raise AssertionError(f"these modules import each other: {' -> '.join(error.args[1])}") from error
     assert set(order) == set(graph)
+
+
+def test_helpers_of_tests_are_imported_from_modules_that_hold_no_tests() -> None:
+    for path in (PROJECT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+                named = {part for name in names for part in name.split(".")}
+                own = [part for part in named if part.startswith("test_") and "tests" in names[0].split(".")]
+                assert not own, f"{path.relative_to(PROJECT)} imports {own[0]}: move what it takes beside conftest.py"
 
 
 def test_each_unit_test_has_its_module() -> None:

@@ -19,7 +19,7 @@ from image_classifier.recipe import load_default_recipe
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.text import make_printable
 from tests.conftest import PROGRAMS, REAL_DATA
-from tests.unit.test_repository import read_texts
+from tests.repository import read_texts
 
 PARSERS = {parser.prog: parser for parser in iterate_parsers()}
 TRAINER = build_trainer_parser()

@@ -8,7 +8,6 @@ import pickle
 import re
 import tarfile
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from image_classifier.data.cifar import LAYOUTS, Layout, find_layouts, read_archive, read_folder
-from image_classifier.data.content import Content
 from image_classifier.data.metadata import Metadata
 from image_classifier.errors import DataError
 from tests.datasets import (
     OURS,
     PUBLISHED,
     Arrays,
+    assert_equal,
+    collect,
     make_arrays,
     pickle_python2,
     write_archive,
@@ -44,22 +43,6 @@ WRITERS: list[tuple[Layout, Callable[[Path, Arrays], None]]] = [
     (BINARY100, lambda folder, arrays: write_cifar100_binary(folder, arrays, FINE)),
 ]
 EACH_LAYOUT = pytest.mark.parametrize("layout, write", WRITERS, ids=lambda item: getattr(item, "title", ""))
-
-
-def collect(content: Content) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """Read everything."""
-    train, *others = (list(batches) for batches in content.parts.values())
-    batches = [*train, *chain.from_iterable(others)]
-    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    return images, labels, sum(len(labels) for _, labels in train)
-
-
-def assert_equal(content: Content, arrays: Arrays) -> None:
-    images, labels, num_train = collect(content)
-    assert images.dtype == np.uint8 and labels.dtype == np.int64
-    np.testing.assert_array_equal(images, arrays.images)
-    np.testing.assert_array_equal(labels, arrays.labels)
-    assert num_train == arrays.num_train
 
 
 @EACH_LAYOUT

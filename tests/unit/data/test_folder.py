@@ -18,8 +18,7 @@ from image_classifier.data import folder
 from image_classifier.data.folder import ImageFolder, list_images, read_images
 from image_classifier.data.metadata import Metadata
 from image_classifier.errors import DataError
-from tests.datasets import encode, make_arrays, write_image_folder
-from tests.unit.data.test_cifar import collect
+from tests.datasets import collect, encode, make_arrays, write_image_folder
 
 CLASSES = ("ant", "bee", "cow")
 

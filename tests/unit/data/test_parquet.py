@@ -20,8 +20,16 @@ from image_classifier.errors import DataError
 from image_classifier.imaging import MAX_BYTES
 from tests.bombs import build_parquet_of_levels, write_parquet_of_one_value, write_parquet_of_zeros
 from tests.conftest import PROJECT
-from tests.datasets import OURS, PUBLISHED, encode, make_arrays, write_parquet, write_parquet_file
-from tests.unit.data.test_cifar import assert_equal, collect
+from tests.datasets import (
+    OURS,
+    PUBLISHED,
+    assert_equal,
+    collect,
+    encode,
+    make_arrays,
+    write_parquet,
+    write_parquet_file,
+)
 
 NAMES = ("ant", "bee", "cow")
 

@@ -117,7 +117,7 @@ from pathlib import Path
 from typing import Any
 from image_classifier.data import decoding, unfinished
 from image_classifier.data.dataset import load_snapshot
-content._BATCH, unfinished.SAVE_EVERY_S = 4, 0.0
+decoding._BATCH, unfinished.SAVE_EVERY_S = 4, 0.0
 save, left = unfinished._save, 4
 def save_and_die(*words):
     global left

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from image_classifier.errors import ModelError
-from image_classifier.published.predictor import Predictor, PublishedModel
+from image_classifier.published.predictor import Predictor
 from image_classifier.publishing.parity import BATCH_SIZES, TIE, check_parity, compute_parity
+from tests.batching import MODEL
 from tests.runs import draw_predictions
 
-MODEL = PublishedModel(Path("model.onnx"), ("a", "b", "c"), "1", "experiment", "run", "0" * 64, "one", 1)
 EXPECTED, _ = draw_predictions(0.8, 100, 3)
 IMAGES = np.zeros((100, 3, 32, 32), np.uint8)
 IMAGES[:, 0, 0, 0] = np.arange(100)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from image_classifier.published.predictor import Predictor
 from image_classifier.publishing.quantize import compare_precisions
-from tests.unit.publishing.test_parity import MODEL
+from tests.batching import MODEL
 
 IMAGES = np.zeros((200, 3, 32, 32), np.uint8)
 LABELS = np.zeros(200, np.int64)

@@ -18,8 +18,8 @@ from image_classifier.serving.app import App, describe_model
 from image_classifier.serving.problems import KINDS, RETRY_AFTER_S, Problem
 from image_classifier.serving.routes import is_open_route
 from image_classifier.serving.site import build_documents
+from tests.batching import build_app
 from tests.conftest import PROJECT
-from tests.unit.serving.test_protocol import build_app
 
 OPEN = {"/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from image_classifier.errors import ImageError, ImageSizeError
-from image_classifier.image_sizes import ImageSize
 from image_classifier.imaging import decode_image
 from image_classifier.published.predictor import PublishedModel
 from image_classifier.serving import batching
@@ -28,41 +27,10 @@ from image_classifier.serving.batching import (
     QueueFullError,
     Ticket,
 )
+from tests.batching import MODEL, Gated, build, run, wait_until
 from tests.bombs import build_png
 from tests.confined import call_confined
 from tests.serving import draw_images, encode
-
-MODEL = PublishedModel(
-    path=Path("model.onnx"),
-    classes=("a", "b", "c"),
-    version="1",
-    experiment_name="e",
-    run_name="r",
-    data_digest="0",
-    views="one",
-    format_version=1,
-)
-
-
-class Gated:
-    """Answers with the first three pixels of an image, when it is let; keeps each batch's size and thread."""
-
-    def __init__(self, *, is_open: bool = True, seconds_per_image: float = 3e-3, image_size: ImageSize = 32) -> None:
-        self.model = MODEL if image_size == MODEL.image_size else replace(MODEL, image_size=image_size)
-        self.seconds_per_image = seconds_per_image
-        self.sizes: list[int] = []
-        self.threads: list[str] = []
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        if is_open:
-            self.gate.set()
-
-    def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
-        self.sizes.append(len(images))
-        self.threads.append(threading.current_thread().name)
-        self.entered.set()
-        assert self.gate.wait(20)
-        return images[:, 0, 0, :].astype(np.float32)
 
 
 class Broken(Gated):
@@ -82,25 +50,8 @@ class Dropped(Observer):
         self.reasons.append(reason)
 
 
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 30))
-
-
-def build(
-    classifier: Gated, *, max_batch: int = 4, max_queue: int = 100, timeout_s: float = 20, **others: Any
-) -> Batcher:
-    batcher = Batcher(classifier, max_batch=max_batch, max_queue=max_queue, timeout_s=timeout_s, **others)
-    batcher.start()
-    return batcher
-
-
 def build_tickets(images: NDArray[np.uint8]) -> list[Ticket]:
     return [Ticket(image.tobytes()) for image in images]
-
-
-async def wait_until(is_so: Callable[[], bool]) -> None:
-    while not is_so():
-        await asyncio.sleep(0.001)
 
 
 async def wait_for(event: threading.Event) -> None:

@@ -27,8 +27,8 @@ from image_classifier.serving.candidates import (
 from image_classifier.serving.service import Caller, Service
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics, VersionMetrics
+from tests.batching import MODEL, Gated, build, run
 from tests.serving import draw_images
-from tests.unit.serving.test_batching import MODEL, Gated, build, run
 
 SECOND = replace(MODEL, version="2", digest="second")
 

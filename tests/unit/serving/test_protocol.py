@@ -15,15 +15,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from image_classifier.image_sizes import ImageSize
-from image_classifier.serving.app import App
 from image_classifier.serving.auth import Gate
-from image_classifier.serving.batching import Batcher
 from image_classifier.serving.protocol import MAX_HEAD_BYTES, Connection, SmallImage
-from image_classifier.serving.service import Service
-from image_classifier.serving.settings import ServerSettings
-from image_classifier.serving.telemetry import Metrics
+from tests.batching import build_app, run, wait_until
 from tests.serving import build_request, encode
-from tests.unit.serving.test_batching import Gated, run, wait_until
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 GOOD = build_request(NOISE.tobytes())
@@ -62,15 +57,6 @@ class Wire(asyncio.Transport):
 
     def abort(self) -> None:
         self.has_ended = True
-
-
-def build_app(gate: Gate | None = None, image_size: ImageSize = 32, **settings: Any) -> App:
-    """Build an application whose batcher has not been started."""
-    metrics = Metrics()
-    classifier = Gated(seconds_per_image=1e-6, image_size=image_size)
-    batcher = Batcher(classifier, max_batch=8, max_queue=64, timeout_s=5, observer=metrics)
-    chosen = ServerSettings(model="model", **settings)
-    return App(chosen, Service(chosen, batcher, metrics, "model"), gate or Gate(), metrics)
 
 
 class Connections:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from image_classifier.workflow.__main__ import build_environment, build_run, main
-from tests.unit.workflow.test_document import GOOD, SWEEP
+from tests.workflows import GOOD, SWEEP
 
 
 @pytest.fixture

@@ -16,11 +16,7 @@ from image_classifier.workflow.document import Document, check_before, load_docu
 from tests.conftest import PROJECT
 from tests.documents import iterate_blocks
 from tests.tiny import write_tiny_dataset
-
-TRAINING = {"experiment_name": "e", "run_name": "r", "recipe": "notebook", "validation_fraction": 0.2}
-GOOD: dict[str, Any] = {"workflow": "classification", "training": TRAINING}
-SPACE = {"learning_rate": {"low": 0.01, "high": 0.1}}
-SWEEP = {"space": SPACE, "num_trials": 3, "parallel": 2}
+from tests.workflows import GOOD, SPACE, SWEEP, TRAINING
 
 
 @dataclass(frozen=True, kw_only=True)
