@@ -103,7 +103,7 @@ def _load_config(path: Path) -> dict[str, Any]:
         raise SettingsError(f"--db_config: {path} cannot be read as YAML: {one_line(error)}; correct it") from None
     known = [field.name for field in fields(Place)]
     if not isinstance(content, dict):
-        raise SettingsError(f"--db_config: {path} must hold keys and values: {', '.join(known)}")
+        raise SettingsError(f"--db_config: {path} must contain keys and values: {', '.join(known)}")
     if "password" in content:
         raise SettingsError(
             f"--db_config: {path} has a password, which does not belong there: put it into DB_PASSWORD in the "
@@ -165,13 +165,13 @@ class _Watch:
         while not self._over.wait(min(_PATIENCE_S, self._place.answer_timeout_s)):
             waited_s = time.monotonic() - self._since
             if waited_s >= self._place.answer_timeout_s:
-                logger.warning("%s has not answered for %.0f s: it is given up", self._place.title, waited_s)
+                logger.warning("%s has not answered for %.0f s: giving up", self._place.title, waited_s)
                 with suppress(Exception):  # it was lost meanwhile
                     with socket.socket(fileno=os.dup(self._driver.fileno())) as connection:
                         connection.shutdown(socket.SHUT_RDWR)  # which is a lost connection to who waits
                 return
             if waited_s >= _PATIENCE_S:
-                logger.warning("still waiting for an answer of %s, since %.0f s", self._place.title, waited_s)
+                logger.warning("still waiting for an answer of %s, after %.0f s", self._place.title, waited_s)
 
 
 class Database:
@@ -468,7 +468,8 @@ def _prepare_file(path: Path, *, make: bool) -> None:
             old = DATASET_FOLDER / path.name
             moved = f"; {old} is one: move it there" if old.exists() else ""  # where it was by default before
             raise DatabaseError(
-                f"there is no database {path}: `image_classifier data ingest` makes it, or --db_config names another"
+                f"there is no database {path}: create it with `image_classifier data ingest`, or name another in "
+                f"--db_config"
                 f"{moved}"
             )
     except OSError as error:
@@ -478,15 +479,15 @@ def _prepare_file(path: Path, *, make: bool) -> None:
 def _revision_error(place: Place, revision: str | None) -> DatabaseError:
     if revision is None:
         where = " in its search_path" if place.driver == "postgresql" else ""
-        return DatabaseError(f"{place.title} has no tables of image_classifier{where}: {UPGRADE} makes them")
+        return DatabaseError(f"{place.title} has no tables of image_classifier{where}: create them with {UPGRADE}")
     if revision > REVISION:
         return DatabaseError(
             f"the tables of {place.title} are of a later version ({revision}) than this one reads ({REVISION}): use a "
             "later version of image_classifier"
         )
     return DatabaseError(
-        f"the tables of {place.title} are of an older version ({revision}) than this one reads ({REVISION}): {UPGRADE} "
-        "brings them up to it"
+        f"the tables of {place.title} are of an older version ({revision}) than this one reads ({REVISION}): "
+        f"migrate them with {UPGRADE}"
     )
 
 
@@ -539,7 +540,7 @@ def explain(error: DBAPIError, place: Place, num_tries: int = 1) -> ImageClassif
     if state is None and ("certificate" in reason or "SSL" in reason):
         return DatabaseError(
             f"{place.title} cannot be trusted ({reason}): name its certificate as tls_root in --db_config, or give the "
-            "server one that verifies"
+            "server a valid one"
         )
     if is_loss(error):
         what = f"was lost and could not be made again in {num_tries} tries" if num_tries > 1 else "cannot be made"
@@ -562,13 +563,13 @@ _WORDS = {
 
 def _explain_sqlite(reason: str, place: Place) -> ImageClassifierError:
     if "locked" in reason:
-        return DatabaseError(
-            f"{place.title} has been in use for {_BUSY_TIMEOUT_S} s by another process: try again later"
-        )
+        return DatabaseError(f"another process has used {place.title} for {_BUSY_TIMEOUT_S} s: try again later")
     if "readonly" in reason or "unable to open" in reason:
-        return DatabaseError(f"{place.title} cannot be written ({reason}): choose a folder that can be written")
+        return DatabaseError(f"{place.title} cannot be written ({reason}): choose a writable folder")
     if "no such table" in reason or "no such column" in reason:
-        return DatabaseError(f"{place.title} lacks a part of its tables ({reason}): {UPGRADE} makes what is missing")
+        return DatabaseError(f"{place.title} lacks some of its tables ({reason}): create them with {UPGRADE}")
     if "I/O error" in reason:
-        return StorageError(f"the disk of the database {place.title} refuses ({reason}): free some space, or check it")
-    return DatabaseError(f"{place.title} is no whole database of SQLite ({reason}): restore it from a copy")
+        return StorageError(
+            f"the disk of the database {place.title} fails ({reason}): free some space, or check the disk"
+        )
+    return DatabaseError(f"{place.title} is not a complete SQLite database ({reason}): restore it from a backup")

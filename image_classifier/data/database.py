@@ -209,7 +209,7 @@ def find_version(database: Database, reference: Reference) -> Version:
     found = list_versions(database, dataset)
     if not found:
         raise DatabaseError(
-            f"the data set {dataset.name} has no version yet: end its ingest, or freeze what there is with "
+            f"the data set {dataset.name} has no version yet: finish its ingest, or create a version with "
             f"`image_classifier data snapshot --dataset {dataset.name}`"
         )
     for version in found:
@@ -369,7 +369,9 @@ def _find_moment(connection: Connection, table: Table | None = None, dataset: Da
 def _build_dataset(row: Any) -> Dataset:
     image_size = row.shape[-1] if row.shape else None
     if not is_image_size(image_size) or tuple(row.shape) != build_shape(image_size):
-        raise DatabaseError(f"the data set {row.name} has images of {row.shape}, which this version does not train on")
+        raise DatabaseError(
+            f"the data set {row.name} has images of shape {row.shape}, which this version does not support"
+        )
     return Dataset(row.id, row.name, tuple(row.classes), image_size)
 
 
@@ -413,8 +415,9 @@ def map_labels(dataset: Dataset, classes: Sequence[str]) -> NDArray[np.int64]:
     unknown = [name for name in classes if name not in dataset.classes]
     if unknown:
         raise DataError(
-            f"{', '.join(unknown)} is no class of the data set {dataset.name}, which has {', '.join(dataset.classes)}: "
-            "give the source other names of its classes in metadata.json, or choose another --dataset"
+            f"{', '.join(unknown)} is not a class of the data set {dataset.name}, which has "
+            f"{', '.join(dataset.classes)}: "
+            "rename the classes of the source in its metadata.json, or choose another --dataset"
         )
     return np.array([dataset.classes.index(name) for name in classes], np.int64)
 
@@ -552,7 +555,7 @@ def _restore_trees(dataset: Dataset, states: Any) -> dict[str, Tree]:
 
 
 def _changed_error(dataset: Dataset) -> DataError:
-    return DataError(f"rows of {dataset.name} were changed past the package; restore the database from a copy")
+    return DataError(f"rows of {dataset.name} were changed by another program; restore the database from a backup")
 
 
 @track("correcting labels")
