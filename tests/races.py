@@ -304,7 +304,7 @@ def race_prepare(home: Home) -> None:
         words = ("data", "prepare", "--source", "sample", "--dataset_folder", home.folder / name)
         counts = ("--num_train", "200", "--num_test", "100")
         answers = home.run_at_once((*words, *counts), (*words, *counts, "--seed", "1"))
-        expect(answers, "another process|holds a sample set by now|was changed while it was read")
+        expect(answers, "another process|has a sample set already|was changed while it was read")
         expect(home.run_at_once(("data", "info", "--dataset_folder", home.folder / name)))
 
 

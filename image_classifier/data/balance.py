@@ -29,15 +29,15 @@ def find_imbalances(classes: Sequence[str], counts: Mapping[str, NDArray[np.int6
     few, untested = (np.flatnonzero(is_so).tolist() for is_so in (train < FEW_IMAGES, test == 0))
     if len(few):
         names = [f"{classes[label]} ({train[label]})" for label in few]
-        warnings.append(f"fewer than {FEW_IMAGES} images to train with: {list_first(names, _NUM_LISTED)}")
+        warnings.append(f"fewer than {FEW_IMAGES} training images: {list_first(names, _NUM_LISTED)}")
     if len(untested):
-        warnings.append(f"no image to test with: {list_first([classes[label] for label in untested], _NUM_LISTED)}")
+        warnings.append(f"no test image: {list_first([classes[label] for label in untested], _NUM_LISTED)}")
     largest, smallest = int(train.argmax()), int(np.where(train > 0, train, train.max()).argmin())
     ratio = train[largest] / train[smallest]
     if ratio > LARGEST_MIX:
         warnings.append(
-            f"classes differ in size by {ratio:.0f} : 1: {train[largest]:,} images of {classes[largest]} to train "
-            f"with, {train[smallest]:,} of {classes[smallest]}"
+            f"classes differ in size by {ratio:.0f} : 1: {train[largest]:,} training images of {classes[largest]}, "
+            f"{train[smallest]:,} of {classes[smallest]}"
         )
     return warnings
 

@@ -49,7 +49,8 @@ def check_stated(counts: Mapping[str, int], infos: Sequence[Any], where: object)
         )
     if differences and all(differences):
         raise DataError(
-            f"{where} says that the data set has {', '.join(differences[0])}: get all of it, or correct the sizes there"
+            f"{where} says that the data set has {', '.join(differences[0])}: get the complete data set, or correct "
+            f"the sizes there"
         )
 
 
@@ -80,6 +81,6 @@ def _load_infos(path: Path) -> Iterator[Any]:
         yield from infos if isinstance(infos, list) else [infos]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} does not state the sizes of the data set as dataset_info does: {one_line(error)}; "
+            f"{path} has no valid dataset_info with the sizes of the data set: {one_line(error)}; "
             "correct it, or remove it"
         ) from error

@@ -161,7 +161,7 @@ def read_archive(path: Path, metadata: Metadata, *, max_bytes: int = MAX_ARCHIVE
     layouts = find_layouts(members.keys())
     if len(layouts) != 1:
         found = " and ".join(layout.title for layout in layouts) or "no CIFAR data set"
-        raise DataError(f"{path} must hold one data set, but it holds {found}; give another archive")
+        raise DataError(f"{path} must contain one data set, but contains {found}; choose another archive")
     _require(layouts[0], members.keys(), path)
     return _build_content(layouts[0], metadata, str(path), members.keys(), members.__getitem__)
 
@@ -169,7 +169,7 @@ def read_archive(path: Path, metadata: Metadata, *, max_bytes: int = MAX_ARCHIVE
 def _require(layout: Layout, names: Set[str], where: Path) -> None:
     missing = [name for name in layout.files if name not in names]
     if missing:
-        raise DataError(f"{where} holds {layout.title} without {', '.join(missing)}; get the whole data set again")
+        raise DataError(f"{where} has {layout.title} without {', '.join(missing)}; get the complete data set again")
 
 
 def _build_content(
@@ -201,7 +201,7 @@ def _build_content(
             if outside.size:
                 raise DataError(
                     f"{name_of(file)} has the label {labels[outside[0]]} at image {outside[0]}, but there are "
-                    f"{len(classes)} classes, 0 to {len(classes) - 1}; get the data set again or correct metadata.json"
+                    f"{len(classes)} classes, 0 to {len(classes) - 1}; get the data set again, or correct metadata.json"
                 )
             yield images, labels
 
@@ -227,14 +227,14 @@ def _check_label(label: object, name: str) -> None:
     if match is not None:
         named = f"data_batch_{int(match[2])}" if match[1] == "training" else "test_batch"
         if PurePosixPath(name).name != named:
-            raise DataError(f"{name} calls itself {text!r}, which is {named}; get the data set again")
+            raise DataError(f"{name} has the name {text!r}, which is {named}; get the data set again")
 
 
 def _parse_labels(labels: Any, num_images: int, where: str) -> NDArray[np.int64]:
     if isinstance(labels, list) and all(type(label) is int and abs(label) < 2**31 for label in labels):
         labels = np.array(labels, np.int64)
     if not isinstance(labels, np.ndarray) or labels.shape != (num_images,):
-        raise DataError(f"{where} must be {num_images:,} whole numbers, one for each image; get the data set again")
+        raise DataError(f"{where} must be {num_images:,} integers, one per image; get the data set again")
     return labels.astype(np.int64)
 
 
@@ -243,7 +243,7 @@ def _parse_records(layout: Layout, content: bytes, name: str) -> Batch:
     width = num_labels + _NUM_PIXELS
     if not content or len(content) % width:
         raise DataError(
-            f"{name} has {len(content):,} bytes, which is no whole number of records of {width} bytes: "
+            f"{name} has {len(content):,} bytes, which is not a multiple of the record size of {width} bytes: "
             "it is truncated or of another layout; get the data set again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, width)
@@ -264,7 +264,7 @@ def _parse_meta(layout: Layout, content: bytes, name: str) -> tuple[tuple[str, .
         raise DataError(f"{name} has no list of class names; get the data set again")
     classes = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
     if not are_classes(classes):
-        raise DataError(f"{name} must hold different class names of one line each; get the data set again")
+        raise DataError(f"{name} must have different class names of one line each; get the data set again")
     return tuple(classes), num_images
 
 
@@ -305,11 +305,11 @@ class _Unpacker:
         """Go on to the checksum at the end, which tells of damage in between."""
         while part := self._unpack(2**16):
             if any(part):
-                raise DataError("goes on after the end of the archive; give another archive")
+                raise DataError("has data after the end of the archive; choose another archive")
         if not self._stream.eof:
             raise EOFError("it has no end")
         if any(self._stream.unused_data) or any(self._file.read(2**16)):
-            raise DataError("holds more than one gzip stream, which no CIFAR archive does; give another archive")
+            raise DataError("has more than one gzip stream, which no CIFAR archive has; choose another archive")
 
     def _unpack(self, size: int) -> bytes:
         while not self._stream.eof:
@@ -342,24 +342,24 @@ def _read_members(path: Path, max_bytes: int) -> Mapping[str, bytes]:
                 is_wanted = head.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and name in wanted
                 _check_head(head, name, MAX_NAME_BYTES if is_name else MAX_FILE_BYTES)
                 if is_wanted and name in members:
-                    raise DataError(f"holds {name} twice; give another archive")
+                    raise DataError(f"contains {name} twice; choose another archive")
                 content = unpacker.read(head.size, keep=is_name or is_wanted)
                 unpacker.read(-head.size % tarfile.BLOCKSIZE)
                 long_name = _parse_name(content, head.type) if is_name else ""
                 if is_wanted:
                     members[name] = content
-        raise DataError(f"holds more than {MAX_MEMBERS:,} files, which no CIFAR archive does; remove it")
+        raise DataError(f"contains more than {MAX_MEMBERS:,} files, which no CIFAR archive does; remove it")
     except DataError as error:
         raise DataError(f"{path} {error}") from None
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} is no whole .tar.gz: {one_line(error)}; get it again") from error
+        raise DataError(f"{path} is not a complete .tar.gz archive: {one_line(error)}; get it again") from error
 
 
 def _check_head(head: tarfile.TarInfo, name: str, max_bytes: int) -> None:
     if head.type not in _KINDS:
-        raise DataError(f"holds {ascii(name)[:100]}, which is a link, a device or the like; remove it")
+        raise DataError(f"contains {ascii(name)[:100]}, which is not a regular file; remove it")
     if not 0 <= head.size <= max_bytes:
-        raise DataError(f"holds {ascii(name)[:100]} of {head.size:,} bytes, which no CIFAR file has; remove it")
+        raise DataError(f"contains {ascii(name)[:100]} with {head.size:,} bytes, too many for a CIFAR file; remove it")
 
 
 def _parse_name(content: bytes, kind: bytes) -> str:
@@ -372,6 +372,6 @@ def _parse_name(content: bytes, kind: bytes) -> str:
             if key == b"path":
                 return value.decode("utf-8", "surrogateescape")
             if not key:
-                raise tarfile.ReadError("a head is extended by nothing")
+                raise tarfile.ReadError("an extended header belongs to no member")
         return ""
     return content.rstrip(b"\0").decode("utf-8", "surrogateescape") if kind == tarfile.GNUTYPE_LONGNAME else ""

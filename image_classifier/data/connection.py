@@ -64,13 +64,13 @@ class _Watch:
         while not self._over.wait(min(_PATIENCE_S, self._place.answer_timeout_s)):
             waited_s = time.monotonic() - self._since
             if waited_s >= self._place.answer_timeout_s:
-                logger.warning("%s has not answered for %.0f s: it is given up", self._place.title, waited_s)
+                logger.warning("%s has not answered for %.0f s: giving up", self._place.title, waited_s)
                 with suppress(Exception):  # it was lost meanwhile
                     with socket.socket(fileno=os.dup(self._driver.fileno())) as connection:
                         connection.shutdown(socket.SHUT_RDWR)  # which is a lost connection to who waits
                 return
             if waited_s >= _PATIENCE_S:
-                logger.warning("still waiting for an answer of %s, since %.0f s", self._place.title, waited_s)
+                logger.warning("still waiting for an answer of %s, after %.0f s", self._place.title, waited_s)
 
 
 class Database:

@@ -61,7 +61,7 @@ def write_croissant(snapshot: Snapshot, stores: Iterable[Path], path: Path) -> N
     """
     folder = next((store / snapshot.digest for store in stores if (store / snapshot.digest).is_dir()), None)
     if folder is None:
-        raise DataError(f"the snapshot {snapshot.digest} was removed meanwhile; start again")
+        raise DataError(f"another process removed the snapshot {snapshot.digest}; start again")
     place = os.path.relpath(folder.resolve(), path.parent.resolve())
     content = build_croissant(snapshot, [_describe_file(folder / name, place) for name in _FILES])
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -144,7 +144,7 @@ def find_version(database: Database, reference: Reference) -> Version:
     found = list_versions(database, dataset)
     if not found:
         raise DatabaseError(
-            f"the data set {dataset.name} has no version yet: end its ingest, or freeze what there is with "
+            f"the data set {dataset.name} has no version yet: finish its ingest, or create a version with "
             f"`image_classifier data snapshot --dataset {dataset.name}`"
         )
     for version in found:
@@ -292,7 +292,9 @@ def find_moment(connection: Connection, table: Table | None = None, dataset: Dat
 def build_dataset(row: Any) -> Dataset:
     image_size = row.shape[-1] if row.shape else None
     if not is_image_size(image_size) or tuple(row.shape) != build_shape(image_size):
-        raise DatabaseError(f"the data set {row.name} has images of {row.shape}, which this version does not train on")
+        raise DatabaseError(
+            f"the data set {row.name} has images of shape {row.shape}, which this version does not support"
+        )
     return Dataset(row.id, row.name, tuple(row.classes), image_size)
 
 
@@ -311,7 +313,8 @@ def map_labels(dataset: Dataset, classes: Sequence[str]) -> NDArray[np.int64]:
     unknown = [name for name in classes if name not in dataset.classes]
     if unknown:
         raise DataError(
-            f"{', '.join(unknown)} is no class of the data set {dataset.name}, which has {', '.join(dataset.classes)}: "
-            "give the source other names of its classes in metadata.json, or choose another --dataset"
+            f"{', '.join(unknown)} is not a class of the data set {dataset.name}, which has "
+            f"{', '.join(dataset.classes)}: "
+            "rename the classes of the source in its metadata.json, or choose another --dataset"
         )
     return np.array([dataset.classes.index(name) for name in classes], np.int64)

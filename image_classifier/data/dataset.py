@@ -35,8 +35,8 @@ def load_snapshot(dataset_folder: Path, access: DatabaseAccess | None = None, re
     if reference is not None:
         if replace(reading, image_size=None) != Reading():
             raise SettingsError(
-                f"--fit and --skip_bad say how files are read; {dataset_folder} is in a database, whose images were "
-                "read by `data ingest`: leave them out"
+                f"--fit and --skip_bad apply only to files; the images of {dataset_folder} were already "
+                "converted by `data ingest`: remove these options"
             )
         return load_from_database(reference, access or DatabaseAccess(), reading.image_size)
     try:

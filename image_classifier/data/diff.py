@@ -56,7 +56,7 @@ def compute_difference(old: Snapshot, new: Snapshot) -> Difference:
     if old.image_size != new.image_size:
         raise DataError(
             f"the images are of {old.image_size} x {old.image_size} pixels in one data set and of {new.image_size} x "
-            f"{new.image_size} in the other: give both one --image_size"
+            f"{new.image_size} in the other: use the same --image_size for both"
         )
     before, after = _index(old), _index(new)
     added = tuple(number for key, number in after.items() if key not in before)

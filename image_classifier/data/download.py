@@ -52,7 +52,7 @@ class Archive:
         if not is_whole or not set(self.digest.lower()) <= set("0123456789abcdef"):
             raise SettingsError(f"--digest takes 32 (md5) or 64 (sha256) hexadecimal digits, got: {self.digest!a}")
         if urllib.parse.urlsplit(self.url).scheme not in ("http", "https"):
-            raise SettingsError(f"--url takes an address that begins with https:// or http://, got: {self.url!a}")
+            raise SettingsError(f"--url takes a URL that begins with https:// or http://, got: {self.url!a}")
 
     @property
     def algorithm(self) -> str:
@@ -127,7 +127,7 @@ def fetch_archive(
     target = folder / archive.name
     part = folder / (archive.name + PART_SUFFIX)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    busy = DownloadError(f"another process is downloading to {part}; wait for it, or end it")
+    busy = DownloadError(f"another process is downloading to {part}; wait for it, or stop it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as file:
@@ -203,7 +203,9 @@ def _receive(file: BinaryIO, archive: Archive, timeout_s: float, task: Task) -> 
                 return  # nothing is missing
             if error.code == 416:
                 file.truncate(0)
-                raise _BrokenOffError("what came before is longer than the file", answered=True) from error
+                raise _BrokenOffError(
+                    "the part that was downloaded before is longer than the file", answered=True
+                ) from error
             status = f"HTTP status {error.code} {error.reason}"
             if error.code in _WORTH_A_RETRY:
                 raise _BrokenOffError(status, answered=True) from error
@@ -217,7 +219,7 @@ def _receive(file: BinaryIO, archive: Archive, timeout_s: float, task: Task) -> 
             start = 0
         elif not str(response.headers.get("Content-Range")).startswith(f"bytes {start}-"):
             file.truncate(0)
-            raise _BrokenOffError("the server continued at another place than asked for", answered=True)
+            raise _BrokenOffError("the server continued at a wrong position", answered=True)
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         task.total, task.done = total, start

@@ -35,7 +35,7 @@ def write_folder(snapshot: Snapshot, folder: Path) -> None:
     """
     for name in snapshot.classes:
         if "/" in name or name.startswith(".") or len(os.fsencode(name)) > 255:
-            raise DataError(f"the class {name!a} cannot be the name of a folder: export with --format parquet")
+            raise DataError(f"the class name {name!a} cannot be a folder name: export with --format parquet")
     with _new_folder(folder) as temporary:
         for part, place in snapshot.parts.items():
             for name in snapshot.classes:
@@ -80,7 +80,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     if os.path.lexists(folder):
         raise StorageError(f"--output: {folder} exists already; choose another, or remove it")
     if not folder.parent.is_dir():
-        raise StorageError(f"--output: there is no folder {folder.parent}; make it, or choose another")
+        raise StorageError(f"--output: there is no folder {folder.parent}; create it, or choose another")
     with written_beside(folder, replace=False) as temporary:
         DISK.make_folder(temporary)
         yield temporary

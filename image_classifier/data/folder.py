@@ -64,7 +64,9 @@ def list_images(folder: Path, ignored: Set[str]) -> ImageFolder | None:
     for place in [folder] * has_images + [folder / name for name in parts.values()]:
         for path in sorted(place.iterdir()):
             if path.name.lower().endswith(SUFFIXES) and path.is_file():
-                raise DataError(f"{path} lies in no class: move it into the sub-folder of its class, or remove it")
+                raise DataError(
+                    f"{path} is not in a class folder: move it into the subfolder of its class, or remove it"
+                )
     if not has_images:
         return None
     others = sorted(set(names) - set(parts.values()))
@@ -81,7 +83,9 @@ def _find_parts(folder: Path, names: Sequence[str], notes: list[str]) -> dict[st
     parts: dict[str, str] = {}
     for name, part in named.items():
         if part in parts:
-            raise DataError(f"{folder} has two sub-folders for one part, {parts[part]} and {name}: keep one of them")
+            raise DataError(
+                f"{folder} has two subfolders for the same split, {parts[part]} and {name}: keep one of them"
+            )
         parts[part] = name
     return complete_parts(parts, folder, notes)
 
@@ -96,9 +100,7 @@ def read_images(listing: ImageFolder, metadata: Metadata, reading: Reading = Rea
     classes = metadata.classes or listing.classes
     unknown = [name for name in listing.classes if name not in classes]
     if unknown:
-        raise DataError(
-            f"{listing.folder}: metadata.json does not name the sub-folders {', '.join(unknown)} as classes"
-        )
+        raise DataError(f"{listing.folder}: metadata.json does not list the subfolders {', '.join(unknown)} as classes")
     depth = 1 if listing.parts else 0
     labels = {path: classes.index(path.split("/")[depth]) for path in listing.files}
     files: dict[str, list[str]] = {part: [] for part in PARTS}
@@ -136,7 +138,7 @@ def _walk(root: Path, relative: str, above: tuple[str, ...]) -> list[str]:
     files = []
     here = os.path.realpath(root / relative)
     if here in above:
-        raise DataError(f"{root / relative} is a link to a folder that it lies in; remove it")
+        raise DataError(f"{root / relative} is a link to one of its parent folders; remove it")
     with os.scandir(root / relative) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _LEFT_ASIDE:
@@ -146,5 +148,5 @@ def _walk(root: Path, relative: str, above: tuple[str, ...]) -> list[str]:
             elif entry.is_file():
                 files.append(f"{relative}/{entry.name}")
             else:
-                raise DataError(f"{entry.path} is no file but a broken link or a device; remove it")
+                raise DataError(f"{entry.path} is a broken link or a device, not a file; remove it")
     return files

@@ -106,7 +106,7 @@ def _restore_trees(dataset: Dataset, states: Any) -> dict[str, Tree]:
 
 
 def _changed_error(dataset: Dataset) -> DataError:
-    return DataError(f"rows of {dataset.name} were changed past the package; restore the database from a copy")
+    return DataError(f"rows of {dataset.name} were changed by another program; restore the database from a backup")
 
 
 def _find_equal_version(database: Database, dataset: Dataset, selection: Selection) -> Version | None:

@@ -115,7 +115,7 @@ def ingest(
     if first is None:
         reasons = content.findings.left_out if content.findings else ()
         more = f", such as {reasons[0]}" if reasons else ""
-        raise DataError(f"{source_path} has no image that can be read{more}; nothing was added")
+        raise DataError(f"{source_path} has no readable image{more}; nothing was added")
     added = Added()
     with open_database(access, make=True) as database:
         dataset = database.run(lambda: get_or_add_dataset(database, name, content.classes, content.image_size))

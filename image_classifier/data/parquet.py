@@ -137,8 +137,8 @@ def _load_labels(path: Path, classes: tuple[str, ...] | None) -> tuple[dict[str,
         head = parse_json(next(frames))
         if classes is None and _get_names(head) is None:
             raise DataError(
-                f"{path} does not name the classes in its Hugging Face metadata: "
-                'name them in a metadata.json beside it, as {"classes": ["first", "second"]}'
+                f"{path} has no class names in its Hugging Face metadata: "
+                'put them into a metadata.json in the same folder, such as {"classes": ["first", "second"]}'
             )
         labels = [np.frombuffer(frame, np.int64) for frame in frames]
     return head, np.concatenate(labels) if labels else np.empty(0, np.int64)

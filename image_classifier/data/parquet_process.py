@@ -123,7 +123,7 @@ def _open(path: str, columns: Sequence[str]) -> tuple[Any, str]:
     try:
         file = pyarrow.parquet.ParquetFile(path, buffer_size=2**20)  # else a whole column of a row group is read
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"is no readable Parquet file: {one_line(error)}; get it again") from error
+        raise DataError(f"is not a readable Parquet file: {one_line(error)}; get it again") from error
     num_rows, num_bytes = file.metadata.num_rows, os.path.getsize(path)
     if num_rows > min(MAX_ROWS, 1000 + num_bytes // MIN_ROW_BYTES):
         raise DataError(f"has {num_rows:,} rows in {num_bytes:,} bytes, which no images have; remove or split it")
@@ -142,12 +142,12 @@ def _iterate_column(file: Any, columns: list[str], num_rows: int) -> Iterator[An
         for batch in file.iter_batches(num_rows, columns=columns, use_threads=False):
             left -= len(batch)
             if left < 0 or batch.num_columns != 1:
-                raise DataError("is damaged: it has other rows than it says; get it again")
+                raise DataError("is damaged: its number of rows is wrong; get it again")
             yield batch.column(0)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"is damaged: {one_line(error)}; get it again") from error
     if left:
-        raise DataError(f"is damaged: it lacks {left:,} of the rows that it says it has; get it again")
+        raise DataError(f"is damaged: {left:,} rows are missing; get it again")
 
 
 def main(words: Sequence[str]) -> None:

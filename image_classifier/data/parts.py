@@ -61,12 +61,12 @@ def complete_parts(parts: Mapping[str, T], where: object, notes: list[str]) -> d
     found = dict(parts)
     if found.keys() == {"train", "validation"}:
         found["test"] = found.pop("validation")
-        notes.append(f"{where} has no test part: its validation part is used to test")
+        notes.append(f"{where} has no test split: its validation split is used for the test")
     missing = [part for part in ("train", "test") if part not in found]
     if found and missing:
         raise DataError(
-            f"{where} has a part called {' and '.join(found)}, but none called {' or '.join(missing)}: add it; or put "
-            "the classes of all parts beside each other, and a sixth of the images is used to test"
+            f"{where} has a split called {' and '.join(found)}, but none called {' or '.join(missing)}: add it; or put "
+            "all class folders into one folder, and a sixth of the images becomes the test set"
         )
     return {part: found[part] for part in PARTS if part in found}
 
@@ -88,8 +88,8 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
     for name, match in zip(names, matches, strict=True):
         if match is None:
             raise DataError(
-                f"{where} has the {kind} files {listed}, and {name} does not say which shard it is; name shards "
-                f"as train-00000-of-00002.{kind.lower()}, and remove what is no shard"
+                f"{where} has the {kind} files {listed}, and {name} has no shard number; name shards "
+                f"as train-00000-of-00002.{kind.lower()}, and remove other files"
             )
         index = int(match["index"])
         if index in shards:
@@ -98,7 +98,7 @@ def check_shards(names: Sequence[str], where: object, kind: Literal["Parquet", "
         kinds.add((match["stem"], None if match["count"] is None else int(match["count"])))
     if len(kinds) > 1:
         raise DataError(
-            f"{where} has the {kind} files {listed}, which are shards of different sets by their names; "
+            f"{where} has the {kind} files {listed}, whose names are those of different sets of shards; "
             "remove those that do not belong there"
         )
     ((_, count),) = kinds

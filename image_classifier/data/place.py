@@ -73,7 +73,7 @@ def _load_config(path: Path) -> dict[str, Any]:
         raise SettingsError(f"--db_config: {path} cannot be read as YAML: {one_line(error)}; correct it") from None
     known = [field.name for field in fields(Place)]
     if not isinstance(content, dict):
-        raise SettingsError(f"--db_config: {path} must hold keys and values: {', '.join(known)}")
+        raise SettingsError(f"--db_config: {path} must contain keys and values: {', '.join(known)}")
     if "password" in content:
         raise SettingsError(
             f"--db_config: {path} has a password, which does not belong there: put it into DB_PASSWORD in the "

@@ -111,7 +111,7 @@ class Reader:
         while (found := self._ask(path, lambda: next(images, end))) is not end:
             image, label = self._ask(path, lambda: (found[0], int(found[1])))  # type: ignore[index]  # it may be none
             if not 0 <= label < num_classes:
-                raise DataError(f"{path}: {self.plugin} gives the label {label}; there are {num_classes} classes")
+                raise DataError(f"{path}: {self.plugin} returns the label {label}, but there are {num_classes} classes")
             yield image, label
 
 

@@ -64,7 +64,7 @@ def explain(error: DBAPIError, place: Place, num_tries: int = 1) -> ImageClassif
     if state is None and ("certificate" in reason or "SSL" in reason):
         return DatabaseError(
             f"{place.title} cannot be trusted ({reason}): name its certificate as tls_root in --db_config, or give the "
-            "server one that verifies"
+            "server a valid one"
         )
     if is_loss(error):
         what = f"was lost and could not be made again in {num_tries} tries" if num_tries > 1 else "cannot be made"
@@ -87,13 +87,13 @@ _WORDS = {
 
 def _explain_sqlite(reason: str, place: Place) -> ImageClassifierError:
     if "locked" in reason:
-        return DatabaseError(
-            f"{place.title} has been in use for {BUSY_TIMEOUT_S} s by another process: try again later"
-        )
+        return DatabaseError(f"another process has used {place.title} for {BUSY_TIMEOUT_S} s: try again later")
     if "readonly" in reason or "unable to open" in reason:
-        return DatabaseError(f"{place.title} cannot be written ({reason}): choose a folder that can be written")
+        return DatabaseError(f"{place.title} cannot be written ({reason}): choose a writable folder")
     if "no such table" in reason or "no such column" in reason:
-        return DatabaseError(f"{place.title} lacks a part of its tables ({reason}): {UPGRADE} makes what is missing")
+        return DatabaseError(f"{place.title} lacks some of its tables ({reason}): create them with {UPGRADE}")
     if "I/O error" in reason:
-        return StorageError(f"the disk of the database {place.title} refuses ({reason}): free some space, or check it")
-    return DatabaseError(f"{place.title} is no whole database of SQLite ({reason}): restore it from a copy")
+        return StorageError(
+            f"the disk of the database {place.title} fails ({reason}): free some space, or check the disk"
+        )
+    return DatabaseError(f"{place.title} is not a complete SQLite database ({reason}): restore it from a backup")

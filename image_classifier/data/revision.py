@@ -100,7 +100,8 @@ def _prepare_file(path: Path, *, make: bool) -> None:
             old = DATASET_FOLDER / path.name
             moved = f"; {old} is one: move it there" if old.exists() else ""  # where it was by default before
             raise DatabaseError(
-                f"there is no database {path}: `image_classifier data ingest` makes it, or --db_config names another"
+                f"there is no database {path}: create it with `image_classifier data ingest`, or name another in "
+                f"--db_config"
                 f"{moved}"
             )
     except OSError as error:
@@ -110,13 +111,13 @@ def _prepare_file(path: Path, *, make: bool) -> None:
 def _revision_error(place: Place, revision: str | None) -> DatabaseError:
     if revision is None:
         where = " in its search_path" if place.driver == "postgresql" else ""
-        return DatabaseError(f"{place.title} has no tables of image_classifier{where}: {UPGRADE} makes them")
+        return DatabaseError(f"{place.title} has no tables of image_classifier{where}: create them with {UPGRADE}")
     if revision > REVISION:
         return DatabaseError(
             f"the tables of {place.title} are of a later version ({revision}) than this one reads ({REVISION}): use a "
             "later version of image_classifier"
         )
     return DatabaseError(
-        f"the tables of {place.title} are of an older version ({revision}) than this one reads ({REVISION}): {UPGRADE} "
-        "brings them up to it"
+        f"the tables of {place.title} are of an older version ({revision}) than this one reads ({REVISION}): "
+        f"migrate them with {UPGRADE}"
     )

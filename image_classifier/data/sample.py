@@ -66,7 +66,7 @@ def write_sample(folder: Path, *, num_train: int = 5000, num_test: int = 1000, s
             return write_folder_atomically(folder, files)
         with locked_dataset(folder):
             if all((folder / name).exists() for name in files):
-                raise DataError(f"{folder} holds a sample set by now; leave --source out to take it")
+                raise DataError(f"{folder} has a sample set already; leave out --source to use it")
             for name, content in files.items():
                 write_atomically(folder / name, content)
     except OSError as error:

@@ -182,8 +182,8 @@ def load_folder_snapshot(dataset_folder: Path, reading: Reading = Reading()) -> 
         snapshot = _make_snapshot(stores, fingerprint, str(dataset_folder), read, check_unchanged)
     if metadata.digest not in (None, snapshot.recognize(metadata.digest).digest):
         raise DataError(
-            f"{dataset_folder} has the digest {snapshot.digest}, but its {METADATA_FILE} names {metadata.digest}: "
-            f"get the data set again, correct {METADATA_FILE}, or give the --image_size that it is of"
+            f"{dataset_folder} has the digest {snapshot.digest}, but its {METADATA_FILE} says {metadata.digest}: "
+            f"get the data set again, correct {METADATA_FILE}, or use the --image_size of that digest"
         )
     return replace(snapshot, notes=source.notes)
 
@@ -238,7 +238,9 @@ def store_content(stores: list[Path], content: Content, title: str, *, digest: s
         except OSError as error:
             raise storage_error(store, error) from error
         except _DamagedError as error:
-            raise StorageError(f"the disk does not keep what is written to it: {error}; check the disk") from error
+            raise StorageError(
+                f"data read back from the disk differs from what was written: {error}; check the disk"
+            ) from error
 
 
 def check_counts(title: str, counts: Mapping[str, int]) -> None:
@@ -252,8 +254,8 @@ def check_counts(title: str, counts: Mapping[str, int]) -> None:
     """
     if not counts["train"] or not counts["test"]:
         raise DataError(
-            f"{title} has {counts['train']:,} images to train and {counts['test']:,} to test with; both need at least "
-            "one"
+            f"{title} has {counts['train']:,} training images and {counts['test']:,} test images; it needs at least "
+            "one of each"
         )
 
 
@@ -395,11 +397,11 @@ def _load_checked(folder: Path, name: str, findings: Findings | None = None) -> 
         num_train, num_validation = int(record["num_train"]), int(record.get("num_validation", 0))
         has_side = images.shape[1:] == build_shape(images.shape[-1]) and is_image_size(images.shape[-1])
         if not has_side or images.dtype != np.uint8 or (labels.dtype, labels.shape) != (np.int64, images.shape[:1]):
-            raise ValueError("it holds arrays of other types or shapes")  # which to convert would take memory
+            raise ValueError("its arrays have wrong types or shapes")  # which to convert would take memory
         content = images, labels, classes, num_train, num_validation
         digest = compute_digest(*content)
         if (digest if record["format_version"] != 1 else compute_flat_digest(*content)) != folder.name:
-            raise ValueError("its content does not have the digest that it is stored under")
+            raise ValueError("its content does not match its digest")
     except Exception as error:  # what numpy raises for a damaged head is of many types: OverflowError, TokenError, ...
         raise _DamagedError(f"{folder}: {one_line(error)}") from error
     arrays = np.asarray(images), np.asarray(labels)
@@ -458,7 +460,9 @@ def _make_snapshot(
         except OSError as error:
             raise storage_error(store, error) from error
         except _DamagedError as error:
-            raise StorageError(f"the disk does not keep what is written to it: {error}; check the disk") from error
+            raise StorageError(
+                f"data read back from the disk differs from what was written: {error}; check the disk"
+            ) from error
 
 
 @contextmanager
@@ -474,8 +478,9 @@ def _lock_first(stores: list[Path]) -> Iterator[Path]:
                     raise storage_error(store, error) from error
                 if number == len(stores):
                     raise StorageError(
-                        f"a snapshot can be written neither beside the data set nor to {store} ({error.strerror}); "
-                        "name a folder that can be written in IMAGE_CLASSIFIER_CACHE"
+                        f"a snapshot can be written neither to the data set's folder nor to {store} "
+                        f"({error.strerror}); "
+                        "set IMAGE_CLASSIFIER_CACHE to a writable folder"
                     ) from error
         yield store
 
@@ -528,8 +533,8 @@ def _write_snapshot(
         }
         if expected not in (None, digest):
             raise DataError(
-                f"{title} was frozen with the digest {expected}, but what was read has {digest}: its rows "
-                "were changed since; restore the database from a copy"
+                f"{title} has the digest {expected}, but its images now have {digest}: rows "
+                "were changed since; restore the database from a backup"
             )
         DISK.write_file(temporary / "snapshot.json", json.dumps(record, indent=1).encode())
         for path in (*temporary.iterdir(), temporary):

@@ -61,15 +61,15 @@ def find_source(path: Path) -> Source:
     """
     sources = find_sources(path)
     if not sources and not path.exists():
-        raise DataError(f"no data set at {path}: neither a folder nor a file is there; {_advise(path)}")
+        raise DataError(f"no data set at {path}: there is neither a folder nor a file; {_advise(path)}")
     if not sources:
         raise DataError(
             f"no data set in {path}: looked for CIFAR-10 and CIFAR-100 (python or binary layout, folder or .tar.gz), "
-            f"Parquet files, WebDataset tars, and sub-folders with images; {_advise(path)}"
+            f"Parquet files, WebDataset tars, and subfolders with images; {_advise(path)}"
         )
     if len(sources) > 1:
         titles = " and ".join(source.title for source in sources)
-        raise DataError(f"{path} holds more than one data set: {titles}; leave one of them there")
+        raise DataError(f"{path} contains more than one data set: {titles}; keep only one of them there")
     return sources[0]
 
 
@@ -163,7 +163,7 @@ def _find_parquet(path: Path, below: list[Path]) -> list[Source]:
             if not parts:
                 raise DataError(
                     f"{place} has the Parquet files {', '.join(file.name for file in files)}: there must be "
-                    "train-*.parquet and test-*.parquet, or one file of which a sixth is used to test"
+                    "train-*.parquet and test-*.parquet, or a single file, of which a sixth becomes the test set"
                 )
         for shards in parts.values():
             check_shards([file.name for file in shards], place)
@@ -227,7 +227,5 @@ def _build_file_source(path: Path) -> Source:
     if path.name.endswith(".tar"):
         return _build_tar_source(webdataset.list_file(path))
     if path.name == METADATA_FILE:
-        raise DataError(f"{path} describes a data set: give the folder that it lies in")
-    raise DataError(
-        f"{path} is no data set: give a folder, a .tar.gz of CIFAR, a .parquet file, or a .tar of WebDataset"
-    )
+        raise DataError(f"{path} is a description of a data set: give its folder instead")
+    raise DataError(f"{path} is not a data set: give a folder, a CIFAR .tar.gz, a .parquet file, or a WebDataset .tar")

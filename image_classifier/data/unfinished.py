@@ -70,7 +70,7 @@ class _File:
         while part := self.file.read(_READ_AT_ONCE):
             self.digest.update(part)
         if self.file.tell() != head_bytes + num_bytes:
-            raise ValueError("it is shorter than it was")
+            raise ValueError("it became shorter")
         return self.digest.hexdigest()
 
 
@@ -197,20 +197,20 @@ def _go_on(
         if record["reader"] != _describe_reader() or list(done) != list(content.parts):
             return None
         if any(number < 0 for counts in done.values() for number in counts.values()):
-            raise ValueError("it counts fewer images than none")
+            raise ValueError("its number of images is negative")
         num_images = sum(counts["kept"] for counts in done.values())
         head = _build_header(0, shape)
         sizes = {"images": (len(head), num_images * int(np.prod(shape))), "labels": (0, num_images * 8)}
         for name, file in files.items():
             if file.cut(*sizes[name]) != record[name]:
-                raise ValueError(f"its {name} are not those that were written")
+                raise ValueError(f"its {name} were changed after they were written")
         if content.notebook is not None:
             content.notebook.restore(record["notes"])
         return done
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        logger.warning("an unfinished snapshot is begun anew: %s: %s", folder, one_line(error))
+        logger.warning("an unfinished snapshot is started again: %s: %s", folder, one_line(error))
         return None
 
 

@@ -114,7 +114,9 @@ def list_folder(folder: Path) -> Listing | None:
         if part is None or not below.is_dir() or not (tars := _list_tars(below)):
             continue
         if part in parts:
-            raise DataError(f"{folder} has two sub-folders for one part, one of them is {below.name}: keep one of them")
+            raise DataError(
+                f"{folder} has two subfolders for the same split, one of them is {below.name}: keep one of them"
+            )
         check_shards([path.name for path in tars], below, "tar")
         parts[part] = tuple(f"{below.name}/{path.name}" for path in tars)
     if not parts:
@@ -165,7 +167,7 @@ def _expand(name: str, path: Path) -> list[str]:
             raise DataError(f"{path}: the range {match[0]} ends before it begins; write the lower number first")
         num_here = match["names"].count(",") + 1 if first is None else int(last) - int(first) + 1
         if num_here * len(names) > MAX_SHARDS:
-            raise DataError(f"{path} names more than the {MAX_SHARDS:,} shards that are read; make larger shards")
+            raise DataError(f"{path} names more than {MAX_SHARDS:,} shards; create larger shards")
         width = max(len(first), len(last)) if first is not None and "0" in (first[0], last[0]) else 0
         here = (
             match["names"].split(",")
@@ -176,7 +178,7 @@ def _expand(name: str, path: Path) -> list[str]:
         position = match.end()
     names = [before + name[position:] for before in names]
     if "{" in names[0] or "}" in names[0] or len(set(names)) < len(names):
-        raise DataError(f"{path} has braces that name no shards; write them as name-{{000000..000123}}.tar")
+        raise DataError(f"{path} has braces that name no shards; write the shards as name-{{000000..000123}}.tar")
     return names
 
 
@@ -268,7 +270,7 @@ def _index_shard(path: Path, max_keys: int) -> _Shard:
                 if 3 * 2 * row == len(places):
                     places.extend([0] * 6)
                 if len(rows) > max_keys:
-                    raise DataError(f"is of a set of more than the {MAX_KEYS:,} images that are read; make it smaller")
+                    raise DataError(f"belongs to a set of more than {MAX_KEYS:,} images; use fewer")
                 kind = _KINDS.get(suffix.lower())
                 if kind is None:
                     continue
@@ -276,7 +278,8 @@ def _index_shard(path: Path, max_keys: int) -> _Shard:
                 if places[at]:
                     what = ("image", ".cls", ".json")[kind]
                     raise DataError(
-                        f"has a second {what} of one key, the member {ascii(member.name)[:200]}; make the shard again"
+                        f"has a second {what} for the same key, the member {ascii(member.name)[:200]}; create the "
+                        f"shard again"
                     )
                 places[at], places[at + 1] = member.offset_data, member.size
             table = np.array(places, np.int64).reshape(-1, 3, 2)
@@ -308,7 +311,7 @@ def _find_label(file: BinaryIO, key: str, image: list[int], cls: list[int], json
 def _read_label(file: BinaryIO, shown: str, suffix: str, offset: int, size: int) -> Label | None:
     """Read a label: a number, or the name of a class; None where a .json has none."""
     if size > MAX_LABEL_BYTES:
-        raise DataError(f"{shown} with a .{suffix} of {size:,} bytes, which no label has; make the shard again")
+        raise DataError(f"{shown} with a .{suffix} of {size:,} bytes, too many for a label; create the shard again")
     file.seek(offset)
     content = file.read(size)
     value: Any
@@ -322,7 +325,7 @@ def _read_label(file: BinaryIO, shown: str, suffix: str, offset: int, size: int)
     except ValueError as error:
         kind = "UTF-8" if suffix == "cls" else "JSON"
         raise DataError(
-            f"{shown} with a .{suffix} that is no {kind}: {one_line(error)}; make the shard again"
+            f"{shown} with a .{suffix} that is not {kind}: {one_line(error)}; create the shard again"
         ) from error
     if value is not None and not (type(value) is int and 0 <= value < 2**31) and not is_name(value):
         raise DataError(
@@ -338,7 +341,8 @@ def _name_classes(shards: Iterable[_Shard], root: Path) -> tuple[str, ...]:
     texts = sorted(label for label in names if isinstance(label, str))
     if len(texts) < len(names):
         raise DataError(
-            f"{root} has shards whose labels are numbers: name the classes in a metadata.json beside them, as "
+            f"{root} has shards with numbers as labels: put the class names into a metadata.json in the same folder, "
+            f"such as "
             '{"classes": ["first", "second"]}'
         )
     return tuple(texts)
@@ -350,7 +354,8 @@ def _number_labels(shard: _Shard, classes: Sequence[str]) -> NDArray[np.int64]:
     for key, label in zip(shard.keys, shard.labels, strict=True):
         if label not in numbers:
             raise DataError(
-                f"{shard.path} has the key {ascii(key)[:200]} with the label {ascii(label)[:50]}, which is none of the "
+                f"{shard.path} has the key {ascii(key)[:200]} with the label {ascii(label)[:50]}, which is not one of "
+                f"the "
                 f"classes {list_classes(classes)}: correct it, or metadata.json"
             )
     return np.array([numbers[label] for label in shard.labels], np.int64)
@@ -377,10 +382,10 @@ class _Heads:
             DataError: there are fewer, or these are too many for a head.
         """
         if not 0 <= size <= MAX_HEAD_BYTES:
-            raise DataError(f"holds a head of {size:,} bytes, which no member has; make the shard again")
+            raise DataError(f"has a header of {size:,} bytes, too many for a member; create the shard again")
         content = self._file.read(size)
         if len(content) < size:
-            raise DataError("is cut: it ends without the end mark of a tar; get it again")
+            raise DataError("is truncated: it has no end marker of a tar; get it again")
         return content
 
 
@@ -403,16 +408,16 @@ def _iterate_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             tar.pax_headers = {}  # those of all members to come, of which there may be any number
             shown = f"holds {ascii(member.name)[:200]}"
             if not (member.isreg() or member.isdir()) or member.issparse():
-                raise DataError(f"{shown}, which is a link, a device or the like; make the shard again, of files alone")
+                raise DataError(f"{shown}, which is not a regular file; create the shard again, with files only")
             end = member.offset_data + (member.size if member.isreg() else 0)
             if not member.offset_data <= end <= num_bytes:
-                raise DataError(f"is cut: it {shown} of {member.size:,} bytes, and ends before; get it again")
+                raise DataError(f"is truncated: it {shown} of {member.size:,} bytes, but ends before; get it again")
             position = end + -end % tarfile.BLOCKSIZE
             yield member
     except DataError:
         raise
     except Exception as error:  # tarfile raises what it likes for a damaged head: ValueError, RecursionError, ...
-        raise DataError(f"is no tar, or a damaged one: {one_line(error)}; get it again") from error
+        raise DataError(f"is not a tar, or is damaged: {one_line(error)}; get it again") from error
     while rest := file.read(2**20):
         if rest.count(0) < len(rest):
-            raise DataError("goes on behind its end mark, as tars that were joined do; make the shard again")
+            raise DataError("has data after its end marker, like concatenated tars; create the shard again")

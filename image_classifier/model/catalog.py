@@ -73,7 +73,7 @@ def build_classifier_by(
                 f"{title} cannot be built for {num_classes} classes and images of {image_size} pixels: {explain(error)}"
             ) from error
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
-        raise ModelError(f"{title} gives {type(network).__name__}; it must give an nn.Module with parameters")
+        raise ModelError(f"{title} returns {type(network).__name__}; it must return an nn.Module with parameters")
     is_arranged = isinstance(network, ArrangesWeights)
     if (is_own or is_arranged) and not next(network.parameters()).is_meta:  # which has shapes alone
         draw_weights(network, seed)

@@ -71,7 +71,9 @@ class Classifier(nn.Module):
         for parameter in self.parameters():
             parameter.requires_grad_(parameter.requires_grad and parameter in head)
         if not any(parameter.requires_grad for parameter in head):
-            raise ModelError("--freeze body leaves nothing to train: no weight of the head is; set --freeze none")
+            raise ModelError(
+                "--freeze body leaves nothing to train, because the head has no trainable weight; set --freeze none"
+            )
         self.is_body_frozen = True
 
     def train(self, mode: bool = True) -> Classifier:

@@ -20,8 +20,8 @@ def find_head(network: nn.Module, num_classes: int) -> str:
     linear = [n for n, layer in named.items() if isinstance(layer, nn.Linear) and layer.out_features == num_classes]
     if not linear:
         raise ModelError(
-            f"the network has no head that can be found: no nn.Linear with {num_classes} outputs, one a class; "
-            "name it by the network's attribute `head`"
+            f"the network's head cannot be found: there is no nn.Linear with {num_classes} outputs, one per class; "
+            "set the network's attribute `head` to it"
         )
     name: str = linear[-1]
     return name

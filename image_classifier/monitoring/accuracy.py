@@ -75,8 +75,8 @@ def compute_accuracy(labels: Labels, parts: Iterable[Captured], period: Period =
                 count[1] += label == answer
     if not counts:
         raise DataError(
-            f"none of the {len(labels):,} labels is of a captured image; give request_id and image_index of answers "
-            "that were captured"
+            f"none of the {len(labels):,} labels belongs to a captured image; give request_id and image_index of "
+            "captured answers"
         )
     total = [sum(each) for each in zip(*counts.values(), strict=True)]
     return Accuracy(

@@ -47,8 +47,8 @@ class Served:
         elif captured.facts.model_digest not in self.digests:
             versions = ", ".join(sorted(set(captured.model_versions)))
             raise DataError(
-                f"{captured.path} has answers of another model than {self.name}, version {versions}; "
-                "--model_version takes those of one version alone, --since those from a time on"
+                f"{captured.path} has answers of another model than {self.name}, of version {versions}; "
+                "--model_version selects one version, --since a time"
             )
         if captured.facts.classes != self.classes or captured.facts.image_size != self.image_size:
             raise DataError(
@@ -56,9 +56,7 @@ class Served:
                 "model that was served"
             )
         if not ((captured.probabilities >= 0) & (captured.probabilities < 1.001)).all():  # their sums are rounded
-            raise DataError(
-                f"{captured.path} has probabilities that are none; remove it, or choose the time by --since"
-            )
+            raise DataError(f"{captured.path} has invalid probabilities; remove it, or choose the time by --since")
         return captured
 
 

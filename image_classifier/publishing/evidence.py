@@ -56,8 +56,8 @@ def compute_evidence(
     digest = published.manifest["data_digest"]
     if snapshot.recognize(digest).digest != digest:
         raise DataError(
-            f"{title} was tested on data of the digest {str(digest)[:12]}, but this is {snapshot.name} with "
-            f"{snapshot.digest[:12]}; --dataset_folder says where the other lies"
+            f"{title} was tested on data with the digest {str(digest)[:12]}, but this is {snapshot.name} with "
+            f"{snapshot.digest[:12]}; name the right data with --dataset_folder"
         )
     predictor = build_predictor(published.files[MODEL], Path(title))
     _check_metadata(title, published.manifest, predictor.model)
@@ -89,7 +89,7 @@ def _check_metadata(title: str, manifest: dict[str, Any], model: Any) -> None:
         inside = getattr(model, name)
         if manifest.get(name) != (list(inside) if name == "classes" else inside):
             raise ModelError(
-                f"{title} says two things about its {name}: its manifest {manifest.get(name)!a}, its {MODEL} "
+                f"{title} contradicts itself about its {name}: its manifest says {manifest.get(name)!a}, its {MODEL} "
                 f"{inside!a}; publish the run again"
             )
 
@@ -105,7 +105,7 @@ def read_claims(title: str, published: Published) -> Evidence:
         num_images = int(published.manifest["metrics"]["num_images"])
         packed = np.frombuffer(bytes.fromhex(published.manifest["right"]), np.uint8)
         if len(packed) != -(-num_images // 8):
-            raise ValueError("right has another length than num_images")
+            raise ValueError("right does not have num_images entries")
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the manifest of {title} has no valid figures ({error}); publish the run again") from error
     right = np.unpackbits(packed, count=num_images).astype(bool)
@@ -122,7 +122,8 @@ def check_claims(title: str, published: Published, evidence: Evidence) -> None:
     num_images = len(evidence.right)
     if len(claims.right) != num_images:
         raise ModelError(
-            f"{title} claims answers to {len(claims.right):,} images, but its data has {num_images:,}; publish again"
+            f"{title} claims predictions for {len(claims.right):,} images, but its data has {num_images:,}; publish "
+            f"again"
         )
     tolerated = num_images // _IMAGES_PER_DIFFERENCE
     differing = int((claims.right != evidence.right).sum())
@@ -130,6 +131,6 @@ def check_claims(title: str, published: Published, evidence: Evidence) -> None:
     if differing > tolerated or difference > (tolerated + 0.5) / num_images:
         raise ModelError(
             f"{title} claims {100 * claims.metrics['accuracy']:.2f} % accuracy, but has "
-            f"{100 * evidence.metrics['accuracy']:.2f} %, and {differing:,} of {num_images:,} images are not answered "
-            "as its manifest says; publish the run again, and see who wrote this one"
+            f"{100 * evidence.metrics['accuracy']:.2f} %, and {differing:,} of {num_images:,} predictions differ "
+            "from its manifest; publish the run again, and find out who wrote this manifest"
         )

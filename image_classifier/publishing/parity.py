@@ -85,7 +85,7 @@ def check_parity(lines: list[dict[str, Any]], num_images: int) -> None:
         num_others = round((1 - line["agreement"]) * num_images) - line["num_ties"]
         if num_others > 0 or not line["largest_difference"] <= TOLERANCE:
             raise ModelError(
-                f"the exported model does not answer as the run does: at batch size {line['batch_size']} "
+                f"the exported model does not give the run's answers: at batch size {line['batch_size']}, "
                 f"{num_others} of {num_images} classes differ, and a probability by {line['largest_difference']:.2g} "
                 f"(at most {TOLERANCE:g} is allowed); nothing was published"
             )

@@ -90,7 +90,7 @@ def publish(
     """
     check_num_samples(settings.num_samples)
     checking.check_finished(run)
-    busy = RunError(f"another process publishes {run}; wait for it, then see what is there")
+    busy = RunError(f"another process publishes {run}; wait for it, then check its result")
     try:
         with locked_folder(run, busy):
             return _publish(run, settings, say, disk)
@@ -211,7 +211,7 @@ def _read_attestations(run: Path) -> dict[str, bytes]:
     attestations, refused = read_attestations(run)
     if refused:
         name, reason = min(refused.items())
-        raise RunError(f"{run / ATTESTATIONS / name} cannot be carried along: {reason}; remove it")
+        raise RunError(f"{run / ATTESTATIONS / name} cannot be copied: {reason}; remove it")
     return attestations
 
 
@@ -266,7 +266,7 @@ def _check_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     checking.check_finished(run)
     changed = checking.find_changed_files(run)
     if changed:
-        raise RunError(f"{run} was changed after the run: {', '.join(changed[:3])} is not what its manifest says")
+        raise RunError(f"{run} was changed after the run: {', '.join(changed[:3])} does not match its manifest")
     return reading.read_record(run), reading.read_manifest(run)
 
 
@@ -275,7 +275,7 @@ def _load_data(run: Path, record: dict[str, Any], dataset_folder: Path | None) -
     snapshot = load_snapshot(dataset_folder, access, reading).recognize(record["data"]["digest"])
     if snapshot.digest != record["data"]["digest"]:
         raise DataError(
-            f"{dataset_folder} holds data of the digest {snapshot.digest[:12]}, but {run} is on "
-            f"{record['data']['digest'][:12]}; --dataset_folder says where that lies"
+            f"{dataset_folder} has data with the digest {snapshot.digest[:12]}, but {run} used "
+            f"{record['data']['digest'][:12]}; name the right data with --dataset_folder"
         )
     return snapshot

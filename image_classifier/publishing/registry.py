@@ -248,7 +248,7 @@ class Registry:
         """
         match = _REFERENCE.fullmatch(reference)
         if match is None:
-            raise SettingsError(f"a model of the registry is named NAME@ALIAS or NAME/VERSION, got: {reference!a}")
+            raise SettingsError(f"name a model of the registry as NAME@ALIAS or NAME/VERSION, got: {reference!a}")
         name, alias, number = match["name"], match["alias"], match["version"]
         with self._store.open(f"find {reference}") as client:
             model = _get(client.get_registered_model, name)
@@ -290,8 +290,8 @@ class Registry:
         evidence, reason = self._gather(version.title, published, proof)
         if evidence is None and not allow_loss:
             raise RegistryError(
-                f"{version.title} cannot be checked: {reason}. Name the data with --dataset_folder, or the key of who "
-                "signed it with --public_key; --allow_loss promotes it unchecked"
+                f"{version.title} cannot be checked: {reason}. Name the data with --dataset_folder, or the signer's "
+                "key with --public_key; --allow_loss promotes without a check"
             )
         promotion = Promotion(version.name, version.number, alias, former.number if former else None, unchecked=reason)
         if former is not None and former.number != version.number and evidence is not None:
@@ -306,7 +306,7 @@ class Registry:
                     raise RegistryError(
                         f"{version.title} is worse than the {alias}, version {former.number}, "
                         f"by {-100 * difference:.2f} points of accuracy (p = {p_value:.2g}, McNemar's test on "
-                        f"{len(evidence.right):,} images); --allow_loss promotes it all the same"
+                        f"{len(evidence.right):,} images); --allow_loss promotes it anyway"
                     )
         if proof.captured and proof.labels:
             if former is None or former.number == version.number:
@@ -317,7 +317,7 @@ class Registry:
             model = client.get_registered_model(version.name)
             if str(model.aliases.get(alias, "")) != (former.number if former else ""):
                 raise RegistryError(
-                    f"{version.name}@{alias} was moved meanwhile; start again to compare with what it is"
+                    f"{version.name}@{alias} was moved by another process; start again to compare with its new version"
                 )
             for name, value in (_describe(evidence) if evidence else {}).items():
                 client.set_model_version_tag(version.name, version.number, name, value)
@@ -333,8 +333,8 @@ class Registry:
             raise ModelError(f"{former.title}, to compare with: {error}; --allow_loss promotes without") from error
         if not proof.is_same_data(champion.manifest["data_digest"], published.manifest["data_digest"]):
             raise RegistryError(
-                f"the new version and {former.title} were tested on different data, so that nothing says which is "
-                "better; --allow_loss promotes it all the same"
+                f"the new version and {former.title} were tested on different data, so it is unknown which is "
+                "better; --allow_loss promotes it anyway"
             )
         known = proof.gather(former.title, champion)
         try:
@@ -359,7 +359,7 @@ class Registry:
             raise RegistryError(
                 f"{version.title} is worse than the {alias}, version {former.number}, by "
                 f"{-100 * judged.difference:.2f} points of accuracy (p = {p_value:.2g}, McNemar's test on "
-                f"{judged.num_images:,} captured images); --allow_loss promotes it all the same"
+                f"{judged.num_images:,} captured images); --allow_loss promotes it anyway"
             )
         return judged
 
@@ -394,7 +394,7 @@ class Registry:
             raise RegistryError(f"{version.title} was not registered by this package: it has no manifest_digest")
         cache = cache or find_cache()
         if cache is None:
-            raise SettingsError("there is no home to keep models in; set IMAGE_CLASSIFIER_CACHE to a folder")
+            raise SettingsError("there is no cache folder for models; set IMAGE_CLASSIFIER_CACHE to a folder")
         folder = cache / "models" / version.name / f"{version.number}-{digest[:12]}"
         if not folder.is_dir():
             try:
@@ -407,7 +407,7 @@ class Registry:
         try:
             published = read_published(folder, public_key)
             if published.manifest["digest"] != digest:
-                raise ModelError(f"{folder} is not what was registered as {version.title}")
+                raise ModelError(f"{folder} differs from the registered {version.title}")
         except ModelError as error:
             raise ModelError(f"{error}; remove {folder} to fetch it again") from error
         return folder, published
@@ -436,7 +436,7 @@ def check_alias(alias: str) -> None:
 def compare_answers(first: Evidence, second: Evidence) -> tuple[float, float]:
     """Compare two models on one test set: the difference of accuracy, second minus first, and its p-value."""
     if len(first.right) != len(second.right):
-        raise ModelError("the two models answer different numbers of images; publish both runs again")
+        raise ModelError("the two models have predictions for different numbers of images; publish both runs again")
     only_first, only_second = int((first.right & ~second.right).sum()), int((second.right & ~first.right).sum())
     return (only_second - only_first) / len(first.right), compute_mcnemar_test(only_first, only_second)
 

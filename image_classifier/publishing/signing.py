@@ -109,7 +109,7 @@ def _get_token() -> Any:
     try:
         token = oidc.detect_credential()
         if token is None:
-            raise ValueError("nothing here says who signs, as a workflow with the permission id-token: write does")
+            raise ValueError("there is no identity to sign with; a workflow needs the permission id-token: write")
         return oidc.IdentityToken(token)
     except Exception as error:  # of an identity provider
         raise SettingsError(f"--sign_key keyless: {one_line(error)}") from error
@@ -119,6 +119,6 @@ def _key_error(key: str, error: Exception) -> SettingsError:
     if isinstance(error, OSError):
         return SettingsError(f"--sign_key {key} cannot be read: {error.strerror}")
     return SettingsError(
-        f"--sign_key {key} is no private key on the curve P-256, P-384 or P-521 without a password: "
+        f"--sign_key {key} is not a private key on the curve P-256, P-384 or P-521 without a password: "
         f"{one_line(error)}; make one with: openssl ecparam -genkey -name prime256v1 -noout -out KEY"
     )

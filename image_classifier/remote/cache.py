@@ -72,7 +72,7 @@ def prune() -> int:
         return 0
     for state in sorted(folder.iterdir()):
         try:
-            with locked_folder(state, RemoteError("it is being fetched")):
+            with locked_folder(state, RemoteError("it is being downloaded")):
                 num_bytes += sum(path.stat().st_size for path in state.rglob("*") if path.is_file())
                 DISK.remove(state)
         except RemoteError:
@@ -87,7 +87,7 @@ def _fetch(store: Store) -> Path:
     objects = store.list_objects()
     cache = find_cache()
     if cache is None:
-        raise SettingsError("there is no home to keep copies in; set IMAGE_CLASSIFIER_CACHE to a folder")
+        raise SettingsError("there is no cache folder for copies; set IMAGE_CLASSIFIER_CACHE to a folder")
     state = cache / _FOLDER / _compute_key(store.url, objects)
     target = state / store.url.name
     try:
@@ -254,7 +254,7 @@ class _Download:
                 if not content and size is None:
                     return
                 if not 0 < len(content) <= wanted:
-                    raise RetryError(f"{len(content):,} bytes came instead of {wanted:,}")
+                    raise RetryError(f"{len(content):,} bytes arrived instead of {wanted:,}")
                 self.file.write(content)
                 self.file.flush()
                 start += len(content)
@@ -272,7 +272,7 @@ class _Download:
         found = hashlib.file_digest(self.file, new).hexdigest()
         if found != expected and (self.sha256 or not self._is_encrypted()):
             self._empty()
-            raise RetryError(f"it sends something with the {algorithm} {found} instead of {expected}")
+            raise RetryError(f"it sent a file with the {algorithm} {found} instead of {expected}")
 
     def _is_encrypted(self) -> bool:
         """Say whether S3 has encrypted an object with a key of its owner, so that its ETag is no MD5."""

@@ -162,7 +162,7 @@ class Store:
             return self.missing_error()
         if kinds & _NO_ADDRESS or (400 <= status < 500 and status not in (408, 429)):
             reason = f"HTTP status {status}" if status else self._say(error)
-            return RemoteError(f"{self.url} cannot be asked for: {reason}; correct the address")
+            return RemoteError(f"{self.url} cannot be requested: {reason}; correct the URL")
         return RetryError(f"HTTP status {status}" if status else self._say(causes[-1]))
 
     def _say(self, error: Exception) -> str:
@@ -171,11 +171,11 @@ class Store:
         return text or type(error).__name__
 
     def missing_error(self) -> RemoteError:
-        return RemoteError(f"there is nothing at {self.url}; correct the address")
+        return RemoteError(f"there is nothing at {self.url}; correct the URL")
 
     def failed_error(self, reason: str) -> RemoteError:
         tries = f"{self.patience.num_tries} times, last with"
-        return RemoteError(f"{self.url} failed {tries}: {reason}; check the network, and start again to go on")
+        return RemoteError(f"{self.url} failed {tries}: {reason}; check the network, and start again to continue")
 
     def changed_error(self) -> RemoteError:
         return RemoteError(f"{self.url} was changed while it was read; start again")
@@ -213,7 +213,7 @@ class Store:
         if not objects and not missing_ok:
             raise self.missing_error()
         if len(objects) > MAX_FILES:
-            raise RemoteError(f"{self.url} holds more than the {MAX_FILES:,} files that are fetched")
+            raise RemoteError(f"{self.url} has more than the limit of {MAX_FILES:,} files")
         _check_names(self.url, objects)
         return objects
 
@@ -323,10 +323,10 @@ def _check_names(url: Url, names: Collection[str]) -> None:
         parts = name.split("/")
         is_name = name.isprintable() and "\\" not in name and not {"", ".", ".."} & {*parts}
         if not is_name or any(len(os.fsencode(part)) > 255 for part in parts):
-            raise RemoteError(f"{url} holds {name[:200]!a}, which is no name that a file can have; rename it there")
+            raise RemoteError(f"{url} has {name[:200]!a}, which is not a valid file name; rename it there")
         for number in range(1, len(parts)):
             if (above := "/".join(parts[:number])) in names:
-                raise RemoteError(f"{url} holds {above!a} as a file and as a folder; rename one of them there")
+                raise RemoteError(f"{url} has {above!a} both as a file and as a folder; rename one of them there")
 
 
 def load_digests(path: Path) -> dict[str, str]:

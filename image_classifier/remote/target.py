@@ -34,7 +34,7 @@ class Target:
         self._store: Store | None = None
         if url is not None and self._path is None:
             if url.is_web:
-                raise SettingsError(f"--{option} takes a folder, s3:// or gs://: what is at {url} can only be read")
+                raise SettingsError(f"--{option} takes a folder, s3:// or gs://: {url} is read-only")
             load_fsspec(url)
             self._store = Store(url, patience)
 
@@ -106,7 +106,7 @@ class Target:
         if theirs is not None and MANIFEST not in replaceable:
             if theirs == ours:
                 return
-            raise RemoteError(f"{self} is there already, and is another one; choose another name, or remove it")
+            raise RemoteError(f"{self} exists already with other content; choose another name, or remove it")
         if self._store is not None:
             _upload(self._store, files, replaceable)
         elif self._path is not None:
@@ -123,7 +123,7 @@ def _list_files(folder: Path) -> dict[str, Path]:
         name = path.relative_to(folder).as_posix()
         if not is_hidden(name) and (path.is_symlink() or not path.is_dir()):
             if path.is_symlink() or not path.is_file():
-                raise RemoteError(f"{path} is a link or no file, which is not copied; put a file there")
+                raise RemoteError(f"{path} is not a regular file, so it cannot be copied; put a file there")
             files[name] = path
     return dict(sorted(files.items(), key=lambda item: (item[0] == MANIFEST, "/" in item[0], item[0])))
 
@@ -134,7 +134,7 @@ def _check_present(
     """Check that nothing lies in an unfinished copy that this one is not the rest of."""
     for name in present:
         if name not in ours and name.partition("/")[0] not in replaceable:
-            raise RemoteError(f"{place} holds {name!a}, which is no part of what is copied; choose another place")
+            raise RemoteError(f"{place} has {name!a}, which does not belong to the copy; choose another place")
 
 
 def _copy_here(target: Path, files: Mapping[str, Path], replaceable: Collection[str]) -> None:

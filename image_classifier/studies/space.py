@@ -90,7 +90,7 @@ class Parameter:
         step = 1 if self.step is None and isinstance(self.distribution, IntDistribution) else self.step
         if step is None or self.log:
             raise SettingsError(
-                f"--search grid takes choices, whole numbers, or a range with a step; {self.name} is any number of a "
+                f"--search grid takes choices, whole numbers, or a range with a step; {self.name} has a continuous "
                 "range: give its choices, or --search random"
             )
         return int((_exact(self.high) - _exact(self.low)) / _exact(step)) + 1
@@ -169,7 +169,7 @@ def build_space(path: Path, document: Any, parse: Callable[[str, Any], Any]) -> 
     """
     if not isinstance(document, dict) or not document:
         raise SettingsError(
-            f"--space: {path} must hold settings and what they may be, such as `flip: {{choices: [none, random]}}`"
+            f"--space: {path} must contain settings with their values, such as `flip: {{choices: [none, random]}}`"
         )
     return Space(tuple(_build(path, name, document[name], parse) for name in sorted(document, key=str)))
 
@@ -183,7 +183,9 @@ def _build(path: Path, name: Any, described: Any, parse: Callable[[str, Any], An
     else:
         if name not in RunSettings.__dataclass_fields__:
             parse(str(name), None)  # which says what may have been meant
-        raise SettingsError(f"{where} is no setting that decides the weights, so that no sweep searches it; remove it")
+        raise SettingsError(
+            f"{where} is not a setting that influences the weights, so it cannot be searched; remove it"
+        )
     keys = described.keys() if isinstance(described, dict) else ()
     unknown = [key for key in keys if key not in _KEYS]
     if "choices" in keys and len(keys) == 1:
@@ -218,9 +220,9 @@ def _build_range(where: str, name: str, described: dict[str, Any], parse_value: 
     low, high, log = parse_value(described["low"]), parse_value(described["high"]), described.get("log", False)
     step = None if described.get("step") is None else parse_value(described["step"])
     if not all(type(value) in (int, float) and math.isfinite(value) for value in (low, high, step or 1)):
-        raise SettingsError(f"{where} is no number, so that it has no range; give its choices: [...]")
+        raise SettingsError(f"{where} is not a number, so it has no range; give its choices: [...]")
     if name == "image_size":
-        raise SettingsError(f"{where} takes some sizes alone, so that it has no range; give its choices: [...]")
+        raise SettingsError(f"{where} takes only certain sizes, so it has no range; give its choices: [...]")
     if type(log) is not bool:
         raise SettingsError(f"{where}: log takes true or false, got: {ascii(log)[:50]}")
     if float(f"{low:.{_DIGITS}g}") >= float(f"{high:.{_DIGITS}g}"):
@@ -232,7 +234,7 @@ def _build_range(where: str, name: str, described: dict[str, Any], parse_value: 
         raise SettingsError(f"{where}: log takes a low above 0 and no step, got: {wrong}")
     if step is not None and (step <= 0 or (_exact(high) - _exact(low)) % _exact(step) != 0):
         raise SettingsError(
-            f"{where}: step takes a number above 0 that leads from {low} to {high} without a rest, got: {step}"
+            f"{where}: step takes a number above 0 that divides the range from {low} to {high}, got: {step}"
         )
     return Parameter(name=name, low=low, high=high, step=step, log=log)
 

@@ -79,11 +79,12 @@ def parse_storage(address: str | None, folder: Path) -> Place:
     try:
         url = URL.create("sqlite", database=str(folder / FILE)) if address is None else make_url(address)
     except (ArgumentError, ValueError):
-        raise SettingsError(f"{takes}, and what was given is no address") from None  # it may hold a password
+        raise SettingsError(f"{takes}, but the value is not a URL") from None  # it may hold a password
     kind = url.get_backend_name()
     if url.password is not None or any("password" in key for key in url.query):
         raise SettingsError(
-            "--storage must not hold a password, which others would see: put it into DB_PASSWORD in the environment, "
+            "--storage must not contain a password, because other users could see it: put it into DB_PASSWORD in the "
+            "environment, "
             "or into a file for --storage_pass_file"
         )
     if kind == "sqlite" and url.database not in (None, "", ":memory:") and not str(url.database).startswith("file:"):
@@ -116,8 +117,9 @@ def check_file_system(file: Path, mounts: Path = Path("/proc/self/mountinfo")) -
             kind, longest = rest.split()[0], len(mounted.parts)
     if _NETWORK.fullmatch(kind):
         raise SettingsError(
-            f"--storage: {file} is on a network file system ({kind}), where SQLite's locks do not hold and the file is "
-            "damaged sooner or later; name a PostgreSQL, or a file on a disk of this machine"
+            f"--storage: {file} is on a network file system ({kind}), where SQLite's locks do not work and the file "
+            f"will be "
+            "damaged; name a PostgreSQL database, or a file on a local disk"
         )
 
 

@@ -183,7 +183,7 @@ class Worker:
         recorded = study.user_attrs.get(_SWEEP)
         if recorded is None and study.get_trials(deepcopy=False):
             raise SettingsError(
-                f"{self._storage.place.title} has a study {self._storage.name!a} that is no sweep of this package; "
+                f"{self._storage.place.title} has a study {self._storage.name!a} that is not a sweep of this package; "
                 "choose another --experiment_name"
             )
         if recorded is None:
@@ -193,8 +193,9 @@ class Worker:
         changed = [part for part in find_differing_keys(recorded, identity) if part not in self._work.allowed]
         for part in changed[:1]:
             raise SettingsError(
-                f"the sweep {self._storage.name!a} cannot go on, its {_describe_change(part, recorded, identity)}; "
-                "choose another --experiment_name, or what it began with"
+                f"the sweep {self._storage.name!a} cannot continue, because its "
+                f"{_describe_change(part, recorded, identity)}; "
+                "choose another --experiment_name, or the original value"
             )
 
     def _take(self, study: optuna.Study) -> tuple[Sequence[FrozenTrial], Claim | None]:
@@ -331,7 +332,7 @@ class Worker:
     def _pause(self) -> None:
         time.sleep(POLL_S)
         if self._work.should_stop():
-            raise Interrupted("stopped; the same command goes on")
+            raise Interrupted("stopped; start the same command again to continue")
 
     @contextmanager
     def _beating(self, claim: Claim) -> Iterator[None]:
@@ -517,7 +518,7 @@ def get_winner(told: Sequence[FrozenTrial]) -> FrozenTrial:
     """
     best = find_best(told)
     if best is None:
-        raise RunError("no trial came to its end: each was pruned or failed; look at their run folders")
+        raise RunError("no trial is complete: each was pruned or failed; look at their run folders")
     return best
 
 

@@ -89,22 +89,23 @@ def build_audit(
     """
     steps = [line["step"] for line in chain if "tensors" in line]
     if steps != sorted(set(steps)):
-        raise RunError(f"{folder / CHAIN} is damaged: its steps do not ascend")
+        raise RunError(f"{folder / CHAIN} is damaged: its steps are not in ascending order")
     last = max(steps, default=0)
     segments = list_segments(Checkpoints(folder / CHECKPOINTS).list_steps(), chain)
     if not segments or segments[-1][1] != last:
         raise SettingsError(
-            f"--sample needs checkpoints whose states have digests, and {folder} has none of its last step {last}; "
-            "verify it without, or train with --keep_checkpoints all"
+            f"--sample needs checkpoints with digests in the chain, but {folder} has none of its last step {last}; "
+            "verify without --sample, or train with --keep_checkpoints all"
         )
     if record["settings"].get("keep") == "best" or record["settings"].get("early_stopping"):
         raise SettingsError(
-            "--sample cannot tell which epoch was the best, as the chain has no digest of that, and --keep best and "
-            "--early_stopping go by it; verify all steps"
+            "--sample cannot check which epoch was the best, because the chain has no digest of it, but --keep best "
+            "and "
+            "--early_stopping depend on it; verify all steps"
         )
     if number > len(segments):
         raise SettingsError(
-            f"--sample {number}: {folder} has {len(segments)} segments between checkpoints whose states have digests; "
+            f"--sample {number}: {folder} has {len(segments)} segments between checkpoints with digests in the chain; "
             "take fewer, or train with --keep_checkpoints all"
         )
     return Audit(len(segments), draw_segments(segments, number, manifest["digest"], nonce), last, nonce)

@@ -128,7 +128,7 @@ def find_cause(evidence: Evidence) -> Cause:
     lines = [*settings.values(), *(f"{part}: {what}" for part, what in parts.items())]
     threads = [str(record["execution"].get("num_threads", "unknown")) for record in evidence.records]
     if threads[0] != threads[1]:
-        lines.append(f"--num_threads is {' and '.join(threads)}, which is to change no bit")
+        lines.append(f"--num_threads is {' and '.join(threads)}, which should change no bit")
         if kind == "unknown":
             kind, reason = "threads", f"nothing else that the records have differs{reason[len(UNEXPLAINED):]}"
     return Cause(kind, reason, tuple(lines))

@@ -94,7 +94,7 @@ def verify_files(folder: Path) -> tuple[str, ...]:
         try:
             published = check_published(folder / PUBLISHED)
             if published.get("run_manifest_digest") != read_manifest(folder)["digest"]:
-                raise ModelError(f"{folder / PUBLISHED} was published of another run")
+                raise ModelError(f"{folder / PUBLISHED} was published from another run")
         except ModelError as error:
             lines.append(str(error))
     return tuple(lines)
@@ -105,12 +105,12 @@ def describe_others(folder: Path) -> tuple[str, ...]:
     lines = []
     if os.path.lexists(folder / PUBLISHED):
         num_files = len(check_published(folder / PUBLISHED)["files"])
-        lines.append(f"{num_files} files of {PUBLISHED}/ are as the manifest there has them")
+        lines.append(f"{num_files} files of {PUBLISHED}/ match their manifest")
     others = [
         quote_unprintable(name) + ("" if kind == "file" else f", which {KINDS[kind]}")
         for name, kind in sorted(list_entries(folder).items())
         if not is_part_of_run(name) and name != MANIFEST and not name.startswith(f"{PUBLISHED}/")
     ]
     if others:
-        lines.append(f"not checked, as no manifest names it: {list_first(others, _NUM_NAMED, '; ')}")
+        lines.append(f"not checked, because no manifest lists it: {list_first(others, _NUM_NAMED, '; ')}")
     return tuple(lines)

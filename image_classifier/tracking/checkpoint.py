@@ -148,7 +148,9 @@ def parse_model(raw: bytes, path: Path, named: str | None = None) -> Model:
     if is_finished(path.parent):
         recorded = read_manifest(path.parent)["files"].get(path.name)
         if recorded is not None and recorded["sha256"] != hashlib.sha256(raw).hexdigest():
-            raise ModelError(f"{path} was changed after its run: its content is not what {MANIFEST} beside it says")
+            raise ModelError(
+                f"{path} was changed after its run: its content does not match {MANIFEST} in the same folder"
+            )
     try:
         name, classes, state = str(content["model"]), tuple(content["classes"]), dict(content["state"])
         views, run = cast(Views, content["views"]), dict(content["run"])
@@ -157,20 +159,20 @@ def parse_model(raw: bytes, path: Path, named: str | None = None) -> Model:
         fit = cast(Fit, content.get("fit", "squeeze"))  # and one way
         plugin = restore_plugin(content["plugin"]) if "plugin" in content else None
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is no model of this package: its content has no valid {error}") from error
+        raise ModelError(f"{path} is not a model of this package: its content has no valid {error}") from error
     check_allowed("model", name, path, ModelError, named)
     if content["format_version"] < 2 and name.startswith("airbench"):
         raise ModelError(
-            f"{path} holds {name} of image_classifier 0.1, which computes something else since then: "
+            f"{path} has the network {name} of image_classifier 0.1, which computes something else since then: "
             "train again, or use it with that version"
         )
     is_named = 0 < len(classes) <= MAX_CLASSES and all(isinstance(label, str) for label in classes)
     if not is_named or views not in get_args(Views) or fit not in get_args(Fit):
-        raise ModelError(f"{path} is no model of this package: its classes, its views or its fit are not valid")
+        raise ModelError(f"{path} is not a model of this package: its classes, its views or its fit are not valid")
     if not takes_image_size(name, image_size):
-        raise ModelError(f"{path} is no model of this package: its image_size is {image_size}")
+        raise ModelError(f"{path} is not a model of this package: its image_size is {image_size}")
     if not is_image_size(input_size):
-        raise ModelError(f"{path} is no model of this package: its input_size is {str(input_size)[:20]!a}")
+        raise ModelError(f"{path} is not a model of this package: its input_size is {str(input_size)[:20]!a}")
     build = partial(
         build_classifier, name, len(classes), input_mean=(0, 0, 0), input_std=(1, 1, 1), seed=0, image_size=image_size
     )
@@ -183,7 +185,7 @@ def parse_model(raw: bytes, path: Path, named: str | None = None) -> Model:
     try:
         model.check_code(path)
     except ModelError as error:
-        logger.warning("%s; its answers may be others than those of the run", error)
+        logger.warning("%s; its predictions may differ from those of the run", error)
     return model
 
 
@@ -212,7 +214,7 @@ def check_state(classifier: nn.Module, state: Mapping[str, Tensor], path: Path) 
         if present != wanted:
             differences.append(f"{name} has the shape {present} instead of {wanted}")
     if differences:
-        raise ModelError(f"{path} is of another architecture: {list_first(sorted(differences), 3, '; ')}")
+        raise ModelError(f"{path} belongs to another architecture: {list_first(sorted(differences), 3, '; ')}")
 
 
 def _describe_tensor(value: object) -> str:
@@ -237,15 +239,15 @@ def load_tensors(raw: bytes, path: Path, kind: str) -> Any:
     try:
         return torch.load(io.BytesIO(rebuild_tensor_file(raw)), map_location="cpu", weights_only=True)
     except PickleError as error:
-        raise ModelError(f"{path} is no {kind} file, or is damaged: it {error}") from error
+        raise ModelError(f"{path} is not a {kind} file, or is damaged: it {error}") from error
     except Exception as error:  # what it raises for damaged files is documented nowhere, and of many types
-        raise ModelError(f"{path} is no {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"{path} is not a {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, Any]:
     content = load_tensors(raw, path, kind)
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), int):
-        raise ModelError(f"{path} is no {kind} file of this package: it holds no format_version")
+        raise ModelError(f"{path} is not a {kind} file of this package: it has no format_version")
     if content["format_version"] > latest:
         raise ModelError(f"{path} has the format {content['format_version']}; this version reads up to {latest}")
     return content
@@ -294,7 +296,9 @@ class Checkpoints:
         try:
             self._read(step)
         except ModelError as error:
-            raise StorageError(f"the disk does not keep what is written to it: {error}; check the disk") from error
+            raise StorageError(
+                f"data read back from the disk differs from what was written: {error}; check the disk"
+            ) from error
         self.remove_old(keep)
 
     def remove_old(self, keep: int) -> None:
@@ -354,13 +358,13 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise ModelError(f"the checkpoint {folder} is damaged: {error}") from error
         if manifest != _build_manifest(content):
-            raise ModelError(f"the checkpoint {folder} is damaged: its state is not what its manifest says")
+            raise ModelError(f"the checkpoint {folder} is damaged: its state does not match its manifest")
         return content
 
     def _set_aside(self, step: int, reason: Exception) -> None:
         path = self.get_path(step)
         aside = self.folder / f"{SET_ASIDE_PREFIX}{path.name}"
-        logger.warning("%s; set aside as %s, going on with the checkpoint before it", reason, aside.name)
+        logger.warning("%s; it was renamed to %s, and the previous checkpoint is used", reason, aside.name)
         try:
             self.disk.remove(aside)
             self.disk.rename(path, aside)

@@ -111,7 +111,7 @@ def compare_runs(folders: Sequence[Path], *, allow_different_data: bool = False)
     runs = _load_runs(folders)
     _unify_data_digests(runs)
     if len(runs) < 2:
-        raise RunError("a comparison takes two runs or more; name another one")
+        raise RunError("a comparison needs two or more runs; name another one")
     if not allow_different_data:
         _check_same_data(runs)
     groups = _group_by_conditions(runs)
@@ -249,13 +249,14 @@ def _check_same_data(runs: Sequence[_Run]) -> None:
             first, other = (f"{r.record['data']['name']} {r.record['data']['digest'][:12]}" for r in (runs[0], run))
             if run.digest_format != runs[0].digest_format:
                 raise RunError(
-                    f"{runs[0].folder} and {run.folder} name their data by digests of two formats ({first} and "
-                    f"{other}), and the data set itself does not say that it is the same: put it where the later run "
-                    "has it, or compare with --allow_different_data"
+                    f"{runs[0].folder} and {run.folder} have data digests of two formats ({first} and "
+                    f"{other}), so the data cannot be compared without the data set: put it to the path in the record "
+                    f"of the later "
+                    "run, or compare with --allow_different_data"
                 )
             raise RunError(
-                f"{runs[0].folder} and {run.folder} are on different data ({first} and {other}), so that a difference "
-                "says nothing about their settings; --allow_different_data shows them side by side all the same"
+                f"{runs[0].folder} and {run.folder} used different data ({first} and {other}), so a difference "
+                "says nothing about their settings; --allow_different_data shows them side by side anyway"
             )
 
 
@@ -280,7 +281,7 @@ def _find_differences(groups: Sequence[_Group]) -> tuple[list[dict[str, Any]], l
     if len(groups) == 1 and len(groups[0].runs) == 2:
         differences.append(_compare_two_runs(*groups[0].runs))
     if len(groups) > MAX_GROUPS:
-        notes.append(f"{len(groups):,} groups are too many to compare two by two; name fewer to see which differ")
+        notes.append(f"{len(groups):,} groups are too many for pairwise comparison; name fewer to see which differ")
         return differences, notes
     for first, second in itertools.combinations(groups, 2):
         sizes = len(first.distinct), len(second.distinct)
@@ -293,7 +294,9 @@ def _find_differences(groups: Sequence[_Group]) -> tuple[list[dict[str, Any]], l
             differences.append(_compare_two_runs(first.runs[0], second.runs[0]))
         else:
             single = first.name if sizes[0] == 1 else second.name
-            notes.append(f"group {single} has one seed and so no spread; train it with more seeds to compare it")
+            notes.append(
+                f"group {single} has only one seed, so its spread is unknown; train it with more seeds to compare it"
+            )
     _judge(differences)
     return differences, list(dict.fromkeys(notes))
 

@@ -47,7 +47,7 @@ def list_digests(folder: Path, chain: Sequence[dict[str, Any]]) -> Digests:
     lines = [line for line in chain if "tensors" in line]
     steps = [line["step"] for line in lines]
     if steps != sorted(set(steps)):
-        raise RunError(f"{folder / CHAIN} is damaged: its steps do not ascend")
+        raise RunError(f"{folder / CHAIN} is damaged: its steps are not in ascending order")
     return {line["step"]: line["tensors"] for line in lines}
 
 

@@ -77,7 +77,7 @@ def load_pretrained(path: Path, named: str | None = None) -> Pretrained:
         raw = read_model_file(fetch_weights(weights))
         state, digest = _find_state(raw, path), hashlib.sha256(raw).hexdigest()
         if state is None:
-            raise ModelError(f"{weights.url} holds no state_dict; choose other weights")
+            raise ModelError(f"{weights.url} has no state_dict; choose other weights")
         scaling = weights.input_mean, weights.input_std
         side = weights.image_size if is_image_size(weights.image_size) else None
         return Pretrained(path, digest, state, weights.network, weights.classes, *scaling, side, weights.image_size)
@@ -125,13 +125,13 @@ def check_pretrained(pretrained: Pretrained, training: TrainingSettings) -> None
     path = pretrained.path
     if pretrained.model not in (None, training.model):
         raise ModelError(
-            f"--pretrained_model {path} holds the network {pretrained.model}, not {training.model}; "
+            f"--pretrained_model {path} has the network {pretrained.model}, not {training.model}; "
             f"choose --model {pretrained.model}, or another file"
         )
     for name in ("input_mean", "input_std"):
         theirs = getattr(pretrained, name)
         if theirs is not None and [*map(_to_pixels, theirs)] != [*map(_to_pixels, getattr(training, name))]:
-            raise ModelError(f"--pretrained_model {path} was trained with --{name} {[*theirs]}; set the same")
+            raise ModelError(f"--pretrained_model {path} was trained with --{name} {[*theirs]}; set the same value")
 
 
 def start_from(classifier: Classifier, pretrained: Pretrained, classes: Sequence[str]) -> None:

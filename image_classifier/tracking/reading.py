@@ -89,11 +89,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     manifest = _read_json(folder / MANIFEST, _MANIFEST_FORM)
     if manifest["digest"] != compute_manifest_digest(manifest):
-        raise RunError(f"{folder / MANIFEST} is damaged: its content does not have the digest that it names")
+        raise RunError(f"{folder / MANIFEST} is damaged: its content does not match its digest")
     files = manifest["files"]
     for name in files if isinstance(files, dict) else ("files",):
         if not isinstance(files, dict) or not _is_description(name, files[name]):
-            raise RunError(f"{folder / MANIFEST} is damaged: {name!a} is no file of a run, with its size and sha256")
+            raise RunError(f"{folder / MANIFEST} is damaged: {name!a} is not a file name with size and sha256")
     return manifest
 
 
@@ -143,7 +143,7 @@ def find_dataset(
             reading,
         )
     if get_url(dataset_folder) is None and not dataset_folder.exists():
-        raise DataError(f"the data set of {folder} was at {dataset_folder}, where nothing is; give --dataset_folder")
+        raise DataError(f"the data set of {folder} is no longer at {dataset_folder}; give --dataset_folder")
     return dataset_folder, access, reading
 
 
@@ -152,7 +152,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     evaluation = _read_json(folder / EVALUATION, _EVALUATION_FORM)
     num_classes = len(evaluation["per_class"])
     if [len(row) for row in evaluation["confusion_matrix"]] != [num_classes] * num_classes:
-        raise RunError(f"{folder / EVALUATION} is damaged: its confusion_matrix is not one of {num_classes} classes")
+        raise RunError(f"{folder / EVALUATION} is damaged: its confusion_matrix does not have {num_classes} classes")
     return evaluation
 
 
@@ -183,13 +183,13 @@ def read_predictions(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int6
             raise ValueError("it has more than 2 arrays")
         with zipfile.ZipFile(content) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_PREDICTIONS_BYTES:
-                raise LimitError(f"it unpacks to more than the {MAX_PREDICTIONS_BYTES:,} bytes that are read")
+                raise LimitError(f"it unpacks to more than {MAX_PREDICTIONS_BYTES:,} bytes")
             probabilities = _parse_array(archive.read("probabilities.npy"), np.dtype(np.float32), 2)
             labels = _parse_array(archive.read("labels.npy"), np.dtype(np.int64), 1)
         if len(probabilities) != len(labels) or not len(labels):
             raise ValueError(f"it has {len(probabilities):,} rows of probabilities for {len(labels):,} labels")
         if not np.isfinite(probabilities).all() or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-            raise ValueError("it has a probability that is no number, or a label of no class")
+            raise ValueError("it has a probability that is not finite, or a label without a class")
     except Exception as error:  # what a damaged archive raises is of many types: zlib.error, BadZipFile, ...
         raise RunError(f"{path} is missing or damaged: {one_line(error)}") from error
     return probabilities, labels

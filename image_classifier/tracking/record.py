@@ -163,7 +163,7 @@ def check_settings(recorded: dict[str, Any], training: TrainingSettings, folder:
     """
     differing = _list_setting_differences(recorded["settings"], describe_settings(training))
     if differing:
-        raise RunError(f"{folder} cannot be resumed, its settings changed: {differing}; start another run")
+        raise RunError(f"{folder} cannot be resumed, because its settings changed: {differing}; start another run")
 
 
 def describe_start(record: dict[str, Any]) -> list[str]:
@@ -220,7 +220,9 @@ def check_identity(recorded: dict[str, Any], present: dict[str, Any], settings: 
         option = ALLOWING_OPTIONS.get(part)
         if option is None or not getattr(settings, option):
             remedy = f"go on with --{option}, which the record will say" if option else "start another run"
-            raise RunError(f"{settings.run_folder} cannot be resumed, its {part} changed: {difference}; {remedy}")
+            raise RunError(
+                f"{settings.run_folder} cannot be resumed, because its {part} changed: {difference}; {remedy}"
+            )
     if not changes:
         return recorded
     changed = {part: present[part] for part in changes}

@@ -61,7 +61,7 @@ class RunFolder:
             return
         if not is_there:
             raise RunError(
-                f"{self.path} was moved, removed or replaced while it was written to, so that nothing more is written; "
+                f"{self.path} was moved, removed or replaced during the training, so nothing more is written; "
                 "put it back and continue with --resume"
             )
 
@@ -111,7 +111,7 @@ class RunFolder:
         """
         for name, facts in lines.items():
             if not is_as_described(self.path / name, facts, may_go_on=True):
-                raise RunError(f"{self.path / name} has lost or changed lines that the checkpoint counts on")
+                raise RunError(f"{self.path / name} has lost or changed lines since the checkpoint")
 
     def cut_lines(self, lines: dict[str, dict[str, Any]]) -> None:
         """Cut the growing files back to where they stood at a checkpoint, or to nothing."""
@@ -161,7 +161,7 @@ def _find_resumable(path: Path) -> list[Path]:
         raise RunError(f"there is no run {path} to resume; leave out --resume to start it")
     names = sorted(name for name in os.listdir(path) if not name.startswith(TEMPORARY_PREFIX))
     if names and RECORD not in names:
-        raise RunError(f"{path} holds {names[0]} but no {RECORD}: it is no run that could be resumed")
+        raise RunError(f"{path} has {names[0]} but no {RECORD}: it is not a run, so it cannot be resumed")
     return []
 
 

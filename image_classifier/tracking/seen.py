@@ -45,9 +45,9 @@ def find_steps(
     training = restore_training_settings(record["settings"])
     num_steps = min(num_steps, training.num_epochs * num_train)
     if num_train > MAX_IMAGES or num_steps * training.batch_size > MAX_DRAWS:
-        raise SettingsError(f"the order is computed of up to {MAX_IMAGES:,} images, gone through up to 1,000 times")
+        raise SettingsError(f"the order can be computed for at most {MAX_IMAGES:,} images and 1,000 epochs")
     if training.sampler != "uniform" and labels is None:
-        raise SettingsError(f"the order of --sampler {training.sampler} follows from the labels of all images")
+        raise SettingsError(f"the order of --sampler {training.sampler} depends on the labels of all images")
     indices, validated = compute_validation_split(training.seed, num_train, training.validation_fraction)
     if index in validated:
         return None

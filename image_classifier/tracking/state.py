@@ -240,11 +240,13 @@ class TrainingState:
             if state["best"] and self.training.keep == "best":
                 check_state(self.classifier, state["best"]["classifier"], path)
             if not state["losses"].shape == state["num_correct"].shape == (len(state["num_images"]),):
-                raise ValueError("it has other numbers of losses than of steps")
+                raise ValueError("its numbers of losses and of steps differ")
             self.folder.check_lines(state["lines"])
             self._load_optimizer(state["optimizer"])  # last: what is refused must leave no trace
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise RunError(f"a checkpoint in {path} is none of this run: {' '.join(str(error).split())}") from error
+            raise RunError(
+                f"a checkpoint in {path} does not belong to this run: {' '.join(str(error).split())}"
+            ) from error
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Load what an optimizer has learnt; what was set, as learning rates and momentum, the settings say.

@@ -118,7 +118,7 @@ class Store:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         if path.exists() and path.stat().st_size:
-            logger.warning("the MLflow database %s was begun and never finished: it is made anew", path)
+            logger.warning("the MLflow database %s is incomplete and is created again", path)
         for suffix in ("-journal", "-wal", "-shm"):  # SQLite would take it for the new file's
             if (stale := path.with_name(f"{path.name}{suffix}")).exists():
                 self._disk.remove(stale)
@@ -201,7 +201,7 @@ def find_sqlite_file(uri: str) -> Path | None:
     try:
         url = make_url(uri)
     except (ArgumentError, ValueError) as error:
-        raise SettingsError(f"--tracking_uri is no address of a database: {error}") from error
+        raise SettingsError(f"--tracking_uri is not a database URL: {error}") from error
     is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
     return Path(str(url.database)) if is_file and not str(url.database).startswith("file:") else None
 
@@ -233,7 +233,7 @@ def _is_whole(path: Path) -> bool:
             return bool(revision == _find_newest_revision())
     except sqlite3.Error as error:  # which MLflow would meet ten times, and wait between for two minutes
         raise RegistryError(
-            f"{path} cannot be read as a database of SQLite: {error}; check the disk, or restore it from a copy"
+            f"{path} cannot be read as a SQLite database: {error}; check the disk, or restore it from a backup"
         ) from error
 
 

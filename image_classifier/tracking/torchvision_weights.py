@@ -64,7 +64,7 @@ def find_weights(network: str, name: str) -> TorchvisionWeights:
             image_size=int(transforms.crop_size[0]),
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise ModelError(f"torchvision's weights {network}@{name} are not of a classifier of images") from error
+        raise ModelError(f"torchvision's weights {network}@{name} are not those of an image classifier") from error
 
 
 def fetch_weights(weights: TorchvisionWeights) -> Path:
@@ -77,12 +77,14 @@ def fetch_weights(weights: TorchvisionWeights) -> Path:
     """
     cache = find_cache()
     if cache is None:
-        raise StorageError("there is no folder to keep weights in; name one in IMAGE_CLASSIFIER_CACHE")
+        raise StorageError("there is no cache folder for weights; set IMAGE_CLASSIFIER_CACHE to a folder")
     folder = cache / "weights"
     name = Path(urlsplit(weights.url).path).name
     digest = _DIGEST.search(name)
     if digest is None:
-        raise ModelError(f"{weights.url} cannot be checked: its name holds no digest; download it, and give its path")
+        raise ModelError(
+            f"{weights.url} cannot be checked, because its name has no digest; download it, and give its path"
+        )
     remedy = f"download it elsewhere and put it into {folder}"
     archive = Archive(weights.url, name, digest[1], is_shortened=True, remedy=remedy)
     target = folder / name

@@ -99,9 +99,7 @@ def trace(source: str, where: Where) -> list[Link]:
         place = path.parent if path.suffix == ".onnx" else find_published(path)
         digest = str(published.manifest.get("run_manifest_digest", ""))
         links.append(
-            _link_model(
-                place, published.manifest, f"its files are as {PUBLISHED_MANIFEST} has them, which names the run"
-            )
+            _link_model(place, published.manifest, f"its files match {PUBLISHED_MANIFEST}, which names the run")
         )
         folder = _find_run(where, place.parent, lambda manifest: manifest["digest"] == digest)
         if folder is None:
@@ -122,8 +120,8 @@ def _find_start(source: str, where: Where) -> tuple[list[Link], Path]:
         version = _read_version(path)
     if not _VERSION.fullmatch(version):
         raise ModelError(
-            f"{version[:100]!a} is no file or folder here, and no model_version of {VERSION_DIGITS} hexadecimal "
-            "digits; one that a registry has numbered is found by: registry resolve NAME/VERSION"
+            f"{version[:100]!a} is neither a local file or folder, nor a model_version of {VERSION_DIGITS} hexadecimal "
+            "digits; for a version of the registry, first call: registry resolve NAME/VERSION"
         )
     for folder in _list_folders(where.experiments_folder, f"{PUBLISHED}/{PUBLISHED_MANIFEST}"):
         with suppress(ModelError):
@@ -139,7 +137,7 @@ def _read_version(path: Path) -> str:
         answer = files.load_json(path)
         files.check_form(answer, {"model_version": str})
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is no answer of a server: {error}") from error
+        raise ModelError(f"{path} is not an answer of a server: {error}") from error
     return str(answer["model_version"])
 
 

@@ -64,7 +64,7 @@ def cap_instruction_set(instruction_set: InstructionSet) -> None:
     for name, part in _READ_AT_START.items():
         if part in os.environ.get(name, "") and os.environ.get(name):
             raise SettingsError(
-                f"{name} changes results, and no record has it; unset it (--instruction_set is recorded)"
+                f"{name} changes results but is not recorded; unset it, or use --instruction_set instead"
             )
     wanted = CAPS[instruction_set]
     present = {name: value for name, value in os.environ.items() if _OF_ARITHMETIC.match(name)}
@@ -78,7 +78,7 @@ def cap_instruction_set(instruction_set: InstructionSet) -> None:
         )
     for name in present.keys() - wanted.keys():
         if name not in _CAPPING:
-            logger.warning("%s is taken out of the environment: it changes results, and no record has it", name)
+            logger.warning("%s was removed from the environment: it changes results but is not recorded", name)
         del os.environ[name]
     os.environ.update(wanted)
 
@@ -168,9 +168,7 @@ def resolve_nearest_settings(settings: TrainingSettings) -> tuple[TrainingSettin
     settings = replace(settings, shards=1 if settings.device == "cuda" else settings.count_shards())
 
     if settings.engine == "compiled" and settings.device != "cpu":
-        raise SettingsError(
-            "--engine compiled has kernels for the CPU alone, got: --device cuda; choose --engine eager"
-        )
+        raise SettingsError("--engine compiled needs --device cpu, got: --device cuda; choose --engine eager")
     if settings.precision == "auto":
         has_bf16 = settings.device == "cuda" or (available in ("avx512_bf16", "amx_bf16") and not is_portable)
         settings = replace(settings, precision="bf16" if has_bf16 else "fp32")

@@ -174,7 +174,7 @@ class Compiled:
         if not is_equal:
             self._untrusted.add(self.find_shape(shard))
             logger.warning(
-                "the network does not do the same at each step: its steps are computed with autograd, slower"
+                "the network runs different operations at each step, so autograd computes its steps, which is slower"
             )
         return is_equal
 

@@ -180,7 +180,7 @@ def _compute_batch(
         probabilities = logits.float().softmax(dim=1)
     if not np.isfinite(logits.cpu().numpy()).all():
         raise ModelError(
-            "the network gives outputs that are not numbers: its training went out of bounds; "
+            "the network's outputs are not finite, because its training diverged; "
             "train again with a lower --learning_rate"
         )
     return probabilities.cpu().numpy()

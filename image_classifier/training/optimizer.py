@@ -93,12 +93,12 @@ def build_plugged_optimizer(
         logger.debug("%s cannot be built", title, exc_info=error)
         raise SettingsError(f"{title} cannot be built: {explain(error)}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise SettingsError(f"{title} gives {type(optimizer).__name__}; it must give a torch.optim.Optimizer")
+        raise SettingsError(f"{title} returns {type(optimizer).__name__}; it must return a torch.optim.Optimizer")
     if {id(each) for group in optimizer.param_groups for each in group["params"]} != set(map(id, parameters)):
-        raise SettingsError(f"{title} takes other parameters than the {len(parameters)} that it was given")
+        raise SettingsError(f"{title} must optimize exactly the {len(parameters)} parameters that it was given")
     for group in optimizer.param_groups:
         if "lr" not in group:
-            raise SettingsError(f"{title} has a group of parameters without lr, which the schedule sets")
+            raise SettingsError(f"{title} has a parameter group without lr, which the schedule needs")
         group["initial_lr"] = float(group["lr"])
     return optimizer
 

@@ -88,8 +88,9 @@ class Ranks:
             others = [rank for rank, its_parts in enumerate(everybodys) if its_parts[name] != everybodys[0][name]]
             if others:
                 raise RankError(
-                    f"{name} is another on rank {', '.join(map(str, others))} than on rank 0: all need the same data, "
-                    "code, libraries and kind of machine"
+                    f"{name} of rank {', '.join(map(str, others))} differs from rank 0: all processes need the same "
+                    f"data, "
+                    "code, libraries and machine class"
                 )
 
 
@@ -141,7 +142,7 @@ class GroupedRanks(Ranks):
             reason = " ".join(str(error).split())[:300]
             lost = self._ask(self._find_lost, otherwise=list[int]())
             who = f"rank {', '.join(map(str, lost))}" if lost else "the connection to the others"
-            raise RankError(f"{who} was lost ({reason}); --resume goes on, with any number of processes") from error
+            raise RankError(f"{who} was lost ({reason}); continue with --resume and any number of processes") from error
 
     @property
     def stopping(self) -> bool:
@@ -216,7 +217,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise RankError(f"rank {rank} does not find the others ({reason}); --resume goes on") from error
+        raise RankError(f"rank {rank} cannot reach the other processes ({reason}); continue with --resume") from error
     try:
         yield GroupedRanks(torch.device(device), store)
     finally:

@@ -42,7 +42,7 @@ class Threads:
         self.num_threads = num_threads or count_cores()
         if (num_startable := _count_startable(self.num_threads)) < self.num_threads:
             raise SettingsError(
-                f"--num_threads {self.num_threads}: this process may start {num_startable} only; "
+                f"--num_threads {self.num_threads}: this process may start only {num_startable} threads; "
                 "choose fewer, or raise the limit (ulimit -u)"
             )
         torch.set_num_threads(1)  # of an operation

@@ -108,7 +108,7 @@ def find_workflow(name: str, module: str | None = None) -> type[Workflow]:
         known = f"; {module} registers {', '.join(_REGISTERED) or 'none'}" if module is not None else ""
         raise SettingsError(f"{error}{known}") from error
     if not (inspect.isclass(found) and issubclass(found, Workflow)):
-        raise SettingsError(f"workflow {name} is no class derived from image_classifier.workflow.base.Workflow")
+        raise SettingsError(f"workflow {name} is not a class derived from image_classifier.workflow.base.Workflow")
     lacking = sorted(found.__abstractmethods__)
     if lacking:
         raise SettingsError(f"workflow {name} lacks {', '.join(lacking)}: define it, or derive from Classification")

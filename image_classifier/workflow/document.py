@@ -104,7 +104,7 @@ def load_document(path: Path) -> dict[str, Any]:
     where = f"--config: {path}"
     content = _load(path, where)
     if not isinstance(content, dict):
-        raise SettingsError(f"{where} must hold settings by name, such as `workflow: classification`; {_TAKES}")
+        raise SettingsError(f"{where} must contain settings by name, such as `workflow: classification`; {_TAKES}")
     sweep = content.get("sweep")
     if isinstance(sweep, dict) and isinstance(sweep.get("space"), str):
         space = _load(Path(sweep["space"]), f"{where}: sweep: space: {sweep['space']}")
@@ -112,9 +112,9 @@ def load_document(path: Path) -> dict[str, Any]:
     try:
         text = json.dumps(content)
     except TypeError as error:
-        raise SettingsError(f"{where} holds a value that is no text or number: {error}; quote it") from error
+        raise SettingsError(f"{where} has a value that is neither text nor number: {error}; quote it") from error
     if len(text) > _MAX_CHARACTERS:
-        raise SettingsError(f"{where} holds more than the {_MAX_CHARACTERS:,} characters that a flow takes; shorten it")
+        raise SettingsError(f"{where} has more than the limit of {_MAX_CHARACTERS:,} characters; shorten it")
     return {"file": str(path), **json.loads(text)}
 
 
@@ -137,7 +137,7 @@ def parse_document(content: Mapping[str, Any]) -> Document:
     where = f"--config: {file}"
     for key in content:
         if key not in (*KEYS, "file"):
-            raise SettingsError(f"{where} holds {key!a}, which is no key of it{suggest(key, KEYS)}; {_TAKES}")
+            raise SettingsError(f"{where} has the unknown key {key!a}{suggest(key, KEYS)}; {_TAKES}")
     for key, example in {"workflow": "classification", "training": "{experiment_name: .., run_name: ..}"}.items():
         if not content.get(key):
             raise SettingsError(f"{where} has no {key}, which is required, such as `{key}: {example}`")
@@ -167,7 +167,7 @@ def _build_workflow(content: Mapping[str, Any], training: Mapping[str, Any]) -> 
     except SettingsError:
         raise
     except Exception as error:  # it is somebody's code
-        raise SettingsError(f"workflow {content['workflow']} cannot be made: {explain(error)}") from error
+        raise SettingsError(f"workflow {content['workflow']} cannot be created: {explain(error)}") from error
 
 
 def _parse_sweep(content: Mapping[str, Any], parser: ArgumentParser) -> tuple[SweepSettings, Space]:
@@ -212,17 +212,15 @@ def _parse_block(content: Mapping[str, Any], name: str, parser: ArgumentParser, 
     for key in block:
         if key == _NEVER_KEPT and key in options:
             raise SettingsError(
-                f"--config: {where} holds a password, which would be kept: use DB_PASSWORD or db_pass_file"
+                f"--config: {where} has a password, which would be stored: use DB_PASSWORD or db_pass_file"
             )
         if key not in options:
             known = listed or f"it takes {', '.join(options) or 'none'}"
-            raise SettingsError(
-                f"--config: {where} holds {key!a}, which is no setting of it{suggest(key, options)}; {known}"
-            )
+            raise SettingsError(f"--config: {where} has the unknown setting {key!a}{suggest(key, options)}; {known}")
     try:
         return parse_config(parser, block, where, refused=())
     except KeyError as error:  # a class of one's own has a setting of a type that no option has
-        raise SettingsError(f"--config: {where} has a value of another type than its setting: {error}") from error
+        raise SettingsError(f"--config: {where} has a value of a wrong type: {error}") from error
 
 
 @contextmanager
@@ -247,8 +245,8 @@ def check_before(document: Document) -> None:
     for variable in map(get_variable, options):
         if variable in os.environ:
             raise SettingsError(
-                f"{variable} is in the environment, but a workflow has its settings from its file alone, so that all "
-                "its steps have the same: write it there, and unset the variable"
+                f"{variable} is in the environment, but a workflow takes settings only from its file, so that all "
+                "its steps have the same settings: write it there, and unset the variable"
             )
     check_environment(options)
     document.workflow.check()
@@ -265,7 +263,7 @@ def check_before(document: Document) -> None:
     run = build_settings(values) if values["recipe"] != DEFAULT_RECIPE else check_open_settings(values)
     if run.run_folder.exists():
         raise RunError(
-            f"the run folder {run.run_folder} exists already; `resume` goes on with the flow that began it, a new one "
+            f"the run folder {run.run_folder} exists already; `resume` continues its flow, a new flow "
             f"needs another run_name in {document.file}"
         )
     if document.sweep is not None and not values.get("validation_fraction"):

@@ -202,7 +202,7 @@ def _train(document: Document, settings: RunSettings, snapshot: Snapshot, stop: 
     trained_on = read_record(result.folder)["data"]["digest"]
     if known is not None and trained_on != known.digest:  # one that was finished before is taken as it is
         raise RunError(
-            f"{result.folder} was trained on data of the digest {trained_on[:12]}, which is {known.digest[:12]} now; "
+            f"{result.folder} was trained on data with the digest {trained_on[:12]}, which is {known.digest[:12]} now; "
             "choose another run_name"
         )
     return result
@@ -218,7 +218,7 @@ def evaluate(document: Document, run: Path) -> dict[str, Figure]:
     for name, value in figures.items():
         if type(value) not in (float, int, str):
             raise SettingsError(
-                f"evaluate must return numbers and texts by name, got for {name!a}: {type(value).__name__}"
+                f"evaluate must return a dictionary of numbers and strings, got for {name!a}: {type(value).__name__}"
             )
     return figures
 
@@ -232,7 +232,7 @@ def save(document: Document, run: Path) -> str:
     with temporary_files_beside(run / "published"):
         folder: Any = document.workflow.save(run)
     if not isinstance(folder, str | Path) or not Path(folder).exists():
-        raise SettingsError(f"save must return the path of what it saved, got: {str(folder)[:100]!a}")
+        raise SettingsError(f"save must return the path of the saved model, got: {str(folder)[:100]!a}")
     return str(folder)
 
 

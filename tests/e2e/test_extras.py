@@ -361,7 +361,7 @@ WITHOUT_TORCH = {
     "data info --dataset_folder SAMPLE --output sheet.png": BASE,
     "data prune --dataset_folder new": "",
     "data ingest SAMPLE --dataset shapes": "",
-    "data list": "makes it, or --db_config names another\n",
+    "data list": "or name another in --db_config\n",
     "evaluate RUN": "pip install image-classifier; without torch name the published model of a run, see: "
     "image_classifier publish\n",
     "predict RUN IMAGE": "see: image_classifier publish\n",

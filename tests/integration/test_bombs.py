@@ -215,9 +215,11 @@ BOMBS: dict[str, dict[str, Bomb]] = {
         ),
         "members": Bomb(DATASET, "all.tar.gz", write_tar(("a", 0, b"0"), number=1001), "more than 1,000 files"),
         "a name": Bomb(DATASET, "all.tar.gz", write_tar(("a" * 10**6, 0, b"0")), "of 1,000,001 bytes"),
-        "a link": Bomb(DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.SYMTYPE)), "which is a link"),
+        "a link": Bomb(
+            DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.SYMTYPE)), "which is not a regular " "file"
+        ),
         "a device": Bomb(
-            DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.CHRTYPE)), "which is a link, a dev"
+            DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.CHRTYPE)), "which is not a regular file"
         ),
     },
     "CIFAR file": {
@@ -246,13 +248,13 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             DATASET,
             "all.tar",
             write_tar(("a.jpg", 9, b"0"), ("a.cls", 2**28, b"0"), is_packed=False),
-            "of 268,435,456 bytes, which no label has",
+            "of 268,435,456 bytes, too many for a label",
         ),
         "a head": Bomb(
-            DATASET, "all.tar", write_tar(("a" * 10**6, 0, b"0"), is_packed=False), "a head of 1,000,448 bytes"
+            DATASET, "all.tar", write_tar(("a" * 10**6, 0, b"0"), is_packed=False), "a header of 1,000,448 bytes"
         ),
         "a link": Bomb(
-            DATASET, "all.tar", write_tar(("a.jpg", 0, tarfile.SYMTYPE), is_packed=False), "which is a link"
+            DATASET, "all.tar", write_tar(("a.jpg", 0, tarfile.SYMTYPE), is_packed=False), "which is not a regular file"
         ),
     },
     "classes of a data set": {

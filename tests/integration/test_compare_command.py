@@ -60,7 +60,7 @@ def test_what_cannot_be_judged_is_said(tmp_path: Path, capsys: pytest.CaptureFix
 
     shown = capsys.readouterr().out
     assert "All seeds gave the same accuracy, so there is no variance to test against." in shown
-    assert "Note: group C has one seed and so no spread; train it with more seeds to compare it." in shown
+    assert "Note: group C has only one seed, so its spread is unknown; train it with more seeds to compare it." in shown
     assert " - " in next(line for line in shown.splitlines() if "e/single" in line)  # nothing was trained
 
 
@@ -99,4 +99,4 @@ def test_different_data_is_refused_with_one_line(tmp_path: Path, capsys: pytest.
 
 def test_the_command_is_found_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert image_classifier(["compare", str(write_run(tmp_path))]) == 2
-    assert "two runs or more" in capsys.readouterr().err
+    assert "two or more runs" in capsys.readouterr().err

@@ -217,12 +217,12 @@ def test_what_was_found_in_images_is_said_and_what_was_left_out_is_named(tmp_pat
         for line in (
             "note: 1 image was resized to 32 x 32, from 60 x 30 (1); up to 50% of one was cut off",
             f"note: 1 image was left out because it could not be read: {folder}/train/cat/bad.png: no image in",
-            "warning: fewer than 10 images to train with: owl (1)",
-            "warning: no image to test with: owl",
+            "warning: fewer than 10 training images: owl (1)",
+            "warning: no test image: owl",
             "warning: classes differ in size by",
         ):
             assert f"\n{line}" in said
-        assert said.count("\nnote: ") == 3 and "has no test part: its validation part is used to test" in said
+        assert said.count("\nnote: ") == 3 and "has no test split: its validation split is used for the test" in said
         assert ("\nleft out: " in result.stderr) == (action == "prepare")
 
 
@@ -233,12 +233,12 @@ def test_what_was_found_in_images_is_said_and_what_was_left_out_is_named(tmp_pat
         (["prepare", "--source", "mnist"], "mnist"),
         (["prepare", "--source", "sample", "--num_train", "many"], "--num_train takes a whole number, got: many"),
         (["prepare", "--source", "sample", "--num_train", "0"], "--num_train takes a whole number from 1"),
-        (["prepare", "--url", "ftp://example.org/a"], "--url takes an address that begins with https://"),
+        (["prepare", "--url", "ftp://example.org/a"], "--url takes a URL that begins with https://"),
         (["prepare", "--digest", "abc"], "--digest takes 32 (md5) or 64 (sha256)"),
         (["prepare", "--num_tries", "0"], "--num_tries"),
         (
             ["info"],
-            "no data set at data/cifar_dataset: neither a folder nor a file is there; `image_classifier data prepare",
+            "no data set at data/cifar_dataset: there is neither a folder nor a file; `image_classifier data prepare",
         ),
         (["info", "--dataset_folder"], "--dataset_folder"),
         (["shuffle"], "'shuffle' is no action; the actions are prepare, info, prune, ingest"),

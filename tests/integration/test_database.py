@@ -179,10 +179,10 @@ def test_one_more_image_is_hashed_on_from_the_version_before(home: Home, tmp_pat
     assert compute_digest(again.images, again.labels, again.classes, again.num_train) == again.digest
     for trees in ("'{}'", "'[1]'", """'{"train": {"num_entries": 1, "rest": ["x"]}}'"""):
         home.change("DELETE FROM versions WHERE number = 2", f"UPDATE versions SET trees = {trees}")
-        with pytest.raises(DataError, match="rows of birds were changed past the package"):
+        with pytest.raises(DataError, match="rows of birds were changed by another program"):
             freeze_snapshot("birds", home.access, conditions={})
     home.change("DELETE FROM versions")
-    with pytest.raises(DataError, match="its rows were changed since"):  # here each row is, and the images tell
+    with pytest.raises(DataError, match="rows were changed since"):  # here each row is, and the images tell
         freeze_snapshot("birds", home.elsewhere(tmp_path / "other"), conditions={})
 
 
@@ -224,7 +224,7 @@ def test_labels_are_mapped_by_the_names_of_the_classes(home: Home, tmp_path: Pat
 def test_a_class_that_the_data_set_does_not_have_is_refused(home: Home, tmp_path: Path) -> None:
     fill(home, tmp_path / "source")
     write_image_folder(tmp_path / "two", make_arrays(num_classes=2), ["cat", "zebra"])
-    refuse(DataError, "zebra is no class of the data set birds", ingest, tmp_path / "two", "birds", home.access)
+    refuse(DataError, "zebra is not a class of the data set birds", ingest, tmp_path / "two", "birds", home.access)
     assert count(home) == 30
 
 
@@ -268,7 +268,7 @@ def test_bad_images_are_left_out_when_asked_for_and_named(home: Home, tmp_path: 
     for path in folder.rglob("*.png"):
         path.write_bytes(b"no image")
     read = partial(ingest, folder, "fish", home.access, reading=Reading(skip_bad=True))
-    refuse(DataError, "source has no image that can be read, such as .*no image in one of the formats", read)
+    refuse(DataError, "source has no readable image, such as .*no image in one of the formats", read)
 
 
 # Versions.
@@ -299,7 +299,7 @@ def test_a_corrected_label_makes_a_version_and_the_old_one_stays(home: Home, tmp
 
 def test_a_label_that_is_no_class_and_an_image_that_is_none_are_refused(home: Home, tmp_path: Path) -> None:
     fill(home, tmp_path / "source")
-    for image, label, words in ((3, "zebra", "zebra is no class"), (30, "cat", "has no image 30: it has 0 to 29")):
+    for image, label, words in ((3, "zebra", "zebra is not a class"), (30, "cat", "has no image 30: it has 0 to 29")):
         with pytest.raises(DataError, match=words):
             relabel(home, image, label)
     assert home.ask("SELECT count(*) FROM corrections") == 0
@@ -315,7 +315,7 @@ def test_a_part_can_be_frozen_and_is_the_same_ever_after(home: Home, tmp_path: P
     fill(home, tmp_path / "more", seed=1)
     again = load_version_snapshot(Reference("birds", 2), home.elsewhere(tmp_path / "again"))
     assert again.digest == part.digest
-    with pytest.raises(DataError, match="0 to test with; both need at least one"):
+    with pytest.raises(DataError, match="0 test images; it needs at least one"):
         freeze_snapshot("birds", home.access, conditions={"split": ["train"]})
     with pytest.raises(DataError, match="has no class 'zebra'"):
         freeze_snapshot("birds", home.access, conditions={"class": ["zebra"]})
@@ -355,7 +355,7 @@ def test_a_snapshot_is_found_again_without_reading_an_image(home: Home, tmp_path
 def test_rows_that_were_changed_behind_its_back_are_noticed(home: Home, tmp_path: Path) -> None:
     fill(home, tmp_path / "source")
     home.change("UPDATE samples SET label = 1 - label WHERE label < 2")
-    refuse(DataError, "version birds@1 was frozen with the digest .* restore the database", load, home)
+    refuse(DataError, "version birds@1 has the digest .* restore the database", load, home)
     store = home.access.dataset_folder / ".snapshots"
     assert not store.exists(), list(store.iterdir())
 
@@ -444,12 +444,17 @@ def test_an_unknown_data_set_and_version_are_refused_with_what_there_is(home: Ho
 def test_a_data_set_without_a_version_is_refused(home: Home, tmp_path: Path) -> None:
     fill(home, tmp_path / "source")
     home.change("DELETE FROM versions")
-    refuse(DatabaseError, "birds has no version yet: end its ingest, or", load, home)
+    refuse(DatabaseError, "birds has no version yet: finish its ingest, or", load, home)
 
 
 def test_a_database_without_tables_is_refused_with_the_command_that_makes_them(home: Home) -> None:
     words = "no tables of image_classifier( in its search_path)?: `image_classifier data upgrade` makes them"
-    refuse(DatabaseError, words if home.cluster else "there is no database .*data ingest` makes it", load, home)
+    refuse(
+        DatabaseError,
+        words if home.cluster else "there is no database .*: create it with `image_classifier data ingest`",
+        load,
+        home,
+    )
     assert not list(home.access.dataset_folder.iterdir())
     assert upgrade_database(home.access) == (None, "0004")
     refuse(DatabaseError, "it has none yet; `image_classifier data ingest` adds one", load, home)
@@ -458,7 +463,7 @@ def test_a_database_without_tables_is_refused_with_the_command_that_makes_them(h
 def test_a_lost_table_is_refused(home: Home, tmp_path: Path) -> None:
     fill(home, tmp_path / "source")
     home.change("DROP TABLE versions")
-    refuse(DatabaseError, "lacks a .*table.*: `image_classifier data upgrade`", load, home)
+    refuse(DatabaseError, "lacks some .*table.*: create them with `image_classifier data upgrade`", load, home)
 
 
 def test_older_tables_are_refused_and_brought_up_with_what_is_in_them(home: Home, tmp_path: Path) -> None:
@@ -466,7 +471,9 @@ def test_older_tables_are_refused_and_brought_up_with_what_is_in_them(home: Home
     database = Database(load_place(home.access), home.access)
     upgrade(database, "0001")
     database.close()
-    words = r"of an older version \(0001\) than this one reads \(0004\): `image_classifier data upgrade` brings them up"
+    words = (
+        r"of an older version \(0001\) than this one reads \(0004\): migrate them with `image_classifier data upgrade`"
+    )
     source = write_source(tmp_path / "source")
     refuse(DatabaseError, words, ingest, source, "birds", home.access)
     refuse(DatabaseError, words, load, home)
@@ -750,7 +757,7 @@ def reach(home: Home, **values: str) -> bool:
         ("port: many", "port takes a whole number from 1 to 65535, got: 'many'"),
         ("passwort: x", "has the unknown key 'passwort'; it may have driver, database"),
         ("password: x", "has a password, which does not belong there: put it into DB_PASSWORD"),
-        ("- a", "must hold keys and values"),
+        ("- a", "must contain keys and values"),
         ("a: [", "cannot be read as YAML"),
         ("driver: postgresql", "needs the key database"),
         ("tls: maybe", "tls takes null or one of disable"),
@@ -765,7 +772,7 @@ def test_a_configuration_that_is_wrong_is_refused(content: str, words: str, tmp_
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "database.sqlite").write_bytes(b"this is no database of SQLite, but a text of some length " * 100)
     access = DatabaseAccess(dataset_folder=tmp_path)
-    refuse(DatabaseError, "is no whole database of SQLite", load_version_snapshot, Reference("birds"), access)
+    refuse(DatabaseError, "is not a complete SQLite database", load_version_snapshot, Reference("birds"), access)
 
 
 def test_sqlite_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_database_lies_where_the_data_sets_do(source: Path, tmp_path: Path) ->
     assert RunSettings(experiment_name="e", run_name="r", database="birds").dataset_folder == Path("data")
     (folder / "data" / "cifar_dataset").mkdir()
     (folder / "data" / "database.sqlite").rename(folder / "data" / "cifar_dataset" / "database.sqlite")
-    complaint = "or --db_config names another; data/cifar_dataset/database.sqlite is one: move it there"
+    complaint = "or name another in --db_config; data/cifar_dataset/database.sqlite is one: move it there"
     assert_refused(run_data("list", cwd=folder), complaint)
 
 
@@ -169,7 +169,7 @@ def test_a_version_is_written_out_and_read_again(layout: str, filled: Data, tmp_
             "leave --as_of and --where out",
         ),
         (["relabel", "db:birds", "--image", "1"], "give --image and --label for one correction"),
-        (["relabel", "db:birds", "--image", "1", "--label", "zebra"], "zebra is no class"),
+        (["relabel", "db:birds", "--image", "1", "--label", "zebra"], "zebra is not a class"),
         (["relabel", "db:birds", "--image", "99", "--label", "cat"], "has no image 99"),
         (["relabel", "folder", "--image", "1", "--label", "cat"], "labels are corrected in a database"),
         (["relabel", "db:birds", "--corrections", "nowhere"], "--corrections: nowhere cannot be read"),

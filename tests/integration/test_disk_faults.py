@@ -128,7 +128,7 @@ def test_a_registry_on_a_failing_disk_is_one_line_at_once_and_works_again(shim: 
     assert not list((tmp_path / "experiments").rglob("mlflow.db*"))
     assert call(tmp_path, "registry", "list") == "no model is registered\n"
     line = call(tmp_path, "registry", "list", status=2, under=shim.fail("read", "mlflow.db", at=0))
-    assert "mlflow.db cannot be read as a database of SQLite: disk I/O error; check the disk" in line
+    assert "mlflow.db cannot be read as a SQLite database: disk I/O error; check the disk" in line
     assert call(tmp_path, "registry", "list") == "no model is registered\n"
 
 
@@ -177,7 +177,7 @@ def test_links_to_folders_are_followed_and_those_to_nothing_are_named(
         for more in ((), ("--resume",)):
             line = call(tmp_path, *words, *names, *more, status=2)
             assert any(part in line for part in ("a link to nothing", "exists already", "there is no run")), line
-    assert "neither a folder nor a file is there" in call(
+    assert "there is neither a folder nor a file" in call(
         tmp_path, "data", "info", "--dataset_folder", "nowhere", status=2
     )
     assert not (tmp_path / "nothing").exists()

@@ -279,7 +279,7 @@ def test_a_server_without_a_trusted_certificate_is_not_read(server: Server, targ
 
 @pytest.mark.parametrize("url", ["ftp://example.org/a", "file:///etc/passwd", "archive.tar.gz", ""])
 def test_other_addresses_are_refused(url: str) -> None:
-    with pytest.raises(SettingsError, match="--url takes an address that begins with https:// or http://, got: "):
+    with pytest.raises(SettingsError, match="--url takes a URL that begins with https:// or http://, got: "):
         Archive(url, "a", MD5)
 
 

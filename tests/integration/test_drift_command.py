@@ -105,7 +105,7 @@ def change(published_run: Path, tmp_path: Path, *, classes: list[str] | None = N
         ("other model", "has answers of another model than"),
         ("no capture", "holds no captures"),
         ("few images", "has 0 images of version 9; drift needs 100"),
-        ("labels of others", "none of the 1 labels is of a captured image"),
+        ("labels of others", "none of the 1 labels belongs to a captured image"),
         ("no labels", "holds no labels: its first line names no column"),
         ("no folder for the page", "see whether its folder is there"),
         ("window", "--window takes a whole number of 100 or more, got: 99"),

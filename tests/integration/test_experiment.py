@@ -188,7 +188,7 @@ def test_the_record_says_what_was_found_in_the_data_and_the_model_fits_as_it_was
     resized, left_out, untested = record["data"]["notes"]
     assert resized.startswith("note: 1 image was resized to 32 x 32, from 64 x 32 (1); up to 50% of one was cut off")
     assert left_out == f"note: 1 image was left out because it could not be read: {findings['left_out'][0]}"
-    assert untested == "warning: no image to test with: light"
+    assert untested == "warning: no test image: light"
     assert load_model(result.folder / "model.pth").fit == "crop"
     assert verify(VerificationSettings(run_folder=result.folder)).verdict == "IDENTICAL"
     expect_refusal(make_settings(tmp_path, folder, run_name="other"), DataError, "1 of the images cannot be read")
@@ -390,7 +390,7 @@ def test_a_pretrained_model_that_is_none_is_refused(finished: RunResult, dataset
     refuse(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS pointer.*git lfs pull")
     refuse(pickle.dumps(Hostile(tmp_path / "pwned")), "no model file, or is damaged")
     assert not (tmp_path / "pwned").exists()
-    refuse(good, "holds the network lenet, not resnet; choose --model lenet", model="resnet")
+    refuse(good, "has the network lenet, not resnet; choose --model lenet", model="resnet")
     refuse(good, r"was trained with --input_mean \[0.5, 0.5, 0.5\]", input_mean=(0.4, 0.5, 0.5))
 
 

@@ -173,7 +173,7 @@ def test_network_and_scaling_come_from_the_weights_unless_an_option_asks_for_oth
 
     other = [*words, "--experiments_folder", tmp_path / "other"]
     for options, reason in (
-        (["--model", "lenet"], "holds the network resnet, not lenet; choose --model resnet"),
+        (["--model", "lenet"], "has the network resnet, not lenet; choose --model resnet"),
         (["--input_std", "0.5,0.5,0.4"], "was trained with --input_std [0.5, 0.5, 0.5]; set the same"),
         (["--num_epochs", 0], "--num_epochs 0 evaluates, but --pretrained_model"),
         (["--optimizer", "muon", "--nesterov", "true"], "--optimizer muon has rates for the airbench networks"),

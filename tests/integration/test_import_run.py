@@ -254,7 +254,7 @@ def test_a_manifest_names_only_what_can_be_a_run_s(
 ) -> None:
     reseal(folder, lambda files: files.update({name: files["run.json"]}))
     line = refuse(unpacking, folder, capsys)
-    assert "is no file of a run" in line or "is no name of a file in a run" in line
+    assert "is not a file name with size and sha256" in line or "is no name of a file in a run" in line
 
 
 @pytest.mark.parametrize("name", ["model.pth", "run.json", "published/model.onnx", "published/MODEL_CARD.md"])
@@ -276,7 +276,7 @@ def test_a_model_published_of_another_run_is_refused(
 ) -> None:
     path = folder / "published" / "manifest.json"
     path.write_bytes(serialize_manifest(json.loads(path.read_text()) | {"run_manifest_digest": "0" * 64}))
-    assert "was published of another run" in refuse(unpacking, folder, capsys)
+    assert "was published from another run" in refuse(unpacking, folder, capsys)
 
 
 @pytest.mark.parametrize("value", ["../../away", "", ".", "a/b", "-n", "ä", "x" * 101, None, 3])

@@ -181,7 +181,7 @@ BAD_LINES = {
     "--attest": "--attest and --sign_key are needed together",
     "--sign_key KEY": "--attest and --sign_key are needed together",
     "--attest --sign_key none": "--sign_key none cannot be read",
-    "--attest --sign_key keyless": "nothing here says who signs",
+    "--attest --sign_key keyless": "there is no identity to sign with",
     "--attest --sign_key KEY --files_only": "--files_only trains nothing",
     "--statement new.json --files_only": "--files_only trains nothing",
     "--statement none/new.json": "lies in no folder",
@@ -307,7 +307,7 @@ def test_runs_that_a_sample_says_too_little_of_are_refused(copy: Path) -> None:
         settings = {**record["settings"], name: value}
         (copy / "run.json").write_text(json.dumps({**record, "settings": settings}))
         reseal(copy)
-        with pytest.raises(SettingsError, match="cannot tell which epoch was the best"):
+        with pytest.raises(SettingsError, match="cannot check which epoch was the best"):
             audit(copy)
     shutil.rmtree(copy / "checkpoints")
     with pytest.raises(SettingsError, match="has none of its last step 40"):

@@ -76,7 +76,7 @@ def test_the_steps_are_those_whose_batches_held_the_image(sampler: Sampler, trai
     assert find_steps(record, snapshot.num_train, 36, int(validated[0]), snapshot.labels[:200]) is None
     assert find_steps(record, snapshot.num_train, 0, int(indices[0]), snapshot.labels[:200]) == []
     if sampler == "balanced":
-        with pytest.raises(SettingsError, match="follows from the labels of all images"):
+        with pytest.raises(SettingsError, match="depends on the labels of all images"):
             find_steps(record, snapshot.num_train, 36, 0)
 
 
@@ -84,7 +84,7 @@ def test_what_no_run_can_have_gone_through_is_not_computed(trained: Path) -> Non
     record = read_record(trained)
     record["settings"]["num_epochs"] = 10**15
     for num_train, num_steps in ((2**62, 10), (200, 2**62)):
-        with pytest.raises(SettingsError, match="the order is computed of up to 100,000,000 images"):
+        with pytest.raises(SettingsError, match="the order can be computed for at most 100,000,000 images"):
             find_steps(record, num_train, num_steps, 0)
 
 
@@ -178,7 +178,7 @@ def test_a_run_of_before_is_verified_resumed_traced_and_compared_by_its_own_dige
     assert "different data" not in capsys.readouterr().out
     dataset.rename(tmp_path / "moved")  # now nothing is there that could tell
     assert compare([str(older), str(newer)]) == 2
-    assert "name their data by digests of two formats" in capsys.readouterr().err
+    assert "have data digests of two formats" in capsys.readouterr().err
     (tmp_path / "moved").rename(dataset)
 
     shutil.copytree(older, tmp_path / "tiny" / "run")

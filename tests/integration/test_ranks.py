@@ -142,7 +142,7 @@ def test_without_restarts_a_loss_is_one_line_and_the_run_goes_on_with_another_nu
     output = finish(process)
     assert process.returncode != 0
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
-    assert "error: rank 1 was lost (" in line and "--resume goes on, with any number of processes" in line
+    assert "error: rank 1 was lost (" in line and "continue with --resume and any number of processes" in line
     again = start(tmp_path, dataset, 3, "--resume", "--run_name", "run2")
     output = finish(again)
     assert again.returncode == 0, output
@@ -188,5 +188,7 @@ def test_processes_with_other_data_are_refused(dataset: Path, tmp_path: Path) ->
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
     assert answer.returncode != 0
     (line,) = [line for line in (answer.stdout + answer.stderr).splitlines() if line.startswith("error:")]
-    assert line.startswith("error: data is another on rank 1 than on rank 0: all need the same data, code, libraries")
+    assert line.startswith(
+        "error: data of rank 1 differs from rank 0: all processes need the same data, code, libraries"
+    )
     assert not (tmp_path / "e").exists()

@@ -121,7 +121,11 @@ def test_what_only_reads_works_without_a_word_about_folders(system: System) -> N
 def test_what_writes_is_refused_in_one_line_with_the_remedy(system: System) -> None:
     other = Path(shutil.copytree(system.dataset, system.folder / "other", ignore=shutil.ignore_patterns(".snapshots")))
     new = system.folder / "new"
-    written, temporary, cache = "choose a folder that can be written", "in TMPDIR", "in IMAGE_CLASSIFIER_CACHE"
+    written, temporary, cache = (
+        "choose a folder that can be written",
+        "in TMPDIR",
+        "set IMAGE_CLASSIFIER_CACHE to a writable folder",
+    )
     refusals: list[tuple[list[str | Path], str]] = [
         (system.train("new"), written),
         (["verify", system.run, "--anyway", "--dataset_folder", system.dataset], temporary),

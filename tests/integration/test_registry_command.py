@@ -166,9 +166,11 @@ def test_models_tested_on_other_data_are_not_compared(
     folder = write_published(tmp_path / "model", models["good"], other, 190, data_digest=other.digest)
     others = Proof(dataset_folder=dataset)
     version = registry.add(folder, "cifar", proof=others)
-    with pytest.raises(RegistryError, match="were tested on different data, so that nothing says which is better"):
+    with pytest.raises(RegistryError, match="were tested on different data, so it is unknown which is better"):
         registry.promote(f"cifar/{version.number}", proof=others)
-    with pytest.raises(DataError, match="model was tested on data of the digest .*; --dataset_folder says where"):
+    with pytest.raises(
+        DataError, match="model was tested on data with the digest .*; name the right data with --dataset_folder"
+    ):
         registry.add(folder, "cifar", proof=proof)
 
 
@@ -249,7 +251,7 @@ def test_a_manifest_and_a_model_that_disagree_are_refused(
         manifest = json.loads((folder / MANIFEST).read_text())
         value = manifest[name][::-1] if name == "classes" else "other"
         (folder / MANIFEST).write_bytes(serialize_manifest(manifest | {name: value}))
-        with pytest.raises(ModelError, match=f"says two things about its {name}"):
+        with pytest.raises(ModelError, match=f"contradicts itself about its {name}"):
             registry.add(folder, "cifar", proof=proof)
 
 
@@ -327,7 +329,7 @@ def test_a_champion_that_another_process_moves_meanwhile_is_left_to_it(
     def move(line: str) -> None:
         registry.promote("moved/3", proof=proof)
 
-    with pytest.raises(RegistryError, match="moved@champion was moved meanwhile; start again"):
+    with pytest.raises(RegistryError, match="moved@champion was moved by another process; start again"):
         registry.promote("moved/2", proof=replace(proof, say=move))
     assert registry.find("moved@champion").number == "3"
 

@@ -96,7 +96,7 @@ def test_a_wrong_object_is_never_taken(kind: str, bucket: Bucket, tmp_path: Path
     files = draw_files(2, 5000)
     url = bucket.upload("data", files)
     bucket.proxy.choose = lambda line: lie(LIES[kind])
-    reason = "it sends something with the md5" if kind in ("a flipped bit", "another object") else ""
+    reason = "it sent a file with the md5" if kind in ("a flipped bit", "another object") else ""
     with pytest.raises(RemoteError, match=f"failed 3 times, last with: .*{reason}"):
         localize(url, FAST)
     assert bucket.proxy.faults and not list_whole_copies(tmp_path)
@@ -113,7 +113,7 @@ def test_the_manifest_says_what_the_files_must_be(bucket: Bucket, tmp_path: Path
     url = bucket.upload("run", {**files, "manifest.json": manifest})
     assert len(read_folder(localize(url, FAST))) == 3
     bucket.upload("run", {"class-0/0.bin": bytes(100)})  # its ETag is right, and it is another file all the same
-    with pytest.raises(RemoteError, match=r"class-0/0.bin: it sends something with the sha256 cd00e2\w+ instead of"):
+    with pytest.raises(RemoteError, match=r"class-0/0.bin: it sent a file with the sha256 cd00e2\w+ instead of"):
         localize(url, FAST)
     assert len(list_whole_copies(tmp_path)) == 1
 
@@ -159,8 +159,8 @@ def test_a_slow_server_is_waited_for_and_a_stalled_one_asked_again(bucket: Bucke
 
 
 BAD = {
-    "s3://BUCKET/none": "there is nothing at s3://BUCKET/none; correct the address",
-    "s3://no-such-bucket/x": "there is nothing at s3://no-such-bucket/x; correct the address",
+    "s3://BUCKET/none": "there is nothing at s3://BUCKET/none; correct the URL",
+    "s3://no-such-bucket/x": "there is nothing at s3://no-such-bucket/x; correct the URL",
     "s3://name:hun/ter2@BUCKET/x": "no name or password: these are left to the environment",
     "s3://name:hunter2@BUCKET/x": "no name or password: these are left to the environment",
     "https://name:hunter2@localhost/x": "no name or password: these are left to the environment",
@@ -236,14 +236,14 @@ def test_a_copy_is_completed_and_then_left_as_it_is(place: str, source: Path) ->
     assert target.read("manifest.json") is None and target.read("checkpoints/0/state") == b"old"
     (source / "checkpoints" / "0" / "state").unlink()
     (source.parent / "later").rename(manifest)
-    with pytest.raises(RemoteError, match=r"holds 'checkpoints/0/state', which is no part of what is copied"):
+    with pytest.raises(RemoteError, match=r"has 'checkpoints/0/state', which does not belong to the copy"):
         target.copy(source)
     target.copy(source, replaceable=["checkpoints"])
     expected = {"run.json": b"record", "checkpoints/1/state": b"state", "manifest.json": b"manifest"}
     assert read_folder(localize(place, FAST)) == expected
     target.copy(source)
     manifest.write_bytes(b"another")
-    with pytest.raises(RemoteError, match="is there already, and is another one; choose another name, or remove it"):
+    with pytest.raises(RemoteError, match="exists already with other content; choose another name, or remove it"):
         target.copy(source)
     assert read_folder(localize(place, FAST)) == expected
     target.copy(source, replaceable=["manifest.json"])
@@ -264,10 +264,10 @@ def test_a_copy_that_breaks_off_has_no_manifest_and_goes_on(source: Path, bucket
 
 
 def test_a_web_address_is_no_target_and_a_link_is_not_copied(source: Path, bucket: Bucket) -> None:
-    with pytest.raises(SettingsError, match="--mirror takes a folder, s3:// or gs://: what is at https://host/x can"):
+    with pytest.raises(SettingsError, match="--mirror takes a folder, s3:// or gs://: https://host/x is read-only"):
         Target("https://host/x", "mirror")
     (source / "link").symlink_to("run.json")
-    with pytest.raises(RemoteError, match="link is a link or no file, which is not copied"):
+    with pytest.raises(RemoteError, match="link is not a regular file, so it cannot be copied"):
         Target(f"{bucket.url}/x", "mirror", FAST).copy(source)
     assert bucket.read() == {}
 
@@ -306,7 +306,7 @@ def test_a_folder_of_a_web_server_is_fetched(web: str, tmp_path: Path) -> None:
     assert localize(Path(f"{web}/data"), patience) == folder
     assert localize(f"{web}/data/class-0/0.bin?signature=secret", patience).name == "0.bin"
     assert not any("secret" in str(path) for path in tmp_path.rglob("*"))
-    with pytest.raises(RemoteError, match="there is nothing at http://127.0.0.1:.*/none; correct the address"):
+    with pytest.raises(RemoteError, match="there is nothing at http://127.0.0.1:.*/none; correct the URL"):
         localize(f"{web}/none", FAST)
 
 
@@ -321,7 +321,7 @@ def test_a_web_server_without_lists_has_what_the_manifest_names(web: str, tmp_pa
     assert localize(f"{web}/model", FAST).joinpath("model.sig").read_bytes() == b"signature"
     assert read_folder(localize(f"{web}/model", FAST)).keys() == {"manifest.json", "model.onnx", "model.sig"}
     (folder / "manifest.json").write_text(json.dumps({"files": {"../x": facts}}))
-    with pytest.raises(RemoteError, match=r"holds '../x', which is no name that a file can have"):
+    with pytest.raises(RemoteError, match=r"has '../x', which is not a valid file name"):
         localize(f"{web}/model", FAST)
 
 

@@ -129,7 +129,7 @@ def test_a_mirror_that_cannot_take_the_run_stops_it_before_the_first_step(
     bucket.upload("taken/a/b", {"run.json": b'{"started_at": "before"}'})
     for mirror, reason in {
         f"{bucket.url}/taken": "holds another run; choose another --run_name, or continue that one with --resume",
-        "https://localhost/runs": "--mirror takes a folder, s3:// or gs://: what is at https://localhost/runs/a/b can",
+        "https://localhost/runs": "--mirror takes a folder, s3:// or gs://: https://localhost/runs/a/b is read-only",
         str(tmp_path / "runs"): "--mirror takes another folder than --experiments_folder",
         "s3://no-such-bucket/runs": "there is nothing at s3://no-such-bucket/runs/a/b",
         "gs://bucket/runs": "pip install 'image-classifier[gcs]'",
@@ -235,8 +235,8 @@ def test_a_url_is_refused_where_a_place_here_is_needed(
         (("train", *names, "--dataset_folder", url, "--database", "a"), "must lie on this machine, got a URL"),
         (("data", "prune", "--dataset_folder", url), "must be a folder on this machine, got a URL"),
         (("data", "list", "--dataset_folder", url), "must be a folder on this machine, got a URL"),
-        (("data", "info", "--dataset_folder", url), f"there is nothing at {url}; correct the address"),
-        (("evaluate", url), f"there is nothing at {url}; correct the address"),
+        (("data", "info", "--dataset_folder", url), f"there is nothing at {url}; correct the URL"),
+        (("evaluate", url), f"there is nothing at {url}; correct the URL"),
     ):
         assert reason in refuse(capsys, *words)
     (tmp_path / "config.yaml").write_text(f"experiments_folder: {url}\n")

@@ -64,7 +64,7 @@ def test_an_entry_that_is_verified_gets_a_row(entry: Path, home: Path) -> None:
     assert table == speedrun.build_table(load_result("speedrun"))
     assert row["changes"] == {"batch_size": 10, "learning_rate": 0.01, "num_epochs": 1, "digest_every": 10}
     assert "| `notebook`, seed 0, " in table and f"| {row['accuracy']:.2%} (one) |".replace("%", " %") in table
-    assert f"| {row['seconds']:,.1f} s | " in table and "Each was IDENTICAL" in table
+    assert f"| {row['seconds']:,.1f} s | " in table and "with the verdict IDENTICAL" in table
 
 
 def reseal_entry(folder: Path) -> None:

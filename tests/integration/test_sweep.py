@@ -292,7 +292,7 @@ def test_another_sweep_under_the_same_name_is_refused(
         (["--momentum", "0.5"], "its settings: momentum was 0.9, is 0.5"),
     ):
         assert main([*words, *options]) == 2
-        assert f"cannot go on, {change}; choose another --experiment_name" in capsys.readouterr().err
+        assert f"cannot continue, because {change}; choose another --experiment_name" in capsys.readouterr().err
     check_equal(tmp_path / "shapes", reference)
 
 

@@ -132,13 +132,13 @@ def test_what_is_not_published_or_not_what_it_says_is_refused(
     for reference, reason in (
         ("torchvision:resnet19@V1", "torchvision knows no network 'resnet19'"),
         ("torchvision:small_resnet18@V2", "no weights 'V2' for small_resnet18; it has: V1"),
-        ("torchvision:fasterrcnn_resnet50_fpn@COCO_V1", "are not of a classifier of images"),
+        ("torchvision:fasterrcnn_resnet50_fpn@COCO_V1", "are not those of an image classifier"),
     ):
         with pytest.raises(ModelError, match=reason):
             load_pretrained(Path(reference))
     weights = find_weights("small_resnet18", "V1")
     other = weights.url.replace(published.stem[-8:], "00000000")
-    with pytest.raises(ModelError, match="its name holds no digest"):
+    with pytest.raises(ModelError, match="its name has no digest"):
         fetch_weights(type(weights)(**{**vars(weights), "url": weights.url.replace("-", "_")}))
     published.with_name(other.rpartition("/")[2]).write_bytes(published.read_bytes())
     with pytest.raises(DownloadError, match="sent a file with the sha256 .* instead of 00000000: it was removed"):
@@ -199,7 +199,7 @@ def test_the_network_of_a_state_dict_must_be_named_and_be_the_right_one(
     words += ["--batch_size", 10, "--num_threads", 1, "--device", "cpu"]
     for options, reason in (
         ([], "does not name its network: name it with --model"),
-        (["--model", "lenet"], "is of another architecture: "),
+        (["--model", "lenet"], "belongs to another architecture: "),
     ):
         assert main([*map(str, words), *options]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -212,8 +212,8 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
     for name, content, reason in (
         ("a.safetensors", b"rubbish", "a.safetensors cannot be read: it has no header"),
         ("a.pth", b"rubbish", "is no model file, or is damaged"),
-        ("empty.pth", {}, "it holds no format_version"),
-        ("nested.pth", {"state_dict": {"a": torch.zeros(1)}}, "it holds no format_version"),
+        ("empty.pth", {}, "it has no format_version"),
+        ("nested.pth", {"state_dict": {"a": torch.zeros(1)}}, "it has no format_version"),
     ):
         path = tmp_path / name
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -226,7 +226,7 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
         ("fc.bias", state["bn1.bias"]),
     ):
         other = Pretrained(Path("x.pth"), "", {**state, name: wrong.int() if wrong.ndim == 1 else wrong})
-        with pytest.raises(ModelError, match=f"x.pth is of another architecture: {name} has the shape"):
+        with pytest.raises(ModelError, match=f"x.pth belongs to another architecture: {name} has the shape"):
             start_from(build(3), other, ("a", "b", "c"))
     fewer = Pretrained(Path("x.pth"), "", state, classes=("a", "b"))
     with pytest.raises(ModelError, match="x.pth has 5 rows of fc.weight for 2 classes"):

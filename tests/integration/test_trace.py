@@ -114,12 +114,12 @@ def test_verdicts_are_held_against_a_policy(run: Path, tmp_path: Path, capsys: C
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("123", "no model_version of 12 hexadecimal digits"),
-        ("3", "is found by: registry resolve NAME/VERSION"),
+        ("123", "nor a model_version of 12 hexadecimal digits"),
+        ("3", "first call: registry resolve NAME/VERSION"),
         ("0" * 12, "no model published under"),
         ("../..", "is not a finished run"),
-        ("answer.json", "is no answer of a server: it has no model_version"),
-        ("list.json", "is no answer of a server: it is a list"),
+        ("answer.json", "is not an answer of a server: it has no model_version"),
+        ("list.json", "is not an answer of a server: it is a list"),
         ("strange.pth", "no run under"),
     ],
 )

@@ -97,7 +97,7 @@ def test_what_was_not_checked_is_said(copy: Path, capsys: pytest.CaptureFixture[
     assert main([str(copy), "--files_only"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "INTACT"
-    assert lines[2:] == ["  not checked, as no manifest names it: profile, which is a symbolic link; report.html"]
+    assert lines[2:] == ["  not checked, because no manifest lists it: profile, which is a symbolic link; report.html"]
     assert verify_folder(copy).reasons[1:] == (lines[2].strip(),)
 
 

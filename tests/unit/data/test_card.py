@@ -54,7 +54,9 @@ def test_a_set_of_another_size_than_is_stated_is_refused(layout: str, file: str,
     state(23, 7)
     read(tmp_path)
     state(24, 7)
-    with pytest.raises(DataError, match=f"{file} says that the data set has 24 train images, but 23 are here: get all"):
+    with pytest.raises(
+        DataError, match=f"{file} says that the data set has 24 train images, but 23 are here: get the complete"
+    ):
         read(tmp_path)
 
 
@@ -96,7 +98,7 @@ def test_sizes_in_the_schema_of_a_parquet_file_are_checked(tmp_path: Path) -> No
 def test_a_card_that_cannot_be_read_is_named(text: str, tmp_path: Path) -> None:
     write_image_folder(tmp_path, ARRAYS, OURS)
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match="README.md does not state the sizes .*; correct it, or remove it"):
+    with pytest.raises(DataError, match="README.md has no valid dataset_info .*; correct it, or remove it"):
         read(tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_metadata_orders_the_classes_and_adds_some(tmp_path: Path) -> None:
     content = read_images(list_all(tmp_path), Metadata(name="insects", classes=("wasp", "bee", "ant")))
     assert (content.name, content.classes) == ("insects", ("wasp", "bee", "ant"))
     assert collect(content)[1].tolist() == [2, 1, 2]
-    with pytest.raises(DataError, match="metadata.json does not name the sub-folders bee as classes"):
+    with pytest.raises(DataError, match="metadata.json does not list the subfolders bee as classes"):
         read_images(list_all(tmp_path), Metadata(classes=("ant", "fly")))
 
 
@@ -158,13 +158,15 @@ def test_all_unreadable_images_are_counted_and_some_listed(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["loose.png", "train/loose.jpg", "test/loose.bmp"])
 def test_an_image_outside_the_classes_is_refused(name: str, tmp_path: Path) -> None:
     write_images(tmp_path, ["train/ant/0.png", "test/ant/1.png", name])
-    with pytest.raises(DataError, match=f"{name} lies in no class"):
+    with pytest.raises(DataError, match=f"{name} is not in a class folder"):
         list_images(tmp_path, set())
 
 
 def test_train_without_test_is_refused_unless_it_is_a_class(tmp_path: Path) -> None:
     write_images(tmp_path / "split", ["train/ant/0.png"])
-    with pytest.raises(DataError, match="has a part called train, but none called test: add it; or put the classes"):
+    with pytest.raises(
+        DataError, match="has a split called train, but none called test: add it; or put all class folders"
+    ):
         list_images(tmp_path / "split", set())
     write_images(tmp_path / "toys", ["train/0.png", "car/1.png"])
     assert list_all(tmp_path / "toys").classes == ("car", "train")
@@ -192,7 +194,7 @@ def test_a_validation_part_is_used_to_test_where_there_is_no_other(tmp_path: Pat
     listing = list_all(tmp_path)
     content = read_images(listing, Metadata())
     assert [len(list(batches)) for batches in content.parts.values()] == [1, 0, 1]
-    assert listing.notes == (f"{tmp_path} has no test part: its validation part is used to test",)
+    assert listing.notes == (f"{tmp_path} has no test split: its validation split is used for the test",)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +202,12 @@ def test_a_validation_part_is_used_to_test_where_there_is_no_other(tmp_path: Pat
     [
         (
             ["train/a/0.png", "test/a/1.png", "val/a/2.png", "valid/a/3.png"],
-            "two sub-folders for one part, val and valid",
+            "two subfolders for the same split, val and valid",
         ),
-        (["train/a/0.png", "Train/a/1.png", "test/a/2.png"], "two sub-folders for one part, Train and train"),
-        (["test/a/0.png", "val/a/1.png"], "has a part called .*, but none called train"),
-        (["test/a/0.png"], "has a part called test, but none called train"),
-        (["train/0.png", "test/1.png"], "0.png lies in no class"),
+        (["train/a/0.png", "Train/a/1.png", "test/a/2.png"], "two subfolders for the same split, Train and train"),
+        (["test/a/0.png", "val/a/1.png"], "has a split called .*, but none called train"),
+        (["test/a/0.png"], "has a split called test, but none called train"),
+        (["train/0.png", "test/1.png"], "0.png is not in a class folder"),
     ],
 )
 def test_parts_that_are_not_clear_are_refused(names: list[str], complaint: str, tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_loop_of_links_is_refused_and_other_links_are_followed(tmp_path: Path)
     (tmp_path / "data" / "ant").symlink_to(tmp_path / "elsewhere" / "ant")
     assert list_all(tmp_path / "data").files == ("ant/0.png", "ant/1.png")
     (tmp_path / "elsewhere" / "ant" / "again").symlink_to(tmp_path / "elsewhere" / "ant")
-    with pytest.raises(DataError, match="again is a link to a folder that it lies in"):
+    with pytest.raises(DataError, match="again is a link to one of its parent folders"):
         list_images(tmp_path / "data", set())
 
 
@@ -246,7 +248,7 @@ def test_folder_without_images_is_none(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     write_images(tmp_path, ["ant/0.png"])
     make(tmp_path / "ant" / "1.png")
-    with pytest.raises(DataError, match=r"ant/1.png is no file but a broken link or a device"):
+    with pytest.raises(DataError, match=r"ant/1.png is a broken link or a device, not a file"):
         list_images(tmp_path, set())
 
 

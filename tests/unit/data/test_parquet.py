@@ -80,9 +80,7 @@ def test_a_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [None, [], ["a", "a"]])
 def test_without_names_metadata_must_give_them(names: list[str] | None, tmp_path: Path) -> None:
     write_parquet(tmp_path, make_arrays(num_classes=2), names)
-    with pytest.raises(
-        DataError, match="does not name the classes in its Hugging Face metadata: name them in a metadata"
-    ):
+    with pytest.raises(DataError, match="has no class names in its Hugging Face metadata: put them into a metadata"):
         read_all(tmp_path)
     assert read_all(tmp_path, Metadata(classes=("a", "b"))).classes == ("a", "b")
 

@@ -76,7 +76,7 @@ def test_two_sets_in_one_folder_are_never_mixed(tmp_path: Path) -> None:
     """Two processes that found the folder without a data set write to it, one after the other or at once."""
     write_sample(tmp_path, num_train=10, num_test=5, seed=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(DataError, match="holds a sample set by now"):
+    with pytest.raises(DataError, match="has a sample set already"):
         write_sample(tmp_path, num_train=10, num_test=5, seed=2)
     with locked_folder(tmp_path), pytest.raises(DataError, match="another process writes a data set to .*; wait"):
         write_sample(tmp_path, num_train=10, num_test=5, seed=2)

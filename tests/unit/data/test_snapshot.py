@@ -284,14 +284,14 @@ def test_the_digest_in_metadata_must_be_the_data_s(dataset: Path) -> None:
     assert load_snapshot(dataset).digest == digest
     (dataset / "metadata.json").write_text(json.dumps({"digest": "0" * 64}), encoding="utf-8")
     for _ in range(2):
-        with pytest.raises(DataError, match=f"has the digest {digest}, but its metadata.json names {'0' * 64}"):
+        with pytest.raises(DataError, match=f"has the digest {digest}, but its metadata.json says {'0' * 64}"):
             load_snapshot(dataset)
 
 
 @pytest.mark.parametrize("num_train, num_test", [(0, 3), (3, 0)])
 def test_both_splits_need_an_image(num_train: int, num_test: int, tmp_path: Path) -> None:
     write_image_folder(tmp_path / "dataset", make_arrays(num_train, num_test, num_classes=2), ["a", "b"])
-    with pytest.raises(DataError, match=f"has {num_train} images to train and {num_test} to test with; both need"):
+    with pytest.raises(DataError, match=f"has {num_train} training images and {num_test} test images; it needs"):
         load_snapshot(tmp_path / "dataset")
     assert not (tmp_path / "dataset" / ".snapshots").exists()
 
@@ -646,7 +646,7 @@ def test_a_validation_part_is_part_of_the_digest(tmp_path: Path) -> None:
 
 
 def test_how_files_are_read_does_not_go_with_a_database() -> None:
-    with pytest.raises(SettingsError, match="--fit and --skip_bad say how files are read; db:birds is in a database"):
+    with pytest.raises(SettingsError, match="--fit and --skip_bad apply only to files; the images of db:birds"):
         load_snapshot(Path("db:birds"), reading=Reading(fit="crop"))
 
 

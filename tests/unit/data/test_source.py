@@ -52,7 +52,7 @@ def test_two_data_sets_in_one_folder_are_refused_by_name(one: str, other: str, t
         return
     WRITERS[one](tmp_path)
     WRITERS[other](tmp_path)
-    with pytest.raises(DataError, match="holds more than one data set") as caught:
+    with pytest.raises(DataError, match="contains more than one data set") as caught:
         find_source(tmp_path)
     assert one in str(caught.value) and other in str(caught.value)
 
@@ -84,14 +84,14 @@ def test_what_is_missing_is_named_with_how_to_get_it(tmp_path: Path) -> None:
         find_source(tmp_path / "none")
     with pytest.raises(
         DataError,
-        match="looked for CIFAR-10 and CIFAR-100 .* Parquet files, WebDataset tars, and sub-folders with images",
+        match="looked for CIFAR-10 and CIFAR-100 .* Parquet files, WebDataset tars, and subfolders with images",
     ):
         find_source(tmp_path)
     assert find_sources(tmp_path) == find_sources(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(
-    "name, complaint", [("data.zip", "is no data set: give a folder"), ("metadata.json", "give the folder")]
+    "name, complaint", [("data.zip", "is not a data set: give a folder"), ("metadata.json", "give the folder")]
 )
 def test_a_file_of_another_kind_is_refused(name: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
@@ -102,7 +102,7 @@ def test_a_file_of_another_kind_is_refused(name: str, complaint: str, tmp_path: 
 def test_parquet_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path, ARRAYS, OURS)
     (tmp_path / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match="has a part called train, but none called test: add it"):
+    with pytest.raises(DataError, match="has a split called train, but none called test: add it"):
         find_source(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_one_part_alone_is_not_taken_for_the_whole(name: str, tmp_path: Path) ->
     for path in tmp_path.glob("train-*"):
         path.unlink()
     (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / name)
-    with pytest.raises(DataError, match="has a part called (test|validation), but none called train"):
+    with pytest.raises(DataError, match="has a split called (test|validation), but none called train"):
         find_source(tmp_path)
 
 

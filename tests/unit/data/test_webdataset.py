@@ -58,7 +58,7 @@ def test_sub_folders_may_be_the_parts(digest: str, tmp_path: Path) -> None:
             write_tar(tmp_path / part / f"{number:04d}.tar", members)
     (tmp_path / "metadata.json").write_text(json.dumps({"classes": OURS}), encoding="utf-8")
     snapshot = load_snapshot(tmp_path)
-    assert snapshot.digest == digest and "its validation part is used to test" in snapshot.notes[0]
+    assert snapshot.digest == digest and "its validation split is used for the test" in snapshot.notes[0]
 
 
 def test_a_range_is_read_in_its_order_and_a_sixth_of_it_tests(tmp_path: Path) -> None:
@@ -145,28 +145,34 @@ END = 512 * sum(2 + len(content) // 512 if content else 1 for _, content in GOOD
     [
         (
             lambda path: cut(path, END - 1500),
-            "s.tar is cut: it holds '11.png' of .* bytes, and ends before; get it again",
+            "s.tar is truncated: it holds '11.png' of .* bytes, but ends before; get it again",
         ),
-        (lambda path: cut(path, 1100), "s.tar is cut: it holds '0.png' of .* bytes, and ends before"),
-        (lambda path: cut(path, 300), "s.tar is cut: it ends without the end mark of a tar; get it again"),
-        (lambda path: cut(path, 0), "s.tar is cut: it ends without the end mark"),
-        (lambda path: path.write_bytes(path.read_bytes()[:700] * 3), "s.tar is cut|is no tar, or a damaged one"),
-        (lambda path: path.write_bytes(b"\x1f\x8b" + bytes(2000)), "s.tar is no tar, or a damaged one: .*; get it"),
-        (lambda path: path.write_bytes(path.read_bytes() * 2), "goes on behind its end mark, as tars that were joined"),
-        (lambda path: add_head(path, 2**33, tarfile.XHDTYPE), "holds a head of 8,589,934,592 bytes, which no member"),
-        (lambda path: add_head(path, 2**20, tarfile.GNUTYPE_LONGNAME), "holds a head of 1,048,576 bytes"),
-        (lambda path: add_head(path, 0, tarfile.FIFOTYPE), "holds 'x', which is a link, a device or the like"),
+        (lambda path: cut(path, 1100), "s.tar is truncated: it holds '0.png' of .* bytes, but ends before"),
+        (lambda path: cut(path, 300), "s.tar is truncated: it has no end marker of a tar; get it again"),
+        (lambda path: cut(path, 0), "s.tar is truncated: it has no end marker"),
+        (lambda path: path.write_bytes(path.read_bytes()[:700] * 3), "s.tar is truncated|is not a tar, or is damaged"),
+        (lambda path: path.write_bytes(b"\x1f\x8b" + bytes(2000)), "s.tar is not a tar, or is damaged: .*; get it"),
+        (lambda path: path.write_bytes(path.read_bytes() * 2), "has data after its end marker, like concatenated tars"),
+        (
+            lambda path: add_head(path, 2**33, tarfile.XHDTYPE),
+            "has a header of 8,589,934,592 bytes, too many for a member",
+        ),
+        (lambda path: add_head(path, 2**20, tarfile.GNUTYPE_LONGNAME), "has a header of 1,048,576 bytes"),
+        (lambda path: add_head(path, 0, tarfile.FIFOTYPE), "holds 'x', which is not a regular file"),
         (rewrite(("new.png", PNG)), "s.tar has the key 'new' without a label; each key must have a .cls, or a .json"),
         (rewrite(("new.png", PNG), ("new.json", b'{"caption": 3}')), "has the key 'new' without a label"),
         (rewrite(("new.png", PNG), ("new.json", b"[1]")), "has the key 'new' without a label"),
         (rewrite(("new.cls", b"a")), "s.tar has the key 'new' without an image; each key must have one of .png, .jpg"),
         (rewrite(("new.txt", b"a")), "s.tar has the key 'new' without an image"),
-        (rewrite(("3.png", PNG)), "s.tar has a second image of one key, the member '3.png'; make the shard again"),
-        (rewrite(("3.jpg", PNG)), "s.tar has a second image of one key, the member '3.jpg'"),
-        (rewrite(("3.cls", b"b")), "s.tar has a second .cls of one key, the member '3.cls'"),
+        (
+            rewrite(("3.png", PNG)),
+            "s.tar has a second image for the same key, the member '3.png'; create the shard again",
+        ),
+        (rewrite(("3.jpg", PNG)), "s.tar has a second image for the same key, the member '3.jpg'"),
+        (rewrite(("3.cls", b"b")), "s.tar has a second .cls for the same key, the member '3.cls'"),
         (
             rewrite(("new.png", PNG), ("new.cls", b"\xff")),
-            "'new' with a .cls that is no UTF-8: .*; make the shard again",
+            "'new' with a .cls that is not UTF-8: .*; create the shard again",
         ),
         (rewrite(("new.png", PNG), ("new.json", b'{"label": "\xff"}')), "'new' with a .json that is no JSON: 'utf-8'"),
         (rewrite(("new.png", PNG), ("new.json", b'{"label": 0, "label": 1}')), "no JSON: it has the key 'label' twice"),
@@ -182,10 +188,13 @@ END = 512 * sum(2 + len(content) // 512 if content else 1 for _, content in GOOD
         (rewrite(("new.png", PNG), ("new.cls", b"")), "with the label ''; it must be a number from 0 on, or a name"),
         (
             rewrite(("new.png", PNG), ("new.cls", bytes(2**20 + 1))),
-            "with a .cls of 1,048,577 bytes, which no label has",
+            "with a .cls of 1,048,577 bytes, too many for a label",
         ),
-        (rewrite(("new.png", PNG), ("new.cls", b"7")), "whose labels are numbers: name the classes in a metadata.json"),
-        (rewrite(("new.png", None)), "s.tar holds 'new.png', which is a link, a device or the like; make the shard"),
+        (
+            rewrite(("new.png", PNG), ("new.cls", b"7")),
+            "with numbers as labels: put the class names into a metadata.json",
+        ),
+        (rewrite(("new.png", None)), "s.tar holds 'new.png', which is not a regular file; create the shard"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_left(
@@ -207,15 +216,15 @@ def test_a_tar_that_was_cut_between_two_members_is_cut(tmp_path: Path) -> None:
     cut(tmp_path / "s.tar", at)
     with tarfile.open(tmp_path / "s.tar") as archive:
         assert len(archive.getnames()) == 14  # tarfile itself does not see it
-    with pytest.raises(DataError, match="is cut: it ends without the end mark"):
+    with pytest.raises(DataError, match="is truncated: it has no end marker"):
         load_snapshot(tmp_path / "s.tar")
 
 
 @pytest.mark.parametrize(
     ("classes", "complaint"),
     [
-        (["b"], "has the key '0' with the label 'a', which is none of the classes b: correct it, or metadata.json"),
-        (["b", "c"], "which is none of the classes b, c"),
+        (["b"], "has the key '0' with the label 'a', which is not one of the classes b: correct it, or metadata.json"),
+        (["b", "c"], "which is not one of the classes b, c"),
     ],
 )
 def test_labels_must_be_among_the_classes(classes: list[str], complaint: str, tmp_path: Path) -> None:
@@ -231,9 +240,9 @@ def test_labels_must_be_among_the_classes(classes: list[str], complaint: str, tm
         ("s-{0..3}.tar", "names 4 shards, of which 3 are missing, the first is s-1.tar: get all of them, or correct"),
         ("s-{00..03}.tar", "the first is s-00.tar"),
         ("s-{3..0}.tar", r"the range \{3..0\} ends before it begins; write the lower number first"),
-        ("s-{0..999999999}.tar", "names more than the 100,000 shards that are read; make larger shards"),
-        ("s-{0..999}{0..999}.tar", "names more than the 100,000 shards"),
-        ("s-{0}.tar", "has braces that name no shards; write them as name-{000000..000123}.tar"),
+        ("s-{0..999999999}.tar", "names more than 100,000 shards; create larger shards"),
+        ("s-{0..999}{0..999}.tar", "names more than 100,000 shards"),
+        ("s-{0}.tar", "has braces that name no shards; write the shards as name-{000000..000123}.tar"),
         ("s-{0,0}.tar", "has braces that name no shards"),
         ("s-{{0..1}}.tar", "has braces that name no shards"),
     ],
@@ -252,11 +261,14 @@ def test_a_range_is_whole_or_refused(name: str, complaint: str, tmp_path: Path) 
             ["train-0.tar", "train-2.tar", "test-0.tar"],
             "has 2 of 3 tar shards, .*: 1 are missing, the first is number 1",
         ),
-        (["train-0.tar", "train-1.tar"], "has a part called train, but none called test"),
-        (["a-0.tar", "b-1.tar"], "which are shards of different sets by their names"),
-        (["train/0.tar", "training/0.tar", "test/0.tar"], "has two sub-folders for one part, one of them is training"),
+        (["train-0.tar", "train-1.tar"], "has a split called train, but none called test"),
+        (["a-0.tar", "b-1.tar"], "whose names are those of different sets of shards"),
+        (
+            ["train/0.tar", "training/0.tar", "test/0.tar"],
+            "has two subfolders for the same split, one of them is training",
+        ),
         (["train/0.tar", "train/2.tar", "test/0.tar"], "the first is number 1"),
-        (["train/0.tar"], "has a part called train, but none called test"),
+        (["train/0.tar"], "has a split called train, but none called test"),
     ],
 )
 def test_a_folder_with_a_part_of_the_shards_is_refused(names: list[str], complaint: str, tmp_path: Path) -> None:
@@ -288,5 +300,5 @@ def test_heads_after_heads_without_end_are_refused(tmp_path: Path) -> None:
     for _ in range(3000):
         packed.write(head)
     (tmp_path / "s.tar").write_bytes(packed.getvalue() + bytes(1024))
-    with pytest.raises(DataError, match="is no tar, or a damaged one: .*recursion"):
+    with pytest.raises(DataError, match="is not a tar, or is damaged: .*recursion"):
         load_snapshot(tmp_path / "s.tar")

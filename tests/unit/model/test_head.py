@@ -48,7 +48,7 @@ def test_the_head_has_its_name_where_it_has_a_row_a_class_and_else_is_the_last_l
 
 
 def test_a_network_without_a_head_is_refused() -> None:
-    with pytest.raises(ModelError, match="no head that can be found: no nn.Linear with 9 outputs"):
+    with pytest.raises(ModelError, match="head cannot be found: there is no nn.Linear with 9 outputs"):
         find_head(Named(nn.Linear(3, 7)), 9)
 
 

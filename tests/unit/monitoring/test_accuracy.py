@@ -48,5 +48,5 @@ def test_a_request_id_that_comes_again_counts_once(captured: list[Captured]) -> 
 
 
 def test_labels_of_no_captured_image_are_refused(captured: list[Captured]) -> None:
-    with pytest.raises(DataError, match="none of the 2 labels is of a captured image"):
+    with pytest.raises(DataError, match="none of the 2 labels belongs to a captured image"):
         compute_accuracy({("request-0", 1): 0, ("other", 0): 1}, captured)

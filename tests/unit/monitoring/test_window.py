@@ -83,7 +83,7 @@ def test_other_classes_and_sizes_are_refused(tmp_path: Path, facts: CaptureFacts
 def test_numbers_that_are_no_probabilities_are_refused(tmp_path: Path) -> None:
     images = np.zeros((100, 32, 32, 3), np.uint8)
     write_captures(tmp_path, FACTS, images, np.tile(np.array([np.nan, 1], np.float32), (100, 1)))
-    with pytest.raises(DataError, match="has probabilities that are none"):
+    with pytest.raises(DataError, match="has invalid probabilities"):
         load_window(str(tmp_path), SERVED, 1000)
 
 

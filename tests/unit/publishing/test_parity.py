@@ -69,7 +69,7 @@ def test_an_image_at_the_threshold_may_get_either_answer_and_no_other() -> None:
 
 def test_numbers_that_are_none_fail() -> None:
     lines, _ = compute_parity(Answers(EXPECTED * np.float32(np.nan)), IMAGES, EXPECTED, EXPECTED)
-    with pytest.raises(ModelError, match="does not answer as the run does"):
+    with pytest.raises(ModelError, match="does not give the run's answers"):
         check_parity(lines, 100)
 
 

@@ -157,7 +157,7 @@ def test_what_was_claimed_and_not_heard_of_is_claimed_again(storage: Storage, da
 
 def test_a_study_of_others_is_refused(storage: Storage, dataset: Path, tmp_path: Path) -> None:
     storage.change(lambda study: study.add_trial(optuna.create_trial(value=1.0)))
-    with pytest.raises(SettingsError, match="has a study 'tiny' that is no sweep of this package"):
+    with pytest.raises(SettingsError, match="has a study 'tiny' that is not a sweep of this package"):
         make_worker(storage, dataset, tmp_path).run()
 
 

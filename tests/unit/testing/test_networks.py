@@ -161,7 +161,7 @@ BAD: dict[str, tuple[Callable[..., object], int, str]] = {
     "not exported": (NotExported, 32, "cannot be exported to opset 20"),
     "drawn by the clock": (DrawnByTheClock, 32, "other weights each time that it is built"),
     "fails": (fail, 32, "cannot be built for 10 classes and images of 32 pixels: ValueError: not for 10 classes"),
-    "no network": (lambda num_classes: 7, 32, "gives int; it must give an nn.Module"),
+    "no network": (lambda num_classes: 7, 32, "returns int; it must return an nn.Module"),
 }
 
 

@@ -76,8 +76,8 @@ BAD: dict[str, tuple[Build, str]] = {
     "lazy": (lambda p, s: Lazy(p, lr=0.1), "changes no weights"),
     "others": (build_others, "gives other weights each time"),
     "with a closure": (lambda p, s: torch.optim.LBFGS(p), "fails in a step: TypeError: .*closure"),
-    "some parameters": (lambda p, s: torch.optim.SGD(p[1:], lr=0.1), "takes other parameters than the 4"),
-    "no optimizer": (lambda p, s: p, "gives list; it must give a torch.optim.Optimizer"),
+    "some parameters": (lambda p, s: torch.optim.SGD(p[1:], lr=0.1), "must optimize exactly the 4 parameters"),
+    "no optimizer": (lambda p, s: p, "returns list; it must return a torch.optim.Optimizer"),
     "cannot be built": (lambda p, s: torch.optim.SGD(p, lr=-1.0), "cannot be built: ValueError: Invalid learning rate"),
     "holding": (lambda p, s: Holding(p, lr=0.1), "more in its state_dict.. than checkpoints take: .*TrainingSettings"),
 }

@@ -102,7 +102,7 @@ def test_a_good_source_passes(data: Path) -> None:
         (Missing(), "lists none, which is no file"),
         (Untested(), "gives no images of the part test"),
         (Restless(), "other images or labels of the part train when it is read again"),
-        (OtherLabels(), "the source gives the label 2; there are 2 classes"),
+        (OtherLabels(), "the source returns the label 2, but there are 2 classes"),
         (OtherArrays(), r"an array of float32 \[20, 30, 3\] instead of uint8 \[H, W, 3\]"),
         (Failing(), "cannot be read by the source: KeyError: 'names'"),
     ],

@@ -175,7 +175,7 @@ def test_a_disk_that_does_not_keep_what_is_written_costs_no_older_checkpoint(che
 
     save(checkpoints, 1)
     checkpoints.disk = ForgetfulDisk(refuse, 0)
-    with pytest.raises(StorageError, match="does not keep what is written"):
+    with pytest.raises(StorageError, match="differs from what was written"):
         save(checkpoints, 2, keep=1)
     assert (checkpoints.load_newest() or {})["step"] == 1
 
@@ -226,14 +226,14 @@ def test_the_size_of_the_images_is_kept_and_the_default_one_goes_unsaid(tmp_path
         ({"model": None}, "no valid 'model'"),
         ({"model": "os:system"}, "names os:system, code that would be imported; .*IMAGE_CLASSIFIER_PLUGINS=os:system"),
         ({"model": ["lenet"]}, "holds a network called"),
-        ({"plugin": 7}, "no model of this package"),
-        ({"plugin": {"name": "a", "target": "b"}}, "no model of this package"),
-        ({"classes": 3}, "no model of this package"),
+        ({"plugin": 7}, "not a model of this package"),
+        ({"plugin": {"name": "a", "target": "b"}}, "not a model of this package"),
+        ({"classes": 3}, "not a model of this package"),
         ({"classes": [1, 2, 3]}, "its classes, its views or its fit are not valid"),
         ({"classes": []}, "its classes, its views or its fit are not valid"),
         ({"views": "all"}, "its classes, its views or its fit are not valid"),
-        ({"run": 1}, "no model of this package"),
-        ({"state": {}}, "of another architecture: .* is missing; .* and 9 more"),
+        ({"run": 1}, "not a model of this package"),
+        ({"state": {}}, "another architecture: .* is missing; .* and 9 more"),
         ({"classes": ["a", "b"]}, r"has the shape \[3\] instead of \[2\]"),
         ({"classes": [str(number) for number in range(1000)]}, r"has the shape \[3\] instead of \[1000\]"),
         ({"classes": ["a"] * 1001}, "its classes, its views or its fit are not valid"),

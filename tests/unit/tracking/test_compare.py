@@ -148,7 +148,7 @@ def test_a_single_run_against_several_seeds_is_not_judged(tmp_path: Path) -> Non
     comparison = compare_runs([*seeds, single])
 
     assert comparison["differences"] == []
-    assert "group B has one seed" in comparison["notes"][0]
+    assert "group B has only one seed" in comparison["notes"][0]
 
 
 def test_several_comparisons_are_corrected_by_holm(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_an_unfinished_or_changed_run_is_refused(tmp_path: Path, damage: Any, me
 def test_one_run_and_the_same_run_twice_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path)
 
-    with pytest.raises(RunError, match="two runs or more"):
+    with pytest.raises(RunError, match="two or more runs"):
         compare_runs([run])
     with pytest.raises(RunError, match="named twice"):
         compare_runs([run, tmp_path / "experiment" / ".." / "experiment" / "run"])

@@ -89,5 +89,5 @@ def test_chains_are_compared_by_the_steps_that_both_have() -> None:
 
 def test_a_chain_whose_steps_do_not_ascend_is_refused() -> None:
     lines = [{"step": 2, "tensors": {}}, {"step": 1, "tensors": {}}]
-    with pytest.raises(RunError, match="its steps do not ascend"):
+    with pytest.raises(RunError, match="its steps are not in ascending order"):
         list_digests(Path("run"), lines)

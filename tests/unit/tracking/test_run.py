@@ -316,7 +316,7 @@ def test_what_is_added_later_is_no_part_of_the_run_and_is_said_not_to_be_checked
     (finished / ".tmp-hidden").write_text("")
     assert find_changed_files(finished) == [] and verify_files(finished) == ()
     assert describe_others(finished) == (
-        "not checked, as no manifest names it: .tmp-hidden; profile/etc, which is a symbolic link; "
+        "not checked, because no manifest lists it: .tmp-hidden; profile/etc, which is a symbolic link; "
         "'profile/new\\nline'; profile/pipe, which is no file; report.html",
     )
 
@@ -456,8 +456,8 @@ LABELS, PROBABILITIES = np.zeros(3, np.int64), np.full((3, 2), 0.5, np.float32)
         ({"labels": LABELS[:, None], "probabilities": PROBABILITIES}, r"an array of int64 \[3, 1\]"),
         ({"labels": LABELS[:2], "probabilities": PROBABILITIES}, "3 rows of probabilities for 2 labels"),
         ({"labels": LABELS[:0], "probabilities": PROBABILITIES[:0]}, "0 rows of probabilities for 0 labels"),
-        ({"labels": LABELS + 2, "probabilities": PROBABILITIES}, "a label of no class"),
-        ({"labels": LABELS - 1, "probabilities": PROBABILITIES}, "a label of no class"),
+        ({"labels": LABELS + 2, "probabilities": PROBABILITIES}, "a label without a class"),
+        ({"labels": LABELS - 1, "probabilities": PROBABILITIES}, "a label without a class"),
         ({"labels": LABELS, "probabilities": PROBABILITIES * np.float32("nan")}, "a probability that is no number"),
         (
             {
@@ -511,7 +511,7 @@ def test_predictions_that_unpack_to_too_much_are_refused(tmp_path: Path) -> None
         ("evaluation.json", {"views": ["one"]}, "views is a list instead of a text"),
         ("evaluation.json", {"accuracy": "high"}, "accuracy is a text instead of a number"),
         ("evaluation.json", {"per_class": {"a": {}}}, r"per_class\['a'\] has no accuracy"),
-        ("evaluation.json", {"confusion_matrix": [[1, 2]]}, "confusion_matrix is not one of 10 classes"),
+        ("evaluation.json", {"confusion_matrix": [[1, 2]]}, "confusion_matrix does not have 10 classes"),
         ("manifest.json", {"files": {"a": {"size": True, "sha256": ""}}}, "size is true or false instead of a whole"),
     ],
 )

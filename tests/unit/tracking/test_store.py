@@ -63,7 +63,7 @@ def test_a_store_lies_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None
 
 
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--tracking_uri is no address of a database"):
+    with pytest.raises(SettingsError, match="--tracking_uri is not a database URL"):
         Store("postgresql://:::", tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_is_no_database_is_named_at_once_and_kept(tmp_path: Path) ->
     path.parent.mkdir()
     path.write_bytes(b"a text, and no database of SQLite" * 100)
     started = time.monotonic()
-    with pytest.raises(RegistryError, match="mlflow.db cannot be read as a database of SQLite: file is not a database"):
+    with pytest.raises(RegistryError, match="mlflow.db cannot be read as a SQLite database: file is not a database"):
         with Store(None, tmp_path).open("list the models"):
             pass
     assert time.monotonic() - started < 60

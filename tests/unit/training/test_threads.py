@@ -93,7 +93,7 @@ def test_more_threads_than_may_be_started_are_refused_with_the_number() -> None:
     )
     command = [sys.executable, "-c", script]
     answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    reason = "this process may start [0-9]+ only; choose fewer, or raise the limit .ulimit -u."
+    reason = "this process may start only [0-9]+ threads; choose fewer, or raise the limit .ulimit -u."
     assert re.fullmatch(rf"--num_threads 1000: {reason}\n", answer), answer
 
 

@@ -91,8 +91,8 @@ def test_a_name_has_one_class() -> None:
         ("mine", __name__, "got: mine; .* registers none"),
         ("classification", "no_such_module", "import: no_such_module cannot be imported: ModuleNotFoundError"),
         ("no_such_module:Own", None, "workflow no_such_module:Own cannot be imported"),
-        ("pathlib:Path", None, "no class derived from image_classifier.workflow.base.Workflow"),
-        ("json:dumps", None, "no class derived from"),
+        ("pathlib:Path", None, "not a class derived from image_classifier.workflow.base.Workflow"),
+        ("json:dumps", None, "not a class derived from"),
         (f"{__name__}:Half", None, "lacks evaluate, save, train"),
     ],
 )

@@ -67,8 +67,8 @@ def test_what_is_searched_is_not_fixed(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[Any, str]] = {
     "no YAML": ("workflow: [a", "cannot be read as YAML: .*line 1"),
-    "no settings": ("a text", "must hold settings by name"),
-    "a date": ({**GOOD, "settings": {"license": yaml.safe_load("2020-01-01")}}, "no text or number"),
+    "no settings": ("a text", "must contain settings by name"),
+    "a date": ({**GOOD, "settings": {"license": yaml.safe_load("2020-01-01")}}, "neither text nor number"),
     "too long": (f"workflow: {'é' * 25_000}", "more than the 100,000 characters"),
     "an unknown key": ({**GOOD, "sweeps": SWEEP}, r"holds 'sweeps', .*did you mean sweep\?"),
     "no class": ({"training": TRAINING}, "has no workflow, which is required"),
@@ -99,11 +99,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "a setting that is missing": ({**GOOD, "workflow": f"{__name__}:Strange"}, "settings: .*number"),
     "a class that refuses": (
         {**GOOD, "workflow": f"{__name__}:Strange", "settings": {"number": 13}},
-        "cannot be made: AssertionError: thirteen",
+        "cannot be created: AssertionError: thirteen",
     ),
     "a value that no option has": (
         {**GOOD, "workflow": f"{__name__}:Strange", "settings": {"number": 1, "parts": "many"}},
-        "settings has a value of another type",
+        "settings has a value of a wrong type",
     ),
 }
 
@@ -131,7 +131,7 @@ def test_a_sweep_needs_images_to_be_judged_on(tmp_path: Path) -> None:
 def test_a_new_flow_takes_no_run_for_its_own(tmp_path: Path) -> None:
     document = load(tmp_path, {**GOOD, "training": {**TRAINING, "experiments_folder": str(tmp_path)}})
     (tmp_path / "e" / "r").mkdir(parents=True)
-    with pytest.raises(RunError, match="e/r exists already; `resume` goes on"):
+    with pytest.raises(RunError, match="e/r exists already; `resume` continues"):
         check_before(document)
 
 
