@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import os
 import random
 import signal
 import statistics
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PROJECT, format_figure, load_result, save_result, write_table
-from benchmarks.serving import KEY, RAW, load_images, load_with_wrk, read_counts, serving
+from benchmarks.serving import KEY, RAW, list_processes, load_images, load_with_wrk, read_counts, serving
 from image_classifier.capture.files import read_captures
 from image_classifier.tracking.reading import read_record
 
@@ -126,6 +127,13 @@ def judge_kill(folder: Path, answered: Mapping[str, float], killed_at: float) ->
     }
 
 
+def kill_all(leader: int) -> None:
+    """Kill a process and all that descend from it, as when a container is killed."""
+    for pid in reversed(list_processes(leader)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def measure_kills(run: Path, number: int, flush_s: float = FLUSH_S) -> dict[str, Any]:
     """Kill capturing servers under load, each at a random moment."""
     moments, pixels = random.Random(0), load_images(run)[0]
@@ -137,7 +145,7 @@ def measure_kills(run: Path, number: int, flush_s: float = FLUSH_S) -> dict[str,
                 load = Load(port, pixels)
                 time.sleep(moments.uniform(*LIFE_S))
                 killed_at = time.monotonic()
-                process.kill()
+                kill_all(process.pid)
                 assert process.wait(20) == -signal.SIGKILL
                 load.join()
             kills.append(judge_kill(folder, load.answered, killed_at))
