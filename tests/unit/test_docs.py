@@ -24,6 +24,7 @@ from benchmarks import (
     options,
     picture,
     portable,
+    rolling,
     scaling,
     sweep,
     variants,
@@ -112,6 +113,7 @@ def test_the_variants_are_those_that_were_measured() -> None:
         ("kernels", kernels),
         ("large_data", large_data),
         ("portable", portable),
+        ("rolling", rolling),
         ("scaling", scaling),
     ],
 )
