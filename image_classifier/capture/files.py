@@ -25,7 +25,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -47,6 +47,9 @@ MAX_FILE_BYTES = 2**29
 """Of a file that is read; a server writes smaller ones."""
 MAX_ROWS_BYTES = 2**30
 """Of the pixels and probabilities in a file, unpacked."""
+
+PAGE_IMAGES = 32
+"""Images whose pixels are written at once."""
 
 _PREFIX = "image_classifier."
 _NAME = re.compile(r"(?:.*/)?\d{8}T\d{6}\.\d{6}-([0-9a-f]{16})\.parquet")
@@ -251,22 +254,49 @@ def build_batch(rows: Sequence[Row], pixels: bytes | memoryview, schema: Any) ->
     return pyarrow.record_batch(arrays, schema=schema)
 
 
-def build_file(batches: Sequence[Any], schema: Any) -> tuple[str, memoryview]:
-    """Build a file of record batches, of one hour: its path from the place on, and its content."""
+class _Sink:
+    """What pyarrow writes a file into, page by page: memory, its digest, and a pause after each."""
+
+    closed = False
+
+    def __init__(self, pause: Callable[[], object]) -> None:
+        self.digest = hashlib.sha256()
+        self.memory = load_extra("pyarrow", "capture").BufferOutputStream()
+        self._pause = pause
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.memory.write(data)
+        self._pause()
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def build_file(
+    batches: Sequence[Any], schema: Any, pause: Callable[[], object] = lambda: None
+) -> tuple[str, memoryview]:
+    """Build a file of record batches, of one hour: its path from the place on, and its content.
+
+    Args:
+        pause: called again and again, each time after some 0.1 ms of work.
+    """
     pyarrow = load_extra("pyarrow", "capture")
-    parquet = load_extra("pyarrow.parquet", "capture")
-    sink = pyarrow.BufferOutputStream()
-    parquet.write_table(
+    sink = _Sink(pause)
+    load_extra("pyarrow.parquet", "capture").write_table(
         pyarrow.Table.from_batches(batches, schema),
         sink,
         compression="none",  # pixels hardly shrink, and the server needs the cores
         use_dictionary=["caller", "model_version"],
         write_statistics=["time"],
+        write_batch_size=PAGE_IMAGES,
+        data_page_size=2**16,
     )
-    content = memoryview(sink.getvalue())  # no copy
     time = datetime(1970, 1, 1) + timedelta(microseconds=batches[0].column(0)[0].value)
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    return f"date={time:%Y-%m-%d}/hour={time:%H}/{time:%Y%m%dT%H%M%S.%f}-{digest}.parquet", content
+    name = f"{time:%Y%m%dT%H%M%S.%f}-{sink.digest.hexdigest()[:16]}"
+    return f"date={time:%Y-%m-%d}/hour={time:%H}/{name}.parquet", memoryview(sink.memory.getvalue())
 
 
 def parse_captured(path: str, content: bytes | memoryview) -> Captured:

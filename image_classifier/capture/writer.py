@@ -26,7 +26,6 @@ from typing import Any
 from image_classifier.capture.files import CaptureFacts, Row, build_batch, build_file, build_schema
 from image_classifier.capture.places import Place, open_place
 from image_classifier.capture.ring import Message, Ring
-from image_classifier.extras import load_extra
 from image_classifier.text import one_line
 
 HOUR_US = 3_600_000_000
@@ -37,6 +36,9 @@ MEASURE_FULL_S = 60.0
 POLL_S = 0.05
 NICENESS = 5
 """Whoever answers goes first; of a core that it shares with another process, the writer still gets a quarter."""
+
+PATIENT_SHARE = 0.6
+"""Of `flush_s`: images that have waited for longer are written without letting others go first."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,10 @@ class Writer:
         num_images: that wait to be written.
     """
 
-    def __init__(self, place: Place, max_bytes: int) -> None:
+    def __init__(self, place: Place, max_bytes: int, flush_s: float) -> None:
         self._place = place
+        self._patient_us = round(PATIENT_SHARE * flush_s * 1e6)
+        self._oldest_us = 0
         self._max_bytes = max_bytes
         self.num_images = self._num_bytes = 0
         self._counts: Counter[str] = Counter()
@@ -88,8 +92,19 @@ class Writer:
             pixels = message.pixels[start : start + len(chosen) * num_pixels]
             start += len(pixels)
             self._batches[facts, hour] += self._build(chosen, pixels, build_schema(facts))
+        if not self.num_images:
+            self._oldest_us = rows[0][0]
         self.num_images += len(rows)
         self._num_bytes += message.num_bytes
+        self.pause()
+
+    def pause(self) -> None:
+        """Let whoever waits for this core go first, unless the images have waited for too long.
+
+        A lower priority alone is not enough: the kernel lets whatever runs end its slice, of a millisecond or more.
+        """
+        if time.time_ns() // 1000 - self._oldest_us < self._patient_us:
+            os.sched_yield()
 
     def _build(self, rows: Sequence[Row], pixels: memoryview, schema: Any) -> Iterator[Any]:
         """Build a record batch; where that cannot be, of the halves, so that one bad row is lost alone."""
@@ -121,7 +136,7 @@ class Writer:
 
     def _write(self, group: Sequence[Any], schema: Any) -> str:
         """Write a file and return what became of its images."""
-        path, content = build_file(group, schema)
+        path, content = build_file(group, schema, self.pause)
         if not self._has_room(len(content)):
             self._say("full", "nothing more is captured: %s has its %d bytes; make room", self._place, self._max_bytes)
             return "dropped"
@@ -199,6 +214,12 @@ def work(writer: Writer, ring: Ring, parent: Parent, flush_s: float, file_images
             flush()
 
 
+def warm_up() -> None:
+    """Build a file for nothing: what pyarrow loads at its first one takes a tenth of a second."""
+    schema = build_schema(CaptureFacts(1, ("",)))
+    build_file([build_batch([(0, "", 0, None, "", 1, [1.0])], bytes(3), schema)], schema)
+
+
 def build_command(settings: WriterSettings, ring: Ring, connection: socket.socket) -> list[str]:
     """Build the words that start the process, which has to inherit the descriptors."""
     descriptors = map(str, (*ring.descriptors, connection.fileno()))
@@ -213,10 +234,11 @@ def main(argv: Sequence[str]) -> None:
     memory, counter, connection = map(int, argv[1:])
     parent = Parent(socket.socket(fileno=os.dup(connection)))  # the other one closes when the process has ended
     logging.basicConfig(handlers=[parent], level=logging.INFO)
-    writer = Writer(open_place(settings.place), settings.max_bytes)
+    writer = Writer(open_place(settings.place), settings.max_bytes, settings.flush_s)
     ring = Ring(settings.ring_bytes, (memory, counter))
-    load_extra("pyarrow.parquet", "capture")  # now, and not at the first file
+    warm_up()
     os.nice(NICENESS)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # that it wakes up interrupts nobody
     work(writer, ring, parent, settings.flush_s, settings.file_images)
 
 

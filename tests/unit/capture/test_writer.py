@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import marshal
+import os
 import time
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def build_row(name: str = "one", time_us: int = 0, probabilities: tuple[float, .
 
 
 def test_files_hold_one_model_and_one_hour(tmp_path: Path) -> None:
-    writer = Writer(LocalPlace(tmp_path), 2**40)
+    writer = Writer(LocalPlace(tmp_path), 2**40, 2.0)
     for facts in (FACTS, OTHER):
         chances = (0.5,) * len(facts.classes)
         rows = [build_row(str(time_us), time_us, chances) for time_us in (HOUR_US - 2, HOUR_US - 1, HOUR_US)]
@@ -48,7 +49,7 @@ def test_files_hold_one_model_and_one_hour(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_a_row_is_lost_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    writer = Writer(LocalPlace(tmp_path), 2**40)
+    writer = Writer(LocalPlace(tmp_path), 2**40, 2.0)
     names = ["0", "1", "no text: \ud800", "3", "4"]
     writer.take(build_message(*map(build_row, names)))
     writer.take(build_message(build_row(), missing=1))
@@ -66,7 +67,7 @@ def test_a_place_that_goes_away_and_comes_back_is_told_of_once_each_time(
     caplog.set_level(logging.INFO, "image_classifier")
     folder = tmp_path / "captured"
     folder.write_bytes(b"")  # no folder
-    writer = Writer(LocalPlace(folder), 2**40)
+    writer = Writer(LocalPlace(folder), 2**40, 2.0)
     for _ in range(3):
         writer.take(build_message(build_row()))
         assert writer.flush() == ({"failed": 1}, BYTES)
@@ -79,7 +80,7 @@ def test_a_place_that_goes_away_and_comes_back_is_told_of_once_each_time(
 
 
 def test_a_full_place_takes_no_more_until_there_is_room(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    writer = Writer(LocalPlace(tmp_path), 15_000)
+    writer = Writer(LocalPlace(tmp_path), 15_000, 2.0)
     rows = [build_row(str(number)) for number in range(3)]
     for result in ("written", "dropped", "dropped"):
         writer.take(build_message(*rows))
@@ -92,9 +93,23 @@ def test_a_full_place_takes_no_more_until_there_is_room(tmp_path: Path, caplog: 
     assert writer.flush()[0] == {"dropped": 3}  # as it is not measured every time
 
 
+@pytest.mark.parametrize(("age_s", "is_patient"), [(1.0, True), (1.6, False)])
+def test_others_go_first_while_there_is_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_s: float, is_patient: bool
+) -> None:
+    yields: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(None))
+    writer = Writer(LocalPlace(tmp_path), 2**40, 2.0)
+    time_us = time.time_ns() // 1000 - round(age_s * 1e6)
+    for _ in range(10):
+        writer.take(build_message(*[build_row(str(number), time_us) for number in range(64)]))
+    assert writer.flush()[0] == {"written": 640}
+    assert len(yields) > 20 if is_patient else not yields
+
+
 def test_a_full_place_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "large").write_bytes(bytes(20_000))
-    writer = Writer(LocalPlace(tmp_path), 15_000)
+    writer = Writer(LocalPlace(tmp_path), 15_000, 2.0)
     (tmp_path / "large").unlink()
     later = time.monotonic() + 61
     monkeypatch.setattr(time, "monotonic", lambda: later)
