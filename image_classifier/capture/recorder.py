@@ -72,6 +72,9 @@ class Recorder:
             more than half of them to write a file.
         max_bytes: of all files at the place; when they have so many, nothing more is written.
         memory_bytes: of images that wait.
+
+    Attributes:
+        is_writing: whether there is a process that writes.
     """
 
     def __init__(
@@ -97,7 +100,8 @@ class Recorder:
         self._late: asyncio.TimerHandle | None = None
         self._told: set[str] = set()
         self._num_unwritten = 0
-        self._ring: Ring | None = None  # None where no process reads it
+        self._ring = Ring(self._settings.ring_bytes)
+        self.is_writing = False
         self._process: subprocess.Popen[bytes]
         self._connection: socket.socket
         self._is_ready, self._has_ended = asyncio.Event(), asyncio.Event()
@@ -107,32 +111,25 @@ class Recorder:
         """Start the process that writes, and wait until it is ready."""
         self._loop = asyncio.get_running_loop()
         self._start_process()
-        if self._ring is not None:
+        if self.is_writing:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_ready.wait(), START_S)
 
     def _start_process(self) -> None:
         if self._is_ending:
             return
-        ring = Ring(self._settings.ring_bytes)
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._process = start_process(self._settings, ring, theirs)
+                self._process = start_process(self._settings, self._ring, theirs)
             except OSError as error:
                 self._connection.close()
-                ring.close()
                 self._say("died", "answers cannot be captured, and are given all the same: %s", error)
                 self._loop.call_later(RESTART_S, self._start_process)
                 return
-        self._ring = ring
+        self.is_writing = True
         self._connection.setblocking(False)
         self._loop.add_reader(self._connection, self._hear)
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether there is a process that writes."""
-        return self._ring is not None
 
     def record(self, model: PublishedModel, images: Sequence[Answered], request_id: str, caller: str) -> None:
         """Take the images of an answered request, or a part of the requests; called on the event loop.
@@ -163,7 +160,7 @@ class Recorder:
         waiting, self._waiting = self._waiting, {}
         for model, rows, pixels in waiting.values():
             content = marshal.dumps((describe_model(model), rows), 2)  # a later version looks for what comes twice
-            if self._ring is None:
+            if not self.is_writing:
                 self._count("failed", len(rows))
             elif self._ring.append(b"".join(pixels), content):
                 self._num_unwritten += len(rows)
@@ -185,7 +182,6 @@ class Recorder:
         if "text" in facts:
             logger.log(facts["level"], "%s", facts["text"])
             return
-        assert self._ring is not None
         self._is_ready.set()
         self._ring.free(facts["num_bytes"])
         for result, number in facts["counts"].items():
@@ -196,12 +192,11 @@ class Recorder:
 
     def _lose_process(self) -> None:
         """Count what the process had as lost, and start another one, unless it was to end."""
-        assert self._ring is not None
         self._loop.remove_reader(self._connection)
         self._connection.close()
-        self._ring.close()
-        self._ring = None
+        self.is_writing = False
         status = end_process(self._process)
+        self._ring.clear()
         number, self._num_unwritten = self._num_unwritten, 0
         if number:
             self._count("failed", number)
@@ -219,15 +214,16 @@ class Recorder:
             self._late.cancel()
         self._hand_over()
         self._is_ending = True
-        if self._ring is None:
-            return
-        self._has_ended.clear()
-        self._connection.shutdown(socket.SHUT_WR)
-        try:
-            await asyncio.wait_for(self._has_ended.wait(), within_s)
-        except TimeoutError:
-            logger.error("%d captured images are lost: %s takes too long", self._num_unwritten, self._settings.place)
-            self._lose_process()
+        if self.is_writing:
+            self._has_ended.clear()
+            self._connection.shutdown(socket.SHUT_WR)
+            try:
+                await asyncio.wait_for(self._has_ended.wait(), within_s)
+            except TimeoutError:
+                lost, place = self._num_unwritten, self._settings.place
+                logger.error("%d captured images are lost: %s takes too long", lost, place)
+                self._lose_process()
+        self._ring.close()
 
     def _say(self, kind: str, message: str, *arguments: object) -> None:
         """Log what is wrong, once until it has been well again."""
