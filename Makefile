@@ -109,6 +109,8 @@ benchmark: $(VENV)/.develops $(addsuffix /published/manifest.json,$(MEASURED)) #
 	python -m benchmarks.small_sets --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.fine_tuning --dataset_folder $(DATASET_FOLDER)
 	python -m benchmarks.sweep --dataset_folder $(DATASET_FOLDER)
+	python -m benchmarks.load_test $(addprefix --run ,$(MEASURED))
+	python -m benchmarks.rolling --run $(firstword $(MEASURED))
 	python -m benchmarks.hostile
 	python -m benchmarks.speedrun --dataset_folder $(DATASET_FOLDER) --recipe fast
 	python -m benchmarks.floor

@@ -1,9 +1,10 @@
-"""What it costs a server to capture all requests, and what is lost when it is killed meanwhile.
+"""What it costs a server to capture all requests and to show drift, and what is lost when it is killed meanwhile.
 
     python -m benchmarks.capture --run EXPERIMENTS/benchmark/notebook --run EXPERIMENTS/benchmark/fast
 
-Each run must be published. Needs wrk. Servers with and without capture take turns; ratios compare those of one turn.
-Then servers of the first run that capture are killed with SIGKILL under load, at random moments. An answer that a
+Each run must be published, with its drift reference (`publish --overwrite` adds it to one of an earlier version). Needs
+wrk. Servers with capture, with drift gauges, with both and with none take turns; ratios compare those of one turn. Then
+servers of the first run that capture are killed with SIGKILL under load, at random moments. An answer that a
 client had got and that no file holds is lost. Writes benchmarks/results/capture.json and the table in docs/capture.md
 that comes from it; `--only tables` writes this alone.
 """
@@ -12,19 +13,21 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import os
 import random
 import signal
 import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import PROJECT, format_figure, load_result, save_result, write_table
-from benchmarks.serving import KEY, RAW, load_images, load_with_wrk, read_counts, serving
+from benchmarks.measure import PROJECT, load_result, save_result, write_table
+from benchmarks.serving import KEY, RAW, list_processes, load_images, load_with_wrk, read_counts, serving
 from image_classifier.capture.files import read_captures
 from image_classifier.tracking.reading import read_record
 
@@ -33,6 +36,10 @@ PATH = "/predict"
 FLUSH_S = 2.0
 """Of all servers that capture."""
 
+SIDES = {"none": (False, False), "capture": (True, False), "gauges": (False, True), "both": (True, True)}
+"""What the servers do beside answering: capture all requests, and show drift gauges."""
+
+DRIFT_WINDOW = 1000
 LIFE_S = (0.2, 6.0)
 NUM_CLIENTS = 8
 DOCUMENT = PROJECT / "docs" / "capture.md"
@@ -54,27 +61,38 @@ def measure_side(run: Path, pixels: bytes, seconds: int, options: Sequence[str])
 
 
 def measure_run(run: Path, seconds: int, rounds: int) -> dict[str, Any]:
-    """Measure a run's servers without and with capture, in turns: medians, and the medians of the turns' ratios."""
+    """Measure a run's servers in turns: medians, and the medians of the ratios to the server without, of each turn."""
     pixels = load_images(run)[0]
     turns: list[dict[str, Any]] = []
-    for number in range(rounds):
+    sides = list(SIDES)
+    for _ in range(rounds):
         turn: dict[str, Any] = {}
-        for side in ("off", "on") if number % 2 == 0 else ("on", "off"):
+        for side in sides:
             with tempfile.TemporaryDirectory() as folder:
-                options = build_options(Path(folder), FLUSH_S) if side == "on" else []
+                captures, watches = SIDES[side]
+                options = build_options(Path(folder), FLUSH_S) if captures else []
+                options += ["--drift_window", str(DRIFT_WINDOW)] if watches else []
                 turn[side] = measure_side(run, pixels, seconds, options)
+            print(run.name, side, turn[side], flush=True)
         turns.append(turn)
-    points = {}
-    for connections in map(str, CONNECTIONS):
-        rows = [{side: turn[side]["points"][connections] for side in ("off", "on")} for turn in turns]
-        points[connections] = {
-            **{
-                side: {name: statistics.median(row[side][name] for row in rows) for name in FIGURES} for side in rows[0]
-            },
-            "ratio": {name: statistics.median(row["on"][name] / row["off"][name] for row in rows) for name in FIGURES},
-        }
-    captured = {name: sum(turn["on"]["captured"][name] for turn in turns) for name in turns[0]["on"]["captured"]}
+        sides.append(sides.pop(0))
+    points = {
+        connections: {side: summarize(turns, side, connections) for side in SIDES}
+        for connections in map(str, CONNECTIONS)
+    }
+    counts = [Counter(turn[side]["captured"]) for turn in turns for side in SIDES]
+    captured = {name: sum(count[name] for count in counts) for name in counts[0]}
     return {"recipe": read_record(run)["recipe"], "points": points, "captured": captured}
+
+
+def summarize(turns: Sequence[Mapping[str, Any]], side: str, connections: str) -> dict[str, Any]:
+    """Summarize the turns of one kind of server: its medians, and those of its ratios to the one that does no more."""
+    rows = [{each: turn[each]["points"][connections] for each in ("none", side)} for turn in turns]
+    medians = {name: statistics.median(row[side][name] for row in rows) for name in FIGURES}
+    if side == "none":
+        return medians
+    ratios = {name: statistics.median(row[side][name] / row["none"][name] for row in rows) for name in FIGURES}
+    return {**medians, "ratio": ratios}
 
 
 class Load:
@@ -126,6 +144,13 @@ def judge_kill(folder: Path, answered: Mapping[str, float], killed_at: float) ->
     }
 
 
+def kill_all(leader: int) -> None:
+    """Kill a process and all that descend from it, as when a container is killed."""
+    for pid in reversed(list_processes(leader)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def measure_kills(run: Path, number: int, flush_s: float = FLUSH_S) -> dict[str, Any]:
     """Kill capturing servers under load, each at a random moment."""
     moments, pixels = random.Random(0), load_images(run)[0]
@@ -137,7 +162,7 @@ def measure_kills(run: Path, number: int, flush_s: float = FLUSH_S) -> dict[str,
                 load = Load(port, pixels)
                 time.sleep(moments.uniform(*LIFE_S))
                 killed_at = time.monotonic()
-                process.kill()
+                kill_all(process.pid)
                 assert process.wait(20) == -signal.SIGKILL
                 load.join()
             kills.append(judge_kill(folder, load.answered, killed_at))
@@ -148,17 +173,17 @@ def measure_kills(run: Path, number: int, flush_s: float = FLUSH_S) -> dict[str,
 
 def build_table(result: Mapping[str, Any]) -> str:
     """Build the table of the document."""
-    lines = [
-        "| recipe | clients | requests/s without, with | ratio | p99 ms without, with | ratio |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| recipe | clients | with | requests/s | ratio | p99 ms | ratio |", "|---|---|---|---|---|---|---|"]
     for measured in result["runs"]:
         for connections, point in measured["points"].items():
-            off, on, ratio = point["off"], point["on"], point["ratio"]
-            rates = f"{off['requests_per_second']:,.0f}, {on['requests_per_second']:,.0f}"
-            tails = f"{format_figure(off['p99_ms'])}, {format_figure(on['p99_ms'])}"
-            shares = [f"{ratio[name]:.3f}" for name in ("requests_per_second", "p99_ms")]
-            lines.append(f"| `{measured['recipe']}` | {connections} | {rates} | {shares[0]} | {tails} | {shares[1]} |")
+            if "on" in point:  # as it was before gauges were measured
+                point = {"none": point["off"], "capture": {**point["on"], "ratio": point["ratio"]}}
+            for side, figures in point.items():
+                cells = [f"`{measured['recipe']}`", connections, side]
+                for name, spec in (("requests_per_second", ",.0f"), ("p99_ms", ".3g")):
+                    cells.append(f"{figures[name]:{spec}}")
+                    cells.append(f"{figures['ratio'][name]:.3f}" if "ratio" in figures else "")
+                lines.append(f"| {' | '.join(cells)} |".replace("  ", " "))
     shares_kept = [
         f"`{measured['recipe']}`: {counts['written']:,.0f} images written, {counts['dropped']:,.0f} dropped, "
         f"{counts['failed']:,.0f} failed"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.capture.files import CapturedImage, CaptureFacts, build_batch, build_file, build_schema
+from image_classifier.capture.files import CaptureFacts, build_batch, build_file, build_schema
 from image_classifier.capture.places import LocalPlace
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
@@ -19,6 +20,37 @@ from image_classifier.published.predictor import load_predictor
 
 START = datetime(2026, 11, 30, 12, tzinfo=UTC)
 HOUR_US = 3600 * 10**6
+
+
+class CapturedImage(NamedTuple):
+    """One answered image.
+
+    Attributes:
+        time_us: microseconds since the epoch.
+        pixels: uint8 [S, S, 3] as bytes.
+        probabilities: float32 values [K].
+    """
+
+    time_us: int
+    request_id: str
+    image_index: int
+    caller: str | None
+    model_version: str
+    batch_size: int
+    pixels: bytes
+    probabilities: Sequence[float]
+
+
+def build_part(images: Sequence[CapturedImage], facts: CaptureFacts) -> Any:
+    """Build the record batch of images."""
+    rows = [(*image[:-2], image.probabilities) for image in images]
+    return build_batch(rows, b"".join(image.pixels for image in images), build_schema(facts))
+
+
+def build_capture(facts: CaptureFacts, *parts: Sequence[CapturedImage]) -> tuple[str, bytes]:
+    """Build a file of images of one hour, which came in parts: its path from the place on, and its content."""
+    path, content = build_file([build_part(part, facts) for part in parts], build_schema(facts))
+    return path, bytes(content)
 
 
 def write_captures(
@@ -35,11 +67,9 @@ def write_captures(
 
     Each is a request of its own, named by its number: `request-0` first.
     """
-    schema = build_schema(facts)
     rows = _iterate_rows(images, probabilities, version, start, every)
     for _, hour in groupby(rows, lambda row: row.time_us // HOUR_US):
-        path, content = build_file([build_batch(list(hour), schema)], schema)
-        LocalPlace(folder).write(path, content)
+        LocalPlace(folder).write(*build_capture(facts, list(hour)))
     return folder
 
 

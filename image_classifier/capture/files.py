@@ -25,9 +25,10 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,33 +48,17 @@ MAX_FILE_BYTES = 2**29
 MAX_ROWS_BYTES = 2**30
 """Of the pixels and probabilities in a file, unpacked."""
 
+PAGE_IMAGES = 32
+"""Images whose pixels are written at once."""
+
 _PREFIX = "image_classifier."
 _NAME = re.compile(r"(?:.*/)?\d{8}T\d{6}\.\d{6}-([0-9a-f]{16})\.parquet")
 
 logger = logging.getLogger(__name__)
 
 
-class CapturedImage(NamedTuple):
-    """One answered image.
-
-    Attributes:
-        time_us: microseconds since the epoch.
-        pixels: uint8 [S, S, 3] as bytes.
-        probabilities: float32 values [K].
-    """
-
-    time_us: int
-    request_id: str
-    image_index: int
-    caller: str | None
-    model_version: str
-    batch_size: int
-    pixels: bytes
-    probabilities: Sequence[float]
-
-
-Row = tuple[int, str, int, str | None, str, int, bytes, Sequence[float]]
-"""A `CapturedImage`, or its values alone, which take less time to put together."""
+Row = tuple[int, str, int, str | None, str, int, Sequence[float]]
+"""The values of an image, as in the columns, without its pixels; its time is in microseconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +206,7 @@ def select(captured: Captured, rows: NDArray[np.int64]) -> Captured:
     )
 
 
+@lru_cache(maxsize=8)
 def build_schema(facts: CaptureFacts) -> Any:
     """Build the pyarrow schema of a file, with its metadata."""
     pyarrow = load_extra("pyarrow", "capture")
@@ -246,35 +232,71 @@ def build_schema(facts: CaptureFacts) -> Any:
     return pyarrow.schema(fields, {_PREFIX + name: value for name, value in metadata.items()})
 
 
-def build_batch(rows: Sequence[Row], schema: Any) -> Any:
-    """Build the pyarrow record batch of one image or more."""
+def build_batch(rows: Sequence[Row], pixels: bytes | memoryview, schema: Any) -> Any:
+    """Build the pyarrow record batch of one image or more.
+
+    Args:
+        pixels: of all images, one after the other, uint8 [N, S, S, 3]; they are not copied.
+
+    Raises:
+        ValueError: there are more or fewer pixels than the rows have, or an image has other values than the schema.
+    """
     pyarrow = load_extra("pyarrow", "capture")
-    *columns, pixels, probabilities = zip(*rows, strict=True)
+    *columns, probabilities = zip(*rows, strict=True)
     kinds = schema.types
+    if len(pixels) != len(rows) * kinds[-2].byte_width:
+        raise ValueError(f"{len(rows)} images have {len(pixels)} bytes of pixels")
     arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=False)]
-    buffers = [None, pyarrow.py_buffer(b"".join(pixels))]
+    buffers = [None, pyarrow.py_buffer(pixels)]
     arrays.append(pyarrow.FixedSizeBinaryArray.from_buffers(kinds[-2], len(rows), buffers))
     values = pyarrow.array(np.array(probabilities, np.float32).ravel())
     arrays.append(pyarrow.FixedSizeListArray.from_arrays(values, type=kinds[-1]))
     return pyarrow.record_batch(arrays, schema=schema)
 
 
-def build_file(batches: Sequence[Any], schema: Any) -> tuple[str, memoryview]:
-    """Build a file of record batches, of one hour: its path from the place on, and its content."""
+class _Sink:
+    """What pyarrow writes a file into, page by page: memory, its digest, and a pause after each."""
+
+    closed = False
+
+    def __init__(self, pause: Callable[[], object]) -> None:
+        self.digest = hashlib.sha256()
+        self.memory = load_extra("pyarrow", "capture").BufferOutputStream()
+        self._pause = pause
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.memory.write(data)
+        self._pause()
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def build_file(
+    batches: Sequence[Any], schema: Any, pause: Callable[[], object] = lambda: None
+) -> tuple[str, memoryview]:
+    """Build a file of record batches, of one hour: its path from the place on, and its content.
+
+    Args:
+        pause: called again and again, each time after some 0.1 ms of work.
+    """
     pyarrow = load_extra("pyarrow", "capture")
-    parquet = load_extra("pyarrow.parquet", "capture")
-    sink = pyarrow.BufferOutputStream()
-    parquet.write_table(
+    sink = _Sink(pause)
+    load_extra("pyarrow.parquet", "capture").write_table(
         pyarrow.Table.from_batches(batches, schema),
         sink,
-        compression="none",  # pixels hardly shrink, and the server has requests to answer meanwhile
+        compression="none",  # pixels hardly shrink, and the server needs the cores
         use_dictionary=["caller", "model_version"],
         write_statistics=["time"],
+        write_batch_size=PAGE_IMAGES,
+        data_page_size=2**16,
     )
-    content = memoryview(sink.getvalue())  # a copy would hold up all other threads
     time = datetime(1970, 1, 1) + timedelta(microseconds=batches[0].column(0)[0].value)
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    return f"date={time:%Y-%m-%d}/hour={time:%H}/{time:%Y%m%dT%H%M%S.%f}-{digest}.parquet", content
+    name = f"{time:%Y%m%dT%H%M%S.%f}-{sink.digest.hexdigest()[:16]}"
+    return f"date={time:%Y-%m-%d}/hour={time:%H}/{name}.parquet", memoryview(sink.memory.getvalue())
 
 
 def parse_captured(path: str, content: bytes | memoryview) -> Captured:

@@ -1,43 +1,51 @@
-"""Record what a server answers: it puts images into a queue, from which a thread writes files.
+"""Record what a server answers: images go into memory that is shared with a process, which writes them as files.
 
-    record ──> queue in memory, bounded ──> record batches ──> a file at least every `flush_s` seconds ──> the place
+    record ──> rows of up to `CHUNK` images ──> ring of shared memory ──> `writer`, a process of its own ──> the place
 
-An answer never waits. What the thread cannot keep up with is dropped; what the place refuses is lost. Both are counted,
-and said once in the log.
+An answer never waits: the event loop copies some kilobytes, and all else happens in the other process. What that cannot
+keep up with is dropped; what the place refuses, or the other process takes with it when it dies, is lost. Both are
+counted, and said once in the log.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import marshal
+import os
 import platform
 import random
-import threading
+import socket
+import subprocess
+import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from image_classifier.capture.files import CaptureFacts, Row, build_batch, build_file, build_schema
-from image_classifier.capture.places import Place
+from image_classifier.capture.files import Row
+from image_classifier.capture.ring import Ring
+from image_classifier.capture.writer import WriterSettings, build_command
 from image_classifier.published.predictor import PublishedModel
-from image_classifier.text import one_line
 
 FILE_BYTES = 8 * 2**20
 """Of pixels, which are written without waiting for more."""
 
-HOUR_US = 3_600_000_000
 OVERHEAD_BYTES = 1024
 """Memory of an image beside its pixels."""
 
-MEASURE_S = 600.0
-MEASURE_FULL_S = 60.0
-"""How often a place is measured, and one that is full: others write there too, or make room."""
+CHUNK = 32
+"""Images that are handed over at once, which takes 0.02 ms."""
 
-POLL_S = 0.05
-CHUNK = 256
-"""Images that are converted at once: as long as that takes, 0.2 ms, nothing else of Python runs."""
+LATE_S = 0.05
+"""After so long they are handed over, however few they are."""
+
+START_S = 10.0
+RESTART_S = 1.0
+"""How long the process that writes may take to be ready, and after which time another one is started."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +62,24 @@ class Answered(Protocol):
 
 
 class Recorder:
-    """Writes what is answered to a place.
+    """Keeps what is answered; lives on an event loop.
 
     Args:
+        place: folder or URL.
         image_size: side in pixels of the images.
         fraction: of the requests that are kept, chosen at random.
-        flush_s: seconds of answers that are lost, at most, when the process is killed and the place takes no more than
-            half of them to write a file.
+        flush_s: seconds of answers that are lost, at most, when server and writer are killed and the place takes no
+            more than half of them to write a file.
         max_bytes: of all files at the place; when they have so many, nothing more is written.
         memory_bytes: of images that wait.
-        count: called from several threads.
+
+    Attributes:
+        is_writing: whether there is a process that writes.
     """
 
     def __init__(
         self,
-        place: Place,
+        place: str,
         *,
         image_size: int,
         fraction: float,
@@ -77,127 +88,142 @@ class Recorder:
         memory_bytes: int,
         count: Count,
     ) -> None:
-        self._place = place
+        image_bytes = 3 * image_size**2
+        room = max(memory_bytes, 4 * (image_bytes + OVERHEAD_BYTES))
+        max_images = room // (image_bytes + OVERHEAD_BYTES)
+        self._chunk = min(CHUNK, max_images // 4)
+        file_images = max(1, min(FILE_BYTES // image_bytes, max_images // 4))
+        self._settings = WriterSettings(place, flush_s, max_bytes, file_images, room // 64 * 64)
         self._fraction = fraction
-        self._flush_s = flush_s
-        self._max_bytes = max_bytes
-        self._image_bytes = 3 * image_size**2
-        self._max_images = max(1, memory_bytes // (self._image_bytes + OVERHEAD_BYTES))
-        self._file_images = max(1, min(FILE_BYTES // self._image_bytes, self._max_images // 4))
         self._count = count
-        self._queue: deque[tuple[PublishedModel, Row]] = deque()
-        self._num_taken = self._num_done = 0  # each changed by one thread alone
-        self._batches: dict[tuple[PublishedModel, int], list[Any]] = {}
-        self._num_converted = 0
-        self._used_bytes, self._measured_at = 0, float("-inf")
+        self._waiting: dict[int, tuple[PublishedModel, list[Row], list[bytes]]] = {}  # by the model's id
+        self._late: asyncio.TimerHandle | None = None
         self._told: set[str] = set()
-        self._has_ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="capture", daemon=True)
+        self._num_unwritten = 0
+        self._ring = Ring(self._settings.ring_bytes)
+        self.is_writing = False
+        self._process: subprocess.Popen[bytes]
+        self._connection: socket.socket
+        self._is_ready, self._has_ended = asyncio.Event(), asyncio.Event()
+        self._is_ending = False
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+    async def start(self) -> None:
+        """Start the process that writes, and wait until it is ready."""
+        self._loop = asyncio.get_running_loop()
+        self._start_process()
+        if self.is_writing:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_ready.wait(), START_S)
+
+    def _start_process(self) -> None:
+        if self._is_ending:
+            return
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self._process = start_process(self._settings, self._ring, theirs)
+            except OSError as error:
+                self._connection.close()
+                self._say("died", "answers cannot be captured, and are given all the same: %s", error)
+                self._loop.call_later(RESTART_S, self._start_process)
+                return
+        self.is_writing = True
+        self._connection.setblocking(False)
+        self._loop.add_reader(self._connection, self._hear)
 
     def record(self, model: PublishedModel, images: Sequence[Answered], request_id: str, caller: str) -> None:
-        """Take the images of an answered request, or a part of the requests; called by one thread alone.
+        """Take the images of an answered request, or a part of the requests; called on the event loop.
 
         Args:
             caller: name of the key or token; empty where nobody had to show one.
         """
         if self._fraction < 1 and random.random() >= self._fraction:  # nosec B311: nobody gains by guessing it
             return
-        if self._num_taken - self._num_done + len(images) > self._max_images:
-            self._count("dropped", len(images))
-            self._say("dropped", "answers are dropped from the capture: %s is slower than they come", self._place)
-            return
+        _, rows, pixels = self._waiting.get(id(model)) or self._begin(model)
         now, version, name = time.time_ns() // 1000, model.version, caller or None
         for index, image in enumerate(images):
-            row = (now, request_id, index, name, version, image.batch_size, image.pixels or b"", image.row)
-            self._queue.append((model, row))
-        self._num_taken += len(images)
+            rows.append((now, request_id, index, name, version, image.batch_size, image.row))
+            pixels.append(image.pixels or b"")
+        if len(rows) >= self._chunk:
+            self._hand_over()
 
-    def stop(self, within_s: float) -> None:
-        """Write what waits and end the thread; what is not written in time is lost."""
-        self._has_ended.set()
-        self._thread.join(within_s)
-        if self._thread.is_alive():
-            number = self._num_taken - self._num_done
-            self._count("failed", number)
-            logger.error("%d captured images are lost: %s takes too long", number, self._place)
+    def _begin(self, model: PublishedModel) -> tuple[PublishedModel, list[Row], list[bytes]]:
+        if self._late is None:
+            self._late = self._loop.call_later(LATE_S, self._hand_over_late)
+        return self._waiting.setdefault(id(model), (model, [], []))
 
-    def _work(self) -> None:
-        flush_at = time.monotonic() + self._flush_s / 2  # the other half is for writing
-        self._measure()
-        is_last = False
-        while not is_last or self._queue or self._num_converted:
-            is_last = self._has_ended.wait(POLL_S)
-            self._convert()
-            if is_last or self._num_converted >= self._file_images or time.monotonic() >= flush_at:
-                flush_at = time.monotonic() + self._flush_s / 2
-                self._flush()
+    def _hand_over_late(self) -> None:
+        self._late = None
+        self._hand_over()
 
-    def _convert(self) -> None:
-        """Make record batches, each of one model and hour, of what waits, up to a file."""
-        while self._queue and self._num_converted < self._file_images:
-            model, row = self._queue.popleft()
-            hour, rows = row[0] // HOUR_US, [row]
-            while self._queue and len(rows) < CHUNK:
-                next_model, row = self._queue[0]
-                if next_model is not model or row[0] // HOUR_US != hour:
-                    break
-                rows.append(row)
-                self._queue.popleft()
-            try:
-                batch = build_batch(rows, build_model_schema(model))
-            except Exception as error:
-                self._lose(len(rows), error)
-                self._num_done += len(rows)
+    def _hand_over(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for model, rows, pixels in waiting.values():
+            content = marshal.dumps((describe_model(model), rows), 2)  # a later version looks for what comes twice
+            if not self.is_writing:
+                self._count("failed", len(rows))
+            elif self._ring.append(b"".join(pixels), content):
+                self._num_unwritten += len(rows)
             else:
-                self._batches.setdefault((model, hour), []).append(batch)
-                self._num_converted += len(rows)
-            time.sleep(0)  # whoever answers goes first
+                self._count("dropped", len(rows))
+                place = self._settings.place
+                self._say("dropped", "answers are dropped from the capture: %s is slower than they come", place)
 
-    def _flush(self) -> None:
-        batches, self._batches = self._batches, {}
-        for (model, _), group in batches.items():
-            number = sum(map(len, group))
-            try:
-                self._count(self._write(model, group), number)
-            except Exception as error:  # of whatever type a place has; answers go on
-                self._lose(number, error)
-        self._num_done += self._num_converted
-        self._num_converted = 0
-
-    def _write(self, model: PublishedModel, group: Sequence[Any]) -> str:
-        """Write a file and return what became of its images."""
-        path, content = build_file(group, build_model_schema(model))
-        if not self._has_room(len(content)):
-            self._say("full", "nothing more is captured: %s has its %d bytes; make room", self._place, self._max_bytes)
-            return "dropped"
-        self._place.write(path, content)
-        self._used_bytes += len(content)
-        for kind in {"failed", "full"} & self._told:
-            self._told.remove(kind)
-            logger.info("answers are captured again at %s", self._place)
-        return "written"
-
-    def _has_room(self, num_bytes: int) -> bool:
-        age_s = time.monotonic() - self._measured_at
-        if age_s > MEASURE_S or (age_s > MEASURE_FULL_S and self._used_bytes + num_bytes > self._max_bytes):
-            self._measure()
-        return self._used_bytes + num_bytes <= self._max_bytes
-
-    def _measure(self) -> None:
-        """Measure the files that are there; where that cannot be done, what was written counts."""
-        self._measured_at = time.monotonic()
+    def _hear(self) -> None:
+        """Hear from the process what became of images, what to log, or that it has ended."""
         try:
-            self._used_bytes = self._place.measure()
-        except Exception as error:
-            self._lose(0, error)
+            message = self._connection.recv(2**16)
+        except OSError:
+            message = b""
+        if not message:
+            self._lose_process()
+            return
+        facts = json.loads(message)
+        if "text" in facts:
+            logger.log(facts["level"], "%s", facts["text"])
+            return
+        self._is_ready.set()
+        self._ring.free(facts["num_bytes"])
+        for result, number in facts["counts"].items():
+            self._count(result, number)
+            self._num_unwritten -= number
+        if "written" in facts["counts"]:
+            self._told.discard("died")
 
-    def _lose(self, number: int, error: Exception) -> None:
-        self._count("failed", number)
-        self._say("failed", "answers cannot be captured, and are given all the same: %s", one_line(error))
+    def _lose_process(self) -> None:
+        """Count what the process had as lost, and start another one, unless it was to end."""
+        self._loop.remove_reader(self._connection)
+        self._connection.close()
+        self.is_writing = False
+        status = end_process(self._process)
+        self._ring.clear()
+        number, self._num_unwritten = self._num_unwritten, 0
+        if number:
+            self._count("failed", number)
+        self._is_ready.set()
+        self._has_ended.set()
+        if self._is_ending:
+            return
+        ended = "%d captured images are lost: what writes them has ended with status %s; another one is started"
+        self._say("died", ended, number, status)
+        self._loop.call_later(RESTART_S, self._start_process)
+
+    async def stop(self, within_s: float) -> None:
+        """Write what waits and end the process; what is not written in time is lost."""
+        if self._late is not None:
+            self._late.cancel()
+        self._hand_over()
+        self._is_ending = True
+        if self.is_writing:
+            self._has_ended.clear()
+            self._connection.shutdown(socket.SHUT_WR)
+            try:
+                await asyncio.wait_for(self._has_ended.wait(), within_s)
+            except TimeoutError:
+                lost, place = self._num_unwritten, self._settings.place
+                logger.error("%d captured images are lost: %s takes too long", lost, place)
+                self._lose_process()
+        self._ring.close()
 
     def _say(self, kind: str, message: str, *arguments: object) -> None:
         """Log what is wrong, once until it has been well again."""
@@ -206,10 +232,37 @@ class Recorder:
             logger.error(message, *arguments)
 
 
+def start_process(settings: WriterSettings, ring: Ring, connection: socket.socket) -> subprocess.Popen[bytes]:
+    """Start the process that writes, with this one's modules and environment, and one thread for Arrow.
+
+    Raises:
+        OSError: there is no room for another process.
+    """
+    places = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    return subprocess.Popen(
+        build_command(settings, ring, connection),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(*ring.descriptors, connection.fileno()),
+        env={**os.environ, **single, "PYTHONPATH": os.pathsep.join(places)},
+    )
+
+
+def end_process(process: subprocess.Popen[bytes]) -> int | None:
+    """End a process that has ended by itself, as a rule, and return its status; None where the kernel holds it."""
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(0.1)
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(1)
+    return None
+
+
 @lru_cache(maxsize=8)
-def build_model_schema(model: PublishedModel) -> Any:
-    """Build the schema of the files of a model's answers, computed here."""
-    return build_schema(CaptureFacts(model.image_size, model.classes, model.digest, describe_machine()))
+def describe_model(model: PublishedModel) -> tuple[Any, ...]:
+    """Describe what the files of a model's answers say, computed here: the values of `CaptureFacts`."""
+    return (model.image_size, tuple(model.classes), model.digest, describe_machine())
 
 
 def describe_machine() -> str:

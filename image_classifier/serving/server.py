@@ -25,7 +25,7 @@ from PIL import Image
 from image_classifier.capture.places import open_place
 from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
-from image_classifier.extras import load_extra
+from image_classifier.extras import check_extra
 from image_classifier.published.folder import MANIFEST
 from image_classifier.published.policy import load_policy
 from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
@@ -210,9 +210,10 @@ class Server:
                 loop.add_signal_handler(number, self._stop, number)
             loop.add_signal_handler(signal.SIGHUP, self._look_again)
         self._service.batcher.start()
-        for part in (self._service.recorder, self._shadow):
-            if part is not None:
-                part.start()
+        if self._service.recorder is not None:
+            await self._service.recorder.start()
+        if self._shadow is not None:
+            self._shadow.start()
         tasks = [loop.create_task(work()) for work in (self._sweep, self._follow, self._follow_keys)]
         self._acceptor = Acceptor(self._listener, partial(Connection, self._app, self._uvicorn.server_state))
         self._announce()
@@ -222,9 +223,10 @@ class Server:
             for task in tasks:
                 task.cancel()
             self._service.batcher.stop()
-            for part in (self._service.recorder, self._shadow):
-                if part is not None:
-                    await asyncio.to_thread(part.stop, END_S)
+            if self._service.recorder is not None:
+                await self._service.recorder.stop(END_S)
+            if self._shadow is not None:
+                await asyncio.to_thread(self._shadow.stop, END_S)
 
     def _stop(self, number: int) -> None:
         """Say not ready, and end after a while; after a second signal at once."""
@@ -348,9 +350,10 @@ def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) 
     """
     if not settings.capture:
         return None
-    load_extra("pyarrow.parquet", "capture")
+    check_extra("pyarrow", "capture")
+    open_place(settings.capture)  # refused now rather than by the process that writes there
     return Recorder(
-        open_place(settings.capture),
+        settings.capture,
         image_size=image_size,
         fraction=settings.capture_fraction,
         flush_s=settings.capture_flush_s,

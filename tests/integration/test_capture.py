@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.capture import Load, judge_kill
+from benchmarks.capture import Load, judge_kill, kill_all
 from image_classifier.capture.files import read_captures
 from image_classifier.cli import replay
 from image_classifier.serving.server import build_recorder
@@ -129,7 +129,7 @@ def test_a_kill_leaves_whole_files_and_loses_the_last_seconds_alone(tmp_path: Pa
         load = Load(server.port, draw_images(1)[0].tobytes(), num_clients=2)
         time.sleep(life_s)
         killed_at = time.monotonic()
-        server.process.kill()
+        kill_all(server.process.pid)
         assert server.process.wait(20) == -signal.SIGKILL
         load.join()
     judged = judge_kill(folder, load.answered, killed_at)

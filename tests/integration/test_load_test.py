@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load_test import build_table, read_kinds
 from tests.conftest import PROJECT, run_program
 from tests.serving import serving, write_model
 
@@ -36,6 +37,11 @@ def test_a_load_test_starts_its_server_loads_it_reports_and_ends_it(model: Path,
         assert int(row["Request Count"]) > 0 and row["Failure Count"] == "0", row
     with open(tmp_path / "load_stats_history.csv", newline="") as file:
         assert {row["Name"] for row in csv.DictReader(file)} >= NAMES - {"/model"}
+    measured = {"recipe": "quick", "kinds": read_kinds(tmp_path / "load_stats.csv")}
+    origin = {"processor": "p", "cores": 2, "commit": "0" * 40, "users": 8, "seconds": 10}
+    table = build_table({"runs": [measured], **origin})
+    assert all(f"| `quick` | {name} | " in table for name in (NAMES - {"Aggregated"}) | {"all"})
+    assert table.count(" | 0 |\n") == len(NAMES) and "8 users, 10 s" in table
     assert "wrong file" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from image_classifier.capture.files import CapturedImage, CaptureFacts, build_batch, build_file, build_schema
+from image_classifier.capture.files import CaptureFacts
 from image_classifier.capture.places import LocalPlace
 from image_classifier.cli import registry as command
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.published.predictor import Predictor, load_predictor
+from tests.captures import CapturedImage, build_capture
 from tests.published import write_published
 
 RIGHT = {"good": 180, "better": 190}
@@ -40,12 +41,11 @@ def capture(folder: Path, predictor: Predictor, snapshot: Snapshot, rows: range,
     images = np.ascontiguousarray(snapshot.test[0][rows.start : rows.stop].transpose(0, 2, 3, 1))
     answers = predictor.predict(images)
     model = predictor.model
-    schema = build_schema(CaptureFacts(32, model.classes, model.digest))
     captured = [
         CapturedImage(row + later_us, str(row), 0, None, model.version, 1, image.tobytes(), answer.tolist())
         for row, image, answer in zip(rows, images, answers, strict=True)
     ]
-    LocalPlace(folder).write(*build_file([build_batch(captured, schema)], schema))
+    LocalPlace(folder).write(*build_capture(CaptureFacts(32, model.classes, model.digest), captured))
 
 
 def write_labels(path: Path, snapshot: Snapshot, shift: int = 0) -> Path:

@@ -13,10 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from image_classifier.capture.files import (
-    CapturedImage,
     CaptureFacts,
-    build_batch,
-    build_file,
     build_schema,
     parse_captured,
     read_captures,
@@ -24,6 +21,7 @@ from image_classifier.capture.files import (
 from image_classifier.capture.places import LocalPlace, open_place
 from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.storage import FaultyDisk
+from tests.captures import CapturedImage, build_capture, build_part
 
 FACTS = CaptureFacts(32, ("cat", "dog", "ship"), "d" * 64, "a machine")
 START = datetime(2026, 11, 30, 12, 59, 59, 900_000, UTC)
@@ -47,9 +45,7 @@ def draw_rows(number: int, start: datetime = START, seed: int = 0) -> list[Captu
 
 
 def build(rows: list[CapturedImage], facts: CaptureFacts = FACTS) -> tuple[str, bytes]:
-    schema = build_schema(facts)
-    path, content = build_file([build_batch(rows[:3], schema), build_batch(rows[3:], schema)], schema)
-    return path, bytes(content)
+    return build_capture(facts, *(part for part in (rows[:3], rows[3:]) if part))
 
 
 @pytest.mark.parametrize("kind", ["folder", "file URL", "remote"])
@@ -131,7 +127,7 @@ def test_files_of_another_form_are_refused() -> None:
     """They have the digest that their name says, as one has that somebody else wrote."""
     rows = draw_rows(5)
     schema = build_schema(FACTS)
-    batch = build_batch(rows, schema)
+    batch = build_part(rows, FACTS)
 
     def refuse(table: pyarrow.Table, match: str) -> None:
         sink = pyarrow.BufferOutputStream()
@@ -148,7 +144,7 @@ def test_files_of_another_form_are_refused() -> None:
     refuse(table.replace_schema_metadata({**metadata, b"image_classifier.classes": b"{}"}), "no classes")
     refuse(table.replace_schema_metadata({**metadata, b"image_classifier.classes": b'["a"]'}), "columns")
     refuse(table.slice(0, 0), "lacks values")
-    same = pyarrow.Table.from_batches([build_batch([rows[0]] * 5000, schema)], schema)
+    same = pyarrow.Table.from_batches([build_part([rows[0]] * 5000, FACTS)], schema)
     refuse(same, "5,000 rows in")  # whose pixels a dictionary has once
     junk = b"PAR1 and so on PAR1"
     with pytest.raises(ValueError):

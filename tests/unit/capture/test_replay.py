@@ -12,11 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from image_classifier.capture.files import (
-    CapturedImage,
     CaptureFacts,
-    build_batch,
-    build_file,
-    build_schema,
     read_captures,
 )
 from image_classifier.capture.places import LocalPlace
@@ -25,6 +21,7 @@ from image_classifier.capture.replay import compute_again, replay
 from image_classifier.cli import replay as command
 from image_classifier.errors import DataError
 from image_classifier.published.predictor import Predictor, load_predictor
+from tests.captures import CapturedImage, build_capture
 from tests.serving import CLASSES, draw_images, write_model
 
 SIZES = (1, 1, 3, 3, 3, 3, 2)
@@ -46,14 +43,12 @@ def capture(folder: Path, predictor: Predictor, start: int = 0, changes: float =
     rows = predictor.predict(images)
     rows[2, 0] += changes
     model = predictor.model
-    schema = build_schema(
-        CaptureFacts(32, CLASSES, **{"model_digest": model.digest, "machine": describe_machine()} | facts)
-    )
+    all_facts = CaptureFacts(32, CLASSES, **{"model_digest": model.digest, "machine": describe_machine()} | facts)
     captured = [
         CapturedImage(start + number, f"request-{number}", 0, None, model.version, size, image.tobytes(), row.tolist())
         for number, (size, image, row) in enumerate(zip(SIZES, images, rows, strict=True))
     ]
-    path, content = build_file([build_batch(captured, schema)], schema)
+    path, content = build_capture(all_facts, captured)
     LocalPlace(folder).write(path, content)
     return path
 
