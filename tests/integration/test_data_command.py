@@ -20,6 +20,7 @@ from PIL import Image
 from image_classifier.cli.data import ACTIONS
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.sample import locked_dataset
+from tests import forked
 from tests.conftest import PROJECT
 from tests.datasets import (
     OURS,
@@ -35,9 +36,8 @@ from tests.integration.test_download import find_closed_port
 
 def run_data(*words: object, cwd: Path = PROJECT, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `image_classifier data`."""
-    command = [sys.executable, "-W", "error", "-m", "image_classifier", "data", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)} | variables
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    variables = {"PYTHONPATH": str(PROJECT)} | variables
+    return forked.run("image_classifier", "data", *words, cwd=cwd, strict=True, timeout_s=120, **variables)
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], complaint: str) -> None:

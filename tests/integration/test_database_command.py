@@ -17,6 +17,7 @@ from image_classifier.config import RunSettings
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DatabaseError
 from image_classifier.tracking.reading import read_manifest, read_record
+from tests import forked
 from tests.conftest import PROJECT
 from tests.databases import Home, make_home, swap_label, write_source
 from tests.datasets import OURS, encode, make_arrays, write_image_folder
@@ -244,9 +245,7 @@ def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_publi
     assert_done(filled("relabel", "db:birds", "--image", "3", "--label", swap_label(snapshot.labels, 3)[1]))
 
     def call(*words: object) -> Result:
-        command = [sys.executable, "-m", "image_classifier", *map(str, words)]
-        environment = os.environ | {"PYTHONPATH": str(PROJECT)} | home.environment
-        return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+        return forked.run("image_classifier", *words, PYTHONPATH=str(PROJECT), **home.environment)
 
     assert_done(call("verify", run), "IDENTICAL\n")
     evaluated = call("evaluate", run)
