@@ -18,7 +18,6 @@ from typing import Any
 
 from benchmarks.measure import save_result
 from tests.races import (
-    COMMAND,
     RACES,
     Home,
     describe,
@@ -43,7 +42,7 @@ def prepare_home(folder: Path) -> Home:
     ):
         (answer,) = home.run_at_once(words)
         if answer.status != 0:
-            sys.exit(f"{' '.join(map(str, (*COMMAND, *words)))}\n{answer.stderr}")
+            sys.exit(f"{' '.join(map(str, words))}\n{answer.stderr}")
     (home.run / "published").rename(home.published)
     return home
 

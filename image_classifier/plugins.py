@@ -158,9 +158,9 @@ def check_name(kind: Kind, name: str) -> None:
     Raises:
         SettingsError: it is none of them, or more than one package registers it.
     """
-    registered = _list_registered(kind)
     if is_own(kind, name) or is_target(name):
         return
+    registered = _list_registered(kind)
     if name in registered:
         if len(registered[name]) > 1:
             targets = " and ".join(entry.value for entry in registered[name])
@@ -215,8 +215,10 @@ def check_allowed(kind: Kind, name: str, file: Path, error: type[Error], given: 
         error: is raised otherwise.
         given: what the user named.
     """
+    if is_own(kind, name) or name == given:
+        return
     registered = _list_registered(kind)
-    if is_own(kind, name) or name == given or name in registered:
+    if name in registered:
         return
     if not is_target(name):
         noun = "a network" if kind == "model" else f"an {kind}"

@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from image_classifier.training.determinism import list_portable_kernels, read_processor
+from tests import forked
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL_DATA = ("IMAGE_CLASSIFIER_CIFAR10", "IMAGE_CLASSIFIER_CIFAR10_ORIGINAL")
@@ -102,6 +103,15 @@ def run_program(*words: str | Path, cwd: Path, timeout_s: float = 300, **variabl
         text=True,
         timeout=timeout_s,
     )
+    return _get_stdout(words, result)
+
+
+def run_command(*words: str | Path, cwd: Path = PROJECT, timeout_s: float = 300, **variables: str) -> str:
+    """Run a module of the package as `run_program` runs `python -m`, forked: tests/forked.py says what that spares."""
+    return _get_stdout(words, forked.run(*words, cwd=cwd, timeout_s=timeout_s, **variables))
+
+
+def _get_stdout(words: tuple[str | Path, ...], result: subprocess.CompletedProcess[str]) -> str:
     if result.returncode != 0:
         line = " ".join(str(word) for word in words)
         pytest.fail(f"{line}: exit status {result.returncode}\n{result.stdout}\n{result.stderr}", pytrace=False)
@@ -186,6 +196,7 @@ def _same_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
             "MPLBACKEND": "agg",
         }.items():
             patch.setenv(name, value)
+        forked.remember_environment()
         yield
 
 
@@ -209,11 +220,9 @@ def sample_dataset(shared_folder: Path) -> Path:
     """A dataset folder with a small generated sample set. Read only: copy it to change it."""
 
     def make(folder: Path) -> None:
-        run_program(
-            *(sys.executable, "-m", "image_classifier", "data", "prepare", "--source", "sample"),
-            *("--num_train", "1000", "--num_test", "200", "--dataset_folder", folder / "sample"),
-            cwd=PROJECT,
-        )
+        counts = ("--num_train", "1000", "--num_test", "200")
+        words = ("image_classifier", "data", "prepare", "--source", "sample", *counts)
+        run_command(*words, "--dataset_folder", folder / "sample")
 
     return make_once(shared_folder / "data", make) / "sample"
 
@@ -223,12 +232,11 @@ def trained_run(shared_folder: Path, sample_dataset: Path) -> Path:
     """The folder of a finished run on the sample set, <experiments>/experiment/run. Read only: copy it to change it."""
 
     def make(folder: Path) -> None:
-        run_program(
-            *(sys.executable, "-m", "image_classifier.main"),
+        run_command(
+            "image_classifier.main",
             *("--experiments_folder", folder, "--experiment_name", "experiment", "--run_name", "run"),
             *("--dataset_folder", sample_dataset, "--recipe", "notebook", "--views", "mirror"),
             *("--batch_size", "20", "--learning_rate", "0.02", "--num_threads", "1"),
-            cwd=PROJECT,
         )
 
     return make_once(shared_folder / "trained", make) / "experiment" / "run"
@@ -240,7 +248,7 @@ def published_run(shared_folder: Path, trained_run: Path) -> Path:
 
     def make(folder: Path) -> None:
         shutil.copytree(trained_run, folder / "experiment" / "run")
-        run_program(sys.executable, "-m", "image_classifier", "publish", folder / "experiment" / "run", cwd=PROJECT)
+        run_command("image_classifier", "publish", folder / "experiment" / "run")
 
     return make_once(shared_folder / "published", make) / "experiment" / "run" / "published"
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import struct
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.data.content import Content
+from tests import forked
 from tests.conftest import PROJECT
 
 PUBLISHED = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -236,9 +235,8 @@ def assert_equal(content: Content, arrays: Arrays) -> None:
 
 def run_data(*words: object, cwd: Path = PROJECT, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `image_classifier data`."""
-    command = [sys.executable, "-W", "error", "-m", "image_classifier", "data", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)} | variables
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    variables = {"PYTHONPATH": str(PROJECT)} | variables
+    return forked.run("image_classifier", "data", *words, cwd=cwd, strict=True, timeout_s=120, **variables)
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], complaint: str) -> None:

@@ -13,8 +13,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.storage import TEMPORARY_PREFIX, is_same, write_atomically, write_folder_atomically
+from tests.forked import Command
 
 _SPAWN = multiprocessing.get_context("spawn")
 _TEXT = "utf-8"
@@ -156,8 +155,6 @@ def race(
 
 # Commands.
 
-COMMAND = (sys.executable, "-W", "error", "-m", "image_classifier")
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -187,25 +184,12 @@ class Home:
 
     def run_at_once(self, *commands: Sequence[str | Path], timeout_s: float = 300) -> list[Answer]:
         """Run commands at once, each in a process of its own, from the folder; return what each answered."""
-        environment = {**os.environ, **self.environment, "IMAGE_CLASSIFIER_CACHE": str(self.folder / "cache")}
-        processes = [
-            subprocess.Popen(
-                [*COMMAND, *map(str, words)],
-                cwd=self.folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding=_TEXT,
-            )
-            for words in commands
+        variables = {**self.environment, "IMAGE_CLASSIFIER_CACHE": str(self.folder / "cache")}
+        started = [
+            Command("image_classifier", *words, cwd=self.folder, variables=variables, strict=True) for words in commands
         ]
-        answers = []
-        for process in processes:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-            answers.append(Answer(process.returncode, stdout, stderr))
-        return answers
+        answers = [command.finish(timeout_s) for command in started]
+        return [Answer(answer.returncode, answer.stdout, answer.stderr) for answer in answers]
 
     def list_temporary(self) -> list[str]:
         """List what is left over."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from image_classifier.data.dataset import load_snapshot
 from image_classifier.published.predictor import load_predictor
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities
-from tests.conftest import find_port, run_program
+from tests.conftest import find_port, run_command, run_program
 from tests.e2e.conftest import IMAGE_NAME, build_docker_words, make_open_folder
 from tests.kubernetes import list_pods, read_options
 from tests.serving import PIXELS, Clients, Running, draw_images, encode, wait_until_ready
@@ -123,7 +122,7 @@ def test_a_model_of_the_registry_is_served_by_its_alias(
     experiments = make_open_folder(tmp_path / "experiments")
     words = ("registry", "add", published_run.parent, "--name", "cifar", "--alias", "tried")
     options = ("--dataset_folder", sample_dataset, "--experiments_folder", experiments)
-    run_program(sys.executable, "-m", "image_classifier", *words, *options, cwd=tmp_path)
+    run_command("image_classifier", *words, *options, cwd=tmp_path)
     for path in experiments.rglob("*"):
         path.chmod(0o777 if path.is_dir() else 0o666)
     settings = {"MODEL": "models:/cifar@tried", "EXPERIMENTS_FOLDER": str(experiments)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from image_classifier.__main__ import main
 from image_classifier.tracking.reading import read_evaluation
-from tests.conftest import run_program
+from tests.conftest import run_command
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def run(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_and_an_evaluation_name_the_views(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation = read_evaluation(run)
-    run_program(sys.executable, "-m", "image_classifier", "report", run, cwd=run)
+    run_command("image_classifier", "report", run, cwd=run)
     page = (run / "report.html").read_text()
     assert (
         f"<dt>test accuracy, test-time augmentation (2 views)</dt><dd>{evaluation['accuracy']:.2%}</dd>"

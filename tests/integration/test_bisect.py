@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from image_classifier.tracking.causes import Kind
 from image_classifier.tracking.reading import read_record
 from image_classifier.training.determinism import get_instruction_set
 from tests import faults
-from tests.conftest import PROJECT
+from tests.conftest import run_command
 from tests.faults import Fault, lasting, transient
 from tests.runs import reseal
 from tests.tiny import make_settings, write_tiny_dataset
@@ -328,8 +326,7 @@ def test_each_run_is_trained_again_under_its_own_cap(sound: Path, dataset: Path,
     capped = f"--experiments_folder {tmp_path} --experiment_name e --run_name avx2 --instruction_set avx2 "
     capped += f"--dataset_folder {dataset} --num_threads 1 --engine eager --digest_every 1 --num_epochs 1 --recipe "
     capped += "notebook --batch_size 10 --learning_rate 0.01"
-    command = [sys.executable, "-m", "image_classifier.main", *capped.split()]
-    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=300)
+    run_command("image_classifier.main", *capped.split())
     other = train(tmp_path, dataset, "b", engine="eager", num_epochs=1, digest_every=1)
     finding = find(other, tmp_path / "e" / "avx2")
     assert (finding.verdict, finding.step) == ("DIFFERENT", 1)

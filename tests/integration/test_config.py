@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from image_classifier.data import snapshot
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.recipe import RECIPES
 from image_classifier.tracking.reading import read_epochs, read_manifest, read_record
-from tests.conftest import PROJECT, run_program
+from tests.conftest import run_command
 from tests.datasets import make_arrays, write_image_folder
 from tests.tiny import write_tiny_dataset
 
@@ -85,13 +84,13 @@ def test_a_run_that_never_began_is_resumed_by_its_recipe(dataset: Path, tmp_path
 
 
 def test_the_printed_settings_of_a_process_train_in_another_one(dataset: Path, tmp_path: Path) -> None:
-    trainer = (sys.executable, "-m", "image_classifier.main")
+    trainer = "image_classifier.main"
     options = ("--experiments_folder", tmp_path, "--experiment_name", "e", "--dataset_folder", dataset)
     settings = ("--recipe", "notebook", "--image_sizes", "32", "--num_epochs", "1", "--batch_size", "50")
-    printed = run_program(*trainer, *options, *settings, "--run_name", "r", "--print_config", cwd=PROJECT)
+    printed = run_command(trainer, *options, *settings, "--run_name", "r", "--print_config")
     (tmp_path / "config.yaml").write_text(printed)
-    run_program(*trainer, "--config", tmp_path / "config.yaml", cwd=PROJECT)
-    run_program(*trainer, *options, *settings, "--run_name", "direct", cwd=PROJECT)
+    run_command(trainer, "--config", tmp_path / "config.yaml")
+    run_command(trainer, *options, *settings, "--run_name", "direct")
     first, second = (read_manifest(tmp_path / "e" / name) for name in ("r", "direct"))
     assert first["weights_digest"] == second["weights_digest"]
     assert json.loads((tmp_path / "e" / "r" / "run.json").read_text())["settings"]["image_sizes"] == [32]

@@ -17,6 +17,7 @@ from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import DatabaseError
 from image_classifier.settings import RunSettings
 from image_classifier.tracking.reading import read_manifest, read_record
+from tests import forked
 from tests.conftest import PROJECT
 from tests.databases import Home, make_home, swap_label, write_source
 from tests.datasets import OURS, assert_refused, encode, make_arrays, run_data, write_image_folder
@@ -211,15 +212,15 @@ def build_trainer_words(home: Home, experiments: Path, run_name: str, *words: st
     """Build the words of a short training from the database."""
     names = ["--experiments_folder", str(experiments), "--experiment_name", "e", "--run_name", run_name]
     settings = ["--recipe", "notebook", "--num_epochs", "1", "--batch_size", "10", "--num_threads", "1"]
-    command = [sys.executable, "-m", "image_classifier.main", *names, *settings, *home.options]
-    return [*command, "--database", "birds", *words]
+    return ["train", *names, *settings, *home.options, "--database", "birds", *words]
 
 
 def train(words: list[str], **variables: str) -> tuple[Result, set[str]]:
     """Train; return what came of it, and all command lines that the process showed after its first second."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)} | variables
+    line = [sys.executable, "-m", "image_classifier", *words]
     process = subprocess.Popen(
-        words, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        line, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     titles = set()
     while True:
@@ -234,19 +235,15 @@ def train(words: list[str], **variables: str) -> tuple[Result, set[str]]:
 def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_published_and_verified_with_it(
     filled: Data, home: Home, tmp_path: Path
 ) -> None:
-    result, _ = train(build_trainer_words(home, tmp_path, "run"), **home.environment)
-    assert_done(result)
+    def call(*words: object) -> Result:
+        return forked.run("image_classifier", *words, PYTHONPATH=str(PROJECT), **home.environment)
+
+    assert_done(call(*build_trainer_words(home, tmp_path, "run")))
     run = tmp_path / "e" / "run"
     record = read_record(run)
     assert (record["data"]["database"], record["execution"]["database"]) == ("birds@1", "birds@1")
     snapshot = load_snapshot(tmp_path / "source")
     assert_done(filled("relabel", "db:birds", "--image", "3", "--label", swap_label(snapshot.labels, 3)[1]))
-
-    def call(*words: object) -> Result:
-        command = [sys.executable, "-m", "image_classifier", *map(str, words)]
-        environment = os.environ | {"PYTHONPATH": str(PROJECT)} | home.environment
-        return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
-
     assert_done(call("verify", run), "IDENTICAL\n")
     evaluated = call("evaluate", run)
     assert_done(evaluated, f"on birds (data {snapshot.digest[:12]})")
@@ -258,8 +255,7 @@ def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_publi
     assert_done(call("train", *names))
     assert read_record(run)["data"]["digest"] == snapshot.digest
 
-    newest, _ = train(build_trainer_words(home, tmp_path, "newest"), **home.environment)
-    assert_done(newest)
+    assert_done(call(*build_trainer_words(home, tmp_path, "newest")))
     assert read_record(tmp_path / "e" / "newest")["data"]["database"] == "birds@2"
     weights = {read_manifest(tmp_path / "e" / name)["weights_digest"] for name in ("run", "newest")}
     assert len(weights) == 2

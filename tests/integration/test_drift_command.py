@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,8 @@ from image_classifier.data.dataset import load_snapshot
 from image_classifier.published.folder import MANIFEST, MODEL, REFERENCE, describe_content, serialize_manifest
 from image_classifier.published.predictor import load_predictor
 from image_classifier.published.reference import build_reference, serialize_reference
+from tests import forked
 from tests.captures import write_captures, write_test_set
-from tests.conftest import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +33,7 @@ def captures(tmp_path_factory: pytest.TempPathFactory, published_run: Path, samp
 
 def drift(*words: str | Path, status: int = 0) -> str:
     """Run the command in a process of its own; return stdout, or where it is to be refused its one line."""
-    command = [sys.executable, "-m", "image_classifier", "drift", *map(str, words)]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    result = forked.run("image_classifier", "drift", *words, timeout_s=100)
     assert result.returncode == status, result.stderr
     assert status != 2 or result.stderr.count("\n") == 1
     return result.stderr if status == 2 else result.stdout

@@ -29,7 +29,7 @@ from image_classifier.tracking.pretrained import load_pretrained
 from image_classifier.tracking.reading import read_chain, read_manifest, read_record
 from image_classifier.training.determinism import resolve_settings
 from image_classifier.verification import Verdict, VerificationSettings, verify
-from tests.conftest import PROJECT, leave_out_coverage, wait_until
+from tests.conftest import PROJECT, leave_out_coverage, run_command, wait_until
 from tests.datasets import Arrays, write_image_folder
 from tests.tiny import make_settings, write_tiny_dataset
 
@@ -261,9 +261,7 @@ def test_a_killed_fine_tuning_goes_on_in_one_process_with_the_same_bits(
 def test_a_fine_tuned_run_is_evaluated_and_published(pretrained: Path, new_data: Path, tmp_path: Path) -> None:
     folder = run(fine_tune(tmp_path, new_data, pretrained, **FROZEN)).folder
     for command in ("evaluate", "publish"):
-        words = [sys.executable, "-m", "image_classifier", command, str(folder)]
-        result = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
+        run_command("image_classifier", command, folder)
     card = (folder / "published" / "MODEL_CARD.md").read_text()
     digest = hashlib.sha256(pretrained.read_bytes()).hexdigest()
     assert f"It started from weights of the sha256 `{digest}`: the head keeps the rows of star, circle; it is" in card

@@ -19,6 +19,7 @@ from image_classifier.cli.publish import main as publish_here
 from image_classifier.cli.train import main as train_here
 from image_classifier.cli.verify import main as verify_here
 from image_classifier.tracking.reading import read_manifest, read_record
+from tests import forked
 from tests.conftest import PROJECT, leave_out_coverage, make_once, run_program, wait_until
 from tests.serving import PIXELS, serving
 from tests.tiny import write_tiny_dataset
@@ -78,9 +79,8 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(plugins: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Call a command where the plug-ins can be imported."""
-    line = [sys.executable, "-m", "image_classifier", *map(str, words)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugins), str(PROJECT)]), **variables}
-    return subprocess.run(line, cwd=plugins, env=environment, capture_output=True, text=True, timeout=300)
+    variables = {"PYTHONPATH": os.pathsep.join([str(plugins), str(PROJECT)]), **variables}
+    return forked.run("image_classifier", *words, cwd=plugins, **variables)
 
 
 def train(plugins: Path, experiments: Path, name: str, *options: object, **variables: str) -> Path:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from image_classifier.storage import FaultyDisk
 from image_classifier.tracking.checking import find_changed_files
 from image_classifier.tracking.checkpoint import load_model
 from image_classifier.training.evaluate import compute_probabilities
+from tests import forked
 from tests.attestations import put, sign, state
 from tests.conftest import PROJECT, run_program
 from tests.published import write_keys
@@ -49,8 +49,7 @@ def test_a_published_model_answers_as_the_run_does(published_run: Path, sample_d
 
 def publish(run: Path, *options: str | Path, status: int = 0) -> str:
     """Publish a run; return stdout, or where it is to fail its one line on stderr."""
-    words = [sys.executable, "-m", "image_classifier", "publish", str(run), *map(str, options)]
-    result = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=200)
+    result = forked.run("image_classifier", "publish", run, *options, timeout_s=200)
     assert result.returncode == status, result.stderr
     return result.stderr.splitlines()[-1] if status else result.stdout
 
@@ -185,7 +184,6 @@ def test_options_of_the_other_kind_of_model_are_refused(published_run: Path) -> 
         ["evaluate", published_run, "--device", "cuda"],
         ["evaluate", published_run.parent, "--precision", "int8"],
     ):
-        line = [sys.executable, "-m", "image_classifier", *map(str, words)]
-        result = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+        result = forked.run("image_classifier", *words, timeout_s=100)
         assert result.returncode == 2
         assert result.stderr.startswith("error: --")

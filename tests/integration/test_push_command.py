@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from image_classifier.published.folder import check_published
+from tests import forked
 from tests.attestations import put
-from tests.conftest import PROJECT, find_port
+from tests.conftest import find_port
 from tests.hub import TOKEN, Hub, serving_hub
 
 
@@ -27,9 +26,8 @@ def hub() -> Iterator[Hub]:
 
 def push(*words: str | Path, endpoint: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     """Push as a user does who has given the token in the environment."""
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "image_classifier", "push", "hub", *map(str, words)]
-    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+    variables = {"HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
+    return forked.run("image_classifier", "push", "hub", *words, timeout_s=120, **variables)
 
 
 def test_a_published_model_is_there_with_its_card(published_run: Path, hub: Hub, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,11 @@ from image_classifier.errors import DataError, ModelError, RegistryError, Settin
 from image_classifier.published.folder import MANIFEST, read_published, serialize_manifest
 from image_classifier.publishing.registry import Proof, Registry, Version
 from image_classifier.publishing.signing import build_signer
-from tests.conftest import PROJECT, run_program
+from tests import forked
+from tests.conftest import run_program
 from tests.published import claim, write_keys, write_published
 from tests.tiny import write_tiny_dataset
 
-COMMAND = (sys.executable, "-m", "image_classifier", "registry")
 NUM_IMAGES = 200
 
 
@@ -63,8 +62,7 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
 
 def run_registry(*words: str | Path, options: Sequence[str] = (), status: int = 0) -> str:
     """Run an action of the registry; return its stdout, or where it is to fail its one line on stderr."""
-    line = [*COMMAND, *map(str, words), *options]
-    result = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, timeout=200)
+    result = forked.run("image_classifier", "registry", *words, *options, timeout_s=200)
     assert result.returncode == status, result.stderr
     lines = [line for line in result.stderr.splitlines() if not line.startswith("computing the answers of ")]
     if status:
@@ -116,9 +114,9 @@ def test_writers_at_once_lose_nothing(
     models: dict[str, Path], options: list[str], sample_dataset: Path, tmp_path: Path
 ) -> None:
     name = f"many-{tmp_path.name}"
-    words = [*COMMAND, "add", str(models["good"]), "--name", name, "--dataset_folder", str(sample_dataset), *options]
-    writers = [subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [writer.communicate(timeout=120)[0] for writer in writers]
+    words = ["registry", "add", models["good"], "--name", name, "--dataset_folder", sample_dataset, *options]
+    writers = [forked.Command("image_classifier", *words) for _ in range(3)]
+    answers = [writer.finish(timeout_s=120).stdout for writer in writers]
     assert sorted(answers) == [f"{name}/{number}\n" for number in (1, 2, 3)]
     rows = json.loads(run_registry("list", "--name", name, "--json", options=options))
     assert [(row["version"], row["accuracy"]) for row in rows] == [(number, "0.9") for number in ("1", "2", "3")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +23,7 @@ from image_classifier.serving.server import ModelSource
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.reading import read_manifest, read_record
-from tests.conftest import PROJECT, run_program
+from tests.conftest import PROJECT, run_command
 from tests.datasets import make_arrays, write_archive, write_cifar10_python
 from tests.serving import write_model
 from tests.stores import FAST, Bucket, cut
@@ -48,12 +47,11 @@ def test_a_run_trained_from_s3_is_the_local_one_and_its_mirror_is_whole(
     bucket: Bucket, sample_dataset: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, mirror = bucket.upload_folder("sample", sample_dataset), f"{bucket.url}/runs"
-    run_program(
-        *(sys.executable, "-m", "image_classifier.main", "--experiments_folder", tmp_path),
+    run_command(
+        *("image_classifier.main", "--experiments_folder", tmp_path),
         *("--experiment_name", "experiment", "--run_name", "run", "--dataset_folder", data, "--mirror", mirror),
         *("--recipe", "notebook", "--views", "mirror", "--batch_size", "20", "--learning_rate", "0.02"),
         *("--num_threads", "1"),
-        cwd=PROJECT,
     )
     here = tmp_path / "experiment" / "run"
     ours, local = read_manifest(here), read_manifest(trained_run)

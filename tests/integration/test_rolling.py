@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.rolling import Clients, build_table, roll
-from tests.serving import draw_images, find_port, write_published_model
+from tests.conftest import find_port
+from tests.serving import draw_images, write_published_model
 
 
 def test_replacements_are_counted_and_lose_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from image_classifier.published.predictor import load_predictor
-from tests.conftest import PROJECT, require_program, require_real_data, run_program
+from tests.conftest import require_program, require_real_data, run_command, run_program
 from tests.serving import CLASSES, PIXELS, Running, draw_images, encode, serving, write_model
 from tests.smuggling import proxying
 
@@ -201,9 +201,9 @@ def test_ten_thousand_images_at_once_get_the_trainers_own_classes(tmp_path: Path
     words: list[str | Path] = ["--experiments_folder", tmp_path, "--experiment_name", "parity", "--run_name", "run"]
     words += ["--dataset_folder", dataset, "--recipe", "notebook", "--batch_size", "250", "--learning_rate", "0.05"]
     words += ["--num_epochs", "1", "--views", "one"]
-    run_program(sys.executable, "-m", "image_classifier.main", *words, cwd=PROJECT)
+    run_command("image_classifier.main", *words)
     run = tmp_path / "parity" / "run"
-    run_program(sys.executable, "-m", "image_classifier", "publish", run, cwd=PROJECT)
+    run_command("image_classifier", "publish", run)
     from image_classifier.data.dataset import load_snapshot
 
     images, labels = load_snapshot(dataset).test

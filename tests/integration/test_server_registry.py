@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 
 import httpx
 
-from tests.conftest import run_program
+from tests.conftest import run_command
 from tests.serving import PIXELS, Clients, draw_images, serving
 
 
@@ -18,7 +17,7 @@ def test_an_alias_that_moves_is_followed(published_run: Path, sample_dataset: Pa
 
     def call(*words: str | Path) -> None:
         proof = ("--dataset_folder", sample_dataset)
-        run_program(sys.executable, "-m", "image_classifier", "registry", *words, *proof, *options, cwd=tmp_path)
+        run_command("image_classifier", "registry", *words, *proof, *options, cwd=tmp_path)
 
     call("add", published_run.parent, "--name", "cifar")
     call("promote", "cifar/1")

@@ -17,7 +17,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from image_classifier.tracking.checking import verify_files
-from tests.conftest import PROJECT, wait_until
+from tests import forked
+from tests.conftest import PROJECT, run_command, wait_until
 from tests.tiny import write_tiny_dataset
 
 SETTINGS = ("--recipe", "notebook", "--batch_size", "50", "--num_threads", "1", "--learning_rate", "0.01")
@@ -26,7 +27,7 @@ SETTINGS = ("--recipe", "notebook", "--batch_size", "50", "--num_threads", "1", 
 def build_words(experiments: Path, dataset: Path, *more: str) -> list[str]:
     """Build the command line of a run that is written for TensorBoard."""
     names = ("--experiments_folder", str(experiments), "--experiment_name", "board", "--run_name", "run")
-    words = (sys.executable, "-m", "image_classifier.main", *names, "--dataset_folder", str(dataset), *SETTINGS)
+    words = ("image_classifier.main", *names, "--dataset_folder", str(dataset), *SETTINGS)
     return [*words, "--log", "tensorboard", *more]
 
 
@@ -46,11 +47,11 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
 
 def test_a_run_that_was_killed_and_resumed_has_each_step_once(sample_dataset: Path, tmp_path: Path) -> None:
     run, words = tmp_path / "board" / "run", build_words(tmp_path, sample_dataset, "--num_epochs", "12")
-    with subprocess.Popen([*words, "--checkpoint_every", "5epochs"], cwd=PROJECT) as trainer:
+    with subprocess.Popen([sys.executable, "-m", *words, "--checkpoint_every", "5epochs"], cwd=PROJECT) as trainer:
         wait_until(lambda: (run / "metrics.jsonl").exists() and len(read_lines(run)) >= 7, trainer)
         trainer.send_signal(signal.SIGKILL)
     assert trainer.returncode == -signal.SIGKILL and 7 <= len(read_lines(run)) < 12
-    subprocess.run([*words, "--checkpoint_every", "5epochs", "--resume"], cwd=PROJECT, check=True, timeout=300)
+    run_command(*words, "--checkpoint_every", "5epochs", "--resume")
 
     events, lines = read_events(run), read_lines(run)
     for name in ("train_loss", "train_accuracy", "learning_rate"):
@@ -69,19 +70,19 @@ def test_a_run_that_was_killed_and_resumed_has_each_step_once(sample_dataset: Pa
 
 def test_a_run_without_epochs_has_its_evaluation(sample_dataset: Path, tmp_path: Path) -> None:
     words = build_words(tmp_path, sample_dataset, "--num_epochs", "0")
-    subprocess.run(words, cwd=PROJECT, check=True, timeout=300)
+    run_command(*words)
     (accuracy,) = read_events(tmp_path / "board" / "run").Scalars("test_accuracy")
     assert accuracy.step == 0 and 0 <= accuracy.value <= 1
 
 
 def test_a_disk_that_refuses_is_one_line(sample_dataset: Path, tmp_path: Path) -> None:
     words = build_words(tmp_path, sample_dataset, "--num_epochs", "1")
-    subprocess.run(words, cwd=PROJECT, check=True, timeout=300)
+    run_command(*words)
     run = tmp_path / "board" / "run"
     (run / "manifest.json").unlink()
     subprocess.run(["rm", "-r", run / "tensorboard"], check=True)
     (run / "tensorboard").write_text("in the way")
-    result = subprocess.run([*words, "--resume"], cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    result = forked.run(*words, "--resume")
     assert result.returncode == 2
     assert f"error: cannot write {run / 'tensorboard'}" in result.stderr.splitlines()[-1]
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import PROJECT, run_program
-
-TRAINER = (sys.executable, "-m", "image_classifier.main")
+from tests import forked
+from tests.conftest import run_command, run_program
 
 
 def build_options(experiments: Path, dataset: Path, uri: str) -> list[str]:
     """Build the command line of a run of two epochs."""
     names = ["--experiments_folder", str(experiments), "--experiment_name", experiments.name, "--run_name", "run"]
     settings = ["--recipe", "notebook", "--batch_size", "50", "--num_threads", "1", "--learning_rate", "0.01"]
-    return [*TRAINER, *names, "--dataset_folder", str(dataset), *settings, "--tracking_uri", uri]
+    return ["image_classifier.main", *names, "--dataset_folder", str(dataset), *settings, "--tracking_uri", uri]
 
 
 def read_back(uri: str, experiment: str, folder: Path) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def read_back(uri: str, experiment: str, folder: Path) -> dict[str, Any]:
 
 
 def test_settings_epochs_and_files_are_on_the_server(mlflow_server: str, sample_dataset: Path, tmp_path: Path) -> None:
-    run_program(*build_options(tmp_path, sample_dataset, mlflow_server), cwd=PROJECT)
+    run_command(*build_options(tmp_path, sample_dataset, mlflow_server))
     folder = tmp_path / tmp_path.name / "run"
     written = read_back(mlflow_server, tmp_path.name, tmp_path)
     record, evaluation = (json.loads((folder / name).read_text()) for name in ("run.json", "evaluation.json"))
@@ -53,7 +51,7 @@ def test_a_sqlite_file_and_its_files_are_beside_each_other_and_nothing_is_in_the
     here, store = tmp_path / "here", tmp_path / "team"
     here.mkdir()
     uri = f"sqlite:///{store}/mlflow.db"
-    run_program(*build_options(tmp_path / "experiments", sample_dataset, uri), cwd=here)
+    run_command(*build_options(tmp_path / "experiments", sample_dataset, uri), cwd=here)
     assert list(here.iterdir()) == []
     assert sorted(path.name for path in store.iterdir()) == ["artifacts", "mlflow.db"]
     assert len(list((store / "artifacts").rglob("model.pth"))) == 1
@@ -63,7 +61,7 @@ def test_a_sqlite_file_and_its_files_are_beside_each_other_and_nothing_is_in_the
 
 def test_a_store_that_cannot_be_reached_stops_the_run_before_it_begins(sample_dataset: Path, tmp_path: Path) -> None:
     words = build_options(tmp_path, sample_dataset, "http://127.0.0.1:9")
-    result = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    result = forked.run(*words, timeout_s=100)
     assert result.returncode == 2
     assert result.stderr.startswith("error: cannot open the experiment ")
     assert result.stderr.count("\n") == 1
