@@ -552,7 +552,7 @@ class Runner:
         self.jobs: dict[str, JobRun] = {}
         self._folder = folder
         self._path = f".github/workflows/{workflow}"
-        self._workflow = yaml.safe_load(ask_git(github.repository, "show", f"{self.commit}:{self._path}"))
+        self._workflow = yaml.load(ask_git(github.repository, "show", f"{self.commit}:{self._path}"), yaml.CSafeLoader)
         self._environment = dict(environment or {})
         self._on_runners = on_runners or {}
         self._instead: Mapping[str, Callable[[JobRun], None]] = {}

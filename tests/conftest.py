@@ -108,7 +108,7 @@ def run_program(*words: str | Path, cwd: Path, timeout_s: float = 300, **variabl
 
 def run_command(*words: str | Path, cwd: Path = PROJECT, timeout_s: float = 300, **variables: str) -> str:
     """Run a module of the package as `run_program` runs `python -m`, forked: tests/forked.py says what that spares."""
-    return _get_stdout(words, forked.run(*words, cwd=cwd, timeout_s=timeout_s, **variables))
+    return _get_stdout(words, forked.run(*words, cwd=cwd, variables=variables, timeout_s=timeout_s))
 
 
 def _get_stdout(words: tuple[str | Path, ...], result: subprocess.CompletedProcess[str]) -> str:

@@ -236,7 +236,7 @@ def assert_equal(content: Content, arrays: Arrays) -> None:
 def run_data(*words: object, cwd: Path = PROJECT, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run `image_classifier data`."""
     variables = {"PYTHONPATH": str(PROJECT)} | variables
-    return forked.run("image_classifier", "data", *words, cwd=cwd, strict=True, timeout_s=120, **variables)
+    return forked.run("image_classifier", "data", *words, cwd=cwd, variables=variables, strict=True, timeout_s=120)
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], complaint: str) -> None:

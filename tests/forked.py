@@ -117,7 +117,11 @@ class Command:
 
 
 def run(
-    *words: object, cwd: Path = PROJECT, strict: bool = False, timeout_s: float = 300, **variables: str
+    *words: object,
+    cwd: Path = PROJECT,
+    variables: Mapping[str, str] | None = None,
+    strict: bool = False,
+    timeout_s: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, as `subprocess.run` does `python -m MODULE WORDS`."""
     return Command(*words, cwd=cwd, variables=variables, strict=strict).finish(timeout_s)

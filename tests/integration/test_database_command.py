@@ -236,7 +236,7 @@ def test_a_run_names_the_version_that_it_resolved_and_is_resumed_evaluated_publi
     filled: Data, home: Home, tmp_path: Path
 ) -> None:
     def call(*words: object) -> Result:
-        return forked.run("image_classifier", *words, PYTHONPATH=str(PROJECT), **home.environment)
+        return forked.run("image_classifier", *words, variables={"PYTHONPATH": str(PROJECT), **home.environment})
 
     assert_done(call(*build_trainer_words(home, tmp_path, "run")))
     run = tmp_path / "e" / "run"

@@ -80,7 +80,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(plugins: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Call a command where the plug-ins can be imported."""
     variables = {"PYTHONPATH": os.pathsep.join([str(plugins), str(PROJECT)]), **variables}
-    return forked.run("image_classifier", *words, cwd=plugins, **variables)
+    return forked.run("image_classifier", *words, cwd=plugins, variables=variables)
 
 
 def train(plugins: Path, experiments: Path, name: str, *options: object, **variables: str) -> Path:
@@ -106,10 +106,10 @@ def train_killed(plugins: Path, experiments: Path, name: str, *options: object) 
 
 
 LIVES = {
-    "own": ("own_network", ["--optimizer", "own_adamw", "--num_epochs", "30", "--shards", "2"]),
-    "convnext": ("small_networks:build_convnext", ["--num_epochs", "20", "--shards", "2", "--engine", "eager"]),
-    "vit": ("small_networks:build_vit", ["--num_epochs", "20", "--shards", "2"]),
-    "mobilenet": ("torchvision.models:mobilenet_v3_small", ["--num_epochs", "8", "--learning_rate", "0.05"]),
+    "own": ("own_network", ["--optimizer", "own_adamw", "--num_epochs", "20", "--shards", "2"]),
+    "convnext": ("small_networks:build_convnext", ["--num_epochs", "10", "--shards", "2", "--engine", "eager"]),
+    "vit": ("small_networks:build_vit", ["--num_epochs", "10", "--shards", "2"]),
+    "mobilenet": ("torchvision.models:mobilenet_v3_small", ["--num_epochs", "6", "--learning_rate", "0.05"]),
 }
 
 

@@ -27,7 +27,7 @@ def hub() -> Iterator[Hub]:
 def push(*words: str | Path, endpoint: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     """Push as a user does who has given the token in the environment."""
     variables = {"HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"}
-    return forked.run("image_classifier", "push", "hub", *words, timeout_s=120, **variables)
+    return forked.run("image_classifier", "push", "hub", *words, variables=variables, timeout_s=120)
 
 
 def test_a_published_model_is_there_with_its_card(published_run: Path, hub: Hub, tmp_path: Path) -> None:

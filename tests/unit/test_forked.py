@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_command_has_what_it_was_given_and_its_torch_is_as_good_as_new(folder: Path) -> None:
-    result = forked.run("probe", "x", "--y=ä", cwd=folder, A_VARIABLE="1")
+    result = forked.run("probe", "x", "--y=ä", cwd=folder, variables={"A_VARIABLE": "1"})
     assert result.returncode == 7 and "UserWarning: a warning" in result.stderr
     told = [["x", "--y=ä"], str(folder), "1", "", str(folder), False, "DEFAULT", "torch", False]
     assert json.loads(result.stdout) == told
@@ -52,4 +52,4 @@ def test_a_command_is_a_process_that_can_be_killed(folder: Path) -> None:
 
 def test_a_variable_that_is_read_at_the_start_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="OMP_NUM_THREADS is read when a process starts"):
-        forked.run("probe", cwd=folder, OMP_NUM_THREADS="1")
+        forked.run("probe", cwd=folder, variables={"OMP_NUM_THREADS": "1"})

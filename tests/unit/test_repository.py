@@ -183,7 +183,7 @@ def test_helpers_of_tests_are_imported_from_modules_that_hold_no_tests() -> None
 
 
 def test_each_unit_test_has_its_module() -> None:
-    others = {"test_conftest.py", "test_docs.py", "test_website.py", "test_repository.py", "test_workflows.py"}
+    others = {f"test_{name}.py" for name in ("conftest", "docs", "forked", "repository", "website", "workflows")}
     for path in (PROJECT / "tests" / "unit").rglob("test_*.py"):
         relative = path.relative_to(PROJECT / "tests" / "unit")
         module = PACKAGE / relative.with_name(relative.name.removeprefix("test_"))
