@@ -15,16 +15,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import jwt
 
 from image_classifier.errors import SettingsError
 from image_classifier.files import parse_json, read_file
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.text import one_line
+
+if TYPE_CHECKING:
+    import jwt  # with cryptography, which takes a server without tokens a tenth of its start
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Those with a public key; `none` and those with a shared secret are refused."""
@@ -256,6 +257,8 @@ class TokenGate(Gate):
         self._count("jwt_jwks", True)
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
+        import jwt
+
         token = _find_credential(headers)
         if not token:
             raise _refuse("send `Authorization: Bearer TOKEN`")
@@ -285,6 +288,8 @@ class TokenGate(Gate):
             self.refresh()
 
     def _verify(self, token: bytes, key: jwt.PyJWK) -> dict[str, Any]:
+        import jwt
+
         return jwt.decode(
             token,
             key,
@@ -296,21 +301,20 @@ class TokenGate(Gate):
         )
 
 
-_NO_KEYS = (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException, jwt.PyJWTError)
-"""What reading a JSON web key set may raise."""
-
-
 def _load_issuer_keys(source: str) -> _IssuerKeys:
     """Load the public keys to verify signatures with, from a file or an https address.
 
     Raises:
         ValueError: they cannot be had, or there is none.
     """
+    import jwt
+
+    reasons = (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException, jwt.PyJWTError)
     try:
         is_address = urlsplit(source).scheme == "https"
         content = _fetch(source) if is_address else read_file(Path(source), MAX_KEYS_BYTES)
         found = jwt.PyJWKSet.from_dict(parse_json(content)).keys
-    except _NO_KEYS as error:
+    except reasons as error:
         raise ValueError(one_line(error)) from error
     usable = [key for key in found if key.public_key_use in (None, "sig") and key.algorithm_name in ALGORITHMS]
     if not usable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import math
@@ -26,10 +25,7 @@ from image_classifier.capture.places import open_place
 from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
 from image_classifier.extras import load_extra
-from image_classifier.published.folder import MANIFEST
-from image_classifier.published.policy import load_policy
-from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
-from image_classifier.references import REGISTERED, get_url
+from image_classifier.published.predictor import Predictor, PublishedModel
 from image_classifier.serving.accepting import Acceptor
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import build_gate
@@ -38,9 +34,9 @@ from image_classifier.serving.candidates import Canary, Observers, Shadow, check
 from image_classifier.serving.protocol import Connection
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.source import ModelSource
 from image_classifier.serving.telemetry import Metrics, VersionMetrics, configure_logging, limit_lines
 
-DEFAULT_NAME = "image_classifier"
 SWEEP_S = 0.5
 """How often the deadlines of connections are looked at."""
 
@@ -51,75 +47,6 @@ SWITCH_S = 0.0005
 """After so long a thread of Python lets another one go on, if one waits; 5 ms unless it is set."""
 
 logger = logging.getLogger(__name__)
-
-Resolve = Callable[[str], tuple[Path, str | None]]
-"""From models:/NAME@ALIAS or a URL to the published folder, and the version that the alias names now."""
-
-
-class ModelSource:
-    """Where the model comes from, and which version of it was loaded last.
-
-    Args:
-        resolve: looks up registry names and URLs; not needed where the model is a path.
-        model: what it is; by default the settings' model.
-    """
-
-    def __init__(self, settings: ServerSettings, resolve: Resolve | None, model: str = "") -> None:
-        self._settings = settings
-        self._model = model or settings.model
-        is_elsewhere = self._model.startswith(REGISTERED) or get_url(self._model) is not None
-        self._resolve = resolve if is_elsewhere else None
-        self._loaded: object = None
-
-    @property
-    def name(self) -> str:
-        """The model's name in the Open Inference Protocol."""
-        settings = self._settings
-        is_registered = self._model.startswith(REGISTERED)
-        registered = self._model.removeprefix(REGISTERED).partition("@")[0] if is_registered else ""
-        return settings.model_name or registered or DEFAULT_NAME
-
-    def load(self) -> Predictor:
-        """Load what the name stands for now.
-
-        Raises:
-            ImageClassifierError: it is missing, damaged, not signed or verified as asked for, or not registered.
-        """
-        predictor = self.load_if_moved()
-        assert predictor is not None
-        return predictor
-
-    def load_if_moved(self) -> Predictor | None:
-        """Load what the name stands for now, if that is something else than before."""
-        settings = self._settings
-        path, version, mark = self._find()
-        if mark == self._loaded:
-            return None
-        return_freed_memory()
-        predictor = load_predictor(
-            path,
-            public_key=settings.public_key,
-            policy=load_policy(settings.policy) if settings.policy else None,
-            num_threads=1,
-            num_lone_threads=settings.count_threads(),
-            precision=settings.precision,
-            version=version,
-        )
-        predictor.measure()
-        self._loaded = mark
-        return predictor
-
-    def _find(self) -> tuple[Path, str | None, object]:
-        """Find the path, the version if it has a name, and what differs when it is another model."""
-        if self._resolve is not None:
-            path, version = self._resolve(self._model)
-            return path, version, (path, version)
-        path = Path(self._model).resolve()  # a link may have been pointed somewhere else
-        try:
-            facts = (path / MANIFEST if path.is_dir() else path).stat()
-        except OSError:
-            return path, None, path  # loading says what is wrong
-        return path, None, (path, facts.st_mtime_ns, facts.st_ino, facts.st_size)
 
 
 class Server:
@@ -373,16 +300,6 @@ def check_same_size(model: PublishedModel, image_size: int) -> None:
         )
 
 
-def return_freed_memory() -> None:
-    """Tell glibc's malloc to map blocks from 64 KB on by themselves: what loading a model frees is no longer ours.
-
-    Otherwise the holes between a network's weights would stay the process's memory.
-    """
-    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-    with suppress(OSError, AttributeError):  # another library: then its ways are all that there is
-        ctypes.CDLL(None).mallopt(mmap_threshold, 64 * 2**10)
-
-
 def keep_loop_free() -> None:
     """Let nothing else of this process hold up the event loop for long.
 
@@ -422,15 +339,15 @@ def bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def serve(settings: ServerSettings, resolve: Resolve | None = None) -> int:
+def serve(settings: ServerSettings, source: ModelSource, candidate: ModelSource | None = None) -> int:
     """Serve until a signal comes, and return the exit status.
+
+    Args:
+        candidate: where the canary or shadow comes from; None where there is none.
 
     Raises:
         ImageClassifierError: the model, the keys or the address are not as they should be.
     """
-    source = ModelSource(settings, resolve)
-    second = settings.canary or settings.shadow
-    candidate = ModelSource(settings, resolve, second) if second else None
     with bind(settings) as listener:
         server = Server(settings, source, listener, candidate)
         Image.preinit()  # the decoders, which would be imported while the first client waits
