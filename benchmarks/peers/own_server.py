@@ -26,6 +26,7 @@ from image_classifier.serving.app import App
 from image_classifier.serving.batching import AT_ONCE_S, Batcher, Ticket
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.source import ModelSource
 from image_classifier.serving.telemetry import Metrics
 
 
@@ -98,7 +99,7 @@ def main() -> None:
         vars(server)["Acceptor"] = LoopAcceptor
     else:
         vars(server)["Batcher"] = HandingBatcher
-    server.serve(settings)
+    server.serve(settings, ModelSource(settings, None))
 
 
 if __name__ == "__main__":

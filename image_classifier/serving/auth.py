@@ -65,13 +65,6 @@ class Gate:
 
     refresh_s = float("inf")
 
-    def __init__(self) -> None:
-        self._count: Count = lambda option, is_done: None
-
-    def report_to(self, count: Count) -> None:
-        """Have each attempt to read keys again counted."""
-        self._count = count
-
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
         """Return the caller's name, by the headers of a request.
 
@@ -87,7 +80,11 @@ class Gate:
         """
 
 
-def build_gate(settings: ServerSettings) -> Gate:
+def _ignore(option: str, is_done: bool) -> None:
+    pass
+
+
+def build_gate(settings: ServerSettings, count: Count = _ignore) -> Gate:
     """Build what the settings ask for.
 
     Raises:
@@ -95,9 +92,9 @@ def build_gate(settings: ServerSettings) -> Gate:
     """
     gates: list[Gate] = []
     if settings.api_keys_file is not None:
-        gates.append(KeyGate(settings.api_keys_file))
+        gates.append(KeyGate(settings.api_keys_file, count))
     if settings.jwt_issuer:
-        gates.append(TokenGate(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks))
+        gates.append(TokenGate(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks, count=count))
     if len(gates) == 2:
         return EitherGate(gates)
     return gates[0] if gates else Gate()
@@ -148,8 +145,8 @@ class KeyGate(Gate):
         SettingsError: as `load_keys`.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
+    def __init__(self, path: Path, count: Count = _ignore) -> None:
+        self._count = count
         self._path = path
         self._keys = load_keys(path)
 
@@ -210,8 +207,15 @@ class TokenGate(Gate):
 
     refresh_s = REFRESH_S
 
-    def __init__(self, issuer: str, audience: str, jwks: str, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        issuer: str,
+        audience: str,
+        jwks: str,
+        clock: Callable[[], float] = time.monotonic,
+        count: Count = _ignore,
+    ) -> None:
+        self._count = count
         self._issuer = issuer
         self._audience = audience
         self._source = jwks
@@ -361,13 +365,8 @@ class EitherGate(Gate):
     """Lets through whom one of several gates knows."""
 
     def __init__(self, gates: list[Gate]) -> None:
-        super().__init__()
         self._gates = gates
         self.refresh_s = min(gate.refresh_s for gate in gates)
-
-    def report_to(self, count: Count) -> None:
-        for gate in self._gates:
-            gate.report_to(count)
 
     def refresh(self) -> None:
         for gate in self._gates:

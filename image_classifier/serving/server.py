@@ -30,7 +30,7 @@ from image_classifier.serving.accepting import Acceptor
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import build_gate
 from image_classifier.serving.batching import Batcher, Observer
-from image_classifier.serving.candidates import Canary, Observers, Shadow, check_same_answers
+from image_classifier.serving.candidates import Canary, Shadow, check_same_answers
 from image_classifier.serving.protocol import Connection
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
@@ -81,7 +81,7 @@ class Server:
             timeout_s=settings.timeout_s,
             num_threads=settings.count_threads(),
             max_pixels=settings.max_pixels,
-            observer=self._build_observer(settings, metrics),
+            observers=self._build_observers(settings, metrics),
             on_death=self._die,
         )
         self.exit_status = 0
@@ -93,8 +93,7 @@ class Server:
         self._service = Service(settings, batcher, metrics, source.name, recorder)
         if self._second is not None:
             self._take_second(self._second)
-        gate = build_gate(settings)
-        gate.report_to(metrics.count_key_reload)
+        gate = build_gate(settings, metrics.count_key_reload)
         self._app = App(settings, self._service, gate, metrics, self._live)
         self._acceptor: Acceptor
         config = uvicorn.Config(
@@ -110,16 +109,16 @@ class Server:
         )
         self._uvicorn = uvicorn.Server(config)
 
-    def _build_observer(self, settings: ServerSettings, metrics: Metrics) -> Observer:
+    def _build_observers(self, settings: ServerSettings, metrics: Metrics) -> list[Observer]:
         """Build what hears of batches: the metrics, and with a second model also those by version, and the shadow."""
-        if self._second is None:
-            return metrics
-        observers = [metrics, VersionMetrics(metrics)]
-        if not settings.shadow:
-            return Observers(*observers)
-        observe = metrics.shadow_difference.observe
-        self._shadow = Shadow(self._second, settings.shadow_fraction, metrics.count_shadowed, observe)
-        return Observers(*observers, self._shadow)
+        observers: list[Observer] = [metrics]
+        if self._second is not None:
+            observers.append(VersionMetrics(metrics))
+            if settings.shadow:
+                observe = metrics.shadow_difference.observe
+                self._shadow = Shadow(self._second, settings.shadow_fraction, metrics.count_shadowed, observe)
+                observers.append(self._shadow)
+        return observers
 
     def run(self) -> int:
         """Serve until a signal comes, and return the exit status."""

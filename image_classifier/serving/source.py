@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from image_classifier.extras import load_extra
+from image_classifier.imaging import give_memory_back
 from image_classifier.published.folder import MANIFEST
 from image_classifier.published.policy import load_policy
 from image_classifier.published.predictor import Predictor, load_predictor
@@ -16,6 +15,8 @@ from image_classifier.references import REGISTERED, get_url
 from image_classifier.serving.settings import ServerSettings
 
 DEFAULT_NAME = "image_classifier"
+WEIGHTS_BYTES = 64 * 2**10
+"""Of an allocation that is given back while a model is loaded; afterwards, only those of images are."""
 
 Resolve = Callable[[str], tuple[Path, str | None]]
 """From models:/NAME@ALIAS or a URL to the published folder, and the version that the alias names now."""
@@ -80,16 +81,19 @@ class ModelSource:
         path, version, mark = self._find()
         if mark == self._loaded:
             return None
-        return_freed_memory()
-        predictor = load_predictor(
-            path,
-            public_key=settings.public_key,
-            policy=load_policy(settings.policy) if settings.policy else None,
-            num_threads=1,
-            num_lone_threads=settings.count_threads(),
-            precision=settings.precision,
-            version=version,
-        )
+        give_memory_back(WEIGHTS_BYTES)  # the holes between a network's weights would stay the process's memory
+        try:
+            predictor = load_predictor(
+                path,
+                public_key=settings.public_key,
+                policy=load_policy(settings.policy) if settings.policy else None,
+                num_threads=1,
+                num_lone_threads=settings.count_threads(),
+                precision=settings.precision,
+                version=version,
+            )
+        finally:
+            give_memory_back()
         self._loaded = mark
         return predictor
 
@@ -104,13 +108,3 @@ class ModelSource:
         except OSError:
             return path, None, path  # loading says what is wrong
         return path, None, (path, facts.st_mtime_ns, facts.st_ino, facts.st_size)
-
-
-def return_freed_memory() -> None:
-    """Tell glibc's malloc to map blocks from 64 KB on by themselves: what loading a model frees is no longer ours.
-
-    Otherwise the holes between a network's weights would stay the process's memory.
-    """
-    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-    with suppress(OSError, AttributeError):  # another library: then its ways are all that there is
-        ctypes.CDLL(None).mallopt(mmap_threshold, 64 * 2**10)
