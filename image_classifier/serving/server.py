@@ -26,7 +26,6 @@ from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.published.predictor import Predictor, PublishedModel
-from image_classifier.serving.accepting import Acceptor
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import build_gate
 from image_classifier.serving.batching import Batcher, Observer
@@ -42,6 +41,9 @@ SWEEP_S = 0.5
 
 END_S = 5.0
 """How long the end waits for captured images to be written, and for the shadow's last batch."""
+
+BACKLOG = 2048
+"""Connections that the kernel holds until they are taken."""
 
 SWITCH_S = 0.0005
 """After so long a thread of Python lets another one go on, if one waits; 5 ms unless it is set."""
@@ -95,7 +97,8 @@ class Server:
             self._take_second(self._second)
         gate = build_gate(settings, metrics.count_key_reload)
         self._app = App(settings, self._service, gate, metrics, self._live)
-        self._acceptor: Acceptor
+        self._build_connection: Callable[[], Connection]
+        self._accepting: asyncio.Server
         config = uvicorn.Config(
             self._app,
             ws="none",
@@ -124,7 +127,7 @@ class Server:
         """Serve until a signal comes, and return the exit status."""
         configure_logging(self._settings.log_format)
         limit_lines(self._app.log.limit)
-        self._uvicorn.run(sockets=[])  # of none: `Acceptor` takes the connections
+        self._uvicorn.run(sockets=[])  # of none: `_live` has the connections taken, by our protocol
         return self.exit_status
 
     @asynccontextmanager
@@ -140,7 +143,8 @@ class Server:
             if part is not None:
                 part.start()
         tasks = [loop.create_task(work()) for work in (self._sweep, self._follow, self._follow_keys)]
-        self._acceptor = Acceptor(self._listener, partial(Connection, self._app, self._uvicorn.server_state))
+        self._build_connection = partial(Connection, self._app, self._uvicorn.server_state)
+        self._accepting = await loop.create_server(self._build_connection, sock=self._listener, backlog=BACKLOG)
         self._announce()
         try:
             yield
@@ -162,9 +166,25 @@ class Server:
         asyncio.get_running_loop().call_later(drain_s, self._end)
 
     def _end(self) -> None:
-        """Take no more connections; uvicorn ends when those that are there have been answered."""
-        self._acceptor.stop()
+        """Take the connections that the kernel has, and no more; uvicorn ends when those that are there are answered.
+
+        Closing resets what nobody has taken. The loop's own server closes later, so nothing may come until then.
+        """
+        if self._uvicorn.should_exit:
+            return
+        loop, tasks = asyncio.get_running_loop(), self._uvicorn.server_state.tasks
+        with suppress(OSError):  # there are no more
+            while True:
+                task = loop.create_task(self._connect(self._listener.accept()[0]))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.close()
         self._uvicorn.should_exit = True
+
+    async def _connect(self, connection: socket.socket) -> None:
+        with suppress(OSError):  # its client has left
+            await asyncio.get_running_loop().connect_accepted_socket(self._build_connection, connection)
 
     def _die(self, error: BaseException) -> None:
         """End because nothing computes any more."""
