@@ -5,9 +5,10 @@
 
 The exchanges are those of tests/hostile.py: each follows from the seed and its number. Beside them go streams of
 pipelined requests that are compared with what h11 and nginx make of them (tests/smuggling.py); the latter needs nginx,
-which Debian has as a package. Every exchange that goes wrong is written to a folder. The attack
-runs at the lowest priority, for attackers bring machines of their own. Writes benchmarks/results/hostile.json, and its
-paragraph in docs/serving.md.
+which Debian has as a package. Every exchange that goes wrong is written to a folder. The attack runs at the lowest
+priority, for attackers bring machines of their own. A client that comes too late for it is not judged by whether it was
+cut off; the result says how many these are. Writes benchmarks/results/hostile.json, and its paragraph in
+docs/serving.md.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from typing import Any
 from benchmarks.honest import read_run_delay
 from benchmarks.measure import PROJECT, load_result, save_result, write_table
 from tests.hostile import Exchange, Grammar
-from tests.hostile_clients import Campaign, Outcome, judge, play
+from tests.hostile_bodies import build_all_bombs
+from tests.hostile_clients import LATE_S, Campaign, Outcome, judge, play
 from tests.serving import Running, serving, write_model
 from tests.smuggling import Comparison, compare_streams
 
@@ -144,16 +146,20 @@ class Watch:
 
 async def attack(server: Running, model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Have all exchanges with a server, and measure what others get meanwhile."""
+    build_all_bombs()
     await ask_honestly(server, model, WARM_UP_S)
     forget_peak(server)
     base = server.measure_memory()
     before = await ask_honestly(server, model, arguments.before_s)
     kinds: Counter[str] = Counter()
     statuses: Counter[int] = Counter()
+    num_late = 0
     findings: list[dict[str, Any]] = []
 
     def note(exchange: Exchange, outcome: Outcome) -> None:
+        nonlocal num_late
         kinds[exchange.kind] += 1
+        num_late += outcome.late_s > LATE_S
         statuses.update(outcome.statuses)
         if what := judge(exchange, outcome):
             findings.append(write_finding(arguments.findings, arguments.seed, exchange, outcome, what))
@@ -182,6 +188,7 @@ async def attack(server: Running, model: Path, arguments: argparse.Namespace) ->
         "exchanges_per_second": round(sum(kinds.values()) / seconds, 1),
         "kinds": dict(sorted(kinds.items())),
         "answers": {str(status): number for status, number in sorted(statuses.items())},
+        "exchanges_of_late_clients": num_late,
         "honest_before": before,
         "honest_during": json.loads(output),
         "server_waited_for_cpu_ms_per_s": round(waited_s / seconds * 1e3, 1),
@@ -268,6 +275,8 @@ def write_finding(folder: Path, seed: int, exchange: Exchange, outcome: Outcome,
         "expected": exchange.expected,
         "statuses": outcome.statuses,
         "end": outcome.end,
+        "seconds": round(outcome.seconds, 2),
+        "late_s": round(outcome.late_s, 2),
         "content": repr(exchange.content[:2000]),
     }
     pieces = [base64.b64encode(piece).decode() for piece in exchange.pieces]

@@ -137,7 +137,6 @@ def build_ablated_command(without: str, python: Path, run: Path, port: int) -> l
 ABLATIONS = {
     "protocol": "stock uvicorn, one plain route with the same batcher, 3,072-byte body",
     "short_way": "this server without the short way of one small image",
-    "accepting": "this server with connections taken by the event loop's own server",
     "event_loop": "this server without computing on the event loop",
 }
 """What is taken out of this server, and what is left."""

@@ -186,16 +186,19 @@ def resize_pixels(
     return _load_fitted(image, image.size, side, "squeeze", note_size)
 
 
-def give_memory_back() -> None:
+def give_memory_back(num_bytes: int = _SMALL_BYTES) -> None:
     """Have what images took given back to the system when they are decoded, in all of this process; for servers.
 
     Otherwise glibc keeps tens of MB for each thread that decodes. Trainings had better keep what they use again.
+
+    Args:
+        num_bytes: of an allocation, from which on it is given back when it is freed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library, which has its own ways
         return
-    mallopt(_M_MMAP_THRESHOLD, _SMALL_BYTES)
+    mallopt(_M_MMAP_THRESHOLD, num_bytes)
 
 
 class _Budget:

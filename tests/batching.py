@@ -75,6 +75,6 @@ def build_app(gate: Gate | None = None, image_size: ImageSize = 32, **settings: 
     """Build an application whose batcher has not been started."""
     metrics = Metrics()
     classifier = Gated(seconds_per_image=1e-6, image_size=image_size)
-    batcher = Batcher(classifier, max_batch=8, max_queue=64, timeout_s=5, observer=metrics)
+    batcher = Batcher(classifier, max_batch=8, max_queue=64, timeout_s=5, observers=[metrics])
     chosen = ServerSettings(model="model", **settings)
     return App(chosen, Service(chosen, batcher, metrics, "model"), gate or Gate(), metrics)

@@ -98,6 +98,12 @@ def _build_bomb(number: int) -> Body:
     return Body(build(), kind)
 
 
+def build_all_bombs() -> None:
+    """Build all of them now: whoever has other clients to see to has no time for that later."""
+    for number in range(len(_BOMBS)):
+        _build_bomb(number)
+
+
 def draw_bomb(chance: Random) -> Body:
     """Draw an image file that is small and takes much to decode, as itself or in a form."""
     body = _build_bomb(chance.randrange(len(_BOMBS)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.hostile import ANYTHING, Exchange, Grammar
 
@@ -23,6 +24,10 @@ DEAF_S = 2.0
 """For so long a client tries to send to a server whose answers it does not read."""
 
 MAX_CONNECT_S = 20.0
+BEAT_S = 0.05
+LATE_S = 0.9
+"""A client that was itself late by so much may have been cut off for it: what was planned to be slow takes 2 s."""
+
 BUSY = (429, 503)
 """What may come instead of any other answer, when there is much to do."""
 
@@ -43,12 +48,14 @@ class Outcome:
     Attributes:
         end: `closed` or `reset` by the server, `open` when the client left, or `refused` before it began.
         rest: what came behind the last whole answer.
+        late_s: for so long the client had something to do meanwhile, and no processor.
     """
 
     answers: tuple[Answer, ...]
     end: str
     seconds: float
     rest: bytes = b""
+    late_s: float = 0.0
 
     @property
     def statuses(self) -> tuple[int, ...]:
@@ -177,6 +184,8 @@ def judge(exchange: Exchange, outcome: Outcome) -> str:
         return ""
     if outcome.rest:
         return "half an answer" if outcome.rest.startswith(b"HTTP/1.1 ") else "no HTTP in the answer"
+    if outcome.late_s > LATE_S:
+        return ""
     for place, status in enumerate(exchange.expected):
         if place >= len(statuses):
             return f"answer {place + 1} of {len(exchange.expected)} expected ones lost; {outcome.end}"
@@ -212,11 +221,13 @@ class Campaign:
         self._note = note
         self._room = asyncio.Semaphore(at_once)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._late_s, self._due = 0.0, math.inf
 
     async def run(self, numbers: Iterable[int], rate: float) -> None:
         """Begin so many exchanges a second, but no more at once than there is room for; return when all have ended."""
         loop = asyncio.get_running_loop()
         due = loop.time()
+        beating = loop.create_task(self._beat())
         for number in numbers:
             due = max(due + 1 / rate, loop.time() - 1)
             await asyncio.sleep(max(0, due - loop.time()))
@@ -230,12 +241,24 @@ class Campaign:
             task.add_done_callback(self._tasks.discard)
         while self._tasks:
             await asyncio.wait(self._tasks)
+        beating.cancel()
+
+    async def _beat(self) -> None:
+        """Add up for how long this event loop, with all its clients, comes too late."""
+        while True:
+            self._due = time.monotonic() + BEAT_S
+            await asyncio.sleep(BEAT_S)
+            self._late_s = self._count_late()
+
+    def _count_late(self) -> float:
+        return self._late_s + max(0.0, time.monotonic() - self._due)
 
     async def _play(self, exchange: Exchange, is_long: bool) -> None:
+        late_s = self._count_late()
         try:
             outcome = await play(self._port, exchange, self._wait_s)
         finally:
             del self.running[exchange.number]
             if not is_long:
                 self._room.release()
-        self._note(exchange, outcome)
+        self._note(exchange, replace(outcome, late_s=self._count_late() - late_s))

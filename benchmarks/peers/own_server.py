@@ -1,15 +1,13 @@
 """This server without one of its special ways, or its batcher behind stock uvicorn: what each of them gives.
 
-python -m benchmarks.peers.own_server MODEL PORT KEYS --without short_way|accepting|event_loop|protocol
+python -m benchmarks.peers.own_server MODEL PORT KEYS --without short_way|event_loop|protocol
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,27 +19,12 @@ from starlette.routing import Route
 
 from image_classifier.published.predictor import load_predictor
 from image_classifier.serving import server
-from image_classifier.serving.accepting import BACKLOG
 from image_classifier.serving.app import App
 from image_classifier.serving.batching import AT_ONCE_S, Batcher, Ticket
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.source import ModelSource
 from image_classifier.serving.telemetry import Metrics
-
-
-class LoopAcceptor:
-    """Lets the event loop's own server take the connections."""
-
-    def __init__(self, listener: socket.socket, build: Callable[[], asyncio.Protocol]) -> None:
-        self._server: asyncio.Server | None = None
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(loop.create_server(build, sock=listener, backlog=BACKLOG))
-        self._task.add_done_callback(lambda task: setattr(self, "_server", task.result()))
-
-    def stop(self) -> None:
-        """Close the socket."""
-        if self._server is not None:
-            self._server.close()
 
 
 class HandingBatcher(Batcher):
@@ -84,7 +67,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("port", type=int)
     parser.add_argument("keys", type=Path)
-    parser.add_argument("--without", choices=["short_way", "accepting", "event_loop", "protocol"], required=True)
+    parser.add_argument("--without", choices=["short_way", "event_loop", "protocol"], required=True)
     arguments = parser.parse_args()
     settings = ServerSettings(
         model=arguments.model, port=arguments.port, api_keys_file=arguments.keys, drain_s=0, log_format="plain"
@@ -94,11 +77,9 @@ def main() -> None:
         return
     if arguments.without == "short_way":
         App.has_short_way = False  # type: ignore[assignment,method-assign]  # a property otherwise
-    elif arguments.without == "accepting":
-        vars(server)["Acceptor"] = LoopAcceptor
     else:
         vars(server)["Batcher"] = HandingBatcher
-    server.serve(settings)
+    server.serve(settings, ModelSource(settings, None))
 
 
 if __name__ == "__main__":

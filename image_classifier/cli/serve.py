@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import build_parser, execute, get_options
 from image_classifier.errors import SettingsError
-from image_classifier.extras import load_extra
+from image_classifier.extras import check_extra, load_extra
 from image_classifier.references import REGISTERED, get_url
 from image_classifier.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from image_classifier.serving.server import Resolve
+    from image_classifier.serving.source import Resolve
 
 ENVIRONMENT_FILE = ".env"
 MODULES = (
@@ -64,11 +65,31 @@ def _serve(argv: Sequence[str] | None) -> int:
     arguments = parse_arguments(build_serve_parser(), argv)
     settings = ServerSettings(**get_options(arguments, list(ServerSettings.__dataclass_fields__)))
 
-    for module in MODULES:
-        load_extra(module, "serve")
-    from image_classifier.serving.server import serve
+    gc.disable()  # until it serves: what is imported is no garbage
+    try:
+        return serve(settings)
+    finally:
+        gc.enable()
 
-    return serve(settings, find_resolver(settings))
+
+def serve(settings: ServerSettings) -> int:
+    """Serve until a signal comes, and return the exit status.
+
+    Raises:
+        ImageClassifierError: an extra is missing, or the model, the keys or the address are not as they should be.
+    """
+    for module in MODULES:
+        check_extra(module, "serve")
+    from image_classifier.serving.source import ModelSource
+
+    resolve = find_resolver(settings)
+    source = ModelSource(settings, resolve)
+    second = settings.canary or settings.shadow
+    candidate = ModelSource(settings, resolve, second) if second else None
+    source.begin()  # while the rest is imported
+    from image_classifier.serving import server
+
+    return server.serve(settings, source, candidate)
 
 
 def load_environment_file(path: Path) -> None:

@@ -15,16 +15,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import jwt
 
 from image_classifier.errors import SettingsError
 from image_classifier.files import parse_json, read_file
 from image_classifier.serving.problems import Problem
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.text import one_line
+
+if TYPE_CHECKING:
+    import jwt  # with cryptography, which takes a server without tokens a tenth of its start
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Those with a public key; `none` and those with a shared secret are refused."""
@@ -64,13 +65,6 @@ class Gate:
 
     refresh_s = float("inf")
 
-    def __init__(self) -> None:
-        self._count: Count = lambda option, is_done: None
-
-    def report_to(self, count: Count) -> None:
-        """Have each attempt to read keys again counted."""
-        self._count = count
-
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
         """Return the caller's name, by the headers of a request.
 
@@ -86,7 +80,11 @@ class Gate:
         """
 
 
-def build_gate(settings: ServerSettings) -> Gate:
+def _ignore(option: str, is_done: bool) -> None:
+    pass
+
+
+def build_gate(settings: ServerSettings, count: Count = _ignore) -> Gate:
     """Build what the settings ask for.
 
     Raises:
@@ -94,9 +92,9 @@ def build_gate(settings: ServerSettings) -> Gate:
     """
     gates: list[Gate] = []
     if settings.api_keys_file is not None:
-        gates.append(KeyGate(settings.api_keys_file))
+        gates.append(KeyGate(settings.api_keys_file, count))
     if settings.jwt_issuer:
-        gates.append(TokenGate(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks))
+        gates.append(TokenGate(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks, count=count))
     if len(gates) == 2:
         return EitherGate(gates)
     return gates[0] if gates else Gate()
@@ -147,8 +145,8 @@ class KeyGate(Gate):
         SettingsError: as `load_keys`.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
+    def __init__(self, path: Path, count: Count = _ignore) -> None:
+        self._count = count
         self._path = path
         self._keys = load_keys(path)
 
@@ -209,8 +207,15 @@ class TokenGate(Gate):
 
     refresh_s = REFRESH_S
 
-    def __init__(self, issuer: str, audience: str, jwks: str, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        issuer: str,
+        audience: str,
+        jwks: str,
+        clock: Callable[[], float] = time.monotonic,
+        count: Count = _ignore,
+    ) -> None:
+        self._count = count
         self._issuer = issuer
         self._audience = audience
         self._source = jwks
@@ -256,6 +261,8 @@ class TokenGate(Gate):
         self._count("jwt_jwks", True)
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
+        import jwt
+
         token = _find_credential(headers)
         if not token:
             raise _refuse("send `Authorization: Bearer TOKEN`")
@@ -285,6 +292,8 @@ class TokenGate(Gate):
             self.refresh()
 
     def _verify(self, token: bytes, key: jwt.PyJWK) -> dict[str, Any]:
+        import jwt
+
         return jwt.decode(
             token,
             key,
@@ -296,21 +305,20 @@ class TokenGate(Gate):
         )
 
 
-_NO_KEYS = (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException, jwt.PyJWTError)
-"""What reading a JSON web key set may raise."""
-
-
 def _load_issuer_keys(source: str) -> _IssuerKeys:
     """Load the public keys to verify signatures with, from a file or an https address.
 
     Raises:
         ValueError: they cannot be had, or there is none.
     """
+    import jwt
+
+    reasons = (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException, jwt.PyJWTError)
     try:
         is_address = urlsplit(source).scheme == "https"
         content = _fetch(source) if is_address else read_file(Path(source), MAX_KEYS_BYTES)
         found = jwt.PyJWKSet.from_dict(parse_json(content)).keys
-    except _NO_KEYS as error:
+    except reasons as error:
         raise ValueError(one_line(error)) from error
     usable = [key for key in found if key.public_key_use in (None, "sig") and key.algorithm_name in ALGORITHMS]
     if not usable:
@@ -357,13 +365,8 @@ class EitherGate(Gate):
     """Lets through whom one of several gates knows."""
 
     def __init__(self, gates: list[Gate]) -> None:
-        super().__init__()
         self._gates = gates
         self.refresh_s = min(gate.refresh_s for gate in gates)
-
-    def report_to(self, count: Count) -> None:
-        for gate in self._gates:
-            gate.report_to(count)
 
     def refresh(self) -> None:
         for gate in self._gates:

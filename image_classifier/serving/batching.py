@@ -24,6 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from queue import Empty, SimpleQueue
@@ -109,50 +110,35 @@ class InferenceError(Exception):
     """A thread that computes has died."""
 
 
+@dataclass(slots=True, eq=False)
 class Ticket:
     """One image on its way: first as it came, then as pixels, then with its probabilities.
 
     Attributes:
-        caller: name or address of who sent it, and pays with his share of the decoding time.
-        content: bytes of an image file, or None where the pixels came themselves.
         pixels: S * S * 3 bytes, RGB, row by row; None until decoded.
+        content: bytes of an image file, or None where the pixels came themselves.
+        formats: that the file may have.
+        caller: name or address of who sent it, and pays with his share of the decoding time.
+        row: the probability of each class.
+        order: the classes from the most probable to the least.
+        batch_size: images that were computed together.
         classifier: the model that was current when the image was accepted, and computes it.
         future: done with this ticket, or with the reason why not; cancelled when the client has left.
-        row: the probability of each class.
-        batch_size: images that were computed together.
-        order: the classes from the most probable to the least.
     """
 
-    __slots__ = (
-        "batch_size",
-        "caller",
-        "classifier",
-        "content",
-        "deadline",
-        "error",
-        "formats",
-        "future",
-        "order",
-        "pixels",
-        "row",
-        "submitted_at",
-        "taken_at",
-    )
-
-    def __init__(self, pixels: bytes | None, content: bytes | None = None, formats: tuple[str, ...] = ()) -> None:
-        self.pixels = pixels
-        self.content = content
-        self.formats = formats
-        self.caller = ""
-        self.error: Exception | None = None
-        self.row: list[float] = []
-        self.order: list[int] = []
-        self.batch_size: int
-        self.classifier: Classifier
-        self.future: Answer
-        self.deadline: float
-        self.submitted_at: float
-        self.taken_at: float
+    pixels: bytes | None
+    content: bytes | None = None
+    formats: tuple[str, ...] = ()
+    caller: str = ""
+    error: Exception | None = None
+    row: list[float] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    batch_size: int = field(init=False)
+    classifier: Classifier = field(init=False)
+    future: Answer = field(init=False)
+    deadline: float = field(init=False)
+    submitted_at: float = field(init=False)
+    taken_at: float = field(init=False)
 
 
 def is_small(content: bytes) -> bool:
@@ -226,7 +212,7 @@ class Batcher:
         timeout_s: float,
         num_threads: int = 1,
         max_pixels: int = 12_500_000,
-        observer: Observer | None = None,
+        observers: Sequence[Observer] = (),
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.classifier = classifier
@@ -238,7 +224,7 @@ class Batcher:
         self.timeout_s = timeout_s
         self.max_pixels = max_pixels
         self.death: BaseException | None = None
-        self._observer = observer or Observer()
+        self._observers = tuple(observers)
         self._on_death = on_death
         self._pending: dict[Ticket, None] = {}  # in the order of their deadlines
         self._encoded: FairQueue[Ticket] = FairQueue()
@@ -424,7 +410,8 @@ class Batcher:
                 for ticket in group:
                     ticket.classifier = champion
                 computed += infer(group, is_alone=is_alone)
-                self._call(self._observer.on_fallback, group, error)
+                for observer in self._observers:
+                    self._call(observer.on_fallback, group, error)
         return computed
 
     def _take(self, first: Ticket) -> tuple[list[Ticket], list[Ticket]]:
@@ -462,7 +449,8 @@ class Batcher:
                 self._pending.pop(ticket, None)
                 if not ticket.future.done():
                     ticket.future.set_result(ticket)
-            self._observer.on_batch(batch, seconds)
+            for observer in self._observers:
+                observer.on_batch(batch, seconds)
 
     def _drop(self, tickets: list[Ticket]) -> None:
         for ticket in tickets:
@@ -470,7 +458,7 @@ class Batcher:
             if ticket.error is not None:
                 self._fail(ticket, ticket.error)
             elif ticket.future.cancelled():
-                self._observer.on_drop(ticket, "client_left")
+                self._tell_drop(ticket, "client_left")
             else:
                 self._give_up(ticket)
 
@@ -481,7 +469,11 @@ class Batcher:
     def _give_up(self, ticket: Ticket) -> None:
         if not ticket.future.done():
             ticket.future.set_exception(DeadlineError())
-            self._observer.on_drop(ticket, "deadline")
+            self._tell_drop(ticket, "deadline")
+
+    def _tell_drop(self, ticket: Ticket, reason: str) -> None:
+        for observer in self._observers:
+            observer.on_drop(ticket, reason)
 
     def _sweep(self) -> None:
         """Give up what has waited too long, also where the thread is at one batch all the time."""

@@ -142,25 +142,6 @@ class Shadow(Observer):
             self._observe(difference)
 
 
-class Observers(Observer):
-    """Tells several observers."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def on_batch(self, tickets: Sequence[Ticket], seconds: float) -> None:
-        for observer in self._observers:
-            observer.on_batch(tickets, seconds)
-
-    def on_drop(self, ticket: Ticket, reason: str) -> None:
-        for observer in self._observers:
-            observer.on_drop(ticket, reason)
-
-    def on_fallback(self, tickets: Sequence[Ticket], error: Exception) -> None:
-        for observer in self._observers:
-            observer.on_fallback(tickets, error)
-
-
 def check_same_answers(model: PublishedModel, champion: PublishedModel) -> None:
     """Check that a model answers in the same form as the one beside which it computes.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import math
@@ -26,100 +25,30 @@ from image_classifier.capture.places import open_place
 from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
 from image_classifier.extras import check_extra
-from image_classifier.published.folder import MANIFEST
-from image_classifier.published.policy import load_policy
-from image_classifier.published.predictor import Predictor, PublishedModel, load_predictor
-from image_classifier.references import REGISTERED, get_url
-from image_classifier.serving.accepting import Acceptor
+from image_classifier.published.predictor import Predictor, PublishedModel
 from image_classifier.serving.app import App
 from image_classifier.serving.auth import build_gate
 from image_classifier.serving.batching import Batcher, Observer
-from image_classifier.serving.candidates import Canary, Observers, Shadow, check_same_answers
+from image_classifier.serving.candidates import Canary, Shadow, check_same_answers
 from image_classifier.serving.protocol import Connection
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.source import ModelSource
 from image_classifier.serving.telemetry import Metrics, VersionMetrics, configure_logging, limit_lines
 
-DEFAULT_NAME = "image_classifier"
 SWEEP_S = 0.5
 """How often the deadlines of connections are looked at."""
 
 END_S = 5.0
 """How long the end waits for captured images to be written, and for the shadow's last batch."""
 
+BACKLOG = 2048
+"""Connections that the kernel holds until they are taken."""
+
 SWITCH_S = 0.0005
 """After so long a thread of Python lets another one go on, if one waits; 5 ms unless it is set."""
 
 logger = logging.getLogger(__name__)
-
-Resolve = Callable[[str], tuple[Path, str | None]]
-"""From models:/NAME@ALIAS or a URL to the published folder, and the version that the alias names now."""
-
-
-class ModelSource:
-    """Where the model comes from, and which version of it was loaded last.
-
-    Args:
-        resolve: looks up registry names and URLs; not needed where the model is a path.
-        model: what it is; by default the settings' model.
-    """
-
-    def __init__(self, settings: ServerSettings, resolve: Resolve | None, model: str = "") -> None:
-        self._settings = settings
-        self._model = model or settings.model
-        is_elsewhere = self._model.startswith(REGISTERED) or get_url(self._model) is not None
-        self._resolve = resolve if is_elsewhere else None
-        self._loaded: object = None
-
-    @property
-    def name(self) -> str:
-        """The model's name in the Open Inference Protocol."""
-        settings = self._settings
-        is_registered = self._model.startswith(REGISTERED)
-        registered = self._model.removeprefix(REGISTERED).partition("@")[0] if is_registered else ""
-        return settings.model_name or registered or DEFAULT_NAME
-
-    def load(self) -> Predictor:
-        """Load what the name stands for now.
-
-        Raises:
-            ImageClassifierError: it is missing, damaged, not signed or verified as asked for, or not registered.
-        """
-        predictor = self.load_if_moved()
-        assert predictor is not None
-        return predictor
-
-    def load_if_moved(self) -> Predictor | None:
-        """Load what the name stands for now, if that is something else than before."""
-        settings = self._settings
-        path, version, mark = self._find()
-        if mark == self._loaded:
-            return None
-        return_freed_memory()
-        predictor = load_predictor(
-            path,
-            public_key=settings.public_key,
-            policy=load_policy(settings.policy) if settings.policy else None,
-            num_threads=1,
-            num_lone_threads=settings.count_threads(),
-            precision=settings.precision,
-            version=version,
-        )
-        predictor.measure()
-        self._loaded = mark
-        return predictor
-
-    def _find(self) -> tuple[Path, str | None, object]:
-        """Find the path, the version if it has a name, and what differs when it is another model."""
-        if self._resolve is not None:
-            path, version = self._resolve(self._model)
-            return path, version, (path, version)
-        path = Path(self._model).resolve()  # a link may have been pointed somewhere else
-        try:
-            facts = (path / MANIFEST if path.is_dir() else path).stat()
-        except OSError:
-            return path, None, path  # loading says what is wrong
-        return path, None, (path, facts.st_mtime_ns, facts.st_ino, facts.st_size)
 
 
 class Server:
@@ -154,7 +83,7 @@ class Server:
             timeout_s=settings.timeout_s,
             num_threads=settings.count_threads(),
             max_pixels=settings.max_pixels,
-            observer=self._build_observer(settings, metrics),
+            observers=self._build_observers(settings, metrics),
             on_death=self._die,
         )
         self.exit_status = 0
@@ -166,10 +95,10 @@ class Server:
         self._service = Service(settings, batcher, metrics, source.name, recorder)
         if self._second is not None:
             self._take_second(self._second)
-        gate = build_gate(settings)
-        gate.report_to(metrics.count_key_reload)
+        gate = build_gate(settings, metrics.count_key_reload)
         self._app = App(settings, self._service, gate, metrics, self._live)
-        self._acceptor: Acceptor
+        self._build_connection: Callable[[], Connection]
+        self._accepting: asyncio.Server
         config = uvicorn.Config(
             self._app,
             ws="none",
@@ -183,22 +112,22 @@ class Server:
         )
         self._uvicorn = uvicorn.Server(config)
 
-    def _build_observer(self, settings: ServerSettings, metrics: Metrics) -> Observer:
+    def _build_observers(self, settings: ServerSettings, metrics: Metrics) -> list[Observer]:
         """Build what hears of batches: the metrics, and with a second model also those by version, and the shadow."""
-        if self._second is None:
-            return metrics
-        observers = [metrics, VersionMetrics(metrics)]
-        if not settings.shadow:
-            return Observers(*observers)
-        observe = metrics.shadow_difference.observe
-        self._shadow = Shadow(self._second, settings.shadow_fraction, metrics.count_shadowed, observe)
-        return Observers(*observers, self._shadow)
+        observers: list[Observer] = [metrics]
+        if self._second is not None:
+            observers.append(VersionMetrics(metrics))
+            if settings.shadow:
+                observe = metrics.shadow_difference.observe
+                self._shadow = Shadow(self._second, settings.shadow_fraction, metrics.count_shadowed, observe)
+                observers.append(self._shadow)
+        return observers
 
     def run(self) -> int:
         """Serve until a signal comes, and return the exit status."""
         configure_logging(self._settings.log_format)
         limit_lines(self._app.log.limit)
-        self._uvicorn.run(sockets=[])  # of none: `Acceptor` takes the connections
+        self._uvicorn.run(sockets=[])  # of none: `_live` has the connections taken, by our protocol
         return self.exit_status
 
     @asynccontextmanager
@@ -215,7 +144,8 @@ class Server:
         if self._shadow is not None:
             self._shadow.start()
         tasks = [loop.create_task(work()) for work in (self._sweep, self._follow, self._follow_keys)]
-        self._acceptor = Acceptor(self._listener, partial(Connection, self._app, self._uvicorn.server_state))
+        self._build_connection = partial(Connection, self._app, self._uvicorn.server_state)
+        self._accepting = await loop.create_server(self._build_connection, sock=self._listener, backlog=BACKLOG)
         self._announce()
         try:
             yield
@@ -238,9 +168,25 @@ class Server:
         asyncio.get_running_loop().call_later(drain_s, self._end)
 
     def _end(self) -> None:
-        """Take no more connections; uvicorn ends when those that are there have been answered."""
-        self._acceptor.stop()
+        """Take the connections that the kernel has, and no more; uvicorn ends when those that are there are answered.
+
+        Closing resets what nobody has taken. The loop's own server closes later, so nothing may come until then.
+        """
+        if self._uvicorn.should_exit:
+            return
+        loop, tasks = asyncio.get_running_loop(), self._uvicorn.server_state.tasks
+        with suppress(OSError):  # there are no more
+            while True:
+                task = loop.create_task(self._connect(self._listener.accept()[0]))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.close()
         self._uvicorn.should_exit = True
+
+    async def _connect(self, connection: socket.socket) -> None:
+        with suppress(OSError):  # its client has left
+            await asyncio.get_running_loop().connect_accepted_socket(self._build_connection, connection)
 
     def _die(self, error: BaseException) -> None:
         """End because nothing computes any more."""
@@ -376,16 +322,6 @@ def check_same_size(model: PublishedModel, image_size: int) -> None:
         )
 
 
-def return_freed_memory() -> None:
-    """Tell glibc's malloc to map blocks from 64 KB on by themselves: what loading a model frees is no longer ours.
-
-    Otherwise the holes between a network's weights would stay the process's memory.
-    """
-    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-    with suppress(OSError, AttributeError):  # another library: then its ways are all that there is
-        ctypes.CDLL(None).mallopt(mmap_threshold, 64 * 2**10)
-
-
 def keep_loop_free() -> None:
     """Let nothing else of this process hold up the event loop for long.
 
@@ -425,15 +361,15 @@ def bind(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def serve(settings: ServerSettings, resolve: Resolve | None = None) -> int:
+def serve(settings: ServerSettings, source: ModelSource, candidate: ModelSource | None = None) -> int:
     """Serve until a signal comes, and return the exit status.
+
+    Args:
+        candidate: where the canary or shadow comes from; None where there is none.
 
     Raises:
         ImageClassifierError: the model, the keys or the address are not as they should be.
     """
-    source = ModelSource(settings, resolve)
-    second = settings.canary or settings.shadow
-    candidate = ModelSource(settings, resolve, second) if second else None
     with bind(settings) as listener:
         server = Server(settings, source, listener, candidate)
         Image.preinit()  # the decoders, which would be imported while the first client waits

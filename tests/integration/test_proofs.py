@@ -29,8 +29,8 @@ from image_classifier.errors import ModelError, SettingsError
 from image_classifier.experiment import run
 from image_classifier.published.attestation import EXPORT, serialize_statement
 from image_classifier.published.folder import ATTESTATIONS, MODEL, describe_content, serialize_manifest
-from image_classifier.serving.server import ModelSource
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.source import ModelSource
 from image_classifier.tracking import checkpoint
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.tracking.identity import compute_json_digest

@@ -19,8 +19,8 @@ from image_classifier.errors import ImageClassifierError, Interrupted, ModelErro
 from image_classifier.experiment import run
 from image_classifier.remote.cache import localize
 from image_classifier.reporter import Reporter, Reporters
-from image_classifier.serving.server import ModelSource
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.source import ModelSource
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.reading import read_manifest, read_record
 from tests.conftest import PROJECT, run_command

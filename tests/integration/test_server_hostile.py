@@ -159,6 +159,7 @@ def test_what_a_server_must_not_do_is_seen() -> None:
     exchange = Exchange(0, "", (b"GET",), expected=(422,))
     assert judge(exchange, Outcome(tuple(answers), "closed", 0)) == "status 500"
     assert "lost" in judge(exchange, Outcome((), "closed", 0))
+    assert judge(exchange, Outcome((), "closed", 0, late_s=1)) == "", "it was the client that was late"
     assert judge(replace(exchange, expected=()), Outcome((), "reset", 0)) == "reset without a last answer"
     assert judge(replace(exchange, expected=()), Outcome((), "closed", 0)) == "closed without an answer"
     assert judge(replace(exchange, expected=(), ending="wait"), Outcome((), "open", 0)) == "never closed"

@@ -236,8 +236,8 @@ def test_both_are_read_again(tmp_path: Path, issuer: Issuer, jwks: Path) -> None
     settings = ServerSettings(
         model="m", api_keys_file=path, jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_jwks=str(jwks)
     )
-    gate, counts = build_gate(settings), Counts()
-    gate.report_to(counts)
+    counts = Counts()
+    gate = build_gate(settings, counts)
     write_keys(path, alice="third")
     renewed = Issuer(jwks, "2")
     gate.refresh()
@@ -255,10 +255,10 @@ def test_keys_that_were_added_or_removed_are_known_when_they_are_read_again(keys
 
 @pytest.mark.parametrize("content", ["", "# nobody\n", "alice:abc\n", "bob:" + 63 * "0", "\x00", None])
 def test_a_file_that_is_half_written_locks_nobody_out(
-    keys: Gate, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str | None
 ) -> None:
-    path, counts = tmp_path / "keys", Counts()
-    keys.report_to(counts)
+    path, counts = write_keys(tmp_path / "keys", alice="first", bob="second"), Counts()
+    keys = KeyGate(path, counts)
     if content is None:
         path.unlink()
     else:
@@ -362,8 +362,8 @@ def test_a_withdrawn_key_takes_its_tokens_along(key_server: KeyServer, issuer: I
 def test_the_keys_live_for_an_hour_without_their_issuer(
     key_server: KeyServer, issuer: Issuer, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gate, counts = TokenGate(ISSUER, AUDIENCE, key_server.url, clock), Counts()
-    gate.report_to(counts)
+    counts = Counts()
+    gate = TokenGate(ISSUER, AUDIENCE, key_server.url, clock, counts)
     token = issuer.sign()
     key_server.status = 500
     clock.now += KEYS_LIVE_S - 100

@@ -156,7 +156,7 @@ def test_what_waits_too_long_is_given_up_though_the_thread_is_busy() -> None:
     async def work() -> None:
         dropped = Dropped()
         classifier = Gated(is_open=False)
-        batcher = build(classifier, timeout_s=0.1, observer=dropped)
+        batcher = build(classifier, timeout_s=0.1, observers=[dropped])
         first, second = [batcher.submit(ticket) for ticket in build_tickets(draw_images(2))]
         await wait_for(classifier.entered)
         with pytest.raises(DeadlineError):
@@ -176,7 +176,7 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
     async def work() -> None:
         dropped = Dropped()
         classifier = Gated(is_open=False)
-        batcher = build(classifier, observer=dropped)
+        batcher = build(classifier, observers=[dropped])
         first = batcher.submit(build_tickets(draw_images(1))[0])
         await wait_for(classifier.entered)
         others = [batcher.submit(ticket) for ticket in build_tickets(draw_images(6))]

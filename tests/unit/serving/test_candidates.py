@@ -19,7 +19,6 @@ from image_classifier.serving.batching import Observer, Ticket
 from image_classifier.serving.candidates import (
     MAX_SHADOWED,
     Canary,
-    Observers,
     PinnedTicket,
     Shadow,
     check_same_answers,
@@ -105,7 +104,7 @@ def test_each_caller_is_answered_by_its_model(seconds_per_image: float) -> None:
 def test_where_the_canary_fails_the_champion_answers(first: int, answer: Any, error: str) -> None:
     async def work() -> None:
         fallbacks = Fallbacks()
-        batcher = build(Gated(seconds_per_image=1e-6), observer=fallbacks)
+        batcher = build(Gated(seconds_per_image=1e-6), observers=[fallbacks])
         batcher.canary = Canary(Second(answer), 1.0)
         ticket = await batcher.submit(build_ticket(first=first))
         assert ticket.classifier is batcher.classifier and ticket.row == [first, 1, 2]
@@ -134,7 +133,7 @@ def test_a_request_is_answered_by_one_model_even_where_the_canary_fails_for_some
 def test_what_each_version_computes_and_fails_is_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         metrics = Metrics()
-        batcher = build(Gated(seconds_per_image=1e-6), observer=Observers(metrics, VersionMetrics(metrics)))
+        batcher = build(Gated(seconds_per_image=1e-6), observers=[metrics, VersionMetrics(metrics)])
         batcher.canary = Canary(Second(), 0.5)
         answered: Counter[str] = Counter()
         for number in range(40):

@@ -15,8 +15,9 @@ from image_classifier.published.predictor import PublishedModel, load_predictor
 from image_classifier.published.reference import build_reference, serialize_reference
 from image_classifier.serving.batching import Ticket
 from image_classifier.serving.drift import IMAGES_PER_S, DriftWindow
-from image_classifier.serving.server import ModelSource, Server, bind
+from image_classifier.serving.server import Server, bind
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.serving.source import ModelSource
 from tests.serving import draw_images, write_model, write_published_model
 
 IMAGES = draw_images(300)
