@@ -73,25 +73,25 @@ INLINE vec load_some(const float *from, int64_t count) {
     return value;
 }
 
-INLINE void store_some(float *to, vec value, int64_t count) {
+INLINE void store_some_reg(float *to, reg value, int64_t count) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(to, (__mmask16)(count < LANES ? (1 << count) - 1 : -1), (__m512)value);
 #else
-    float lanes[LANES];
-    if (count >= LANES) {
-        store(to, value);
+    float lanes[REGISTER];
+    if (count >= REGISTER) {
+        store_reg(to, value);
         return;
     }
-    store(lanes, value);
-    const int64_t half = count >= LANES / 2 ? LANES / 2 : 0;
-    if (half) memcpy(to, lanes, LANES / 2 * 4);
-    for (int64_t i = half; i < count; i++) to[i] = lanes[i];
+    store_reg(lanes, value);
+    for (int64_t i = 0; i < count; i++) to[i] = lanes[i];
 #endif
 }
 
-INLINE void store_some_reg(float *to, reg value, int64_t count) {
-    if (count >= REGISTER) store_reg(to, value);
-    else if (count > 0) memcpy(to, &value, (size_t)count * 4);
+INLINE void store_some(float *to, vec value, int64_t count) {
+    reg parts[LANES / REGISTER];
+    memcpy(parts, &value, sizeof value);
+    UNROLL for (int i = 0; i < LANES / REGISTER; i++)
+        store_some_reg(to + i * REGISTER, parts[i], count - i * REGISTER);
 }
 
 INLINE float sum_lanes(vec value) {
