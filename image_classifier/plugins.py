@@ -11,9 +11,11 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, packages_distributions
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -193,11 +195,17 @@ def find_target(kind: Kind, name: str) -> str:
 def _list_registered(kind: Kind) -> dict[str, list[EntryPoint]]:
     """List what installed packages register, by name."""
     registered: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUPS[kind]):
+    for entry in _read_entry_points(GROUPS[kind], tuple(sys.path)):
         others = registered.setdefault(entry.name, [])
         if entry.value not in [other.value for other in others]:
             others.append(entry)
     return registered
+
+
+@cache
+def _read_entry_points(group: str, places: tuple[str, ...]) -> list[EntryPoint]:
+    """Read the entry points of the packages in these places: once, for each has a file to be read."""
+    return list(entry_points(group=group))
 
 
 def list_registered(kind: Kind) -> list[str]:

@@ -77,12 +77,12 @@ void gelu_bf16(const struct gelu *a) {
 }
 
 /* How convolutions read, write and multiply: floats, and pairs of bf16 in a word (VNNI layout). */
-INLINE vec read_float(const float *from, int64_t count) { return load_some(from, count); }
-INLINE void write_float(float *to, vec value, int64_t count) { store_some(to, value, count); }
-INLINE void store_channels_float(uint32_t *to, vec value) { store((float *)to, value); }
-INLINE void store_words_float(uint32_t *to, vec first, vec second) {
+INLINE reg read_float(const float *from, int64_t count) { return load_some_reg(from, count); }
+INLINE void write_float(float *to, reg value, int64_t count) { store_some_reg(to, value, count); }
+INLINE void store_channels_float(uint32_t *to, reg value) { store_reg((float *)to, value); }
+INLINE void store_words_float(uint32_t *to, reg first, reg second) {
     (void)second;
-    store((float *)to, first);
+    store_reg((float *)to, first);
 }
 INLINE vec add_products_float(vec sum, const uint32_t *left, vec right) {
     float factor;

@@ -15,8 +15,13 @@
 enum { LANES = 16 };
 #if defined(__AVX512F__)
 #define WIDE 4 /* vectors of a micro-kernel's sums that are kept in registers together, for each of up to 6 rows */
+enum { REGISTER = LANES };
+#elif defined(__AVX2__)
+#define WIDE 1
+enum { REGISTER = 8 };
 #else
 #define WIDE 1
+enum { REGISTER = 4 };
 #endif
 
 typedef float vec __attribute__((vector_size(LANES * 4), may_alias));
@@ -32,41 +37,61 @@ INLINE vec splat(float x) { return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, 
 INLINE vec multiply_add(vec factor, vec value, vec sum) { return __builtin_elementwise_fma(factor, value, sum); }
 INLINE vec scale_add(float factor, vec value, vec sum) { return multiply_add(splat(factor), value, sum); }
 
-/* As many floats as there are, up to a vector of them; the rest is zeros. */
-INLINE vec load_some(const float *from, int64_t count) {
+/* A register of floats, for what treats each lane by itself, so that their number changes nothing. */
+typedef float reg __attribute__((vector_size(REGISTER * 4), may_alias));
+typedef float loose_reg __attribute__((vector_size(REGISTER * 4), may_alias, aligned(4)));
+
+INLINE reg load_reg(const float *from) { return *(const loose_reg *)from; }
+INLINE void store_reg(float *to, reg value) { *(loose_reg *)to = value; }
+INLINE reg scale_add_reg(float factor, reg value, reg sum) {
+    const reg none = {0};
+    return __builtin_elementwise_fma(none + factor, value, sum);
+}
+
+/* As many floats as there are, up to a register of them; the rest is zeros. */
+INLINE reg load_some_reg(const float *from, int64_t count) {
 #if defined(__AVX512F__)
-    return (vec)_mm512_maskz_loadu_ps((__mmask16)(count < LANES ? (1 << count) - 1 : -1), from);
+    return (reg)_mm512_maskz_loadu_ps((__mmask16)(count < LANES ? (1 << count) - 1 : -1), from);
 #elif defined(__AVX2__)
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const int some = count < LANES ? (int)count : LANES;
-    __m256 halves[2];
-    UNROLL for (int i = 0; i < 2; i++)
-        halves[i] = _mm256_maskload_ps(from + 8 * i, _mm256_cmpgt_epi32(_mm256_set1_epi32(some - 8 * i), lanes));
-    vec value;
-    memcpy(&value, halves, sizeof value);
-    return value;
+    const int some = count < REGISTER ? (int)count : REGISTER;
+    return (reg)_mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(some), lanes));
 #else
-    vec value = {0};
-    if (count >= LANES) return load(from);
-    memcpy(&value, from, (size_t)count * 4);
+    reg value = {0};
+    if (count >= REGISTER) return load_reg(from);
+    if (count > 0) memcpy(&value, from, (size_t)count * 4);
     return value;
 #endif
 }
 
-INLINE void store_some(float *to, vec value, int64_t count) {
+INLINE vec load_some(const float *from, int64_t count) {
+    reg parts[LANES / REGISTER];
+    vec value;
+    UNROLL for (int i = 0; i < LANES / REGISTER; i++)
+        parts[i] = load_some_reg(from + i * REGISTER, count - i * REGISTER);
+    memcpy(&value, parts, sizeof value);
+    return value;
+}
+
+INLINE void store_some_reg(float *to, reg value, int64_t count) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(to, (__mmask16)(count < LANES ? (1 << count) - 1 : -1), (__m512)value);
 #else
-    float lanes[LANES];
-    if (count >= LANES) {
-        store(to, value);
+    float lanes[REGISTER];
+    if (count >= REGISTER) {
+        store_reg(to, value);
         return;
     }
-    store(lanes, value);
-    const int64_t half = count >= LANES / 2 ? LANES / 2 : 0;
-    if (half) memcpy(to, lanes, LANES / 2 * 4);
-    for (int64_t i = half; i < count; i++) to[i] = lanes[i];
+    store_reg(lanes, value);
+    for (int64_t i = 0; i < count; i++) to[i] = lanes[i];
 #endif
+}
+
+INLINE void store_some(float *to, vec value, int64_t count) {
+    reg parts[LANES / REGISTER];
+    memcpy(parts, &value, sizeof value);
+    UNROLL for (int i = 0; i < LANES / REGISTER; i++)
+        store_some_reg(to + i * REGISTER, parts[i], count - i * REGISTER);
 }
 
 INLINE float sum_lanes(vec value) {

@@ -23,65 +23,67 @@ enum {
     GROUP = 4 * LANES,     /* outputs whose results are found together */
     BLOCK = 48,       /* rows of words that are transformed at a time: they stay in a core's second cache */
     MOST_WORDS = 96,  /* the same for the gradient of filters, whose sums pass through the caches once for each block */
+    CHANNELS_AHEAD = 2 * LANES, /* that are fetched before they are read */
+    WORDS_AHEAD = 48 * LANES,   /* the same, of filters */
     GAP = 16          /* words between rows, whose addresses would else share a few lines of the caches */
 };
 
-typedef void transform(vec *, int);
+typedef void transform(reg *, int);
 
 /* One after the other: pixels to points, gradients of results to points, points to results, filters to points, points
  * to gradients of filters; in place, on values that are `step` apart. */
-INLINE void transform_pixels(vec *v, int step) {
-    const vec a = v[0], b = v[step], c = v[2 * step], d = v[3 * step], e = v[4 * step], f = v[5 * step];
-    const vec even_p = scale_add(-Q * Q, c, e), odd_p = scale_add(-P * Q * Q, b, P * d);
-    const vec even_q = scale_add(-P * P, c, e), odd_q = scale_add(-Q * P * P, b, Q * d);
-    v[0] = scale_add(P * P * Q * Q, a, scale_add(-(P * P + Q * Q), c, e));
+INLINE void transform_pixels(reg *v, int step) {
+    const reg a = v[0], b = v[step], c = v[2 * step], d = v[3 * step], e = v[4 * step], f = v[5 * step];
+    const reg even_p = scale_add_reg(-Q * Q, c, e), odd_p = scale_add_reg(-P * Q * Q, b, P * d);
+    const reg even_q = scale_add_reg(-P * P, c, e), odd_q = scale_add_reg(-Q * P * P, b, Q * d);
+    v[0] = scale_add_reg(P * P * Q * Q, a, scale_add_reg(-(P * P + Q * Q), c, e));
     v[step] = even_p + odd_p, v[2 * step] = even_p - odd_p;
     v[3 * step] = even_q + odd_q, v[4 * step] = even_q - odd_q;
-    v[5 * step] = scale_add(P * P * Q * Q, b, scale_add(-(P * P + Q * Q), d, f));
+    v[5 * step] = scale_add_reg(P * P * Q * Q, b, scale_add_reg(-(P * P + Q * Q), d, f));
 }
 
-INLINE void transform_gradients(vec *v, int step) {
-    const vec a = v[0], b = v[step], c = v[2 * step], d = v[3 * step];
-    const vec even_p = scale_add(P * P, c, a), odd_p = scale_add(P * P * P, d, P * b);
-    const vec even_q = scale_add(Q * Q, c, a), odd_q = scale_add(Q * Q * Q, d, Q * b);
+INLINE void transform_gradients(reg *v, int step) {
+    const reg a = v[0], b = v[step], c = v[2 * step], d = v[3 * step];
+    const reg even_p = scale_add_reg(P * P, c, a), odd_p = scale_add_reg(P * P * P, d, P * b);
+    const reg even_q = scale_add_reg(Q * Q, c, a), odd_q = scale_add_reg(Q * Q * Q, d, Q * b);
     v[step] = even_p + odd_p, v[2 * step] = even_p - odd_p;
     v[3 * step] = even_q + odd_q, v[4 * step] = even_q - odd_q;
     v[5 * step] = d;
 }
 
-INLINE void transform_results(vec *v, int step) {
-    const vec sum_p = v[step] + v[2 * step], difference_p = v[step] - v[2 * step];
-    const vec sum_q = v[3 * step] + v[4 * step], difference_q = v[3 * step] - v[4 * step];
+INLINE void transform_results(reg *v, int step) {
+    const reg sum_p = v[step] + v[2 * step], difference_p = v[step] - v[2 * step];
+    const reg sum_q = v[3 * step] + v[4 * step], difference_q = v[3 * step] - v[4 * step];
     v[0] = v[0] + sum_p + sum_q;
-    v[step] = scale_add(P, difference_p, Q * difference_q);
-    v[2 * step] = scale_add(P * P, sum_p, Q * Q * sum_q);
-    v[3 * step] = scale_add(P * P * P, difference_p, scale_add(Q * Q * Q, difference_q, v[5 * step]));
+    v[step] = scale_add_reg(P, difference_p, Q * difference_q);
+    v[2 * step] = scale_add_reg(P * P, sum_p, Q * Q * sum_q);
+    v[3 * step] = scale_add_reg(P * P * P, difference_p, scale_add_reg(Q * Q * Q, difference_q, v[5 * step]));
 }
 
 #define OF_ZERO (1 / (P * P * Q * Q))
 #define OF_P (1 / (2 * P * P * (P * P - Q * Q)))
 #define OF_Q (1 / (2 * Q * Q * (Q * Q - P * P)))
 
-INLINE void transform_filter_line(vec *v, int step) {
-    const vec a = v[0], b = v[step], c = v[2 * step];
-    const vec even_p = OF_P * scale_add(P * P, c, a), odd_p = OF_P * P * b;
-    const vec even_q = OF_Q * scale_add(Q * Q, c, a), odd_q = OF_Q * Q * b;
+INLINE void transform_filter_line(reg *v, int step) {
+    const reg a = v[0], b = v[step], c = v[2 * step];
+    const reg even_p = OF_P * scale_add_reg(P * P, c, a), odd_p = OF_P * P * b;
+    const reg even_q = OF_Q * scale_add_reg(Q * Q, c, a), odd_q = OF_Q * Q * b;
     v[0] = OF_ZERO * a;
     v[step] = even_p + odd_p, v[2 * step] = even_p - odd_p;
     v[3 * step] = even_q + odd_q, v[4 * step] = even_q - odd_q;
     v[5 * step] = c;
 }
 
-INLINE void transform_sums(vec *v, int step) {
-    const vec sum_p = OF_P * (v[step] + v[2 * step]), difference_p = OF_P * P * (v[step] - v[2 * step]);
-    const vec sum_q = OF_Q * (v[3 * step] + v[4 * step]), difference_q = OF_Q * Q * (v[3 * step] - v[4 * step]);
-    v[0] = scale_add(OF_ZERO, v[0], sum_p + sum_q);
+INLINE void transform_sums(reg *v, int step) {
+    const reg sum_p = OF_P * (v[step] + v[2 * step]), difference_p = OF_P * P * (v[step] - v[2 * step]);
+    const reg sum_q = OF_Q * (v[3 * step] + v[4 * step]), difference_q = OF_Q * Q * (v[3 * step] - v[4 * step]);
+    v[0] = scale_add_reg(OF_ZERO, v[0], sum_p + sum_q);
     v[step] = difference_p + difference_q;
-    v[2 * step] = scale_add(P * P, sum_p, scale_add(Q * Q, sum_q, v[5 * step]));
+    v[2 * step] = scale_add_reg(P * P, sum_p, scale_add_reg(Q * Q, sum_q, v[5 * step]));
 }
 
 /* Applies one of these to the columns of 6 by 6 values, then to their rows. */
-INLINE void apply(transform *const transform_line, vec *values, const int columns, const int rows) {
+INLINE void apply(transform *const transform_line, reg *values, const int columns, const int rows) {
     UNROLL for (int x = 0; x < columns; x++) transform_line(values + x, SIDE);
     UNROLL for (int y = 0; y < rows; y++) transform_line(values + y * SIDE, 1);
 }
@@ -117,17 +119,22 @@ INLINE void NAME(find_tile)(const real **pixels, const tiling *tiles, int64_t ti
         }
 }
 
-/* The micro-kernel: to sums of ROWS_AT_ONCE rows and `wide` vectors, the product of words on the left, whose rows are `left_row` and
- * whose columns are `left_step` apart, with rows of words on the right. */
+/* The micro-kernel: to sums of ROWS_AT_ONCE rows and `wide` vectors, the product of words on the left, whose rows are
+ * `left_row` and whose columns are `left_step` apart, with rows of words on the right. Sums that are added to are those
+ * of many points: the next rows are fetched ahead. Where there are none, it is what is on the right that is new. */
 INLINE void NAME(multiply_words)(float *out, int64_t out_row, const uint32_t *left, int64_t left_row,
                                  int64_t left_step, const uint32_t *right, int64_t right_row, int64_t depth,
                                  const int wide, const int adds) {
     vec sums[ROWS_AT_ONCE][WIDE];
+    if (adds) UNROLL for (int r = ROWS_AT_ONCE; r < 2 * ROWS_AT_ONCE; r++) __builtin_prefetch(out + r * out_row, 1);
     UNROLL for (int r = 0; r < ROWS_AT_ONCE; r++)
         UNROLL for (int i = 0; i < wide; i++) sums[r][i] = adds ? load(out + r * out_row + i * LANES) : (vec){0};
     for (int64_t k = 0; k < depth; k++, left += left_step, right += right_row) {
         vec columns[WIDE];
-        UNROLL for (int i = 0; i < wide; i++) columns[i] = load((const float *)right + i * LANES);
+        UNROLL for (int i = 0; i < wide; i++) {
+            columns[i] = load((const float *)right + i * LANES);
+            if (!adds) __builtin_prefetch(right + i * LANES + WORDS_AHEAD);
+        }
         UNROLL for (int r = 0; r < ROWS_AT_ONCE; r++)
             UNROLL for (int i = 0; i < wide; i++)
                 sums[r][i] = NAME(add_products)(sums[r][i], left + r * left_row, columns[i]);
@@ -163,19 +170,19 @@ void NAME(winograd_filters)(const struct winograd_filters *a) {
     const real *filters = a->filters;
     uint32_t *to = a->scratch;
     for (int64_t k = 0; k < depth; k++)
-        for (int64_t o = 0; o < outputs; o += LANES) {
-            const int64_t some = outputs - o < LANES ? outputs - o : LANES;
-            vec values[DEPTH][POINTS];
+        for (int64_t o = 0; o < round_up(outputs); o += REGISTER) {
+            const int64_t some = outputs - o < REGISTER ? outputs - o : REGISTER;
+            reg values[DEPTH][POINTS];
             UNROLL for (int d = 0; d < DEPTH; d++) {
                 const int64_t c = k * DEPTH + d;
                 for (int i = 0; i < 9; i++) {
-                    vec *value = values[d] + i / 3 * SIDE + i % 3;
+                    reg *value = values[d] + i / 3 * SIDE + i % 3;
                     if (a->is_for_gradient) {
                         *value = NAME(read)(filters + (c * 9 + 8 - i) * outputs + o, some);
                     } else {
-                        float lanes[LANES] = {0};
+                        float lanes[REGISTER] = {0};
                         for (int64_t j = 0; j < some; j++) lanes[j] = widen(filters[((o + j) * 9 + i) * channels + c]);
-                        *value = load(lanes);
+                        *value = load_reg(lanes);
                     }
                 }
                 apply(transform_filter_line, values[d], 3, SIDE);
@@ -204,20 +211,47 @@ INLINE NAME(convolve_plan) NAME(plan_convolve)(const struct winograd_convolve *a
 
 int64_t NAME(winograd_convolve_scratch)(const struct winograd_convolve *a) { return NAME(plan_convolve)(a).words * 4; }
 
+/* Takes some channels of a tile's pixels, up to a register of them, to the points. */
+INLINE void NAME(transform_tile)(transform *const transform_line, reg *values, const real **pixels, const int side,
+                                 int64_t c, int64_t some) {
+    UNROLL for (int y = 0; y < side; y++)
+        UNROLL for (int x = 0; x < side; x++) values[y * SIDE + x] = NAME(read)(pixels[y * SIDE + x] + c, some);
+    if (c % LANES == 0)
+        UNROLL for (int y = 0; y < side; y++)
+            UNROLL for (int x = 0; x < side; x++) __builtin_prefetch(pixels[y * SIDE + x] + c + CHANNELS_AHEAD);
+    apply(transform_line, values, side, SIDE);
+}
+
+INLINE void NAME(put_channels)(uint32_t *to, int64_t point, const real **pixels, int64_t c, int64_t some) {
+    reg values[POINTS];
+    NAME(transform_tile)(transform_pixels, values, pixels, SIDE, c, some);
+    to += c / DEPTH;
+    UNROLL for (int y = 0; y < SIDE; y++, to += SIDE * point)
+        UNROLL for (int x = 0; x < SIDE; x++) NAME(store_channels)(to + x * point, values[y * SIDE + x]);
+}
+
 /* Takes some tiles of images to the points. */
 INLINE void NAME(transform_block)(const NAME(convolve_plan) * plan, const real *images, int64_t channels, int64_t first,
                                   int64_t some, uint32_t *to, const real *zeros) {
-    for (int64_t i = 0; i < some; i++) {
+    const int64_t whole = channels / REGISTER * REGISTER;
+    for (int64_t i = 0; i < some; i++, to += plan->row) {
         const real *pixels[POINTS];
         NAME(find_tile)(pixels, &plan->tiles, first + i, images, channels, SIDE, 1, zeros);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vec values[POINTS];
-            UNROLL_POINTS for (int p = 0; p < POINTS; p++) values[p] = NAME(read)(pixels[p] + c, channels - c);
-            apply(transform_pixels, values, SIDE, SIDE);
-            UNROLL_POINTS for (int p = 0; p < POINTS; p++)
-                NAME(store_channels)(to + p * plan->point + i * plan->row + c / DEPTH, values[p]);
-        }
+        for (int64_t c = 0; c < whole; c += REGISTER) NAME(put_channels)(to, plan->point, pixels, c, REGISTER);
+        if (whole < channels) NAME(put_channels)(to, plan->point, pixels, whole, channels - whole);
     }
+}
+
+/* Writes a register of a tile's results, or less. */
+INLINE void NAME(write_tile)(real *to, int64_t row, int64_t outputs, const float *results, int64_t point, int64_t high,
+                             int64_t broad, int64_t count) {
+    reg values[POINTS];
+    UNROLL for (int y = 0; y < SIDE; y++, results += SIDE * point)
+        UNROLL for (int x = 0; x < SIDE; x++) values[y * SIDE + x] = load_reg(results + x * point);
+    apply(transform_results, values, SIDE, TILE);
+    UNROLL for (int y = 0; y < TILE; y++)
+        UNROLL for (int x = 0; x < TILE; x++)
+            if (y < high && x < broad) NAME(write)(to + y * row + x * outputs, values[y * SIDE + x], count);
 }
 
 /* Writes the results of some tiles, for a group of outputs that begins with `o`. */
@@ -229,15 +263,13 @@ INLINE void NAME(write_block)(const NAME(convolve_plan) * plan, const float *res
         const int64_t left = tile % tiles->across * TILE, n = tile / (tiles->down * tiles->across);
         const int64_t high = tiles->height - top, broad = tiles->width - left;
         real *to = out + ((n * tiles->height + top) * tiles->width + left) * outputs + o;
-        for (int64_t v = 0; v < vectors * LANES; v += LANES) {
-            vec values[POINTS];
-            UNROLL_POINTS for (int p = 0; p < POINTS; p++)
-                values[p] = load(results + p * plan->group_point + i * GROUP + v);
-            apply(transform_results, values, SIDE, TILE);
-            UNROLL for (int y = 0; y < TILE; y++)
-                UNROLL for (int x = 0; x < TILE; x++)
-                    if (y < high && x < broad)
-                        NAME(write)(to + (y * tiles->width + x) * outputs + v, values[y * SIDE + x], outputs - o - v);
+        for (int64_t v = 0; v < vectors * LANES; v += REGISTER) {
+            const float *from = results + i * GROUP + v;
+            const int64_t row = tiles->width * outputs, count = outputs - o - v;
+            if (high >= TILE && broad >= TILE && count >= REGISTER)
+                NAME(write_tile)(to + v, row, outputs, from, plan->group_point, TILE, TILE, REGISTER);
+            else
+                NAME(write_tile)(to + v, row, outputs, from, plan->group_point, high, broad, count);
         }
     }
 }
@@ -296,44 +328,46 @@ int64_t NAME(winograd_filter_gradient_scratch)(const struct winograd_filter_grad
 INLINE void NAME(put_tiles)(transform *const transform_line, uint32_t *to, int64_t row, int64_t block,
                             const tiling *tiles, int64_t first, const real *images, int64_t channels, const int side,
                             const int before, const real *zeros) {
+    const int64_t point = block * row + GAP;
     for (int64_t i = 0; i < block; i++) {
         const real *pixels[DEPTH][POINTS];
         for (int d = 0; d < DEPTH; d++)
             NAME(find_tile)(pixels[d], tiles, first + i * DEPTH + d, images, channels, side, before, zeros);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            vec values[DEPTH][POINTS];
-            UNROLL for (int d = 0; d < DEPTH; d++) {
-                UNROLL for (int y = 0; y < side; y++)
-                    UNROLL for (int x = 0; x < side; x++)
-                        values[d][y * SIDE + x] = NAME(read)(pixels[d][y * SIDE + x] + c, channels - c);
-                apply(transform_line, values[d], side, SIDE);
-            }
-            UNROLL_POINTS for (int p = 0; p < POINTS; p++)
-                NAME(store_words)(to + p * (block * row + GAP) + i * row + c, values[0][p], values[DEPTH - 1][p]);
+        for (int64_t c = 0; c < channels; c += REGISTER) {
+            reg values[DEPTH][POINTS];
+            UNROLL for (int d = 0; d < DEPTH; d++)
+                if (channels - c >= REGISTER)
+                    NAME(transform_tile)(transform_line, values[d], pixels[d], side, c, REGISTER);
+                else
+                    NAME(transform_tile)(transform_line, values[d], pixels[d], side, c, channels - c);
+            uint32_t *place = to + i * row + c;
+            UNROLL for (int y = 0; y < SIDE; y++, place += SIDE * point)
+                UNROLL for (int x = 0; x < SIDE; x++)
+                    NAME(store_words)(place + x * point, values[0][y * SIDE + x], values[DEPTH - 1][y * SIDE + x]);
         }
     }
 }
 
-/* Finds up to a vector's length of filters' gradients in both directions from the sums at the points. */
+/* Finds up to a register of filters' gradients in both directions from the sums at the points. */
 INLINE void NAME(write_filters)(const NAME(correlate_plan) * plan, const float *sums, real *out, int64_t channels,
                                 int64_t outputs, int64_t c, int64_t o) {
-    const int64_t some_channels = channels - c < LANES ? channels - c : LANES;
-    const int64_t some_outputs = outputs - o < LANES ? outputs - o : LANES;
-    float filters[9][LANES][LANES]; /* of outputs, of channels */
+    const int64_t some_channels = channels - c < REGISTER ? channels - c : REGISTER;
+    const int64_t some_outputs = outputs - o < REGISTER ? outputs - o : REGISTER;
+    float filters[9][REGISTER][REGISTER]; /* of outputs, of channels */
     memset(filters, 0, sizeof filters);
     for (int64_t i = 0; i < some_channels; i++) {
-        vec values[POINTS];
-        float lanes[LANES];
-        for (int p = 0; p < POINTS; p++) values[p] = load(sums + p * plan->sum_point + (c + i) * plan->sum_row + o);
+        reg values[POINTS];
+        float lanes[REGISTER];
+        for (int p = 0; p < POINTS; p++) values[p] = load_reg(sums + p * plan->sum_point + (c + i) * plan->sum_row + o);
         apply(transform_sums, values, SIDE, 3);
         for (int k = 0; k < 9; k++) {
-            store(lanes, values[k / 3 * SIDE + k % 3]);
-            for (int j = 0; j < LANES; j++) filters[k][j][i] = lanes[j];
+            store_reg(lanes, values[k / 3 * SIDE + k % 3]);
+            for (int j = 0; j < REGISTER; j++) filters[k][j][i] = lanes[j];
         }
     }
     for (int64_t j = 0; j < some_outputs; j++)
         for (int k = 0; k < 9; k++)
-            NAME(write)(out + ((o + j) * 9 + k) * channels + c, load(filters[k][j]), some_channels);
+            NAME(write)(out + ((o + j) * 9 + k) * channels + c, load_reg(filters[k][j]), some_channels);
 }
 
 void NAME(winograd_filter_gradient)(const struct winograd_filter_gradient *a) {
@@ -356,7 +390,7 @@ void NAME(winograd_filter_gradient)(const struct winograd_filter_gradient *a) {
                                      plan.rows, (plan.sum_row - o < PANEL ? plan.sum_row - o : PANEL) / LANES,
                                      first > 0);
     }
-    for (int64_t c = 0; c < a->channels; c += LANES)
-        for (int64_t o = 0; o < a->outputs; o += LANES)
+    for (int64_t c = 0; c < a->channels; c += REGISTER)
+        for (int64_t o = 0; o < a->outputs; o += REGISTER)
             NAME(write_filters)(&plan, sums, a->out, a->channels, a->outputs, c, o);
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from image_classifier.randomness import WEIGHTS, draw_bits
 
-PART_SIZE = 250 * 3 * 32**2
+PART_SIZE = 64 * 3 * 32**2
 """Numbers of images whose patches are laid out at once."""
 NUM_SWEEPS = 30
 """Most sweeps of Jacobi's rotations; a dozen rows need about 8."""
@@ -55,12 +55,14 @@ def compute_patch_moments(images: NDArray[np.uint8], side: int) -> tuple[NDArray
         float64 [C * side * side + 1] twice, all whole numbers; the last row has the sums. And the number of patches.
     """
     height, width = (length - side + 1 for length in images.shape[2:])
-    moments, num_patches = np.zeros((images.shape[1] * side**2 + 1,) * 2), 0
+    channels = images.shape[1]
+    moments, num_patches = np.zeros((channels * side**2 + 1,) * 2), 0
     num_parts = min(max(images.size // PART_SIZE, 1), max(len(images), 1))
     for part in np.array_split(images, num_parts):  # all at once would be a gigabyte
-        shifts = [part[:, :, y : y + height, x : x + width] for y in range(side) for x in range(side)]
-        patches = np.stack(shifts, axis=2).transpose(1, 2, 0, 3, 4).reshape(len(moments) - 1, -1).astype(np.float64)
-        patches = np.concatenate([patches, np.ones((1, patches.shape[1]))])
+        numbers = np.ones((len(moments), len(part), height, width))
+        for row, (c, y, x) in enumerate(np.ndindex(channels, side, side)):
+            numbers[row] = part[:, c, y : y + height, x : x + width]
+        patches = numbers.reshape(len(moments), -1)
         # Exact in whatever order a library adds: whole numbers below 2 ** 53.
         moments += patches @ patches.T
         num_patches += patches.shape[1]
