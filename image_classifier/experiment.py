@@ -32,7 +32,7 @@ from image_classifier.storage import DISK, Disk, remove_leftovers
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
-from image_classifier.tracking.layout import EVALUATION, FIGURE, MODEL, PREDICTIONS, PROFILE, RECORD
+from image_classifier.tracking.layout import ENVIRONMENT, EVALUATION, FIGURE, MODEL, PREDICTIONS, PROFILE, RECORD
 from image_classifier.tracking.pretrained import Pretrained, check_pretrained, load_pretrained, start_from
 from image_classifier.tracking.reading import (
     read_epochs,
@@ -41,7 +41,7 @@ from image_classifier.tracking.reading import (
     read_record,
     serialize_predictions,
 )
-from image_classifier.tracking.record import build_record, check_identity, check_settings
+from image_classifier.tracking.record import build_environment, build_record, check_identity, check_settings
 from image_classifier.tracking.run import open_run_folder, run_exists_error
 from image_classifier.tracking.state import TrainingState
 from image_classifier.training.average import build_average
@@ -216,6 +216,7 @@ def run(
         if ranks.size > 1:
             state.load(ranks.broadcast(state.dump()))
         folder.write_json(RECORD, record)
+        folder.write_json(ENVIRONMENT, build_environment(record))
         reporter.begin(record, state.num_steps, state.step)
         for text in list_notes(training, snapshot, pretrained, state.num_steps):
             reporter.note(text)
