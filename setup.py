@@ -1,4 +1,4 @@
-"""Builds the package with its kernels; everything else is in pyproject.toml."""
+"""Builds the package with its kernels and its lock; everything else is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 FOLDER = Path(__file__).parent / "image_classifier" / "kernels"
+LOCK = Path(__file__).parent / "requirements" / "requirements-prod.txt"
 sys.path.insert(0, str(FOLDER))
 
 import builder  # noqa: E402  # without importing the package
@@ -48,8 +49,36 @@ class BuildKernels(Command):
         return {}
 
 
+class BuildLock(Command):
+    """Copy the lock of what training runs on into the package, where a run that it trains finds the hashes."""
+
+    description = "copy the lock"
+    user_options: ClassVar = []
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        if not self.editable_mode:  # a clone has it beside the package
+            self.copy_file(str(LOCK), self.get_outputs()[0])
+
+    def get_source_files(self) -> list[str]:
+        return [str(LOCK.relative_to(LOCK.parents[1]))]
+
+    def get_outputs(self) -> list[str]:
+        assert self.build_lib is not None
+        return [] if self.editable_mode else [str(Path(self.build_lib) / "image_classifier" / LOCK.name)]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
 class Build(build):
-    sub_commands: ClassVar = [*build.sub_commands, ("build_kernels", None)]
+    sub_commands: ClassVar = [*build.sub_commands, ("build_kernels", None), ("build_lock", None)]
 
 
 class Distribution(setuptools.Distribution):
@@ -70,4 +99,7 @@ class Wheel(bdist_wheel):
         return "py3", "none", platform
 
 
-setup(distclass=Distribution, cmdclass={"build": Build, "build_kernels": BuildKernels, "bdist_wheel": Wheel})
+setup(
+    distclass=Distribution,
+    cmdclass={"build": Build, "build_kernels": BuildKernels, "build_lock": BuildLock, "bdist_wheel": Wheel},
+)

@@ -6,9 +6,10 @@ context=$(CDPATH='' cd -P -- "${1:?the folder to fill}" && pwd)
 CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 cp "requirements/${2:-requirements-prod.txt}" requirements/requirements-build.txt "$context"
-mkdir "$context/source" "$context/wheels"
+mkdir "$context/source" "$context/source/requirements" "$context/wheels"
 if [ -n "${IMAGE_WHEELS-}" ]; then cp --recursive --link "$IMAGE_WHEELS/." "$context/wheels"; fi
 
 # Without what was made of the code, which would make the same code another context.
 cp --recursive image_classifier pyproject.toml setup.py README.md CHANGELOG.md LICENSE MANIFEST.in "$context/source"
+cp requirements/requirements-prod.txt "$context/source/requirements" # the package carries it
 find "$context/source" \( -name __pycache__ -o -name '*.so' -o -name libraries.json \) -prune -exec rm -rf {} +

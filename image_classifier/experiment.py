@@ -35,7 +35,7 @@ from image_classifier.storage import DISK, Disk, remove_leftovers
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.checkpoint import Model, serialize_model
 from image_classifier.tracking.identity import compute_weights_digest
-from image_classifier.tracking.layout import EVALUATION, FIGURE, MODEL, PREDICTIONS, PROFILE, RECORD
+from image_classifier.tracking.layout import ENVIRONMENT, EVALUATION, FIGURE, MODEL, PREDICTIONS, PROFILE, RECORD
 from image_classifier.tracking.reading import (
     read_epochs,
     read_evaluation,
@@ -44,6 +44,7 @@ from image_classifier.tracking.reading import (
     serialize_predictions,
 )
 from image_classifier.tracking.record import (
+    build_environment,
     build_record,
     check_identity,
     check_settings,
@@ -132,6 +133,7 @@ def run(
         if ranks.size > 1:
             state.load(ranks.broadcast(state.dump()))
         folder.write_json(RECORD, record)
+        folder.write_json(ENVIRONMENT, build_environment(record))
         reporter.begin(record, state.num_steps, state.step)
         for text in list_notes(training, snapshot, pretrained, state.num_steps):
             reporter.note(text)

@@ -321,7 +321,7 @@ def prepare_segment(folder: Path, record: dict[str, Any], target: Path, step: in
     if step not in checkpoints.list_steps():
         steps = ", ".join(map(str, [0, *checkpoints.list_steps()]))
         raise SettingsError(f"--segment: {folder} has checkpoints of the steps {steps}, not of {step}")
-    shutil.copytree(checkpoints.get_path(step), target / CHECKPOINTS / checkpoints.get_path(step).name)
+    checkpoints.copy(step, target / CHECKPOINTS)
     for name in (METRICS, CHAIN):
         if (folder / name).exists():  # no epoch may have ended
             shutil.copy(folder / name, target)

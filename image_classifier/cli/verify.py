@@ -30,7 +30,13 @@ FLAGS = {
     "apart it ends",
     "allow_code_change": "train although the package's code is not the code of the record",
     "allow_environment_change": "train although the installed libraries are not those of the record",
+    "recreate": "make the run's environment again in a scratch folder, and let the package that trained it verify it",
 }
+PASSED_ON = (
+    *("anyway", "dataset_folder", "experiments_folder", "segment", "sample", "nonce", "statement"),
+    *("num_threads", "num_workers", "db_config", "db_pass_file"),
+)
+"""Options of `--recreate` that the package of the run is given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +70,12 @@ def build_verify_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--nonce", type=str | None, default=None, help="nonce that decides which segments are drawn; random by default"
+    )
+    parser.add_argument(
+        "--wheels",
+        type=Path | None,
+        default=None,
+        help="folder with the wheels for --recreate, which then needs no network; without it, pip's index",
     )
     parser.add_argument("--attest", action="store_true", help="sign the verdict, and write it beside the run")
     parser.add_argument(
@@ -107,6 +119,9 @@ def _verify(argv: Sequence[str] | None) -> int:
     if signing["attest"] != (signing["sign_key"] is not None):
         raise SettingsError("--attest and --sign_key are needed together: a verdict that nobody signed proves nothing")
     _check_statement(signing["statement"])
+    recreating = {name: options.pop(name) for name in ("recreate", "wheels")}
+    if any(recreating.values()):
+        return _recreate(options["run"], {**dict(parsed.items()), **options, **signing, **recreating})
 
     from image_classifier.tracking.checking import describe_others, verify_files
     from image_classifier.tracking.reading import read_manifest, read_record
@@ -157,6 +172,28 @@ def _verify(argv: Sequence[str] | None) -> int:
     return status
 
 
+def _recreate(run: Path, options: dict[str, Any]) -> int:
+    """Let the run be verified in an environment like its own."""
+    if not options["recreate"]:
+        raise SettingsError("--wheels is for --recreate; give that, too")
+    for name in ("files_only", "allow_code_change", "allow_environment_change", "attest"):
+        if options[name]:
+            remedy = "write a --statement, and sign it with `attest`" if name == "attest" else "leave one of them out"
+            raise SettingsError(f"--recreate and --{name} contradict each other: {remedy}")
+
+    from image_classifier.tracking.checking import verify_files
+
+    if changed := verify_files(run):
+        return _print_verdict("DIFFERENT", changed)
+
+    from image_classifier.recreation import recreate
+
+    defaults = build_verify_parser().get_defaults()
+    given = [name for name in PASSED_ON if options[name] != defaults[name]]
+    words = [f"--{name}" if name in FLAGS else f"--{name}={options[name]}" for name in given]
+    return recreate(run, words, wheels=options["wheels"], say=say)
+
+
 def _check_statement(path: Path | None) -> None:
     """Check, before a run is trained again, that its verdict can be written.
 
@@ -174,7 +211,7 @@ def _check_alone(options: dict[str, Any], signing: dict[str, Any]) -> None:
     Raises:
         SettingsError: something is.
     """
-    names = (*FLAGS, "dataset_folder", "experiments_folder", "segment", "sample", "nonce")
+    names = (*FLAGS, "wheels", "dataset_folder", "experiments_folder", "segment", "sample", "nonce")
     asked = [name for name, value in (options | signing).items() if value and name in (*names, *signing)]
     if asked:
         raise SettingsError(

@@ -7,7 +7,8 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from image_classifier.storage import (
     Disk,
     remove_folder,
     storage_error,
+    write_atomically,
     write_folder_atomically,
 )
 from image_classifier.text import list_first
@@ -39,11 +41,13 @@ from image_classifier.tracking.layout import MANIFEST
 from image_classifier.tracking.reading import read_manifest
 from image_classifier.tracking.tensor_file import MAX_BYTES, rebuild_tensor_file
 
-FORMAT_VERSION = 1  # of a checkpoint
+FORMAT_VERSION = 2  # of a checkpoint: since 2 its frozen weights may lie in a file that all checkpoints share
+_WHOLE_FORMAT_VERSION = 1
 MODEL_FORMAT_VERSION = 3  # since 3 a model may take images of other sizes than the default
 _DEFAULT_SIZE_FORMAT_VERSION = 2  # since 2 the airbench networks repeat the edges of their images
 CHECKPOINT_PREFIX = "step-"
 SET_ASIDE_PREFIX = "bad-"
+FROZEN_PREFIX = "frozen-"
 
 _FOLDER_NAME = re.compile(f"{CHECKPOINT_PREFIX}([0-9]{{8,}})")
 
@@ -260,7 +264,10 @@ def _serialize(content: dict[str, Any]) -> bytes:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `checkpoints/step-00000500/` with `state.pth` and, written last, `manifest.json`."""
+    """The checkpoints of one run: `checkpoints/step-00000500/` with `state.pth` and, written last, `manifest.json`.
+
+    Weights that no step changes lie beside them in one file, `frozen-<sha256>.pth`, which each `state.pth` names.
+    """
 
     def __init__(self, folder: Path, disk: Disk = DISK) -> None:
         self.folder = folder
@@ -275,26 +282,34 @@ class Checkpoints:
         """The folder of a step's checkpoint."""
         return self.folder / f"{CHECKPOINT_PREFIX}{step:08d}"
 
-    def save(self, step: int, state: dict[str, Any], keep: int) -> None:
+    def save(self, step: int, state: dict[str, Any], keep: int, frozen: Collection[str] = ()) -> None:
         """Save a checkpoint durably; then, once it was read back and verified, remove all but the newest `keep`.
 
         A step that has a checkpoint keeps it: it is the one that the run was resumed from.
 
+        Args:
+            frozen: names of the classifier's weights that no step changes.
+
         Raises:
             StorageError: the disk refused; the earlier checkpoints are as they were.
         """
-        content = _serialize({"format_version": FORMAT_VERSION, "step": step, **state})
         try:
             if not self.folder.is_dir():
                 self.disk.make_folder(self.folder)
                 self.disk.sync(self.folder.parent)
         except OSError as error:
             raise storage_error(self.folder, error) from error
+        if frozen:
+            state = self._share(state, frozen)
+        version = FORMAT_VERSION if frozen else _WHOLE_FORMAT_VERSION
+        content = _serialize({"format_version": version, "step": step, **state})
         if not self.get_path(step).exists():
             files = {"state.pth": content, "manifest.json": _build_manifest(content)}
             write_folder_atomically(self.get_path(step), files, self.disk)
         try:
             self._read(step)
+            if frozen:
+                self._read_frozen(state["frozen"])
         except ModelError as error:
             raise StorageError(
                 f"data read back from the disk differs from what was written: {error}; check the disk"
@@ -337,7 +352,48 @@ class Checkpoints:
             ModelError: it is missing or damaged.
         """
         path = self.get_path(step) / "state.pth"
-        return _deserialize(self._read(step), path, "checkpoint", FORMAT_VERSION)
+        content = _deserialize(self._read(step), path, "checkpoint", FORMAT_VERSION)
+        return self._complete(content, path) if "frozen" in content else content
+
+    def copy(self, step: int, folder: Path) -> None:
+        """Copy a step's checkpoint into another folder of checkpoints."""
+        shutil.copytree(self.get_path(step), folder / self.get_path(step).name)
+        for path in self.folder.glob(f"{FROZEN_PREFIX}*"):
+            shutil.copy(path, folder)
+
+    def _share(self, state: dict[str, Any], frozen: Collection[str]) -> dict[str, Any]:
+        """Write the frozen weights if they are not there; return the state with their file's sha256 instead."""
+        weights = state["classifier"]
+        kept = {name: tensor for name, tensor in weights.items() if name in frozen}
+        content = _serialize({"format_version": FORMAT_VERSION, "classifier": kept})
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            self._read_frozen(digest)
+        except ModelError:
+            write_atomically(self.folder / f"{FROZEN_PREFIX}{digest}.pth", content, self.disk)
+        rest = {name: None if name in frozen else tensor for name, tensor in weights.items()}
+        return {**state, "classifier": rest, "frozen": digest}
+
+    def _complete(self, state: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Put the frozen weights back into a state."""
+        frozen = _deserialize(self._read_frozen(state["frozen"]), path, "checkpoint", FORMAT_VERSION)
+        try:
+            weights = {
+                name: frozen["classifier"][name] if tensor is None else tensor
+                for name, tensor in state["classifier"].items()
+            }
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ModelError(f"{path} is damaged: it lacks frozen weights: {error}") from error
+        return {**state, "classifier": weights}
+
+    def _read_frozen(self, digest: object) -> bytes:
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ModelError(f"a checkpoint in {self.folder} is damaged: it names no frozen weights")
+        path = self.folder / f"{FROZEN_PREFIX}{digest}.pth"
+        content = read_model_file(path)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ModelError(f"{path} is damaged: its content is not what its name says")
+        return content
 
     def remove_unfinished(self) -> None:
         """Remove what a killed process had begun to write or to remove.
@@ -374,5 +430,9 @@ class Checkpoints:
 
 
 def _build_manifest(content: bytes) -> bytes:
-    facts = {"format_version": FORMAT_VERSION, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    facts = {
+        "format_version": _WHOLE_FORMAT_VERSION,
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
     return json.dumps(facts).encode()

@@ -20,10 +20,10 @@ import image_classifier
 from image_classifier.kernels.library import get_kernels_digest, get_source_digest
 from image_classifier.settings import TrainingSettings
 from image_classifier.storage import compute_file_digest
+from image_classifier.tracking.environment import DISTRIBUTION, find_lock
 from image_classifier.training.determinism import get_instruction_set, read_processor
 
 PACKAGE_FOLDER = Path(image_classifier.__file__).parent
-DISTRIBUTION = "image-classifier"
 SOURCES = {".c", ".h", ".py", ".yaml"}
 
 
@@ -38,10 +38,14 @@ def describe_code() -> dict[str, Any]:
 
 def compute_code_digest(folder: Path) -> str:
     """Compute a sha256 over names and contents of the source files: the same in a clone and in a wheel."""
+    paths = [path for path in folder.rglob("*") if path.suffix in SOURCES]
+    return compute_sources_digest({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+
+
+def compute_sources_digest(files: Mapping[str, bytes]) -> str:
+    """Compute the same over files that are in memory, by name."""
     digest = hashlib.sha256()
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix in SOURCES}
-    for name in sorted(files):
-        content = files[name].read_bytes()
+    for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
@@ -84,12 +88,12 @@ def describe_environment(plugins: Iterable[str] = ()) -> dict[str, Any]:
                 pending.append(requirement.name.lower().replace("_", "-").replace(".", "-"))
     versions.pop(DISTRIBUTION, None)  # its code has a digest of its own
     python = ".".join(platform.python_version_tuple()[:2])
-    lock = PACKAGE_FOLDER.parent / "requirements" / "requirements-prod.txt"
+    lock = find_lock()
     return {
         "python": python,
         "distributions": dict(sorted(versions.items())),
         "digest": compute_json_digest([python, sorted(versions.items())]),
-        "lock_digest": compute_file_digest(lock) if lock.is_file() else None,
+        "lock_digest": compute_file_digest(lock) if lock else None,
     }
 
 

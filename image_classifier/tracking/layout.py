@@ -19,6 +19,9 @@ FORMAT_VERSION = 1
 RECORD = "run.json"
 
 
+ENVIRONMENT = "environment.json"
+
+
 METRICS = "metrics.jsonl"
 
 

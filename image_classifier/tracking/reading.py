@@ -23,6 +23,7 @@ from image_classifier.references import get_reference, get_url
 from image_classifier.text import one_line
 from image_classifier.tracking.layout import (
     CHAIN,
+    ENVIRONMENT,
     EVALUATION,
     FORMAT_VERSION,
     MANIFEST,
@@ -54,6 +55,13 @@ _RECORD_FORM = {
     "code": {"version": str, "commit": (str, _NONE), **_DIGEST},
     "environment": {"python": str, "distributions": {str: str}, **_DIGEST},
     "machine": {"class": {}, **_DIGEST},
+}
+
+
+_ENVIRONMENT_FORM = {
+    "python": dict.fromkeys(("version", "implementation", "platform"), str),
+    "package": {"version": str, "digest": str, "commit": (str, _NONE), "wheel": (str, _NONE)},
+    "distributions": {str: {"version": str, "files": (str, _NONE), "wheels": [str]}},
 }
 
 
@@ -114,6 +122,17 @@ def compute_manifest_digest(manifest: dict[str, Any]) -> str:
 def read_record(folder: Path) -> dict[str, Any]:
     """Read run.json."""
     return _read_json(folder / RECORD, _RECORD_FORM)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Read environment.json: Python, package and distributions, each with what its wheel is known by.
+
+    Raises:
+        RunError: it is damaged, or the run is of a version that did not write it.
+    """
+    if not (folder / ENVIRONMENT).exists():
+        raise RunError(f"{folder} has no {ENVIRONMENT}: it is of a version that did not keep what its environment was")
+    return _read_json(folder / ENVIRONMENT, _ENVIRONMENT_FORM)
 
 
 def find_dataset(

@@ -14,6 +14,7 @@ from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.references import describe_place
 from image_classifier.settings import RunSettings, TrainingSettings, update_recorded_settings
 from image_classifier.text import list_classes
+from image_classifier.tracking.environment import describe_installation
 from image_classifier.tracking.identity import (
     describe_code,
     describe_environment,
@@ -76,6 +77,12 @@ def build_record(
         "environment": describe_environment([each.distribution for each in plugins.values() if each.distribution]),
         "machine": describe_machine(training),
     }
+
+
+def build_environment(record: dict[str, Any]) -> dict[str, Any]:
+    """Build environment.json: what the environment of the record is made of."""
+    plugins = (record.get("plugins") or {}).values()
+    return describe_installation(record["code"], [each["distribution"] for each in plugins if each["distribution"]])
 
 
 def describe_settings(training: TrainingSettings) -> dict[str, Any]:

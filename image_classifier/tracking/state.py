@@ -169,7 +169,10 @@ class TrainingState:
 
     def save(self, keep: int) -> None:
         """Save a checkpoint from which the run continues to the bit, and keep the newest `keep` of them."""
-        self.checkpoints.save(self.step, {**self._build(), "lines": self.folder.sync_lines()}, keep)
+        # Also networks that train whole have a layer that is fixed; of a frozen body it is worth a file.
+        weights = self.classifier.named_parameters() if self.training.freeze == "body" else ()
+        frozen = {name for name, weight in weights if not weight.requires_grad}
+        self.checkpoints.save(self.step, {**self._build(), "lines": self.folder.sync_lines()}, keep, frozen)
 
     def dump(self) -> dict[str, Any]:
         """Give what another process needs to go on from here."""

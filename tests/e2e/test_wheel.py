@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from image_classifier import __version__
 from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
 from image_classifier.kernels.library import get_kernels_digest
+from image_classifier.storage import compute_file_digest
 from image_classifier.tracking.identity import compute_code_digest
 from tests.conftest import PROJECT, find_dependencies, link_environment, run_program
 
@@ -37,7 +38,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions: dict[str, P
         names = set(wheel.namelist())
     about = {name for name in names if name.startswith(f"image_classifier-{__version__}.dist-info/")}
     libraries = [*get_library_names(get_target()).values(), LIBRARIES]
-    assert names - about == list_package(project_copy) | {f"image_classifier/kernels/{name}" for name in libraries}
+    built = {f"image_classifier/kernels/{name}" for name in libraries} | {"image_classifier/requirements-prod.txt"}
+    assert names - about == list_package(project_copy) | built
     assert distributions["wheel"].stat().st_size < 3e6
     assert {name.partition("/")[2] for name in about} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
 
@@ -73,6 +75,7 @@ def test_the_sdist_holds_what_builds_the_wheel(distributions: dict[str, Path], p
         "PKG-INFO",
         "README.md",
         "pyproject.toml",
+        "requirements/requirements-prod.txt",
         "setup.py",
         "setup.cfg",
         "tox.ini",
@@ -100,7 +103,11 @@ def test_the_environment_is_clean_and_complete(installed_environment: Path) -> N
 
 
 def test_the_installed_trainer_trains_in_any_folder(
-    installed_environment: Path, sample_dataset: Path, tmp_path: Path, project_copy: Path
+    installed_environment: Path,
+    sample_dataset: Path,
+    tmp_path: Path,
+    project_copy: Path,
+    distributions: dict[str, Path],
 ) -> None:
     output = run_program(
         installed_environment / "bin" / "image_classifier_trainer",
@@ -126,6 +133,9 @@ def test_the_installed_trainer_trains_in_any_folder(
     versions = record["environment"]["distributions"]
     assert versions == {name: importlib.metadata.version(name) for name in versions}
     assert versions.keys() >= {"torch", "numpy", "pillow"}
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["package"]["wheel"] == compute_file_digest(distributions["wheel"])
+    assert environment["distributions"]["numpy"]["wheels"], "the package carries no lock"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,13 @@ def test_the_head_keeps_the_rows_of_classes_of_the_same_name_and_all_else_is_tak
 def test_a_frozen_body_is_the_same_at_the_end_and_the_record_says_where_it_comes_from(
     pretrained: Path, new_data: Path, tmp_path: Path
 ) -> None:
-    result = run(fine_tune(tmp_path, new_data, pretrained, **FROZEN))
+    kept: dict[str, Any] = {"checkpoint_every": "2steps", "keep_checkpoints": "all"}
+    result = run(fine_tune(tmp_path, new_data, pretrained, **FROZEN, **kept))
+    (shared,) = (result.folder / "checkpoints").glob("frozen-*.pth")
+    states = list((result.folder / "checkpoints").glob("*/state.pth"))
+    assert len(states) > 1 and all(5 * path.stat().st_size < shared.stat().st_size for path in states)
+    settings = VerificationSettings(run_folder=result.folder, num_workers=0, segment="2:4")
+    assert verify(settings).verdict is Verdict.IDENTICAL
     old, new = get_state(pretrained), get_state(result.folder / "model.pth")
     head = {"network.head.weight", "network.head.bias"}
     assert list_different({**new, **{name: old[name] for name in head}}, old) == set()

@@ -9,7 +9,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +90,66 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning_and_the_one_before_it_
         assert checkpoints.list_steps() == [1] and (checkpoints.folder / "bad-step-00000002" / name).exists()
         (message,) = caplog.messages
         assert "step-00000002 is damaged" in message and "set aside as bad-step-00000002" in message
+
+
+def build_frozen_state(step: int) -> dict[str, Any]:
+    weights = {"body.weight": torch.arange(5000.0), "head.weight": torch.full((5,), float(step)), "body.bias": CONSTANT}
+    return {"classifier": weights, "note": f"step {step}"}
+
+
+CONSTANT = torch.ones(1000)
+FROZEN = {"body.weight", "body.bias"}
+
+
+def test_frozen_weights_are_written_once_and_loaded_with_each_checkpoint(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        checkpoints.save(step, build_frozen_state(step), 3, FROZEN)
+    (shared,) = checkpoints.folder.glob("frozen-*.pth")
+    assert shared.stat().st_size > 24_000 > 5 * (checkpoints.get_path(3) / "state.pth").stat().st_size
+    checkpoints.copy(2, tmp_path / "copy")
+    for place, step in ((checkpoints, 3), (Checkpoints(tmp_path / "copy"), 2)):
+        state, expected = place.load(step), build_frozen_state(step)
+        assert list(state["classifier"]) == list(expected["classifier"]) and state["format_version"] == 2
+        assert all(torch.equal(state["classifier"][name], each) for name, each in expected["classifier"].items())
+    save(checkpoints, 4)
+    assert checkpoints.load(4)["format_version"] == 1, "earlier versions read what has no frozen weights"
+
+
+def test_damaged_frozen_weights_are_written_anew_or_refused(checkpoints: Checkpoints) -> None:
+    checkpoints.save(1, build_frozen_state(1), 3, FROZEN)
+    (shared,) = checkpoints.folder.glob("frozen-*.pth")
+    content = shared.read_bytes()
+    shared.write_bytes(content[:-1])
+    with pytest.raises(ModelError, match=r"frozen-.*\.pth is damaged: its content is not what its name says"):
+        checkpoints.load(1)
+    checkpoints.save(2, build_frozen_state(2), 3, FROZEN)
+    assert shared.read_bytes() == content and (checkpoints.load_newest() or {})["step"] == 2
+    shared.unlink()
+    assert checkpoints.load_newest() is None and checkpoints.list_steps() == [], "all need them"
+
+
+@pytest.mark.parametrize("digest", ["../../etc/passwd", "0" * 63, 5, None])
+def test_a_checkpoint_names_no_file_but_frozen_weights(digest: Any, checkpoints: Checkpoints) -> None:
+    checkpoints.save(1, {**build_frozen_state(1), "frozen": digest}, 1)
+    with pytest.raises(ModelError, match="is damaged: it names no frozen weights"):
+        checkpoints.load(1)
+
+
+@pytest.mark.parametrize("fault_at", range(1, 12))
+def test_a_disk_that_fills_while_frozen_weights_are_written_leaves_none(
+    fault_at: int, checkpoints: Checkpoints
+) -> None:
+    checkpoints.folder.mkdir()
+    disk = FaultyDisk(refuse, fault_at, partly=True)
+    with suppress(StorageError):  # what cannot be removed is no error
+        Checkpoints(checkpoints.folder, disk).save(1, build_frozen_state(1), 1, FROZEN)
+    assert len(disk.calls) >= fault_at
+    for path in checkpoints.folder.glob("frozen-*.pth"):
+        assert len(path.read_bytes()) > 24_000, "whole or not there"
+    checkpoints.save(1, build_frozen_state(1), 1, FROZEN)
+    assert (checkpoints.load_newest() or {})["step"] == 1
 
 
 @pytest.mark.parametrize("name", ["state.pth", "manifest.json"])
