@@ -19,7 +19,7 @@ from benchmarks.measure import PROJECT, measure_command, save_result, summarize
 LOAD = """
 import sys, time
 from pathlib import Path
-from image_classifier.data.snapshot import load_snapshot
+from image_classifier.data.dataset import load_snapshot
 started = time.perf_counter()
 snapshot = load_snapshot(Path(sys.argv[1]))
 snapshot.images[0].sum()

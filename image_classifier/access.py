@@ -10,6 +10,8 @@ from image_classifier.choices import Fit
 from image_classifier.credentials import Secret
 from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE, ImageSize, check_image_size
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Endings of the names of image files."""
 DATASET_FOLDER = Path("data/cifar_dataset")
 """Where a data set lies if nothing else is said."""
 DATABASE_FOLDER = Path("data")

@@ -72,6 +72,7 @@ class RunResult:
     weights_digest: str
 
 
+# Over 50 lines: the stages of a run in their order.
 def run(
     settings: RunSettings,
     *,

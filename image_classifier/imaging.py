@@ -32,9 +32,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from image_classifier.choices import Fit
 from image_classifier.errors import ImageError, ImageSizeError
 from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
+from image_classifier.text import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_BYTES = 2**25
 MAX_PIXELS = 50_000_000
 """What a large camera takes; decoded, this is 200 MB."""
@@ -117,6 +117,7 @@ def load_image(
         raise ImageError(f"{path}: {error}") from error
 
 
+# Over 50 lines: one attempt whose many failures become one kind of error.
 def decode_image(
     content: bytes,
     *,
@@ -175,7 +176,7 @@ def decode_image(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageSizeError(f"more than {max_pixels:,} pixels") from error
     except Exception as error:  # decoders raise what they like: struct.error, SyntaxError, zlib.error
-        raise ImageError(f"the image is damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"the image is damaged: {one_line(error)}") from error
 
 
 def resize_pixels(

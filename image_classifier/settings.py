@@ -204,39 +204,43 @@ class TrainingSettings:
         )
         _check(self, "seed", 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
         _check(self, "digest_every", self.digest_every >= 1, "a whole number of 1 or more")
-        if self.instruction_set == "portable":
-            for name, others in (("precision", ["bf16"]), ("engine", ["eager"]), ("device", ["cuda"])):
-                if getattr(self, name) in others:
-                    raise SettingsError(
-                        f"--instruction_set portable computes in single precision by kernels for the CPU, got: "
-                        f"--{name} {getattr(self, name)}; choose --{name} auto, or --instruction_set native"
-                    )
-            object.__setattr__(self, "device", "cpu")
-        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
-            raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
-        if self.optimizer == "muon" and not self.nesterov:
-            raise SettingsError(
-                "--optimizer muon has Nesterov's momentum alone; set --nesterov true, or --optimizer sgd"
-            )
-        if self.optimizer == "muon" and self.freeze == "body":
-            raise SettingsError(
-                "--freeze body takes --optimizer sgd, for muon's --learning_rate is that of the frozen filters; for "
-                f"the head of an airbench network choose --optimizer sgd with --learning_rate {self.batch_size / 2:g}, "
-                "--momentum 0.85 and --weight_decay 0"
-            )
-        if self.optimizer != "sgd" and body_rate is not None:
-            raise SettingsError(
-                "--body_learning_rate takes --optimizer sgd; with muon lower --learning_rate, which is the body's, for "
-                "the head has a rate of its own"
-            )
-        if self.freeze == "body" and body_rate is not None:
-            raise SettingsError("--body_learning_rate is of a body that is trained; leave it out, or --freeze body")
-        if self.schedule == "constant" and self.warmup_fraction != 0:
-            raise SettingsError(
-                "--warmup_fraction is of the triangular schedule, --schedule constant has none; "
-                "set --warmup_fraction 0, or --schedule triangular"
-            )
+        _check_combinations(self)
         _check_network(self)
+        if self.instruction_set == "portable":
+            object.__setattr__(self, "device", "cpu")
+
+
+def _check_combinations(settings: TrainingSettings) -> None:
+    """Check that settings go together which are each in range."""
+    if settings.instruction_set == "portable":
+        for name, others in (("precision", ["bf16"]), ("engine", ["eager"]), ("device", ["cuda"])):
+            if getattr(settings, name) in others:
+                raise SettingsError(
+                    f"--instruction_set portable computes in single precision by kernels for the CPU, got: "
+                    f"--{name} {getattr(settings, name)}; choose --{name} auto, or --instruction_set native"
+                )
+    if settings.optimizer == "sgd" and settings.nesterov and settings.momentum == 0:
+        raise SettingsError("--nesterov needs a --momentum above 0; set --nesterov false, or a momentum")
+    if settings.optimizer == "muon" and not settings.nesterov:
+        raise SettingsError("--optimizer muon has Nesterov's momentum alone; set --nesterov true, or --optimizer sgd")
+    if settings.optimizer == "muon" and settings.freeze == "body":
+        raise SettingsError(
+            "--freeze body takes --optimizer sgd, for muon's --learning_rate is that of the frozen filters; for "
+            f"the head of an airbench network choose --optimizer sgd with --learning_rate {settings.batch_size / 2:g}, "
+            "--momentum 0.85 and --weight_decay 0"
+        )
+    if settings.optimizer != "sgd" and settings.body_learning_rate is not None:
+        raise SettingsError(
+            "--body_learning_rate takes --optimizer sgd; with muon lower --learning_rate, which is the body's, for "
+            "the head has a rate of its own"
+        )
+    if settings.freeze == "body" and settings.body_learning_rate is not None:
+        raise SettingsError("--body_learning_rate is of a body that is trained; leave it out, or --freeze body")
+    if settings.schedule == "constant" and settings.warmup_fraction != 0:
+        raise SettingsError(
+            "--warmup_fraction is of the triangular schedule, --schedule constant has none; "
+            "set --warmup_fraction 0, or --schedule triangular"
+        )
 
 
 def _check_network(settings: TrainingSettings) -> None:

@@ -418,6 +418,27 @@ def locked_folder(path: Path, busy: ImageClassifierError | None = None) -> Itera
         os.close(descriptor)
 
 
+@contextmanager
+def locked_file(path: Path, busy: ImageClassifierError | None = None) -> Iterator[None]:
+    """Hold the lock of a file, which is made if need be; it dies with the process.
+
+    Args:
+        busy: raised where another process holds it; without it that process is waited for.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        lock(descriptor, path, busy)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def is_same(path: Path, descriptor: int) -> bool:
     """Say whether a path still names what was opened."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ def quote_unprintable(text: str) -> str:
 def is_name(value: Any) -> bool:
     """Say whether a value is a printable text on one line."""
     return isinstance(value, str) and value.isprintable() and value.strip() != ""
+
+
+def is_digest(value: Any) -> bool:
+    """Say whether a value is a sha256 in lower-case hexadecimal digits."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def list_first(texts: Sequence[str], most: int, separator: str = ", ") -> str:

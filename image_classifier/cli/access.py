@@ -1,4 +1,4 @@
-"""The options of commands that read data: how image files are read, how a database is reached and its password."""
+"""The options of commands that read data and models: image files, a database and its password, a public key."""
 
 from __future__ import annotations
 
@@ -76,6 +76,13 @@ def add_image_size_option(parser: ArgumentParser) -> None:
         default=None,
         help=f"side in pixels that all images are resized to; {DEFAULT_IMAGE_SIZE} by default, and for what is in a "
         "database its own",
+    )
+
+
+def add_public_key_option(parser: ArgumentParser) -> None:
+    """Add the option that names the key of whoever must have signed a published model."""
+    parser.add_argument(
+        "--public_key", type=Path | None, default=None, help="PEM file of the key that the model must be signed by"
     )
 
 

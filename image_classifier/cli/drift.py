@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from image_classifier.cli.access import add_public_key_option
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
@@ -64,7 +65,7 @@ def build_drift_parser() -> ArgumentParser:
     parser.add_argument("--labels_by", type=Period, default="day", help="what accuracy is shown by: hour or day")
     parser.add_argument("--page", type=Path | None, default=None, help="HTML file to write, with captured images")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--public_key", type=Path | None, default=None, help="key that the model must be signed by")
+    add_public_key_option(parser)
     parser.add_argument("--tracking_uri", type=str | None, default=None, help="where models:/ names are looked up")
     parser.add_argument(
         "--experiments_folder", type=Path, default=Path("experiments"), help="folder with the registry's file"

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from image_classifier.access import IMAGE_SUFFIXES
 from image_classifier.choices import Fit
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
@@ -100,14 +101,12 @@ Source = Path | bytes | ImageError
 
 def iterate_sources(paths: Sequence[Path]) -> Iterator[tuple[str, Source]]:
     """Iterate over the images at paths, by name: files, images below folders by path, rows of Parquet files."""
-    from image_classifier.imaging import SUFFIXES
-
     for path in paths:
         if path.is_dir():
             files = list_files(path)
-            images = [file for file in files if file.lower().endswith(SUFFIXES)]
+            images = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
             if len(images) < len(files):
-                endings = ", ".join(SUFFIXES)
+                endings = ", ".join(IMAGE_SUFFIXES)
                 left_out = f"{len(files) - len(images):,} files, whose names end in none of {endings}"
                 say(f"note: left out in {make_printable(str(path))}: {left_out}")
             yield from ((file, Path(file)) for file in images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from image_classifier.cli.command import ExitStatus, build_parser
 from image_classifier.errors import DataError, RunError, SettingsError
 from image_classifier.progress import say
 from image_classifier.storage import temporary_files_beside, write_atomically
-from image_classifier.text import make_printable
+from image_classifier.text import is_digest, make_printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -121,7 +120,7 @@ def _find_images(image: str, snapshot: Snapshot, entries: Any, fit: Fit) -> tupl
         if int(image) >= len(snapshot.labels):
             raise SettingsError(f"{snapshot.name} has no image {image}: it has 0 to {len(snapshot.labels) - 1}")
         digest = entries.get_digest(int(image))
-    elif re.fullmatch("[0-9a-fA-F]{64}", image):
+    elif is_digest(image.lower()):
         digest = image.lower()
     else:
         digest = _compute_image_digest(Path(image), snapshot.image_size, fit)
@@ -182,7 +181,7 @@ def _check_proof(argv: Sequence[str] | None) -> int:
     if (options.data_digest is None) == (options.run is None):
         raise SettingsError("give the --data_digest that the proof is to lead to, or the --run that has it")
     digest = options.data_digest
-    if digest is not None and not re.fullmatch("[0-9a-fA-F]{64}", digest):
+    if digest is not None and not is_digest(digest.lower()):
         raise SettingsError(f"--data_digest takes 64 hexadecimal digits, got: {digest}")
 
     from image_classifier.data.proof import load_proof

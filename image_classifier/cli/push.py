@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from image_classifier.cli.access import add_public_key_option
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.remote.cache import localize
@@ -29,9 +30,7 @@ def build_hub_parser() -> ArgumentParser:
         "model", type=Path, help="folder of a published run, or of the published model in it, or its URL"
     )
     parser.add_argument("--private", action="store_true", help="let only its owner see a repository that is made")
-    parser.add_argument(
-        "--public_key", type=Path | None, default=None, help="PEM file of the key that the model must be signed by"
-    )
+    add_public_key_option(parser)
     return parser
 
 

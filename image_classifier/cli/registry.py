@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from image_classifier.access import DatabaseAccess
 from image_classifier.choices import describe_views
-from image_classifier.cli.access import add_access_options, build_access
+from image_classifier.cli.access import add_access_options, add_public_key_option, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.table import format_table
@@ -43,14 +43,8 @@ def _build_parser(action: str, description: str) -> ArgumentParser:
     return parser
 
 
-def _add_key(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--public_key", type=Path | None, default=None, help="PEM file of the key that the model must be signed by"
-    )
-
-
 def _add_proof(parser: ArgumentParser) -> None:
-    _add_key(parser)
+    add_public_key_option(parser)
     parser.add_argument(
         "--dataset_folder",
         type=Path | None,
@@ -126,7 +120,7 @@ def build_resolve_parser() -> ArgumentParser:
     """Build the parser of `registry resolve`."""
     parser = _build_parser("resolve", "Print the folder of a version; it is fetched if need be, and checked.")
     parser.add_argument("reference", type=str, help="NAME/VERSION or NAME@ALIAS")
-    _add_key(parser)
+    add_public_key_option(parser)
     return parser
 
 
@@ -136,7 +130,7 @@ def build_check_parser() -> ArgumentParser:
     parser.add_argument(
         "reference", type=str, help="folder of a published run or model or its URL, or NAME/VERSION or NAME@ALIAS"
     )
-    _add_key(parser)
+    add_public_key_option(parser)
     parser.add_argument(
         "--identity",
         type=str | None,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from image_classifier.cli.access import add_public_key_option
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.serve import resolve_name
@@ -41,9 +42,7 @@ def build_replay_parser() -> ArgumentParser:
     parser.add_argument(
         "--precision", type=Literal["fp32", "int8"], default="fp32", help="which of the folder's two models"
     )
-    parser.add_argument(
-        "--public_key", type=Path | None, default=None, help="PEM file of the key that the model must be signed by"
-    )
+    add_public_key_option(parser)
     parser.add_argument(
         "--tracking_uri", type=str | None, default=None, help="MLflow server or database; a SQLite file by default"
     )

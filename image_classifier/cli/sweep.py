@@ -145,6 +145,7 @@ class Search:
         return Worker(self.storage, self.work).run(most)
 
 
+# Over 50 lines: the checks before a sweep in their order, which import torch only after it is capped.
 def prepare_search(
     sweep: SweepSettings,
     space: Space,

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_train, argv)
 
 
+# Over 50 lines: the order of what is parsed, imported and opened matters, and so does which failure ends what.
 def _train(argv: Sequence[str] | None) -> int:
     given = parse_settings(build_trainer_parser(), argv)
     password = take_password(given)

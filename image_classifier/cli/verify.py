@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
@@ -23,6 +23,9 @@ from image_classifier.references import get_url
 from image_classifier.remote.cache import localize
 from image_classifier.storage import written_beside
 from image_classifier.text import make_printable
+
+if TYPE_CHECKING:
+    from image_classifier.verification import Verification
 
 FLAGS = {
     "files_only": "check the files against the manifest and train nothing",
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return execute(_verify, argv)
 
 
+# Over 50 lines: a list of options.
 def build_verify_parser() -> ArgumentParser:
     """Build the parser of `verify`."""
     parser = build_parser("verify", "Train a recorded run again and say whether every bit of it is the same.")
@@ -104,6 +108,7 @@ def build_verify_parser() -> ArgumentParser:
     return parser
 
 
+# Over 50 lines: the stages of a verification in their order.
 def _verify(argv: Sequence[str] | None) -> int:
     parsed = parse_arguments(build_verify_parser(), argv)
     access = build_access(parsed, DatabaseAccess().dataset_folder)
@@ -123,18 +128,12 @@ def _verify(argv: Sequence[str] | None) -> int:
     if any(recreating.values()):
         return _recreate(options["run"], {**dict(parsed.items()), **options, **signing, **recreating})
 
-    from image_classifier.tracking.checking import describe_others, verify_files
-    from image_classifier.tracking.reading import read_manifest, read_record
-
     if options.pop("files_only"):
         if signing["attest"] or signing["statement"]:
             raise SettingsError("--files_only trains nothing that --attest could attest; leave one of them out")
-        if changed := verify_files(options["run"]):
-            return _print_verdict("DIFFERENT", changed)
-        num_files = len(read_manifest(options["run"])["files"])
-        checked = f"{num_files} files are as the manifest has them"
-        return _print_verdict("INTACT", [checked, *describe_others(options["run"])])
+        return _check_files(options["run"])
 
+    from image_classifier.tracking.reading import read_record
     from image_classifier.training.determinism import cap_instruction_set, restore_nearest_settings
 
     nearest, _ = restore_nearest_settings(read_record(options["run"])["settings"])
@@ -163,12 +162,7 @@ def _verify(argv: Sequence[str] | None) -> int:
         for path in attest(run, verification, sign, say=say):
             print(f"  signed: {path}")
     if signing["statement"]:
-        from image_classifier.attestation import serialize_verdict
-
-        statement = serialize_verdict(run, verification, say=say)
-        with written_beside(signing["statement"], replace=False) as temporary:
-            temporary.write_bytes(statement)
-        print(f"  not signed yet: {make_printable(str(signing['statement']))}")
+        _write_statement(signing["statement"], run, verification)
     return status
 
 
@@ -192,6 +186,27 @@ def _recreate(run: Path, options: dict[str, Any]) -> int:
     given = [name for name in PASSED_ON if options[name] != defaults[name]]
     words = [f"--{name}" if name in FLAGS else f"--{name}={options[name]}" for name in given]
     return recreate(run, words, wheels=options["wheels"], say=say)
+
+
+def _check_files(run: Path) -> int:
+    """Hold a run's files against its manifest, and print what differs."""
+    from image_classifier.tracking.checking import describe_others, verify_files
+    from image_classifier.tracking.reading import read_manifest
+
+    if changed := verify_files(run):
+        return _print_verdict("DIFFERENT", changed)
+    checked = f"{len(read_manifest(run)['files'])} files are as the manifest has them"
+    return _print_verdict("INTACT", [checked, *describe_others(run)])
+
+
+def _write_statement(path: Path, run: Path, verification: Verification) -> None:
+    """Write a verdict, for `attest` to sign elsewhere."""
+    from image_classifier.attestation import serialize_verdict
+
+    statement = serialize_verdict(run, verification, say=say)
+    with written_beside(path, replace=False) as temporary:
+        temporary.write_bytes(statement)
+    print(f"  not signed yet: {make_printable(str(path))}")
 
 
 def _check_statement(path: Path | None) -> None:

@@ -97,6 +97,7 @@ class _BrokenOffError(Exception):
         self.answered = answered
 
 
+# Over 50 lines: what is made is undone in the reverse order, whatever fails.
 def fetch_archive(
     archive: Archive,
     folder: Path,

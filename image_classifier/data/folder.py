@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from image_classifier.access import Reading
+from image_classifier.access import IMAGE_SUFFIXES, Reading
 from image_classifier.data.card import check_sizes
 from image_classifier.data.content import Batch, Content
 from image_classifier.data.decoding import decode_images
@@ -21,7 +21,6 @@ from image_classifier.data.parts import PARTS, complete_parts, find_part
 from image_classifier.data.split import choose_test
 from image_classifier.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # imaging has them too, but imports Pillow
 _LEFT_ASIDE = ("thumbs.db", "desktop.ini")
 """What file managers leave behind; files whose name begins with a dot are left aside too."""
 
@@ -60,10 +59,10 @@ def list_images(folder: Path, ignored: Set[str]) -> ImageFolder | None:
         for name in _list_folders(folder / top) if parts else names:
             classes.add(name)
             files += _walk(folder, top + name, ())
-    has_images = any(name.lower().endswith(SUFFIXES) for name in files)
+    has_images = any(name.lower().endswith(IMAGE_SUFFIXES) for name in files)
     for place in [folder] * has_images + [folder / name for name in parts.values()]:
         for path in sorted(place.iterdir()):
-            if path.name.lower().endswith(SUFFIXES) and path.is_file():
+            if path.name.lower().endswith(IMAGE_SUFFIXES) and path.is_file():
                 raise DataError(
                     f"{path} is not in a class folder: move it into the subfolder of its class, or remove it"
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from image_classifier.data.source import find_source, get_folder
 from image_classifier.errors import DatabaseError, DataError
 from image_classifier.references import describe_place
 from image_classifier.remote.cache import localize
-from image_classifier.storage import lock, storage_error
+from image_classifier.storage import locked_file
 
 CHUNK_SIZE = 5000
 """Images a transaction: 15 MB, and a wait for the disk every quarter of a second."""
@@ -146,16 +145,8 @@ def _alone(database: Database, dataset: Dataset) -> Iterator[None]:
             raise error
         yield
         return
-    path = Path(f"{database.place.database}.lock")
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as refusal:
-        raise storage_error(path, refusal) from refusal
-    try:
-        lock(descriptor, path, error)
+    with locked_file(Path(f"{database.place.database}.lock"), error):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def get_or_add_dataset(database: Database, name: str, classes: Sequence[str], image_size: int) -> Dataset:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from image_classifier.errors import DataError
 from image_classifier.files import load_json
-from image_classifier.text import is_name, one_line
+from image_classifier.text import is_digest, is_name, one_line
 
 METADATA_FILE = "metadata.json"
 METADATA_FORMAT = 1
@@ -57,7 +56,12 @@ def load_metadata(folder: Path) -> Metadata:
         "format_version": (type(version) is int and version >= 1, f"the number {METADATA_FORMAT}", version),
         "name": _check(content, "name", is_name, "a text on one line"),
         "classes": _check(content, "classes", are_classes, "a list of different names"),
-        "digest": _check(content, "digest", _is_digest, "64 hexadecimal digits"),
+        "digest": _check(
+            content,
+            "digest",
+            lambda value: isinstance(value, str) and is_digest(value.lower()),
+            "64 hexadecimal digits",
+        ),
         "split_seed": _check(content, "split_seed", _is_seed, "a whole number from 0 to 2**63 - 1"),
     }
     for key in content:
@@ -82,10 +86,6 @@ def are_classes(value: Any) -> bool:
 
 def _check(content: dict[str, Any], key: str, accepts: Any, takes: str) -> tuple[bool, str, Any]:
     return (key not in content or accepts(content[key]), takes, content.get(key))
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-fA-F]{64}", value) is not None
 
 
 def _is_seed(value: Any) -> bool:

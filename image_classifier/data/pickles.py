@@ -68,6 +68,7 @@ def interpret(content: bytes, reader: Reader) -> Any:
         raise PickleError(f"is no readable pickle: {one_line(error)}; get it again") from error
 
 
+# Over 50 lines: one case for each instruction that a pickle of data has.
 def _interpret(content: bytes, reader: Reader) -> Any:
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under each mark

@@ -18,7 +18,7 @@ Tls = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full
 PACKAGED_CONFIG = Path(__file__).with_name("db_connect.yaml")
 
 
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Place:
     @property
     def is_local(self) -> bool:
         """Whether the server is on this machine."""
-        return self.host in _LOCAL_HOSTS or self.host.startswith("/")
+        return self.host in LOCAL_HOSTS or self.host.startswith("/")
 
     @property
     def title(self) -> str:

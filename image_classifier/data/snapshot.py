@@ -60,7 +60,7 @@ from image_classifier.storage import (
     storage_error,
     write_atomically,
 )
-from image_classifier.text import one_line
+from image_classifier.text import is_digest, one_line
 
 FORMAT_VERSION = 2
 STORE = ".snapshots"
@@ -376,7 +376,7 @@ def _load_indexed(store: Path, fingerprint: str) -> Snapshot | None:
     """Load the snapshot that a store's index names for a fingerprint, if there is one."""
     entry = _load_record(store / "index" / f"{fingerprint}.json") or {}
     digest, name, found = str(entry.get("digest")), str(entry.get("name")), entry.get("findings")
-    if not re.fullmatch("[0-9a-f]{64}", digest) or not (store / digest).is_dir():
+    if not is_digest(digest) or not (store / digest).is_dir():
         return None
     try:
         findings = None if found is None else restore_findings(found)

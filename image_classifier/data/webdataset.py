@@ -20,12 +20,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.access import Reading
+from image_classifier.access import IMAGE_SUFFIXES, Reading
 from image_classifier.data.card import check_sizes
 from image_classifier.data.content import Batch, Content
 from image_classifier.data.decoding import decode_images
 from image_classifier.data.findings import Notebook
-from image_classifier.data.folder import SUFFIXES
 from image_classifier.data.metadata import Metadata
 from image_classifier.data.parts import PARTS, check_shards, complete_parts, find_part, find_part_of_shard
 from image_classifier.data.split import choose_test
@@ -40,7 +39,7 @@ MAX_LABEL_BYTES = 2**20
 MAX_HEAD_BYTES = 2**14
 """Of the name of a member, or of what else extends its head."""
 
-_KINDS = {**{suffix[1:]: 0 for suffix in SUFFIXES}, "cls": 1, "json": 2}
+_KINDS = {**{suffix[1:]: 0 for suffix in IMAGE_SUFFIXES}, "cls": 1, "json": 2}
 _JSON_KEYS = ("label", "cls")
 _BRACES = re.compile(r"\{(?:(?P<first>[0-9]{1,9})\.\.(?P<last>[0-9]{1,9})|(?P<names>[^{}]*,[^{}]*))\}")
 _NO_MEMBER = bytes(tarfile.BLOCKSIZE)
@@ -294,7 +293,7 @@ def _find_label(file: BinaryIO, key: str, image: list[int], cls: list[int], json
     """Find the label of a key whose members have these positions and sizes."""
     shown = f"has the key {ascii(key)[:200]}"
     if not image[0]:
-        raise DataError(f"{shown} without an image; each key must have one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{shown} without an image; each key must have one of {', '.join(IMAGE_SUFFIXES)}")
     label = None
     if cls[0]:
         label = _read_label(file, shown, "cls", *cls)

@@ -28,7 +28,7 @@ from image_classifier.errors import ModelError, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.published.folder import ATTESTATIONS
 from image_classifier.storage import TEMPORARY_PREFIX
-from image_classifier.text import one_line
+from image_classifier.text import is_digest, one_line
 
 Kind = Literal["all", "sample", "segment"]
 """What was trained again: every step, segments that were drawn, or one segment that somebody chose."""
@@ -46,7 +46,6 @@ MAX_FILES = 256
 MAX_KEY_BYTES = 2**14
 
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
-_DIGEST = re.compile("[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _ENVELOPE_FORM = {"payload": str, "payloadType": str, "signatures": [{"keyid": str, "sig": str}]}
 _TEXT_OR_NONE = (str, type(None))
@@ -348,7 +347,7 @@ def parse_statement(payload: bytes) -> dict[str, Any]:
         raise ValueError(f"its subjects are not {MANIFEST} and {MODEL}, each once")
     digests = [subject["digest"]["sha256"] for subject in statement["subject"]]
     digests += [predicate["run"][name] for name in ("manifest_digest", "record_digest")]
-    if not all(map(_DIGEST.fullmatch, digests)):
+    if not all(map(is_digest, digests)):
         raise ValueError("it has a digest that is no sha256")
     if predicate["verdict"] not in ("IDENTICAL", "DIFFERENT"):
         raise ValueError(f"its verdict is {predicate['verdict'][:50]!a}")

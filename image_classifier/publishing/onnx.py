@@ -115,6 +115,7 @@ def fold_norms(network: nn.Module) -> nn.Module:
     return network
 
 
+# Over 50 lines: one call of the exporter between what it needs and what is checked.
 @track("exporting the network")
 def export_model(model: Model, *, views: Views = "one", opset: int = DEFAULT_OPSET) -> bytes:
     """Export a model as an ONNX file, which says in its metadata what it is a model of.

@@ -22,6 +22,7 @@ TIE = 1e-5
 """Two classes whose probabilities are closer together are a tie, which may be broken either way."""
 
 
+# Over 50 lines: half of it says what is compared.
 def compute_parity(
     predictor: Predictor,
     images: NDArray[np.uint8],

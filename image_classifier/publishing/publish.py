@@ -98,6 +98,7 @@ def publish(
         raise storage_error(run, error) from error
 
 
+# Over 50 lines: the stages of publishing in their order.
 def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], disk: Disk) -> Path:
     folder = run / PUBLISHED
     record, manifest = _check_run(run)

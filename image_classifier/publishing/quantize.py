@@ -26,6 +26,7 @@ _NUM_ROUNDS, _ROUND_S = 5, 0.3
 _BATCH_SIZE = 64
 
 
+# Over 50 lines: one call of a library, with all that it needs spelled out.
 @track("quantizing")
 def quantize(content: bytes, images: NDArray[np.uint8]) -> bytes:
     """Quantize an exported model: convolutions with weights of 7 bits, one scale a channel, and what pools them.

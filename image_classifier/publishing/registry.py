@@ -22,6 +22,7 @@ from image_classifier.published.policy import Policy, check_published
 from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
+from image_classifier.text import is_digest
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
 from image_classifier.tracking.store import Store
 
@@ -34,7 +35,6 @@ _ARTIFACTS = "model"
 _NAME = re.compile(r"[A-Za-z0-9][\w. -]{0,99}", re.ASCII)
 _REFERENCE = re.compile(r"(?:models:/)?(?P<name>[^@/.][^@/]*)(?:@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))")
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHECKED_BY = "checked_by"
 """The tag that says how the accuracy of a version is known; without it nobody has checked the accuracy."""
 
@@ -180,15 +180,7 @@ class Registry:
         published = read_published(folder, proof.public_key)
         attestations, _ = read_attestations(folder)
         evidence, reason = self._gather(str(folder), published, proof)
-        manifest = published.manifest
-        tags = {
-            "run": f"{manifest['experiment_name']}/{manifest['run_name']}",
-            "data_digest": manifest["data_digest"],
-            "weights_digest": str(manifest.get("weights_digest")),
-            "manifest_digest": manifest["digest"],
-            "views": str(manifest.get("views")),
-        }
-        tags |= _describe(evidence) if evidence else {}
+        tags = _build_tags(published.manifest, evidence)
         with written_out(folder, published) as copy, self._store.open(f"register {name!r}") as client:
             for attestation, content in attestations.items():
                 (copy / ATTESTATIONS).mkdir(exist_ok=True)
@@ -295,19 +287,7 @@ class Registry:
             )
         promotion = Promotion(version.name, version.number, alias, former.number if former else None, unchecked=reason)
         if former is not None and former.number != version.number and evidence is not None:
-            try:
-                difference, p_value = self._compare(former, published, evidence, proof)
-            except ImageClassifierError:
-                if not allow_loss:
-                    raise
-            else:
-                promotion = replace(promotion, difference=difference, p_value=p_value)
-                if difference < 0 and p_value < 1 - CONFIDENCE and not allow_loss:
-                    raise RegistryError(
-                        f"{version.title} is worse than the {alias}, version {former.number}, "
-                        f"by {-100 * difference:.2f} points of accuracy (p = {p_value:.2g}, McNemar's test on "
-                        f"{len(evidence.right):,} images); --allow_loss promotes it anyway"
-                    )
+            promotion = self._weigh(promotion, former, published, evidence, proof, allow_loss)
         if proof.captured and proof.labels:
             if former is None or former.number == version.number:
                 proof.say(f"note: {alias} is no other version, so captured images compare nothing")
@@ -323,6 +303,30 @@ class Registry:
                 client.set_model_version_tag(version.name, version.number, name, value)
             client.set_registered_model_alias(version.name, alias, version.number)
         return promotion
+
+    def _weigh(
+        self,
+        promotion: Promotion,
+        former: Version,
+        published: Published,
+        evidence: Evidence,
+        proof: Proof,
+        allow_loss: bool,
+    ) -> Promotion:
+        """Compare the model that is promoted with the one before, and refuse a significant loss."""
+        try:
+            difference, p_value = self._compare(former, published, evidence, proof)
+        except ImageClassifierError:
+            if not allow_loss:
+                raise
+            return promotion
+        if difference < 0 and p_value < 1 - CONFIDENCE and not allow_loss:
+            raise RegistryError(
+                f"{promotion.name} version {promotion.number} is worse than the {promotion.alias}, version "
+                f"{former.number}, by {-100 * difference:.2f} points of accuracy (p = {p_value:.2g}, McNemar's test on "
+                f"{len(evidence.right):,} images); --allow_loss promotes it all the same"
+            )
+        return replace(promotion, difference=difference, p_value=p_value)
 
     def _compare(self, former: Version, published: Published, evidence: Evidence, proof: Proof) -> tuple[float, float]:
         """Compare a model with the one before: the difference of accuracy, new minus former, and its p-value."""
@@ -390,7 +394,7 @@ class Registry:
     ) -> tuple[Path, Published]:
         """Fetch a version unless it is there; return its folder, and what was read there and checked."""
         digest = version.tags.get("manifest_digest", "")
-        if not _DIGEST.fullmatch(digest) or not version.number.isdecimal():
+        if not is_digest(digest) or not version.number.isdecimal():
             raise RegistryError(f"{version.title} was not registered by this package: it has no manifest_digest")
         cache = cache or find_cache()
         if cache is None:
@@ -439,6 +443,17 @@ def compare_answers(first: Evidence, second: Evidence) -> tuple[float, float]:
         raise ModelError("the two models have predictions for different numbers of images; publish both runs again")
     only_first, only_second = int((first.right & ~second.right).sum()), int((second.right & ~first.right).sum())
     return (only_second - only_first) / len(first.right), compute_mcnemar_test(only_first, only_second)
+
+
+def _build_tags(manifest: dict[str, Any], evidence: Evidence | None) -> dict[str, str]:
+    tags = {
+        "run": f"{manifest['experiment_name']}/{manifest['run_name']}",
+        "data_digest": manifest["data_digest"],
+        "weights_digest": str(manifest.get("weights_digest")),
+        "manifest_digest": manifest["digest"],
+        "views": str(manifest.get("views")),
+    }
+    return tags | (_describe(evidence) if evidence else {})
 
 
 def _describe(evidence: Evidence) -> dict[str, str]:

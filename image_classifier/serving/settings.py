@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
+from image_classifier.choices import ServingPrecision
 from image_classifier.errors import SettingsError
 
 LogFormat = Literal["plain", "ecs"]
-Precision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class ServerSettings:
     model_name: str = ""
     public_key: Path | None = None
     policy: Path | None = None
-    precision: Precision = "fp32"
+    precision: ServingPrecision = "fp32"
     host: str = "127.0.0.1"
     port: int = 8000
     num_threads: int = 0
@@ -126,7 +126,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         self._check("model", bool(self.model), "a published folder, an ONNX file, or models:/NAME@ALIAS")
-        for name, kind in (("precision", Precision), ("log_format", LogFormat)):
+        for name, kind in (("precision", ServingPrecision), ("log_format", LogFormat)):
             self._check(name, getattr(self, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
         self._check("port", 0 <= self.port <= 65535, "a whole number from 0 to 65535")
         for name in ("max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_images"):

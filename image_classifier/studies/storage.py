@@ -25,9 +25,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from image_classifier.credentials import Secret
-from image_classifier.data.refusals import is_loss
+from image_classifier.data.place import LOCAL_HOSTS
+from image_classifier.data.refusals import BUSY_TIMEOUT_S, is_loss
 from image_classifier.errors import DatabaseError, SettingsError
-from image_classifier.storage import lock, storage_error
+from image_classifier.storage import locked_file, storage_error
 from image_classifier.studies.plan import DIRECTION
 
 FILE = "sweep.db"
@@ -41,8 +42,6 @@ _LOCK = 1_229_996_360
 """PostgreSQL's advisory lock: a number that other programs in the same database are unlikely to take."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 5.0
 _TIMEOUT_S = 10
-_BUSY_TIMEOUT_S = 60
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ class Storage:
         if file is not None:  # whose name may have what means something in an address
 
             def connect() -> sqlite3.Connection:
-                return sqlite3.connect(file, timeout=_BUSY_TIMEOUT_S, check_same_thread=False)
+                return sqlite3.connect(file, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
 
             return optuna.storages.RDBStorage("sqlite://", {"creator": connect, "poolclass": NullPool})
         # A connection that idles between two changes may be lost meanwhile, and is tried before it is used.
@@ -191,7 +190,7 @@ class Storage:
         password = {} if self._password is None else {"password": self._password.reveal()}
         alive = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
         tls = {}
-        if "sslmode" not in self.place.url.query and self.place.url.host not in _LOCAL_HOSTS:
+        if "sslmode" not in self.place.url.query and self.place.url.host not in LOCAL_HOSTS:
             tls = {"sslmode": "verify-full", "sslrootcert": "system"}
         return {"connect_timeout": _TIMEOUT_S, **alive, **tls, **password}
 
@@ -202,14 +201,10 @@ class Storage:
             path = self.place.file.with_name(f"{self.place.file.name}.lock")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
                 raise storage_error(path, error) from error
-            try:
-                lock(descriptor, path)
+            with locked_file(path):
                 yield
-            finally:
-                os.close(descriptor)
             return
         options = {"connect_args": self._build_options(), "poolclass": NullPool, "hide_parameters": True}
         engine = create_engine(self.place.url, **options)

@@ -35,7 +35,7 @@ from image_classifier.storage import (
     write_atomically,
     write_folder_atomically,
 )
-from image_classifier.text import list_first
+from image_classifier.text import list_first, one_line
 from image_classifier.tracking.checking import is_finished
 from image_classifier.tracking.layout import MANIFEST
 from image_classifier.tracking.reading import read_manifest
@@ -245,7 +245,7 @@ def load_tensors(raw: bytes, path: Path, kind: str) -> Any:
     except PickleError as error:
         raise ModelError(f"{path} is not a {kind} file, or is damaged: it {error}") from error
     except Exception as error:  # what it raises for damaged files is documented nowhere, and of many types
-        raise ModelError(f"{path} is not a {kind} file, or is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"{path} is not a {kind} file, or is damaged: {one_line(error)}") from error
 
 
 def _deserialize(raw: bytes, path: Path, kind: str, latest: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import zipfile
 from typing import Any
 
 from image_classifier.data.pickles import PickleError, interpret
+from image_classifier.text import one_line
 
 MAX_BYTES = 2**29
 MAX_HEADER_BYTES = 2**23
@@ -50,7 +51,7 @@ def rebuild_tensor_file(raw: bytes) -> bytes:
                 new.writestr(f"archive/{name}", old.read(record))
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
         # RuntimeError: zipfile's, of a record that is encrypted or of a later format.
-        raise PickleError(f"is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise PickleError(f"is damaged: {one_line(error)}") from error
     return rebuilt.getvalue()
 
 

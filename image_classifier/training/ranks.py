@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # which torch documents
 
 from image_classifier.errors import RankError
+from image_classifier.text import one_line
 from image_classifier.training.tree import Node
 
 TIMEOUT_S = 60
@@ -139,7 +140,7 @@ class GroupedRanks(Ranks):
         try:
             yield
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             lost = self._ask(self._find_lost, otherwise=list[int]())
             who = f"rank {', '.join(map(str, lost))}" if lost else "the connection to the others"
             raise RankError(f"{who} was lost ({reason}); continue with --resume and any number of processes") from error
@@ -216,7 +217,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
             "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise RankError(f"rank {rank} cannot reach the other processes ({reason}); continue with --resume") from error
     try:
         yield GroupedRanks(torch.device(device), store)

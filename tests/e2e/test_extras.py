@@ -109,21 +109,23 @@ def test_every_install_that_a_document_names_is_tried_here() -> None:
     assert {extra for extras in named for extra in extras.split(",")} == declared["optional-dependencies"].keys()
 
 
-def test_parquet(install: Install, tmp_path: Path) -> None:
+def test_parquet_is_read_with_its_extra(install: Install, tmp_path: Path) -> None:
     write_parquet(tmp_path / "data", make_arrays(), PUBLISHED)
     words = ("data", "info", "--dataset_folder", tmp_path / "data")
     assert "image-classifier[parquet]" in refuse(install(""), *words, cwd=tmp_path)
     assert "23     7   30" in run_program(install("parquet"), *words, cwd=tmp_path)
 
 
-def test_database(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+def test_a_database_is_used_with_its_extra(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     words = ("data", "ingest", sample_dataset, "--dataset", "shapes", "--dataset_folder", tmp_path / "home")
     assert "pip install 'image-classifier[database]'" in refuse(install(""), *words, cwd=tmp_path)
     assert run_program(install("database"), *words, cwd=tmp_path) == "shapes@1\n"
     assert run_program(install("database"), "data", "upgrade", "--dataset_folder", tmp_path / "x", cwd=tmp_path) == ""
 
 
-def test_publish(install: Install, trained_run: Path, tmp_path: Path) -> None:
+def test_a_run_is_published_signed_and_checked_with_its_extra(
+    install: Install, trained_run: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     assert "pip install 'image-classifier[publish]'" in refuse(install(""), "publish", run, cwd=tmp_path)
     assert not (run / "published").exists()
@@ -138,7 +140,7 @@ def test_publish(install: Install, trained_run: Path, tmp_path: Path) -> None:
     assert run_program(program, "predict", run / "published", PROJECT / "docs" / "example.png", cwd=tmp_path)
 
 
-def test_attest(install: Install, trained_run: Path, tmp_path: Path) -> None:
+def test_verdicts_are_signed_and_counted_with_its_extra(install: Install, trained_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     run_program("openssl", *"ecparam -genkey -name prime256v1 -noout -out key.pem".split(), cwd=tmp_path)
     run_program("openssl", *"ec -in key.pem -pubout -out key.pub".split(), cwd=tmp_path)
@@ -152,7 +154,9 @@ def test_attest(install: Install, trained_run: Path, tmp_path: Path) -> None:
     assert run_program(program, *counting, cwd=tmp_path).startswith("ACCEPTED")
 
 
-def test_tracking(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
+def test_runs_are_tracked_and_models_registered_with_its_extra(
+    install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path
+) -> None:
     registry = ("--experiments_folder", tmp_path, "--dataset_folder", sample_dataset)
     words = ("registry", "add", published_run, "--name", "shapes", *registry)
     assert "pip install 'image-classifier[tracking]'" in refuse(install(""), *words, cwd=tmp_path)
@@ -168,7 +172,7 @@ def test_tracking(install: Install, published_run: Path, sample_dataset: Path, t
     assert (tmp_path / "tracking.db").stat().st_size
 
 
-def test_hub(install: Install, published_run: Path, tmp_path: Path) -> None:
+def test_a_push_to_the_hub_needs_its_extra(install: Install, published_run: Path, tmp_path: Path) -> None:
     words = ("push", "hub", "me/shapes", published_run)
     assert "pip install 'image-classifier[hub]'" in refuse(install(""), *words, cwd=tmp_path)
     environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{find_port()}", "HF_TOKEN": "none"}
@@ -177,7 +181,9 @@ def test_hub(install: Install, published_run: Path, tmp_path: Path) -> None:
     assert result.returncode == 2 and "error: cannot push to me/shapes" in result.stderr
 
 
-def test_client(install: Install, distributions: dict[str, Path], published_run: Path, tmp_path: Path) -> None:
+def test_the_client_needs_its_extra_alone_and_no_torch(
+    install: Install, distributions: dict[str, Path], published_run: Path, tmp_path: Path
+) -> None:
     script = tmp_path / "ask.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom image_classifier.client import Client\n"
@@ -195,7 +201,7 @@ def test_client(install: Install, distributions: dict[str, Path], published_run:
             assert output.endswith(" False\n")
 
 
-def test_sweep(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+def test_a_sweep_runs_with_its_extra(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("flip: {choices: [none, random]}\n")
     options = ("--experiment_name", "searched", "--num_epochs", "1", "--recipe", "notebook", "--batch_size", "50")
     words = ("sweep", "--space", "space.yaml", "--search", "grid", *options, "--validation_fraction", "0.1")
@@ -206,7 +212,9 @@ def test_sweep(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     assert (folder / "sweep.html").stat().st_size and (folder / "best.yaml").stat().st_size
 
 
-def test_drift(install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path) -> None:
+def test_drift_is_looked_for_with_its_extra(
+    install: Install, published_run: Path, sample_dataset: Path, tmp_path: Path
+) -> None:
     write_test_set(tmp_path / "captures", published_run, sample_dataset)
     words = ("drift", tmp_path / "captures", published_run)
     assert "pip install 'image-classifier[drift]'" in refuse(install(""), *words, cwd=tmp_path)
@@ -224,7 +232,9 @@ class Own(Classification):
 """
 
 
-def test_workflow(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+def test_a_workflow_runs_with_its_extra_and_names_those_of_its_steps(
+    install: Install, sample_dataset: Path, tmp_path: Path
+) -> None:
     (tmp_path / "own.py").write_text(OWN_WORKFLOW)
     training = {"experiment_name": "e", "run_name": "r", "recipe": "notebook", "num_epochs": 0}
     own = {"import": "own", "workflow": "own", "training": {**training, "dataset_folder": str(sample_dataset)}}
@@ -247,7 +257,7 @@ def test_workflow(install: Install, sample_dataset: Path, tmp_path: Path) -> Non
     assert (tmp_path / "experiments" / "e" / "r" / "manifest.json").is_file()
 
 
-def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
+def test_a_log_for_tensorboard_needs_its_extra(install: Install, sample_dataset: Path, tmp_path: Path) -> None:
     options = ("--experiment_name", "logged", "--run_name", "first", "--num_epochs", "0", "--recipe", "notebook")
     words = ("train", *options, "--dataset_folder", sample_dataset, "--log", "tensorboard")
     assert "pip install 'image-classifier[tensorboard]'" in refuse(install(""), *words, cwd=tmp_path)
@@ -256,7 +266,7 @@ def test_tensorboard(install: Install, sample_dataset: Path, tmp_path: Path) -> 
     assert list((tmp_path / "experiments" / "logged" / "first" / "tensorboard").iterdir())
 
 
-def test_remote(
+def test_a_url_is_read_with_its_extra(
     install: Install, sample_dataset: Path, tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = s3.make_bucket().upload_folder("sample", sample_dataset)
@@ -269,7 +279,7 @@ def test_remote(
     assert "pip install 'image-classifier[gcs]'" in refuse(program, *words, "gs://bucket/x", cwd=tmp_path)
 
 
-def test_docs(install: Install, tmp_path: Path) -> None:
+def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(install: Install, tmp_path: Path) -> None:
     """The site is built strictly, in under a minute of computing, and its pages load nothing from other hosts."""
     python = install("docs").with_name("python")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -286,7 +296,7 @@ def test_docs(install: Install, tmp_path: Path) -> None:
         ), name
 
 
-def test_serve(install: Install, published_run: Path, tmp_path: Path) -> None:
+def test_a_server_runs_with_its_extra(install: Install, published_run: Path, tmp_path: Path) -> None:
     assert "pip install 'image-classifier[serve]'" in refuse(install(""), "serve", published_run, cwd=tmp_path)
     python, program = install("serve").with_name("python"), ("-P", "-m", "image_classifier")
     with serving(published_run, tmp_path / "log", python=python, program=program) as server:

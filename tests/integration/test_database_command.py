@@ -320,7 +320,8 @@ from pathlib import Path
 from sqlalchemy import text
 from image_classifier.access import DatabaseAccess
 from image_classifier.credentials import resolve_password
-from image_classifier.data.connection import Database, load_place
+from image_classifier.data.connection import Database
+from image_classifier.data.place import load_place
 access = DatabaseAccess(config=Path(sys.argv[1]), password=resolve_password(None))
 database = Database(load_place(access), access)
 print(access, database.place, vars(database), database._engine.url)

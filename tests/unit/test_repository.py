@@ -172,6 +172,18 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert set(order) == set(graph)
 
 
+def test_a_function_of_more_than_50_lines_says_beside_it_why() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                is_long = (node.end_lineno or 0) - node.lineno >= 50
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                has_reason = lines[first - 2].lstrip().startswith("# Over 50 lines: ")
+                assert has_reason == is_long, f"{path.relative_to(PROJECT)}: {node.name}"
+
+
 def test_helpers_of_tests_are_imported_from_modules_that_hold_no_tests() -> None:
     for path in (PROJECT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

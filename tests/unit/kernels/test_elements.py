@@ -46,7 +46,9 @@ SIZES = ("num_images", "channels", "height", "width", "outputs", "taps", "paddin
 
 @pytest.mark.parametrize("sizes", CONVOLUTIONS)
 @pytest.mark.parametrize("is_strange", [False, True])
-def test_convolution_and_its_gradients(sizes: tuple[int, ...], is_strange: bool) -> None:
+def test_a_convolution_and_its_gradients_are_within_the_bounds_of_their_sums(
+    sizes: tuple[int, ...], is_strange: bool
+) -> None:
     number, channels, height, width, outputs, taps, padding = sizes
     images, filters, bias = make(number, channels, height, width), make(outputs, channels, taps, taps), make(outputs)
     images = images.to(memory_format=torch.channels_last)
@@ -140,7 +142,7 @@ def test_sums_and_greatest(rows: int, depth: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (24, 216), (7, 300)])
-def test_orthogonal_matrices(rows: int, columns: int) -> None:
+def test_orthogonalization_is_that_of_double_precision(rows: int, columns: int) -> None:
     matrix = make(rows, columns)
     a, b, c = NEWTON_SCHULZ
     sizes = {"rows": rows, "columns": columns, "num_iterations": NUM_ITERATIONS, "matrix_strides": (columns, 1)}
@@ -150,7 +152,7 @@ def test_orthogonal_matrices(rows: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 16, 1001])
-def test_norm(count: int) -> None:
+def test_a_norm_is_exact_to_a_rounding_also_of_large_values(count: int) -> None:
     values = make(count) * 1e15
     found = call_all("norm", {"out": torch.empty(1), "values": values}, count=count)["out"]
     expected = values.double().norm().reshape(1)
@@ -160,7 +162,9 @@ def test_norm(count: int) -> None:
 @pytest.mark.parametrize(
     ("height", "width", "out_height", "out_width"), [(32, 32, 16, 24), (7, 9, 13, 9), (5, 5, 1, 2)]
 )
-def test_images_of_other_sizes(height: int, width: int, out_height: int, out_width: int) -> None:
+def test_images_are_resized_as_torch_does_with_antialias(
+    height: int, width: int, out_height: int, out_width: int
+) -> None:
     images = make(2, 3, height, width)
     options = {"size": (out_height, out_width), "mode": "bilinear", "antialias": True}
     expected = F.interpolate(images.double(), **options).permute(0, 2, 3, 1)  # type: ignore[arg-type]

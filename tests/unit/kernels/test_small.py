@@ -33,7 +33,7 @@ SIZES = ("num_images", "channels", "height", "width", "outputs", "taps", "paddin
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("sizes", CONVOLUTIONS)
-def test_convolution(sizes: tuple[int, ...], level: str) -> None:
+def test_a_convolution_is_within_the_bounds_of_its_sums(sizes: tuple[int, ...], level: str) -> None:
     number, channels, height, width, outputs, taps, padding = sizes
     images, filters, bias = make(number, channels, height, width), make(outputs, channels, taps, taps), make(outputs)
     expected = F.conv2d(images.double(), filters.double(), bias.double(), padding=padding)

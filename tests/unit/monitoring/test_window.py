@@ -41,7 +41,7 @@ def test_the_latest_images_are_loaded_in_their_order(tmp_path: Path, num_images:
     assert window.last == "2026-11-30T16:59:00"
 
 
-def test_times_bound_them(tmp_path: Path) -> None:
+def test_a_window_holds_what_was_captured_between_two_times(tmp_path: Path) -> None:
     capture(tmp_path, 300, 0)
     window = load_window(str(tmp_path), SERVED, 1000, since=START + HOUR / 2, until=START + 3 * HOUR)
     assert (window.first, window.last) == ("2026-11-30T12:30:00", "2026-11-30T14:59:00")
