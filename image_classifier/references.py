@@ -1,4 +1,4 @@
-"""References to what is no path: a data set in the database, weights that torchvision publishes, and URLs."""
+"""References that are not paths: data sets in the database, torchvision's weights, and URLs."""
 
 from __future__ import annotations
 

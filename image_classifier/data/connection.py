@@ -1,4 +1,4 @@
-"""The connection to the database: where it is, who may in, what its errors mean, and making a lost one again.
+"""The connection to the database: its settings, passwords, error messages and reconnects.
 
 This, `schema` and `database` are the only modules that import SQLAlchemy, which the extra `database` brings.
 """
