@@ -673,7 +673,7 @@ def check_tracking_uri(uri: str) -> None:
         raise SettingsError(f"--tracking_uri takes {', '.join(f'{s}://' for s in TRACKING_SCHEMES)}, got: {kind!a}")
     if has_password:
         raise SettingsError(
-            "--tracking_uri must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "--tracking_uri must not contain a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             "or MLFLOW_TRACKING_TOKEN; a database's goes into its own password file"
         )
 
