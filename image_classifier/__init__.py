@@ -1,4 +1,4 @@
-"""Reproducible training of image classifiers, from a CIFAR data set to a proved run and a published model.
+"""Reproducible training of image classifiers: from a data set to a verified run and a published model.
 
 The way the data goes, and the folder that each stage lies in::
 

@@ -1,4 +1,4 @@
-"""`image_classifier COMMAND`: finds the command's file under `cli/` and hands it the rest of the line."""
+"""`image_classifier COMMAND`: finds the command's module in `cli/` and passes the remaining arguments to it."""
 
 from __future__ import annotations
 

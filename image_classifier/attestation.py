@@ -1,4 +1,4 @@
-"""From a verification to a signed verdict beside the run: what others can rely on without training."""
+"""Turns a verification into a signed verdict in the run folder, which others can check without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where two runs part that should agree: the first step, tensor, layer and operator, and the probable cause.
+"""Finds where two runs diverge that should be equal: first step, tensor, layer and operator, and the probable cause.
 
 The digest chains say between which two steps it is. Then both runs are trained again from the last checkpoint before,
 with a digest at each step, and the first step that differs once more from the state before it, result by result.

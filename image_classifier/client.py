@@ -1,4 +1,4 @@
-"""A client of `image_classifier serve`, for programs: `Client`, and `AsyncClient` with the same methods to await.
+"""Python client of `image_classifier serve`: `Client`, and `AsyncClient` with the same methods as coroutines.
 
 Requests that a server refuses for the moment are sent again; a prediction changes nothing, so this is safe.
 """

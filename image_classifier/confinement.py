@@ -1,4 +1,4 @@
-"""Read what others made in a process of its own, with limited memory and computing time.
+"""Reads untrusted files in a separate process with limited memory and computing time.
 
 For formats whose decoder is a library that takes what a file asks for, or that a damaged file may crash: whatever
 happens in there, the process that asked goes on. What is read comes over a pipe, in frames of a kind and bytes.

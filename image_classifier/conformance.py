@@ -1,4 +1,4 @@
-"""Whether networks and optimizers of other packages keep to what training relies on: tried before a run begins."""
+"""Tests before a run starts whether networks and optimizers of other packages meet the requirements of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets, from a file or whoever has them: never shown, never recorded. Free of torch."""
+"""Secrets, from a file or from the caller: never shown, never recorded. Free of torch."""
 
 from __future__ import annotations
 

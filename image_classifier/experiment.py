@@ -1,4 +1,4 @@
-"""One run, from source to run folder: the page that joins the stages."""
+"""One run, from data source to run folder: connects all stages."""
 
 from __future__ import annotations
 

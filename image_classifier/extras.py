@@ -1,4 +1,4 @@
-"""Imports what an extra of this package brings, when it is needed, and says how to install what is missing."""
+"""Imports optional dependencies when they are needed, and says how to install missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read files that come from others within limits: their bytes, JSON, and YAML.
+"""Reads untrusted files within limits: bytes, JSON and YAML.
 
 Whatever is in a file, reading it takes no more than the limits here say, and it is read in one way or refused: keys
 that come twice, numbers that are none, and numbers of more than 64 bits are errors. The limits are far above what this

@@ -1,4 +1,4 @@
-"""Decode the bytes of an image file to what the network takes: uint8 [S, S, 3] RGB. Free of torch.
+"""Decodes an image file to the network's input: uint8 [S, S, 3] RGB. Free of torch.
 
 An image is decoded by one of four decoders and no other, after its size in bytes and in pixels was checked, and that
 it holds no more parts than files of its format do; one that is animated is refused (a JPEG's further pictures, such as

@@ -1,4 +1,4 @@
-"""The metrics of predictions, ready for strict JSON; free of torch, so that a published model is measured alike.
+"""The metrics of predictions, ready for strict JSON. Free of torch, so published models use the same code.
 
 Rates are those of torchmetrics, whose functions the tests hold these against; it takes 2 s to import, and needs torch.
 """

@@ -1,4 +1,4 @@
-"""What is found by name: networks, optimizers and data sources, the package's own and those of other packages.
+"""Finds networks, optimizers and data sources by name, from this and other packages.
 
 Free of torch: names are checked with the settings, and code is imported by the stage that needs it.
 """

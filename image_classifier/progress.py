@@ -1,4 +1,4 @@
-"""Long work, shown while it goes on: a bar on a terminal, and a line at least every 30 seconds where there is none.
+"""Progress of long tasks: a bar on a terminal, otherwise a line at least every 30 seconds.
 
 Whatever works for long says so with `track`. Nothing is shown until a command asks for it with `shown`, so the library
 is silent. All is written to stderr, by a thread: the work itself does no more than count.

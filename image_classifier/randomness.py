@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of a seed and of what they are for."""
+"""Random numbers as pure functions of a seed and a purpose."""
 
 from __future__ import annotations
 

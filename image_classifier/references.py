@@ -1,4 +1,4 @@
-"""References to what is no path: a data set in the database, weights that torchvision publishes, and URLs."""
+"""References that are not paths: data sets in the database, torchvision's weights, and URLs."""
 
 from __future__ import annotations
 
@@ -169,6 +169,6 @@ def check_tracking_uri(uri: str) -> None:
         raise SettingsError(f"--tracking_uri takes {', '.join(f'{s}://' for s in TRACKING_SCHEMES)}, got: {kind!a}")
     if has_password:
         raise SettingsError(
-            "--tracking_uri must not hold a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "--tracking_uri must not contain a password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
             "or MLFLOW_TRACKING_TOKEN; a database's goes into its own password file"
         )

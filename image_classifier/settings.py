@@ -62,63 +62,63 @@ class TrainingSettings:
     """What decides the weights.
 
     Attributes:
-        model: Network of the catalogue, or one of your own: my_package.nets:build, or a name that a package registers.
-        num_epochs: How often the whole training set is gone through; 0 evaluates only.
-        batch_size: Images a step.
-        shards: Parts of a batch, each computed by one thread, with batch norm over its images alone. 0 takes one part
+        model: Network of this package, or your own: my_package.nets:build, or a name that a package registers.
+        num_epochs: Number of passes over the training set; 0 only evaluates.
+        batch_size: Images per step.
+        shards: Parts of a batch; one thread computes each, with batch norm over its images only. 0 takes one part
             per 125 images, up to 8. A batch has no more parts than images.
-        image_size: Side in pixels of the square images that the model takes. All images are resized to it. It is part
+        image_size: Height and width in pixels of the model's input. All images are resized to it. It is part
             of the data's digest.
-        image_sizes: Sides in pixels that training images are scaled to, one after the other in equal parts of the run.
-            Where there are fewer steps than sizes, some are passed over. The network is used at the last one. The
-            recipes have them for images of 32 pixels; they grow with --image_size unless they are given.
-        optimizer: sgd, or muon, whose updates of convolution filters are made orthogonal; or one of your own.
-        learning_rate: The highest learning rate of the schedule; with muon that of the filters.
-        body_learning_rate: The same for all but the head, with sgd; without it learning_rate is for both.
-        freeze: body trains the head alone, with sgd, and leaves all else, batch norm too, as the weights of
-            --pretrained_model have it.
-        momentum: Momentum, 0 up to but not including 1; with muon that of the filters.
-        nesterov: Nesterov's variant of the momentum, which muon always has.
-        weight_decay: L2 penalty of sgd, for weights of two and more dimensions. With muon, decoupled weight decay of
+        image_sizes: Image sizes in pixels for progressive resizing: each is used for an equal part of the run.
+            With fewer steps than sizes, some are skipped. Evaluation uses the last one. The
+            recipes list them for images of 32 pixels; they scale with --image_size unless given.
+        optimizer: sgd, or muon, which orthogonalizes the updates of convolution filters; or your own.
+        learning_rate: Peak learning rate of the schedule; with muon, that of the filters.
+        body_learning_rate: Peak learning rate of all layers but the head, with sgd; default: learning_rate.
+        freeze: body trains only the head, with sgd; all other layers, including batch norm, keep the weights of
+            --pretrained_model.
+        momentum: Momentum, from 0 up to but not including 1; with muon, that of the filters.
+        nesterov: Nesterov momentum, which muon always uses.
+        weight_decay: L2 penalty of sgd for weights with two or more dimensions. With muon, decoupled weight decay of
             the head and the biases.
         schedule: constant, or triangular: a linear rise to learning_rate, then a linear fall to 0.
-        warmup_fraction: Part of all steps that the rise of a triangular schedule takes; 0 with the constant one.
-        label_smoothing: Part of the target that is spread over all classes.
-        flip: Mirrored images: none, random for each image and epoch, or random in the first epoch and alternating
+        warmup_fraction: Fraction of all steps for the rise of a triangular schedule; 0 with the constant one.
+        label_smoothing: Fraction of the target that is spread over all classes.
+        flip: Horizontal flips: none, random for each image and epoch, or random in the first epoch and alternating
             from there on.
-        translate: Images are shifted by up to so many pixels, reflected at the edge; half of image_size at most.
-        cutout: Side in pixels of the grey square that covers a part of each image, up to image_size; 0 for none.
-        color_jitter: Brightness, contrast and saturation of each image are multiplied by numbers drawn from 1 less this
-            to 1 more; 0 for none.
-        rand_augment: Magnitude of RandAugment, which distorts each image in two ways drawn from fourteen, 1 to 30; 0
+        translate: Maximum random translation in pixels, with reflection at the edge; up to half of image_size.
+        cutout: Size in pixels of the grey square that covers a part of each image, up to image_size; 0 for none.
+        color_jitter: Brightness, contrast and saturation of each image are multiplied by random numbers from 1 - this
+            to 1 + this; 0 for none.
+        rand_augment: Magnitude of RandAugment, 1 to 30: each image gets two random operations out of fourteen; 0
             for none.
-        mixup: Alpha of mixup: each image of a batch is mixed with another, its share drawn from Beta(alpha, alpha); 0
+        mixup: Alpha of mixup: each image of a batch is mixed with another, with a ratio from Beta(alpha, alpha); 0
             for none.
-        cutmix: Alpha of cutmix: a rectangle of each image of a batch is taken from another, the area left drawn from
+        cutmix: Alpha of cutmix: a rectangle of each image is replaced by that of another; the remaining area comes from
             Beta(alpha, alpha); 0 for none.
-        sampler: Images of an epoch: each once, or balanced, as many of each class, those of small classes repeatedly.
-        shuffle_window: MiB of images that are shuffled with each other, for snapshots larger than memory. Blocks of
-            1 MiB come in a random order, so many at a time. 0 shuffles all images of an epoch.
+        sampler: Images of an epoch: each once, or balanced, the same number per class; small classes are repeated.
+        shuffle_window: Size in MiB of the shuffle window, for snapshots larger than memory. Blocks of
+            1 MiB come in a random order, and the images of a window are shuffled. 0 shuffles all images of an epoch.
         class_weights: Weight of an image in the loss: none, or balanced, by the inverse frequency of its class.
-        views: Test-time augmentation: one view, its mirror image too, or six views when the top-1 margin is below 0.4.
-            Changes the evaluation alone.
-        input_mean: Mean of the red, green and blue inputs, in [0, 1], that is subtracted.
-        input_std: Standard deviation of the red, green and blue inputs that is divided by.
-        validation_fraction: Part of the training set that is set aside, by the seed, and not trained on; for data
-            without a validation part.
+        views: Test-time augmentation: none, mirror, or six views when the top-1 margin is below 0.4.
+            Affects only the evaluation.
+        input_mean: Mean of the red, green and blue inputs, in [0, 1]; it is subtracted.
+        input_std: Standard deviation of the red, green and blue inputs; they are divided by it.
+        validation_fraction: Fraction of the training set that is held out for validation, by the seed; for data
+            without a validation split.
         keep: Weights that become model.pth: the last, or those with the best validation accuracy.
-        ema_decay: Decay of an exponential moving average over the weights of all steps, which is what is validated,
+        ema_decay: Decay of an exponential moving average of the weights. The average is validated,
             tested and saved; 0 for none.
         early_stopping: Epochs without a better validation accuracy after which the run ends; 0 for none.
-        seed: Seed of initialisation, order and augmentation.
-        device: Where to train; auto takes a GPU where there is one.
-        precision: Arithmetic of the training; auto takes bf16 where the processor computes with it.
-        engine: Eager, all by torch, or compiled, with the package's kernels where they pay; auto is that on a CPU;
-            changes weights by rounding alone.
-        instruction_set: Native for what the processor has, or the highest vector instructions that are used. With
-            portable the package's kernels alone compute, with the same bits on every processor. Changes weights by
-            rounding alone.
-        digest_every: Steps between two digests of the whole state; changes no weights.
+        seed: Seed of initialisation, shuffling and augmentation.
+        device: Device for the training; auto uses a GPU if there is one.
+        precision: Floating-point type of the training; auto uses bf16 if the processor supports it.
+        engine: eager (torch), or compiled, with the package's kernels where they are faster; auto is compiled on a CPU;
+            changes weights only by rounding.
+        instruction_set: native for all of the processor's vector instructions, or the highest ones to use. With
+            portable, only the package's kernels compute, with the same bits on every processor. Changes weights only by
+            rounding.
+        digest_every: Steps between two digests of the training state; changes no weights.
     """
 
     model: str = _FAST["model"]
@@ -339,28 +339,28 @@ class RunSettings:
     """Where a run lies, what it reads, and how the work is carried out; none of it changes the weights.
 
     Attributes:
-        experiments_folder: Folder that holds all experiments.
+        experiments_folder: Folder of all experiments.
         experiment_name: Name of the experiment, a folder under experiments_folder (required).
         run_name: Name of the run, a folder under the experiment that must not exist yet (required).
         dataset_folder: Folder (or archive, Parquet file, or tars) with the data set, or its URL, such as
-            s3://bucket/folder. With --database that of SQLite's file and of the snapshots, by default data.
-        fit: Images of other sizes are resized whatever the ratio of their sides (squeeze), cut to their middle
-            (crop), given a black border (pad), or refused.
-        database: Data set in the database to take instead: NAME, or NAME@VERSION for another than its newest version.
-        db_config: YAML file that says where the database is; without it, a file of SQLite in dataset_folder.
+            s3://bucket/folder. With --database, the folder of the SQLite file and of the snapshots; default: data.
+        fit: Images of other sizes are resized without keeping the aspect ratio (squeeze), cropped at the center
+            (crop), padded in black (pad), or refused.
+        database: Data set in the database to use instead: NAME for its newest version, or NAME@VERSION.
+        db_config: YAML file with the connection settings of the database; default: a SQLite file in dataset_folder.
         db_pass_file: File with the password of the database, which may also be in DB_PASSWORD.
-        pretrained_model: Weights to start from: a model.pth, relative to experiments_folder, or any path; with --model,
+        pretrained_model: Pretrained weights: a model.pth, relative to experiments_folder, or any path; with --model,
             a state_dict as .pth or .safetensors; or torchvision:NETWORK@WEIGHTS, such as
-            torchvision:resnet18@IMAGENET1K_V1. Network, input scaling and image size are theirs unless given.
-        num_threads: Threads that compute shards; 0 for as many as the process may use cores.
+            torchvision:resnet18@IMAGENET1K_V1. Network, input scaling and image size come from them unless given.
+        num_threads: Threads that compute shards; 0 for one per available core.
         num_workers: Threads that prepare batches; 0 prepares them between the steps.
-        checkpoint_every: Distance of two checkpoints, such as 1epochs or 500steps.
-        keep_checkpoints: How many of the newest checkpoints are kept, or all, so that verify --sample can draw
+        checkpoint_every: Interval of checkpoints, such as 1epochs or 500steps.
+        keep_checkpoints: Number of newest checkpoints to keep, or all, so that verify --sample can draw
             segments between them.
-        tracking_uri: MLflow server or database that settings, metrics and files are also written to.
-        mirror: Folder, or URL such as s3://bucket/folder, that the finished run is copied to. --resume continues a run
-            from there that is not here.
-        log: Write the metrics of each epoch for TensorBoard too, into the run folder's tensorboard/.
+        tracking_uri: MLflow server or database to which settings, metrics and files are also logged.
+        mirror: Folder, or URL such as s3://bucket/folder, to which the finished run is copied. --resume continues a run
+            from there if it does not exist locally.
+        log: Also writes the metrics of each epoch for TensorBoard, into the run folder's tensorboard/.
     """
 
     experiments_folder: Path = Path("experiments")

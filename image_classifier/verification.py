@@ -1,4 +1,4 @@
-"""Proof of a recorded run: its files against its manifest, and the run trained again against its digest chain."""
+"""Verifies a recorded run: its files against the manifest, and a second training against the digest chain."""
 
 from __future__ import annotations
 

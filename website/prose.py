@@ -34,6 +34,23 @@ AVOID = {
     r"\btakes? off\b": "weight decay",
     r"\bleaves? it unsure\b": "when the top-1 margin is small",
     r"\bthe way to it\b": "the connection",
+    r"\bfrom nothing\b": "from scratch",
+    r"\bby single views\b": "without test-time augmentation",
+    r"\bto the bit\b": "bit-identical",
+    r"\ball the same\b": "anyway",
+    r"\banew\b": "again",
+    r"\b(?:go|goes|went) on\b": "continue",
+    r"\bleft aside\b": "ignored",
+    r"\btaken over\b": "copied",
+    r"\bbelieved\b": "trusted",
+    r"\bheld (?:to|against)\b": "compared with",
+    r"\b(?:that|which) (?:is|are) none\b": "say what it is",
+    r"(?<!there )\bis no (?!longer|shorter|less|more|fewer)": "is not a",
+    r"^Nor\b": "a whole sentence",
+    r"^Such (?:is|are)\b": "an example",
+    r"\bwhoever\b": "somebody who, everyone who",
+    r"\bof yours\b": "your own",
+    r"\bsub-folder": "subfolder",
 }
 """What to avoid, as a regular expression, and what to write instead."""
 

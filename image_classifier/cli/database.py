@@ -51,7 +51,7 @@ def build_ingest_parser() -> ArgumentParser:
     parser = _build_parser(
         "ingest",
         "Add the images of a source to a data set in the database, and freeze it into a new version. Images that are "
-        "there already are passed over, so an ingest that was interrupted goes on where it was.",
+        "there already are skipped, so an interrupted ingest continues where it stopped.",
     )
     parser.add_argument(
         "source", type=Path, help="anything that the trainer reads: a folder, an archive, Parquet, or its URL"

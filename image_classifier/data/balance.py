@@ -1,4 +1,4 @@
-"""Classes of unlike size: what a data set lacks, and what a training does about it."""
+"""Class imbalance: warnings about a data set, and class weights and sampling for the training."""
 
 from __future__ import annotations
 

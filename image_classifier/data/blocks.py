@@ -1,4 +1,4 @@
-"""An order for a snapshot larger than memory: shuffled well, and read from the disk in long pieces.
+"""Shuffling of snapshots larger than memory: random order of images, with sequential reads from disk.
 
 A block is 1 MiB of images that follow each other in the snapshot. In each epoch all blocks come in a random order, so
 many of them at a time as a window holds, and the images of a window are shuffled. So the disk reads whole blocks, each

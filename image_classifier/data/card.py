@@ -1,4 +1,4 @@
-"""The sizes that Hugging Face's metadata beside a data set states: a set that has others is not whole.
+"""Checks the number of images of a data set against its Hugging Face metadata.
 
 They stand as `dataset_info` at the head of `README.md`, or in `dataset_infos.json`
 (https://huggingface.co/docs/datasets/package_reference/main_classes#datasets.DatasetInfo).

@@ -1,4 +1,4 @@
-"""Describe a snapshot in Croissant 1.1, the JSON-LD by which data sets are found and described (MLCommons, 2026).
+"""Describes a snapshot in Croissant 1.1, the JSON-LD format for data set search (MLCommons, 2026).
 
 It has what is known of a data set: files with their digests, parts, classes, and what an image is. A licence, an
 author or a citation is not known here, and is for whoever publishes the data to add. Notes of how it was read stay out:

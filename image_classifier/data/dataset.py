@@ -1,4 +1,4 @@
-"""A data set by its name: the path or URL of its files, or db:NAME[@VERSION] for one in the database."""
+"""Loads a data set by its reference: the path or URL of its files, or db:NAME[@VERSION] in the database."""
 
 from __future__ import annotations
 

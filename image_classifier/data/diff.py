@@ -1,4 +1,4 @@
-"""What changed between two data sets: images that were added and removed, and labels that are others."""
+"""Compares two data sets: added and removed images, and changed labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distortions of colours and shapes, in whole numbers: every processor computes the same pixels.
+"""Colour and geometric augmentation in integer arithmetic, so every processor computes the same pixels.
 
 An image is [..., 3, H, W]. A factor of a distortion counts 256ths: 256 leaves an image as it is.
 """

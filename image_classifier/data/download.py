@@ -1,4 +1,4 @@
-"""Fetch the published archives: continued where they broke off, checked against their digest, whole or not at all."""
+"""Downloads the published archives: resumes interrupted downloads, checks the digest, and writes atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a snapshot out, without loss, in layouts that the trainer and others read: images by class, or Parquet."""
+"""Exports a snapshot without loss, as images by class or as Parquet, which the trainer and other tools can read."""
 
 from __future__ import annotations
 

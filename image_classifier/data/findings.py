@@ -1,4 +1,4 @@
-"""What was found while image files were read: sizes that were fitted to the network's, and images left out."""
+"""Findings while image files are read: resized images and skipped images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a folder of images with one sub-folder a class: `train/CLASS/…`, `test/CLASS/…`, or `CLASS/…` to be split.
+"""Reads images from one subfolder per class: `train/CLASS/…`, `test/CLASS/…`, or `CLASS/…` to be split.
 
 `validation/CLASS/…` may lie beside them. Canonical order is by path, compared byte by byte, within each part.
 """

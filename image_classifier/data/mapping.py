@@ -1,4 +1,4 @@
-"""Mapped arrays, read in the order that the disk likes and without keeping more of them in memory than is in use."""
+"""Memory-mapped arrays, read in disk order and released from memory after use."""
 
 from __future__ import annotations
 

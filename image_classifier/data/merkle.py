@@ -1,4 +1,4 @@
-"""The digest of a data set: over a header that names the root of a Merkle tree of each part's images.
+"""The digest of a data set: the hash of a header with the Merkle tree root of each split.
 
 A tree's entries are the images of a part in their order: the label, and the sha256 of the pixels. So one image can be
 proved without the others, and a tree that grows by an image is hashed on from where it was::

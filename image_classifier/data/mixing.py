@@ -1,4 +1,4 @@
-"""Mixup and cutmix: the images of a batch mixed with each other, and their targets likewise.
+"""Mixup and cutmix: mixes the images of a batch with each other, and their targets too.
 
 An image's partner is the next one in its batch, the last one's the first. How much of it is taken is drawn for each
 image. Pixels are mixed in 256ths and whole numbers, so that every processor computes the same ones.

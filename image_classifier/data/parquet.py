@@ -1,4 +1,4 @@
-"""Read Parquet files with encoded images and labels, in the layout that Hugging Face publishes data sets in.
+"""Reads Parquet files with encoded images and labels, in the layout of Hugging Face.
 
 An `img` or `image` column holds structs with `bytes` (or the bytes themselves), a `label` or `fine_label` column
 whole numbers, and the schema's metadata the names of the classes. Canonical order is the order of the files by name

@@ -1,4 +1,4 @@
-"""Read a Parquet file in a process of its own, which `parquet` starts: sizes in such a file may say anything.
+"""Reads a Parquet file in a separate process, started by `parquet`, because sizes in an untrusted file may be wrong.
 
     python -m image_classifier.data.parquet_process labels FILE NUM_CLASSES
     python -m image_classifier.data.parquet_process images FILE MAX_BYTES

@@ -1,4 +1,4 @@
-"""How data sets name their training, validation and test part, and whether all shards of a part are there."""
+"""Names of training, validation and test splits, and a check that all shards of a split exist."""
 
 from __future__ import annotations
 

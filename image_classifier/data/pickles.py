@@ -1,4 +1,4 @@
-"""Read pickles without trusting them: plain data comes out, and what a reader allows; nothing is imported or run.
+"""Reads untrusted pickles: returns only plain data and types that the reader allows; imports and executes nothing.
 
 A pickle is a program for a stack machine that can call whatever it can import. This machine knows the instructions
 that build plain data, and hands names and calls to the reader, which has a few stand-ins for what it expects. It ends

@@ -1,4 +1,4 @@
-"""Read what sources of other packages read: each is registered as an entry point, and is asked for every data set."""
+"""Reads data sets by sources of other packages, which are registered as entry points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof that an image is in a data set: what leads from it to the data set's digest, for who has nothing else.
+"""Proof that an image is in a data set: the Merkle path from the image to the data set's digest.
 
 `proof.schema.json` describes the file. `merkle` says how a digest comes about.
 """

@@ -1,4 +1,4 @@
-"""The tables: a log that is only ever added to, so that a version of a data set is two numbers and a digest.
+"""The database tables: an append-only log, so a version of a data set is just two row counts and a digest.
 
 ::
 

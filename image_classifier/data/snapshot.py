@@ -1,4 +1,4 @@
-"""The snapshot: a data set frozen on disk under its digest, mapped into memory by every run that reads it.
+"""The snapshot: an immutable data set on disk, named by its digest and memory-mapped by every run that uses it.
 
 It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where that cannot be written::
 

@@ -1,4 +1,4 @@
-"""Find out what kind of data set lies at a path, and read it."""
+"""Detects the format of the data set at a path, and reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A snapshot that is being written, image by image, and that the next process goes on with where one was killed.
+"""An unfinished snapshot, written image by image, which the next process continues if this one is killed.
 
 It lies in the store that it will be in::
 

@@ -1,4 +1,4 @@
-"""Read WebDataset's tars in place: members `KEY.jpg` and `KEY.cls`, or `KEY.json` with a label, which share a key.
+"""Reads WebDataset tars in place: members `KEY.jpg` and `KEY.cls`, or `KEY.json` with a label, which share a key.
 
 A set is a range of shards as `train-{000000..000123}.tar`, a folder of shards, or one tar. Canonical order is the order
 of the shards by name, or in the range, and of the keys in each. Nothing is unpacked: a member's name is a key and never

@@ -1,1 +1,1 @@
-"""Kernels of our own for operations that torch is slow at, and what loads them."""
+"""The package's kernels for operations where torch is slow, and their loader."""

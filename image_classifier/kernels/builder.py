@@ -1,4 +1,4 @@
-"""Builds the kernels: one library for each instruction set, by one compiler, the same for every platform.
+"""Builds the kernels: one library for each instruction set, with the same compiler for every platform.
 
 `setup.py` calls this when the wheel is built, or the package is installed from a clone. The compiler is Clang as the
 package `ziglang` brings it, pinned in pyproject.toml: one version on every machine, which needs no other compiler and

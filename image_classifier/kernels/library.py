@@ -1,4 +1,4 @@
-"""Loads the kernels: the library for what this processor has, or for less where the instruction set is capped.
+"""Loads the kernel library for this processor, or for a lower instruction set if it is capped.
 
 What they are for is said in torch's terms in `training/small_steps.py`, `large_steps.py` and `portable_steps.py`, so
 that every network is served: an operation that is met with arguments that a kernel can take is computed by it, all

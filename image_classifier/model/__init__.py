@@ -1,1 +1,1 @@
-"""The networks, one file a family, and the catalog that finds them by name."""
+"""The networks, one file per family, and the catalogue that finds them by name."""

@@ -1,4 +1,4 @@
-"""The network of airbench, which holds the records of training CIFAR-10 fast, in several widths."""
+"""The network of airbench, the speed record for training on CIFAR-10, in several widths."""
 
 from __future__ import annotations
 

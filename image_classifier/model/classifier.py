@@ -1,4 +1,4 @@
-"""What is trained, saved and served: a network with the scaling of its inputs in front."""
+"""The classifier that is trained, saved and served: a network with input scaling in front."""
 
 from __future__ import annotations
 

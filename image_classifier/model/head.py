@@ -1,4 +1,4 @@
-"""A network's head: the layer with a row of weights for each class. All else is its body."""
+"""A network's head: the layer with one row of weights for each class. All other layers are its body."""
 
 from __future__ import annotations
 

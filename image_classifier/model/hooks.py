@@ -1,4 +1,4 @@
-"""What a network may have beside its layers: each is found by its name, and none is needed."""
+"""Optional methods of a network, found by name."""
 
 from __future__ import annotations
 

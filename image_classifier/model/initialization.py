@@ -1,4 +1,4 @@
-"""The weights that a network begins with: the same bits on every processor, from arithmetic that has one result.
+"""Initial weights with the same bits on every processor, from arithmetic with exactly one correct result.
 
 Torch draws and computes by code that is chosen for the processor. Here are multiplications of doubles number by number,
 sums of whole numbers, and sums that are rounded once.

@@ -1,4 +1,4 @@
-"""LeNet, in the form that PyTorch's CIFAR-10 tutorial teaches: 62,006 parameters for 10 classes."""
+"""LeNet as in PyTorch's CIFAR-10 tutorial: 62,006 parameters for 10 classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The residual networks that others compare with: ResNet-18 and wide residual networks."""
+"""Common residual networks for comparison: ResNet-18 and wide residual networks."""
 
 from __future__ import annotations
 

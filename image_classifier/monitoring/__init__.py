@@ -1,1 +1,1 @@
-"""What captured requests say about the world: whether it drifts, and how right the answers are. Free of torch."""
+"""Analysis of captured requests: drift, and accuracy of the answers. Free of torch."""

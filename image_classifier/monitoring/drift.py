@@ -1,4 +1,4 @@
-"""Tests of whether captured images and answers are like those of the test set, with effect sizes.
+"""Statistical tests for drift of captured images and answers from the test set, with effect sizes.
 
 Each test compares a window of captured images with the reference that `publish` wrote. The p-values of all of them are
 corrected together by Holm's procedure: the chance that a test says drift of what has not drifted is at most the level.

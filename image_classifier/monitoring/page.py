@@ -1,4 +1,4 @@
-"""One page about drift: the tests, and captured images of what changed most. A single HTML file, nothing fetched."""
+"""A page about drift: the tests, and the captured images that changed most. A single HTML file that works offline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The captured images that are compared: the latest ones that a model answered."""
+"""The window for drift tests: the latest captured images that a model answered."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Publishing: a finished run becomes one ONNX file that is proved to answer as the run does, described and signed."""
+"""Publishing: turns a finished run into one ONNX file with a parity proof, a model card and a signature."""

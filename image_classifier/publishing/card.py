@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a published model is, how good, where it is weak, and how to check all of it.
+"""MODEL_CARD.md: description, metrics, weaknesses and checks of a published model.
 
 Its head is the metadata of Hugging Face's model cards (https://huggingface.co/docs/hub/model-cards); its text follows
 Mitchell et al.: Model Cards for Model Reporting, 2019.

@@ -1,4 +1,4 @@
-"""What a published model is found to be: its answers on the test set, computed here and held against its manifest."""
+"""Evaluates a published model on the test set, and compares the result with its manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A published model to the Hugging Face Hub, or to a server with its interface that HF_ENDPOINT names."""
+"""Pushes a published model to the Hugging Face Hub, or to a compatible server in HF_ENDPOINT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export a model as one ONNX graph: pixels in, probabilities out, with all that lies between them inside."""
+"""Exports a model as one ONNX graph, from uint8 pixels to probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof that a published model answers as the run does: both on every image of the test set."""
+"""The parity proof: compares a published model with its run on every image of the test set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run to a published folder: exported, proved, described, signed, and there whole or not at all."""
+"""Publishes a finished run: exports, checks parity, describes and signs it, and writes the folder atomically."""
 
 from __future__ import annotations
 

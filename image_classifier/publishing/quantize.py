@@ -1,4 +1,4 @@
-"""The same graph in 8 bits, where that is faster and nearly as good: static quantization with training images."""
+"""Static int8 quantization of the graph, calibrated with training images, if it is faster and nearly as accurate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of published models: versions and aliases in MLflow, and what a version must show to be promoted."""
+"""The registry of published models: versions and aliases in MLflow, and the conditions for a promotion."""
 
 from __future__ import annotations
 

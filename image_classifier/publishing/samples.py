@@ -1,4 +1,4 @@
-"""Some test images to show beside a published model, side by side in one PNG file."""
+"""Sample test images of a published model, side by side in one PNG file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The software that made a model, as a CycloneDX document, out of what the run recorded of its environment."""
+"""The software that trained a model, as a CycloneDX document from the run's record."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Folders that lie elsewhere, by URL. `store.py` asks fsspec, `cache.py` fetches, `target.py` copies out."""
+"""Remote folders, by URL. `store.py` asks fsspec, `cache.py` fetches, `target.py` copies out."""

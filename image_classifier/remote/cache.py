@@ -1,4 +1,4 @@
-"""Folders that lie elsewhere, fetched into the user's cache and checked.
+"""Downloads remote folders into the user's cache and checks them.
 
 Each state of a place has a folder of its own there::
 

@@ -1,4 +1,4 @@
-"""A place elsewhere, as fsspec reaches it: S3, Google Cloud Storage, a web server. All its errors are one line."""
+"""Access to a remote folder by fsspec: S3, Google Cloud Storage, a web server. All its errors are one line."""
 
 from __future__ import annotations
 

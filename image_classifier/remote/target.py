@@ -1,4 +1,4 @@
-"""A folder copied out to another place, its manifest last."""
+"""Copies a folder to a remote place, with the manifest last."""
 
 from __future__ import annotations
 

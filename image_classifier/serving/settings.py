@@ -60,7 +60,7 @@ class ServerSettings:
         allowed_hosts: Names, with commas, that the Host header of a request may have beside IP addresses; * for any.
             By default localhost, host and the name of this machine; with keys or tokens any.
         root_path: Path under which a proxy in front shows the server.
-        trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are believed.
+        trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are trusted.
         log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
         log_lines_per_s: Lines in a second, at most, and as many of errors; the next line says how many were left out.
         drift_window: Latest images whose drift from the model's test set the metrics show, 200 or more; 0 for none.

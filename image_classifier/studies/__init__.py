@@ -1,1 +1,1 @@
-"""Many runs: a search over settings."""
+"""Studies of many runs: hyperparameter search."""

@@ -1,4 +1,4 @@
-"""One page about a sweep: a single HTML file with Optuna's own plots and their script inside, and nothing fetched."""
+"""A page about a sweep: a single HTML file with Optuna's plots, which works offline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings a trial has and when it is pruned: functions of the space, the seed, and the trials that it may see.
+"""A trial's settings and pruning, as functions of the search space, the seed, and the trials that it may see.
 
 Trial n sees the trials up to n - K, where K is how many may be trained at once. Whoever computes what it does finds the
 same: an Optuna study in memory is made anew of what the trial sees, with a sampler seeded by its number.

@@ -1,4 +1,4 @@
-"""What a sweep searches: settings of the trainer with the values that they may take, from a YAML file."""
+"""The search space of a sweep: trainer settings with ranges or choices, from a YAML file."""
 
 from __future__ import annotations
 

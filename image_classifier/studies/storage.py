@@ -1,4 +1,4 @@
-"""Where a sweep's study lies: Optuna's tables in a file of SQLite or in PostgreSQL, and one process after the other.
+"""The storage of a sweep: Optuna's tables in SQLite or PostgreSQL, with a lock between processes.
 
 A change of the study is read, decided and written under a lock that dies with its holder: of a file beside SQLite's, or
 an advisory lock of PostgreSQL. A connection that is lost is made again, and the change begun anew.

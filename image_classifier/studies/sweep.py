@@ -1,4 +1,4 @@
-"""One worker of a sweep: it takes a trial, trains it as an ordinary run, says what came of it, and takes the next.
+"""A worker of a sweep: takes a trial, trains it as an ordinary run, reports the result, and takes the next.
 
 All workers meet in the study's attributes, which are changed under the storage's lock. `sweep` says what is searched
 and on what; who means another search is refused. `running` has the trials that are taken and not yet told, by number:

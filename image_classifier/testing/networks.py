@@ -1,4 +1,4 @@
-"""The suite for networks: what a run checks before it begins, and what publishing needs."""
+"""Conformance tests for networks: the checks at the start of a run, and those for publishing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite for optimizers: what a run checks before it begins."""
+"""Conformance tests for optimizers: the checks at the start of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite for data sources: the same images and labels each time, and all files named."""
+"""Conformance tests for data sources: the same images and labels each time, and a complete list of files."""
 
 from __future__ import annotations
 

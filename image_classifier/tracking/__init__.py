@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, its record, its checkpoints, and who it is."""
+"""The files of a run: folder, record, checkpoints and identity."""

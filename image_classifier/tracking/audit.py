@@ -1,4 +1,4 @@
-"""Segments of a run, drawn to be trained again: what a part of the work says about all of it."""
+"""Draws random segments of a run to verify, and computes the probability of detecting false ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a difference between two runs probably comes of, judged by their records and by what differs first."""
+"""The probable cause of a difference between two runs, from their records and the first difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run folder holds a finished run, whose files are what its manifest says."""
+"""Checks that a run is finished and that its files match its manifest."""
 
 from __future__ import annotations
 

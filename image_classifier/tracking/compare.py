@@ -1,4 +1,4 @@
-"""Runs side by side: which settings differ, by how much the results do, and whether that is more than chance."""
+"""Compares runs: different settings, differences of the results, and their significance."""
 
 from __future__ import annotations
 

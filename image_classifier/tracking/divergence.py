@@ -1,4 +1,4 @@
-"""Where two digest chains part, and how far apart two tensors are."""
+"""Finds where two digest chains diverge, and measures the difference of two tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is a run of: code, environment, machine class; and the digest of a state of tensors."""
+"""The identity of a run: code, environment and machine class; and the digest of a state of tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of what lies in a run folder, and which of it is part of the run."""
+"""The file names of a run folder, and which files belong to the run."""
 
 from __future__ import annotations
 

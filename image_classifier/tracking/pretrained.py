@@ -1,4 +1,4 @@
-"""Weights to start from: of a run, of a file with a state_dict, or of those that torchvision publishes."""
+"""Pretrained weights: from a run, from a file with a state_dict, or from torchvision."""
 
 from __future__ import annotations
 

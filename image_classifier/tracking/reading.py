@@ -1,4 +1,4 @@
-"""Reading the files of a run folder, each held to the form that others rely on."""
+"""Reads and validates the files of a run folder."""
 
 from __future__ import annotations
 

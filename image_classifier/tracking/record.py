@@ -1,4 +1,4 @@
-"""The record of a run, run.json: made before the first step, and held against whoever resumes it."""
+"""The record of a run, run.json: written before the first step, and compared when the run is resumed."""
 
 from __future__ import annotations
 

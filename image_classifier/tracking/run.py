@@ -1,4 +1,4 @@
-"""Writing a run folder: one process at a time, and nothing half-written."""
+"""Writes a run folder: one process at a time, and atomically."""
 
 from __future__ import annotations
 

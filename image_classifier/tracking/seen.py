@@ -1,4 +1,4 @@
-"""Which steps of a run were taken on an image: the order of each epoch is a function of the record's seed."""
+"""Computes which steps of a run used an image: the order of each epoch depends on the record's seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that changes while a run trains: how it is recorded, digested, saved and restored."""
+"""The training state: how it is recorded, digested, saved and restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All results of one step, by digest, so that the first one can be found in which two runs differ."""
+"""Digests of all intermediate results of a step, to find the first difference between two runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check a file of torch.save before torch.load reads it, so that it takes no more memory than it has bytes.
+"""Checks a file of torch.save before torch.load reads it, so that it cannot take more memory than its size.
 
 Such a file is an archive with a pickle, which names tensors, and a record of bytes for each of their storages. Whatever
 unpacks to more is refused: records that are compressed, tensors that are larger than their storage, values that hold

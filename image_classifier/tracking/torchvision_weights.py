@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes: found in its own registry, downloaded once, and checked by their digest."""
+"""Pretrained weights of torchvision: found in its registry, downloaded once, and checked by digest."""
 
 from __future__ import annotations
 

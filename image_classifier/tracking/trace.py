@@ -1,4 +1,4 @@
-"""From an answer, a published model or a weight file back to run, data, code, environment and verdicts.
+"""Traces an answer, a published model or a weight file back to run, data, code, environment and verdicts.
 
 Each link is checked as it is shown. It is `equal` if it is here and has the digest that the one before it names,
 `different` if it has another, and `unchecked` if it is not here. Verdicts that a policy asks for may be `missing`.

@@ -1,1 +1,1 @@
-"""The training loop and what it stands on; knows neither files nor terminals."""
+"""The training loop and its parts; they do no input or output."""

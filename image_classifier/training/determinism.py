@@ -1,4 +1,4 @@
-"""What makes two trainings give the same bits: shards, algorithms, instruction set, precision, engine.
+"""Settings that make training bit-reproducible: shards, algorithms, instruction set, precision, engine.
 
 Free of torch at import, because an instruction set can only be capped before torch is first imported.
 """

@@ -1,4 +1,4 @@
-"""How a step's gradients are computed: by torch alone, or with kernels of our own where it is slow."""
+"""Computes the gradients of a step: with torch alone, or with the package's kernels where torch is slow."""
 
 from __future__ import annotations
 

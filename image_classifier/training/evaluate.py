@@ -1,4 +1,4 @@
-"""Evaluation: a network's probabilities on a set of images, and what they are worth against the labels."""
+"""Evaluation: a network's probabilities on a set of images, and the metrics for their labels."""
 
 from __future__ import annotations
 

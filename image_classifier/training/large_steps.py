@@ -1,4 +1,4 @@
-"""Operations of steps of many images, computed by kernels where torch is slow at them.
+"""Maps ATen operators to kernels for large batches, where torch is slow.
 
 Pooling and normalisation are limited by memory, of which torch's own use more: indices of 8 bytes, sums in several
 passes. Convolutions by 3x3 pixels take a third of the products by Winograd's algorithm; in floats of 32 bits that is

@@ -1,4 +1,4 @@
-"""The training loop: reads from top to bottom, and yields what each step did."""
+"""The training loop: a generator that yields the result of each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that is freed and kept: each step allocates the same tensors, and new pages cost more than what fills them."""
+"""Keeps freed memory: each step allocates the same tensors, and new pages cost more than the computation in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All operations of a network by kernels, in one order of operations whatever the processor is.
+"""Maps all operators of a network to kernels that compute in the same order on every processor.
 
 What torch is left with has one possible result: it moves numbers, compares or selects them, rounds one to another type,
 or computes on whole numbers. Any other operation that no kernel takes is an error.

@@ -1,4 +1,4 @@
-"""Where the time of a training goes: a few of its steps under torch's profiler."""
+"""Profiles a few steps of a training with torch's profiler."""
 
 from __future__ import annotations
 

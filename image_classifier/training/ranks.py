@@ -1,4 +1,4 @@
-"""Processes that compute the shards of each step together, on one machine or several; torchrun starts them.
+"""Distributes the shards of each step over processes on one or several machines, started by torchrun.
 
 They exchange bytes, and each adds them in the same tree. A library's sum over processes (`all_reduce`) would add in an
 order of its own.

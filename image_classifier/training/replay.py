@@ -1,4 +1,4 @@
-"""The operations of a step, written down once and then repeated without autograd.
+"""Records the operations of a step once, and then replays them without autograd.
 
 With a few images a step, finding out what the backward pass has to do is a good part of the time. What is computed is
 the same, in the same order, and so are the bits; only copies and aliases that autograd makes for itself are left out.

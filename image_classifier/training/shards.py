@@ -1,4 +1,4 @@
-"""Shards: the unit of a step.
+"""Shards: the parts of a batch that a step computes.
 
 A batch is cut into a fixed number of parts. Each is computed by itself, by one thread, and what the parts give is added
 in one binary tree over their numbers. So neither the number of threads or processes nor their speed can change a bit.

@@ -1,4 +1,4 @@
-"""Which kernels take the place of which operations of torch in steps of few images, in single precision.
+"""Maps ATen operators to fp32 kernels for small batches.
 
 There, most of the time of an operation of torch goes into finding out what to do. A call of a kernel is prepared once,
 with its addresses, and repeated.

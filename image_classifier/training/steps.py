@@ -1,4 +1,4 @@
-"""What the kernels' counterparts of torch's operations have in common: making memory, and calling kernels."""
+"""Shared code of the operator maps: allocates outputs and calls kernels."""
 
 from __future__ import annotations
 

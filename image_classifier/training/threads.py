@@ -1,4 +1,4 @@
-"""Threads that take pieces of work as they become free.
+"""A thread pool: each thread takes the next task when it is free.
 
 Each piece is computed by one thread, in one order of operations, so that neither the number of threads nor which of
 them takes which piece can change a bit.

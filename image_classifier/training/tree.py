@@ -1,4 +1,4 @@
-"""The tree in which the shards of a batch are added: each to its neighbour, the sums to theirs, and so on.
+"""The binary tree that adds the shards of a batch: neighbours first, then their sums, and so on.
 
 A node is named by its level, 0 for the shards themselves, and its number on it. What is left over at the end of a level
 goes up as it is.

@@ -1,4 +1,4 @@
-"""Seeing what a step computes, result by result: by `bisect`, which asks where two runs part."""
+"""Observes all intermediate results of a step, for `bisect`."""
 
 from __future__ import annotations
 

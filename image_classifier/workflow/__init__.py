@@ -1,1 +1,1 @@
-"""A workflow from data to a promoted model, as a Metaflow flow into which a class of one's own plugs."""
+"""A workflow from data to a promoted model, as a Metaflow flow that a user's class can extend."""

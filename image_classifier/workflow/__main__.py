@@ -1,4 +1,4 @@
-"""`python -m image_classifier.workflow run --config FILE`: checks the file, then hands over to Metaflow."""
+"""`python -m image_classifier.workflow run --config FILE`: checks the file, then starts Metaflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a workflow is made of: a class with a method a step. Free of torch and of Metaflow."""
+"""The base class of workflows, with one method per step. Free of torch and of Metaflow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cards of the flow show: pictures and figures of each step, as components of Metaflow's cards."""
+"""The content of the flow's cards: pictures and metrics of each step, as Metaflow card components."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package's own workflow: the trainer, the figures of a finished run, and a published model."""
+"""The default workflow: trains a run, returns its test metrics, and publishes it."""
 
 from __future__ import annotations
 

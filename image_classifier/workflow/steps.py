@@ -1,4 +1,4 @@
-"""What the steps of the flow do: they take and return paths, digests and plain values, which Metaflow keeps.
+"""The steps of the flow: they take and return paths, digests and plain values, which Metaflow stores.
 
 What is trained lies in run folders, as everywhere in this package. A step that is computed again finds there what an
 interrupted attempt has left, and goes on with it.

@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
 ) -> None:
     for first_step, warnings, folder in damage_and_resume(campaign, interrupted, f"checkpoints/step-00000022/{name}"):
         assert first_step == 20
-        assert len(warnings) == 1 and "step-00000022 is damaged" in warnings[0] and "set aside" in warnings[0]
+        assert len(warnings) == 1 and "step-00000022 is damaged" in warnings[0] and "it was renamed to" in warnings[0]
         assert (folder / "checkpoints" / "bad-step-00000022").is_dir()
 
 

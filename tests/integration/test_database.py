@@ -448,7 +448,7 @@ def test_a_data_set_without_a_version_is_refused(home: Home, tmp_path: Path) -> 
 
 
 def test_a_database_without_tables_is_refused_with_the_command_that_makes_them(home: Home) -> None:
-    words = "no tables of image_classifier( in its search_path)?: `image_classifier data upgrade` makes them"
+    words = "no tables of image_classifier( in its search_path)?: create them with `image_classifier data upgrade`"
     refuse(
         DatabaseError,
         words if home.cluster else "there is no database .*: create it with `image_classifier data ingest`",

@@ -301,4 +301,4 @@ def test_a_wait_is_said(
     source = write_source(tmp_path / "source")
     with caplog.at_level(logging.WARNING):
         ingest(source, "birds", home.access, chunk_size=4, listener=StopAfter(server, 3, 1))
-    assert "still waiting for an answer of" in caplog.text and "given up" not in caplog.text
+    assert "still waiting for an answer of" in caplog.text and "giving up" not in caplog.text

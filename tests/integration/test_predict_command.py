@@ -307,4 +307,4 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys: pytest.Captu
     path.write_bytes(b"no model")
 
     assert run(path, write_image(tmp_path / "image.png")) == 2
-    assert "is no model file, or is damaged" in capsys.readouterr().err
+    assert "is not a model file, or is damaged" in capsys.readouterr().err

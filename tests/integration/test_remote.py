@@ -190,7 +190,7 @@ def test_missing_credentials_are_one_line(bucket: Bucket, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("names", [{"a": b"", "a/b": b""}, {"x/../../y": b""}, {"a\\b": b""}, {"x\x07": b""}])
 def test_a_name_that_no_file_can_have_is_refused(names: dict[str, bytes], bucket: Bucket, tmp_path: Path) -> None:
     url = bucket.upload("data", names)
-    with pytest.raises(RemoteError, match="holds .*; rename (it|one of them) there"):
+    with pytest.raises(RemoteError, match="has .*; rename (it|one of them) there"):
         localize(url, FAST)
     assert not list(tmp_path.glob("cache/remote/*"))
 

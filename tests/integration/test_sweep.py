@@ -246,7 +246,7 @@ def test_postgresql_is_stopped_and_started_in_the_middle(
     [
         (["--validation_fraction", "0"], "a sweep is judged on a validation part, never on the test set"),
         (["--learning_rate", "0.1"], "--learning_rate is in the --space, too"),
-        (["--storage", "postgresql://me:secret-word@host/db"], "--storage must not hold a password"),
+        (["--storage", "postgresql://me:secret-word@host/db"], "--storage must not contain a password"),
         (["--storage", "postgresql://me@127.0.0.1:1/db"], "--storage: db at 127.0.0.1:1 cannot be used"),
         (["--search", "grid"], "--search grid takes choices, whole numbers, or a range with a step"),
         (["--max_failures", "-1"], "--max_failures takes a whole number of 0 or more, got: -1"),

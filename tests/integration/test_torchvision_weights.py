@@ -211,7 +211,7 @@ def test_the_network_of_a_state_dict_must_be_named_and_be_the_right_one(
 def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
     for name, content, reason in (
         ("a.safetensors", b"rubbish", "a.safetensors cannot be read: it has no header"),
-        ("a.pth", b"rubbish", "is no model file, or is damaged"),
+        ("a.pth", b"rubbish", "is not a model file, or is damaged"),
         ("empty.pth", {}, "it has no format_version"),
         ("nested.pth", {"state_dict": {"a": torch.zeros(1)}}, "it has no format_version"),
     ):

@@ -127,7 +127,7 @@ def test_a_release_is_tagged_as_the_documents_say() -> None:
     bumpver = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["bumpver"]
     (pattern,) = load(PROJECT / ".github" / "workflows" / "release.yaml")[True]["push"]["tags"]
     assert (bumpver["version_pattern"], bumpver["tag_message"]) == ("MAJOR.MINOR.PATCH[PYTAGNUM]", "{new_version}")
-    form = "The tag is the version alone, such as `0.2.0` or `0.2.0rc1`, without a `v`."
+    form = "The tag is the version without a `v`, such as `0.2.0` or `0.2.0rc1`."
     for tag in re.findall(r"`(\d\S+)`", form):
         assert fnmatch.fnmatchcase(tag, pattern) and str(Version(tag)) == tag
         assert not fnmatch.fnmatchcase(f"v{tag}", pattern)

@@ -121,7 +121,7 @@ def test_a_missing_file_is_named(layout: Layout, write: Any, tmp_path: Path) -> 
     write(folder, make_arrays())
     (folder / layout.test).unlink()
     write_archive(tmp_path / layout.archive, folder)
-    complaint = f"holds {re.escape(layout.title)} without {layout.test};"
+    complaint = f"has {re.escape(layout.title)} without {layout.test};"
     with pytest.raises(DataError, match=complaint):
         read_folder(folder, layout, Metadata())
     with pytest.raises(DataError, match=complaint):
@@ -334,9 +334,9 @@ def test_an_archive_needs_one_data_set(tmp_path: Path) -> None:
     write_members(tmp_path / "twice.tar.gz", members | {"again/test_batch.bin": b""})
     with pytest.raises(DataError, match="contains CIFAR-10 in the binary layout and CIFAR-100 in the python layout"):
         read_archive(tmp_path / "two.tar.gz", Metadata())
-    with pytest.raises(DataError, match="holds no CIFAR data set"):
+    with pytest.raises(DataError, match="contains no CIFAR data set"):
         read_archive(tmp_path / "none.tar.gz", Metadata())
-    with pytest.raises(DataError, match="holds test_batch.bin twice"):
+    with pytest.raises(DataError, match="contains test_batch.bin twice"):
         read_archive(tmp_path / "twice.tar.gz", Metadata())
 
 

@@ -411,7 +411,7 @@ def test_a_snapshot_in_a_folder_that_cannot_be_written_any_more_is_used(dataset:
 def test_no_place_to_write_is_said(dataset: Path, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("in the way", encoding="utf-8")
-    with write_denied(dataset), pytest.raises(StorageError, match=f"nor to {cache} .*; name a folder .* in IMAGE_"):
+    with write_denied(dataset), pytest.raises(StorageError, match=f"nor to {cache} .*; set IMAGE_CLASSIFIER_CACHE"):
         load_snapshot(dataset)
 
 

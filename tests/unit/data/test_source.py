@@ -91,7 +91,7 @@ def test_what_is_missing_is_named_with_how_to_get_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, complaint", [("data.zip", "is not a data set: give a folder"), ("metadata.json", "give the folder")]
+    "name, complaint", [("data.zip", "is not a data set: give a folder"), ("metadata.json", "give its folder")]
 )
 def test_a_file_of_another_kind_is_refused(name: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")

@@ -65,7 +65,7 @@ def test_a_place_without_captures_is_refused(tmp_path: Path) -> None:
 def test_answers_of_another_model_are_refused_or_left_out(tmp_path: Path) -> None:
     capture(tmp_path, 120, 0)
     capture(tmp_path, 120, 120, facts=replace(FACTS, model_digest="e" * 64), version="2")
-    with pytest.raises(DataError, match=r"has answers of another model than the model, version 2; --model_version"):
+    with pytest.raises(DataError, match=r"has answers of another model than the model, of version 2; --model_version"):
         load_window(str(tmp_path), SERVED, 1000)
     for version, first in (("1", "12:00"), ("2", "14:00")):
         window = load_window(str(tmp_path), replace(SERVED, version=version), 1000)

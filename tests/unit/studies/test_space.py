@@ -93,8 +93,8 @@ def test_what_is_drawn_is_rounded_within_the_range(tmp_path: Path) -> None:
         ("learning_rate: {low: 0.5, high: 0.1}", "the range from 0.5 to 0.1 is empty"),
         ("learning_rate: {low: 0.1, high: 0.1}", "the range from 0.1 to 0.1 is empty"),
         ("learning_rate: {low: 0.1, high: 0.10000001}", "is empty; low must be below high, within 6 digits"),
-        ("learning_rate: {low: 0.1, high: .inf}", "is no number"),
-        ("learning_rate: {low: .nan, high: 1}", "is no number"),
+        ("learning_rate: {low: 0.1, high: .inf}", "is not a number"),
+        ("learning_rate: {low: .nan, high: 1}", "is not a number"),
         ("learning_rate: {low: 0, high: 1, log: true}", "log takes a low above 0 and no step, got: low: 0"),
         ("learning_rate: {low: 0.1, high: 1, log: 1}", "log takes true or false, got: 1"),
         (

@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_set_aside_with_a_warning_and_the_one_before_it_
         assert (checkpoints.load_newest() or {})["step"] == 1
         assert checkpoints.list_steps() == [1] and (checkpoints.folder / "bad-step-00000002" / name).exists()
         (message,) = caplog.messages
-        assert "step-00000002 is damaged" in message and "set aside as bad-step-00000002" in message
+        assert "step-00000002 is damaged" in message and "it was renamed to bad-step-00000002" in message
 
 
 def build_frozen_state(step: int) -> dict[str, Any]:
@@ -279,9 +279,9 @@ def test_the_size_of_the_images_is_kept_and_the_default_one_goes_unsaid(tmp_path
         ({"format_version": 4}, "has the format 4; this version reads up to 3"),
         (
             {"format_version": 1, "model": "airbench"},
-            "holds airbench of image_classifier 0.1, .* train again, or use it",
+            "has the network airbench of image_classifier 0.1, .* train again, or use it",
         ),
-        ({"format_version": "1"}, "holds no format_version"),
+        ({"format_version": "1"}, "has no format_version"),
         ({"model": "vgg"}, "holds a network called 'vgg'; this version knows airbench, .*, resnet"),
         ({"model": None}, "no valid 'model'"),
         ({"model": "os:system"}, "names os:system, code that would be imported; .*IMAGE_CLASSIFIER_PLUGINS=os:system"),
@@ -349,7 +349,7 @@ def test_no_code_in_a_model_file_is_run(tmp_path: Path) -> None:
     torch.save({"format_version": 1, "state": Hostile(trap)}, tmp_path / "torch.pth")
     (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Hostile(trap)))
     for name in ("torch.pth", "pickle.pth"):
-        with pytest.raises(ModelError, match="no model file, or is damaged"):
+        with pytest.raises(ModelError, match="not a model file, or is damaged"):
             load_model(tmp_path / name)
     assert not trap.exists()
 

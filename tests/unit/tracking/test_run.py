@@ -169,7 +169,7 @@ def test_a_file_in_the_place_of_a_folder_is_reported(kind: str, tmp_path: Path) 
 def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
-    for name, words in (("none", "there is no run .*none to resume"), ("photos", "holds cat.jpg but no run.json")):
+    for name, words in (("none", "there is no run .*none to resume"), ("photos", "has cat.jpg but no run.json")):
         with pytest.raises(RunError, match=words):
             with open_run_folder(tmp_path / name, resume=True):
                 pass
@@ -458,7 +458,7 @@ LABELS, PROBABILITIES = np.zeros(3, np.int64), np.full((3, 2), 0.5, np.float32)
         ({"labels": LABELS[:0], "probabilities": PROBABILITIES[:0]}, "0 rows of probabilities for 0 labels"),
         ({"labels": LABELS + 2, "probabilities": PROBABILITIES}, "a label without a class"),
         ({"labels": LABELS - 1, "probabilities": PROBABILITIES}, "a label without a class"),
-        ({"labels": LABELS, "probabilities": PROBABILITIES * np.float32("nan")}, "a probability that is no number"),
+        ({"labels": LABELS, "probabilities": PROBABILITIES * np.float32("nan")}, "a probability that is not finite"),
         (
             {
                 "labels": LABELS,
@@ -497,7 +497,7 @@ def test_predictions_that_unpack_to_too_much_are_refused(tmp_path: Path) -> None
     zeros = bytes(MAX_PREDICTIONS_BYTES)
     pack_predictions(tmp_path / "predictions.npz", zipfile.ZIP_DEFLATED, labels=LABELS, probabilities=zeros)
     assert (tmp_path / "predictions.npz").stat().st_size < 300_000
-    with pytest.raises(RunError, match="it unpacks to more than the 268,435,456 bytes that are read"):
+    with pytest.raises(RunError, match="it unpacks to more than 268,435,456 bytes"):
         read_predictions(tmp_path)
 
 

@@ -20,8 +20,8 @@ from image_classifier.tracking.store import EMBEDDED, Store, find_sqlite_file
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("https://name:word@localhost", "must not hold a password"),
-        ("postgresql+psycopg://name:word@localhost/mlflow", "must not hold a password"),
+        ("https://name:word@localhost", "must not contain a password"),
+        ("postgresql+psycopg://name:word@localhost/mlflow", "must not contain a password"),
         ("localhost:5000", "takes http://"),
         ("ftp://localhost", "takes http://"),
         ("http://[", "is no address"),

@@ -69,8 +69,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "no YAML": ("workflow: [a", "cannot be read as YAML: .*line 1"),
     "no settings": ("a text", "must contain settings by name"),
     "a date": ({**GOOD, "settings": {"license": yaml.safe_load("2020-01-01")}}, "neither text nor number"),
-    "too long": (f"workflow: {'é' * 25_000}", "more than the 100,000 characters"),
-    "an unknown key": ({**GOOD, "sweeps": SWEEP}, r"holds 'sweeps', .*did you mean sweep\?"),
+    "too long": (f"workflow: {'é' * 25_000}", "more than the limit of 100,000 characters"),
+    "an unknown key": ({**GOOD, "sweeps": SWEEP}, r"has the unknown key 'sweeps' .*did you mean sweep\?"),
     "no class": ({"training": TRAINING}, "has no workflow, which is required"),
     "no training": ({"workflow": "classification"}, "has no training, which is required"),
     "a class that is a number": ({**GOOD, "workflow": 3}, "workflow takes a name, got: '3'"),
@@ -84,8 +84,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "no experiment": ({**GOOD, "training": {"run_name": "r"}}, "training: --experiment_name is required"),
     "an unknown option": ({**GOOD, "training": {**TRAINING, "lr": 1}}, r"did you mean learning_rate\?"),
     "an option out of range": ({**GOOD, "training": {**TRAINING, "momentum": 2}}, "training: --momentum takes"),
-    "a control": ({**GOOD, "training": {**TRAINING, "resume": True}}, "holds 'resume', which is no setting"),
-    "a password": ({**GOOD, "training": {**TRAINING, "db_pass": "hidden"}}, "training holds a password"),
+    "a control": ({**GOOD, "training": {**TRAINING, "resume": True}}, "has the unknown setting 'resume'"),
+    "a password": ({**GOOD, "training": {**TRAINING, "db_pass": "hidden"}}, "training has a password"),
     "a sweep of nothing": ({**GOOD, "sweep": {"num_trials": 3}}, "sweep has no space"),
     "an empty range": (
         {**GOOD, "sweep": {**SWEEP, "space": {"momentum": {"low": 0.5, "high": 0.1}}}},
@@ -93,9 +93,12 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no number of trials": ({**GOOD, "sweep": {"space": SPACE}}, "sweep: --num_trials must be given"),
     "a grid without an end": ({**GOOD, "sweep": {"space": SPACE, "search": "grid"}}, "sweep: --search grid takes"),
-    "a refit": ({**GOOD, "sweep": {**SWEEP, "refit": 2}}, "holds 'refit', which is no setting"),
+    "a refit": ({**GOOD, "sweep": {**SWEEP, "refit": 2}}, "has the unknown setting 'refit'"),
     "no file of the space": ({**GOOD, "sweep": {**SWEEP, "space": "none.yaml"}}, "sweep: space: none.yaml cannot be"),
-    "a wrong promotion": ({**GOOD, "promote": {"names": "a"}}, r"promote holds 'names', .*did you mean name\?"),
+    "a wrong promotion": (
+        {**GOOD, "promote": {"names": "a"}},
+        r"promote has the unknown setting 'names' .*did you mean name\?",
+    ),
     "a setting that is missing": ({**GOOD, "workflow": f"{__name__}:Strange"}, "settings: .*number"),
     "a class that refuses": (
         {**GOOD, "workflow": f"{__name__}:Strange", "settings": {"number": 13}},
@@ -148,7 +151,7 @@ def test_no_password_gets_into_what_metaflow_keeps(tmp_path: Path) -> None:
         "promote": {"tracking_uri": "https://me:hidden@host"},
     }
     for key, part in parts.items():
-        with pytest.raises(SettingsError, match="must not hold a password") as error:
+        with pytest.raises(SettingsError, match="must not contain a password") as error:
             check_before(load(tmp_path, {**content, key: part}))
         assert "hidden" not in str(error.value)
 
