@@ -10,15 +10,15 @@ import pytest
 
 from image_classifier.capture.files import read_captures
 from image_classifier.capture.places import open_place
+from image_classifier.capture.recorder import Recorder
 from image_classifier.capture.writer import Writer
+from tests.captures import MESSAGE_BYTES, SERVED, build_message, build_row, draw_answers
 from tests.stores import Bucket, cut
-from tests.unit.capture.test_recorder import MODEL, Recorder, draw
-from tests.unit.capture.test_writer import BYTES, build_message, build_row
 
 
 def test_what_is_recorded_comes_into_a_bucket(bucket: Bucket) -> None:
     counts: Counter[str] = Counter()
-    images = draw(5)
+    images = draw_answers(5)
 
     async def run() -> None:
         recorder = Recorder(
@@ -31,7 +31,7 @@ def test_what_is_recorded_comes_into_a_bucket(bucket: Bucket) -> None:
             count=lambda result, number: counts.update({result: number}),
         )
         await recorder.start()
-        recorder.record(MODEL, images, "one", "ann")
+        recorder.record(SERVED, images, "one", "ann")
         await recorder.stop(30)
 
     asyncio.run(run())
@@ -50,10 +50,10 @@ def test_a_store_that_is_gone_loses_files_is_told_of_once_and_used_again(
     bucket.proxy.choose_upload = lambda line: cut(0)
     for _ in range(2):
         writer.take(build_message(build_row()))
-        assert writer.flush() == ({"failed": 1}, BYTES)
+        assert writer.flush() == ({"failed": 1}, MESSAGE_BYTES)
     assert len(caplog.records) == 1 and "cannot be captured, and are given all the same" in caplog.text
     bucket.proxy.choose_upload = lambda line: None
     writer.take(build_message(build_row("kept")))
-    assert writer.flush() == ({"written": 1}, BYTES)
+    assert writer.flush() == ({"written": 1}, MESSAGE_BYTES)
     assert f"captured again at {place}" in caplog.text
     assert [captured.request_ids for captured in read_captures(place)] == [["kept"]]
