@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import marshal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -11,15 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.capture.files import CaptureFacts, build_batch, build_file, build_schema
+from image_classifier.capture.files import CaptureFacts, Row, build_batch, build_file, build_schema
 from image_classifier.capture.places import LocalPlace
+from image_classifier.capture.ring import Message
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.published.folder import MODEL, read_manifest
-from image_classifier.published.predictor import load_predictor
+from image_classifier.published.predictor import PublishedModel, load_predictor
 
 START = datetime(2026, 11, 30, 12, tzinfo=UTC)
 HOUR_US = 3600 * 10**6
+
+
+SERVED = PublishedModel(Path("model.onnx"), ("a", "b"), "1", "e", "r", "0" * 64, "one", 1, digest="d" * 64)
+MESSAGE_FACTS = CaptureFacts(32, ("a", "b"), "d" * 64, "a machine")
+MESSAGE_BYTES = 10_000
 
 
 class CapturedImage(NamedTuple):
@@ -89,3 +97,31 @@ def _iterate_rows(
     for number, (image, row) in enumerate(zip(images, probabilities, strict=True)):
         time_us = round((start + number * every).timestamp() * 1e6)
         yield CapturedImage(time_us, f"request-{number}", 0, None, version, 1, image.tobytes(), row.tolist())
+
+
+@dataclass
+class Answer:
+    """An image with its answer, as the server records it."""
+
+    pixels: bytes | None
+    row: list[float]
+    batch_size: int = 1
+
+
+def draw_answers(number: int, seed: int = 0) -> list[Answer]:
+    """Draw images and the probabilities of two classes."""
+    generator = np.random.default_rng(seed)
+    pixels = [generator.integers(0, 256, 3072, np.uint8).tobytes() for _ in range(number)]
+    return [Answer(each, generator.random(2, np.float32).tolist(), row + 1) for row, each in enumerate(pixels)]
+
+
+def build_message(*rows: Row, facts: CaptureFacts = MESSAGE_FACTS, missing: int = 0) -> Message:
+    """Build what the server hands to the writer: images of noise, short of so many bytes."""
+    pixels = np.random.default_rng(0).bytes(3072 * len(rows) - missing)
+    values = facts.image_size, facts.classes, facts.model_digest, facts.machine
+    return Message(memoryview(pixels), memoryview(marshal.dumps((values, list(rows)), 2)), MESSAGE_BYTES)
+
+
+def build_row(name: str = "one", time_us: int = 0, probabilities: tuple[float, ...] = (0.25, 0.75)) -> Row:
+    """Build the row of an image."""
+    return (time_us, name, 0, None, "1", 1, probabilities)

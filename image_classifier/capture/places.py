@@ -138,7 +138,7 @@ class RemotePlace:
 
     def read(self, path: str, max_bytes: int) -> bytes:
         try:
-            content: bytes = self._files.cat_file(f"{self._root}/{path}", 0, max_bytes + 1)
+            content: bytes = self._files.cat_file(f"{self._root}/{path}", start=0, end=max_bytes + 1)
         except Exception as error:
             raise OSError(one_line(error)) from error
         if len(content) > max_bytes:

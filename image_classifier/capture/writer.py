@@ -237,8 +237,9 @@ def main(argv: Sequence[str]) -> None:
     writer = Writer(open_place(settings.place), settings.max_bytes, settings.flush_s)
     ring = Ring(settings.ring_bytes, (memory, counter))
     warm_up()
-    os.nice(NICENESS)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # that it wakes up interrupts nobody
+    with suppress(OSError):  # a sandbox may refuse it
+        os.nice(NICENESS)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # that it wakes up interrupts nobody
     work(writer, ring, parent, settings.flush_s, settings.file_images)
 
 

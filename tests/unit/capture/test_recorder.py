@@ -10,32 +10,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from image_classifier.capture import recorder as module
 from image_classifier.capture.files import read_captures
 from image_classifier.capture.recorder import CHUNK, Recorder
-from image_classifier.published.predictor import PublishedModel
-
-MODEL = PublishedModel(Path("model.onnx"), ("a", "b"), "1", "e", "r", "0" * 64, "one", 1, digest="d" * 64)
-
-
-@dataclass
-class Image:
-    pixels: bytes | None
-    row: list[float]
-    batch_size: int = 1
-
-
-def draw(number: int, seed: int = 0) -> list[Image]:
-    generator = np.random.default_rng(seed)
-    pixels = [generator.integers(0, 256, 3072, np.uint8).tobytes() for _ in range(number)]
-    return [Image(each, generator.random(2, np.float32).tolist(), row + 1) for row, each in enumerate(pixels)]
+from tests.captures import SERVED, draw_answers
 
 
 class Counts(Counter[str]):
@@ -77,13 +61,13 @@ def find_writer() -> int:
 
 
 def test_all_that_is_recorded_is_written_at_the_end(tmp_path: Path) -> None:
-    images = draw(2 * CHUNK + 5)
+    images = draw_answers(2 * CHUNK + 5)
 
     async def use(recorder: Recorder, counts: Counts) -> None:
-        recorder.record(MODEL, images[:3], "first", "")
+        recorder.record(SERVED, images[:3], "first", "")
         for number, image in enumerate(images[3:], 3):
-            recorder.record(MODEL, [image], f"request-{number}", "ann")
-        recorder.record(replace(MODEL, version="2", digest="e" * 64), images[:2], "other", "")
+            recorder.record(SERVED, [image], f"request-{number}", "ann")
+        recorder.record(replace(SERVED, version="2", digest="e" * 64), images[:2], "other", "")
 
     assert record(tmp_path, use) == {"written": len(images) + 2}
     captured, other = read_captures(tmp_path)
@@ -92,16 +76,16 @@ def test_all_that_is_recorded_is_written_at_the_end(tmp_path: Path) -> None:
     assert captured.request_ids[:4] == ["first"] * 3 + ["request-3"]
     assert captured.image_indices[:4].tolist() == [0, 1, 2, 0]
     assert captured.callers[:4] == [None] * 3 + ["ann"]
-    assert captured.facts.model_digest == MODEL.digest and "ONNX Runtime" in captured.facts.machine
+    assert captured.facts.model_digest == SERVED.digest and "ONNX Runtime" in captured.facts.machine
     assert other.request_ids == ["other"] * 2 and other.model_versions == ["2"] * 2
 
 
 def test_a_fraction_of_the_requests_is_written_with_all_their_images(tmp_path: Path) -> None:
-    image = draw(1)[0]
+    image = draw_answers(1)[0]
 
     async def use(recorder: Recorder, counts: Counts) -> None:
         for number in range(1000):
-            recorder.record(MODEL, [image, image], str(number), "")
+            recorder.record(SERVED, [image, image], str(number), "")
 
     assert 400 < record(tmp_path, use, fraction=0.3)["written"] < 800
     assert all(each.request_ids.count(name) == 2 for each in read_captures(tmp_path) for name in each.request_ids[:20])
@@ -109,26 +93,26 @@ def test_a_fraction_of_the_requests_is_written_with_all_their_images(tmp_path: P
 
 def test_files_are_written_when_it_is_time_and_when_there_are_enough(tmp_path: Path) -> None:
     async def use(recorder: Recorder, counts: Counts) -> None:
-        recorder.record(MODEL, draw(1), "early", "")
+        recorder.record(SERVED, draw_answers(1), "early", "")
         await wait_until(lambda: counts["written"] == 1)
 
     record(tmp_path, use, flush_s=0.2)
 
     async def use_many(recorder: Recorder, counts: Counts) -> None:
-        recorder.record(MODEL, draw(30), "many", "")
+        recorder.record(SERVED, draw_answers(30), "many", "")
         await wait_until(lambda: counts["written"] == 30)
 
     record(tmp_path, use_many, memory_bytes=100 * 4096)  # of which a quarter is a file
 
 
 def test_a_writer_that_hangs_delays_nothing_and_is_ended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = draw(15)
+    images = draw_answers(15)
 
     async def use(recorder: Recorder, counts: Counts) -> None:
         os.kill(find_writer(), signal.SIGSTOP)
         began = time.perf_counter()
         for number in range(1000):
-            recorder.record(MODEL, images, str(number), "")
+            recorder.record(SERVED, images, str(number), "")
         assert time.perf_counter() - began < 1
         assert counts["dropped"] > 900 * 15
         assert [each.levelname for each in caplog.records] == ["ERROR"] and "slower than they come" in caplog.text
@@ -148,17 +132,16 @@ def test_a_writer_that_dies_is_counted_and_told_of_once_and_replaced(
     async def use(recorder: Recorder, counts: Counts) -> None:
         for number in (1, 2):
             await wait_until(lambda: recorder.is_writing)
-            recorder.record(MODEL, draw(CHUNK), f"lost-{number}", "")
+            recorder.record(SERVED, draw_answers(CHUNK), f"lost-{number}", "")
             os.kill(find_writer(), signal.SIGKILL)
             await wait_until(lambda number=number: counts["failed"] == number * CHUNK)  # type: ignore[misc]
         assert [each.getMessage() for each in caplog.records] == [
             f"{CHUNK} captured images are lost: what writes them has ended with status -9; another one is started"
         ]
-        recorder.record(MODEL, draw(CHUNK), "lost, too, as there is none", "")
         await wait_until(lambda: recorder.is_writing)
-        recorder.record(MODEL, draw(CHUNK), "kept", "")
+        recorder.record(SERVED, draw_answers(CHUNK), "kept", "")
 
-    assert record(tmp_path, use) == {"failed": 3 * CHUNK, "written": CHUNK}
+    assert record(tmp_path, use) == {"failed": 2 * CHUNK, "written": CHUNK}
 
 
 def test_a_writer_that_cannot_be_started_is_tried_again(
@@ -177,10 +160,10 @@ def test_a_writer_that_cannot_be_started_is_tried_again(
     monkeypatch.setattr(subprocess, "Popen", fail_twice)
 
     async def use(recorder: Recorder, counts: Counts) -> None:
-        recorder.record(MODEL, draw(CHUNK), "lost", "")
+        recorder.record(SERVED, draw_answers(CHUNK), "lost", "")
         assert counts == {"failed": CHUNK}
         await wait_until(lambda: recorder.is_writing)
-        recorder.record(MODEL, draw(2), "kept", "")
+        recorder.record(SERVED, draw_answers(2), "kept", "")
 
     assert record(tmp_path, use) == {"failed": CHUNK, "written": 2}
     assert caplog.text.count("Resource temporarily unavailable") == 1
@@ -189,12 +172,13 @@ def test_a_writer_that_cannot_be_started_is_tried_again(
 def test_the_writer_writes_what_is_left_when_the_server_is_killed(tmp_path: Path) -> None:
     code = """
 import asyncio, os, signal, sys
-from tests.unit.capture.test_recorder import MODEL, Recorder, draw
+from image_classifier.capture.recorder import Recorder
+from tests.captures import SERVED, draw_answers
 async def run():
     given = {"image_size": 32, "fraction": 1.0, "flush_s": 1000.0, "max_bytes": 2**40, "memory_bytes": 2**24}
     recorder = Recorder(sys.argv[1], count=print, **given)
     await recorder.start()
-    recorder.record(MODEL, draw(3), "left", "")
+    recorder.record(SERVED, draw_answers(3), "left", "")
     await asyncio.sleep(0.2)
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(run())

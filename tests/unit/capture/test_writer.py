@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import marshal
 import os
 import time
 from pathlib import Path
@@ -11,39 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from image_classifier.capture.files import CaptureFacts, Row, read_captures
+from image_classifier.capture.files import CaptureFacts, read_captures
 from image_classifier.capture.places import LocalPlace
-from image_classifier.capture.ring import Message
 from image_classifier.capture.writer import HOUR_US, Writer
+from tests.captures import MESSAGE_BYTES, MESSAGE_FACTS, build_message, build_row
 
-FACTS = CaptureFacts(32, ("a", "b"), "d" * 64, "a machine")
 OTHER = CaptureFacts(32, ("a", "b", "c"), "e" * 64, "a machine")
-BYTES = 10_000
-
-
-def build_message(*rows: Row, facts: CaptureFacts = FACTS, missing: int = 0) -> Message:
-    pixels = np.random.default_rng(0).bytes(3072 * len(rows) - missing)
-    values = facts.image_size, facts.classes, facts.model_digest, facts.machine
-    return Message(memoryview(pixels), memoryview(marshal.dumps((values, list(rows)), 2)), BYTES)
-
-
-def build_row(name: str = "one", time_us: int = 0, probabilities: tuple[float, ...] = (0.25, 0.75)) -> Row:
-    return (time_us, name, 0, None, "1", 1, probabilities)
 
 
 def test_files_hold_one_model_and_one_hour(tmp_path: Path) -> None:
     writer = Writer(LocalPlace(tmp_path), 2**40, 2.0)
-    for facts in (FACTS, OTHER):
+    for facts in (MESSAGE_FACTS, OTHER):
         chances = (0.5,) * len(facts.classes)
         rows = [build_row(str(time_us), time_us, chances) for time_us in (HOUR_US - 2, HOUR_US - 1, HOUR_US)]
         writer.take(build_message(*rows, facts=facts))
     assert writer.num_images == 6
-    assert writer.flush() == ({"written": 6}, 2 * BYTES)
+    assert writer.flush() == ({"written": 6}, 2 * MESSAGE_BYTES)
     assert writer.num_images == 0 and writer.flush() == ({}, 0)
     captured = list(read_captures(tmp_path))
     assert [each.path[:23] for each in captured] == ["date=1970-01-01/hour=00"] * 2 + ["date=1970-01-01/hour=01"] * 2
     assert [len(each) for each in captured] == [2, 2, 1, 1]
-    assert {each.facts for each in captured} == {FACTS, OTHER}
+    assert {each.facts for each in captured} == {MESSAGE_FACTS, OTHER}
     pixels = np.random.default_rng(0).bytes(3 * 3072)
     assert captured[0].pixels.tobytes() + captured[2].pixels.tobytes() == pixels
 
@@ -53,7 +40,7 @@ def test_what_cannot_be_a_row_is_lost_alone(tmp_path: Path, caplog: pytest.LogCa
     names = ["0", "1", "no text: \ud800", "3", "4"]
     writer.take(build_message(*map(build_row, names)))
     writer.take(build_message(build_row(), missing=1))
-    assert writer.flush() == ({"written": 4, "failed": 2}, 2 * BYTES)
+    assert writer.flush() == ({"written": 4, "failed": 2}, 2 * MESSAGE_BYTES)
     (captured,) = read_captures(tmp_path)
     assert captured.request_ids == ["0", "1", "3", "4"]
     pixels = np.random.default_rng(0).bytes(5 * 3072)
@@ -70,11 +57,11 @@ def test_a_place_that_goes_away_and_comes_back_is_told_of_once_each_time(
     writer = Writer(LocalPlace(folder), 2**40, 2.0)
     for _ in range(3):
         writer.take(build_message(build_row()))
-        assert writer.flush() == ({"failed": 1}, BYTES)
+        assert writer.flush() == ({"failed": 1}, MESSAGE_BYTES)
     assert len(caplog.records) == 1 and "cannot be captured, and are given all the same" in caplog.text
     folder.unlink()
     writer.take(build_message(build_row("4")))
-    assert writer.flush() == ({"written": 1}, BYTES)
+    assert writer.flush() == ({"written": 1}, MESSAGE_BYTES)
     assert len(caplog.records) == 2 and "captured again" in caplog.text
     assert [each.request_ids for each in read_captures(folder)] == [["4"]]
 
@@ -84,7 +71,7 @@ def test_a_full_place_takes_no_more_until_there_is_room(tmp_path: Path, caplog: 
     rows = [build_row(str(number)) for number in range(3)]
     for result in ("written", "dropped", "dropped"):
         writer.take(build_message(*rows))
-        assert writer.flush() == ({result: 3}, BYTES)
+        assert writer.flush() == ({result: 3}, MESSAGE_BYTES)
     assert len(caplog.records) == 1 and "has its 15000 bytes; make room" in caplog.text
     (file,) = tmp_path.rglob("*.parquet")
     assert file.stat().st_size < 15_000
