@@ -175,7 +175,10 @@ END = 512 * sum(2 + len(content) // 512 if content else 1 for _, content in GOOD
             "'new' with a .cls that is not UTF-8: .*; create the shard again",
         ),
         (rewrite(("new.png", PNG), ("new.json", b'{"label": "\xff"}')), "'new' with a .json that is not JSON: 'utf-8'"),
-        (rewrite(("new.png", PNG), ("new.json", b'{"label": 0, "label": 1}')), "no JSON: it has the key 'label' twice"),
+        (
+            rewrite(("new.png", PNG), ("new.json", b'{"label": 0, "label": 1}')),
+            "not JSON: it has the key 'label' twice",
+        ),
         (
             rewrite(("new.png", PNG), ("new.json", b'{"label": -1}')),
             "'new' with the label -1; it must be a number from",
