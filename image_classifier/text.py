@@ -40,6 +40,11 @@ def list_first(texts: Sequence[str], most: int, separator: str = ", ") -> str:
     return separator.join(texts[:most]) + more
 
 
+def count(number: int, noun: str) -> str:
+    """Say how many there are: 1 digest, 1,200 digests."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def list_classes(classes: Sequence[str]) -> str:
     """List the names of classes for a message: the first ten, and how many there are."""
     listed = ", ".join(classes[:10])

@@ -25,6 +25,7 @@ from image_classifier.references import get_published_weights, get_reference
 from image_classifier.reporter import Reporter
 from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import scratch_folder
+from image_classifier.text import count
 from image_classifier.tracking.audit import Audit, build_audit
 from image_classifier.tracking.checking import describe_others, is_finished, verify_files
 from image_classifier.tracking.checkpoint import Checkpoints, load_model
@@ -196,7 +197,8 @@ def _judge(
     if witness.differences:
         return Verification(Verdict.DIFFERENT, (*allowed, *witness.differences), checked)
     listed = ", ".join(f"from step {begin} to step {end}" for begin, end in checked.segments)
-    equal = f"{witness.num_equal} digests of the whole state {listed or 'and the final weights'} are equal"
+    digests = count(witness.num_equal, "digest")
+    equal = f"{digests} of the whole state {listed or 'and the final weights'} are equal"
     return Verification(Verdict.IDENTICAL, (equal, *chances, *allowed, *others), checked)
 
 

@@ -65,6 +65,11 @@ def add_reading_options(parser: ArgumentParser) -> None:
         "(crop), padded with black (pad), or refused",
     )
     add_image_size_option(parser)
+    add_skip_bad_option(parser)
+
+
+def add_skip_bad_option(parser: ArgumentParser) -> None:
+    """Add the option that leaves out images that cannot be read."""
     parser.add_argument("--skip_bad", action="store_true", help="leave out images that cannot be read, and list them")
 
 

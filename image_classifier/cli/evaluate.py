@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from image_classifier.access import DatabaseAccess, Reading
 from image_classifier.choices import describe_views
-from image_classifier.cli.access import add_access_options, build_access
+from image_classifier.cli.access import add_access_options, add_skip_bad_option, build_access
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.model import add_model_arguments, load
@@ -39,6 +40,7 @@ def build_evaluate_parser() -> ArgumentParser:
         help="data set, which may be a URL or db:NAME[@VERSION]; the run's own by default",
     )
     add_access_options(parser)
+    add_skip_bad_option(parser)
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file to write all metrics to")
     return parser
 
@@ -58,6 +60,8 @@ def _evaluate(argv: Sequence[str] | None) -> int:
         dataset_folder, access, reading = find_dataset(find_run(model.path), access=access)
     elif get_reference(dataset_folder):
         reading = Reading(image_size=model.image_size)
+    if arguments.skip_bad:
+        reading = replace(reading, skip_bad=True)
     snapshot = load_snapshot(dataset_folder, access, reading).recognize(model.data_digest)
     if snapshot.classes != model.classes:
         raise DataError(

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from image_classifier.access import DatabaseAccess
 from image_classifier.choices import describe_views
-from image_classifier.cli.access import add_access_options, add_public_key_option, build_access
+from image_classifier.cli.access import (
+    add_access_options,
+    add_public_key_option,
+    add_skip_bad_option,
+    build_access,
+)
 from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute_action
 from image_classifier.cli.table import format_table
@@ -53,6 +58,7 @@ def _add_proof(parser: ArgumentParser) -> None:
         f"by default {DatabaseAccess().dataset_folder}, but with --public_key the signed accuracy counts",
     )
     add_access_options(parser)
+    add_skip_bad_option(parser)
 
 
 def _build_proof(arguments: Namespace) -> Proof:
@@ -63,6 +69,7 @@ def _build_proof(arguments: Namespace) -> Proof:
         public_key=arguments.public_key,
         dataset_folder=arguments.dataset_folder,
         access=build_access(arguments, DatabaseAccess().dataset_folder),
+        skip_bad=arguments.skip_bad,
         policy=load_policy(arguments.policy) if arguments.get("policy") else None,
         captured=arguments.get("captured"),
         labels=arguments.get("labels"),

@@ -101,7 +101,8 @@ def find_sources(path: Path) -> list[Source]:
 
 def _advise(path: Path) -> str:
     return (
-        f"`image_classifier data prepare --dataset_folder {path}` gets CIFAR-10, with --source sample a generated set"
+        "name your data with --dataset_folder, or download CIFAR-10 with "
+        f"`image_classifier data prepare --dataset_folder {path}` (--source sample: a generated set)"
     )
 
 

@@ -102,8 +102,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing, changed, or of a later format.
     """
+    if (folder / "run.json").is_file():
+        place = f"use {folder / PUBLISHED}" if (folder / PUBLISHED).is_dir() else "publish it first"
+        raise ModelError(f"{folder} is a run, not a published model: {place}")
     if not (folder / MANIFEST).is_file():
-        raise ModelError(f"{folder} is no published model: it has no {MANIFEST}; make one with: publish RUN")
+        raise ModelError(f"{folder} is not a published model: it has no {MANIFEST}; create one with: publish RUN")
     return _parse_manifest(_read_bytes(folder / MANIFEST), folder / MANIFEST)
 
 

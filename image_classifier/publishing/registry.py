@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from image_classifier.access import DATASET_FOLDER, DatabaseAccess
+from image_classifier.access import DATASET_FOLDER, DatabaseAccess, Reading
 from image_classifier.capture.files import read_captures
 from image_classifier.capture.judging import Judged, judge
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
 from image_classifier.published.attestation import read_attestations
-from image_classifier.published.folder import ATTESTATIONS, Published, read_published, written_out
+from image_classifier.published.folder import ATTESTATIONS, MODEL, Published, read_published, written_out
 from image_classifier.published.policy import Policy, check_published
-from image_classifier.published.predictor import load_predictor
+from image_classifier.published.predictor import build_predictor, load_predictor
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
+from image_classifier.references import get_reference
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.text import is_digest
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
@@ -80,6 +81,7 @@ class Proof:
         dataset_folder: the data set that its answers are computed on, or db:NAME@VERSION. None takes the usual folder;
             but with a key the signer is believed, who has computed them to publish.
         access: how the database is reached.
+        skip_bad: leave out images of the data set that cannot be read; else they are an error.
         policy: by whom the run must have been verified to be promoted; None asks for nobody.
         captured: folder or URL of captured answers on which it must be no worse, either; None asks for none.
         labels: CSV file with the labels of captured images.
@@ -89,6 +91,7 @@ class Proof:
     public_key: Path | None = None
     dataset_folder: Path | None = None
     access: DatabaseAccess = DatabaseAccess()
+    skip_bad: bool = False
     policy: Policy | None = None
     captured: str | None = None
     labels: Path | None = None
@@ -108,19 +111,30 @@ class Proof:
         """
         if self.believes_signer:
             return read_claims(title, published)
-        return compute_evidence(title, published, self._load_snapshot(), say=self.say)
+        return compute_evidence(title, published, self._load_snapshot(self.find_reading(published)), say=self.say)
 
-    def is_same_data(self, *digests: str) -> bool:
+    def is_same_data(self, *digests: str, reading: Reading = Reading()) -> bool:
         """Say whether digests are of the same data; where they are of two formats, the data itself tells."""
         if len(set(digests)) == 1:
             return True
         if self.believes_signer:
             return False
-        snapshot = self._load_snapshot()
+        snapshot = self._load_snapshot(reading)
         return all(snapshot.recognize(digest).digest == digest for digest in digests)
 
-    def _load_snapshot(self) -> Snapshot:
-        return load_snapshot(self.dataset_folder or DATASET_FOLDER, self.access)
+    def find_reading(self, published: Published) -> Reading:
+        """Find how a model reads image files: to which size, and how they are fitted to it."""
+        model = build_predictor(published.files[MODEL], Path(MODEL)).model
+        if get_reference(self._place):
+            return Reading(image_size=model.image_size)
+        return Reading(fit=model.fit, skip_bad=self.skip_bad, image_size=model.image_size)
+
+    @property
+    def _place(self) -> Path:
+        return self.dataset_folder or DATASET_FOLDER
+
+    def _load_snapshot(self, reading: Reading) -> Snapshot:
+        return load_snapshot(self._place, self.access, reading)
 
 
 _USUAL = Proof()
@@ -335,7 +349,8 @@ class Registry:
             _, champion = self._fetch(former, public_key=key)
         except ModelError as error:
             raise ModelError(f"{former.title}, to compare with: {error}; --allow_loss promotes without") from error
-        if not proof.is_same_data(champion.manifest["data_digest"], published.manifest["data_digest"]):
+        digests = (champion.manifest["data_digest"], published.manifest["data_digest"])
+        if not proof.is_same_data(*digests, reading=proof.find_reading(published)):
             raise RegistryError(
                 f"the new version and {former.title} were tested on different data, so it is unknown which is "
                 "better; --allow_loss promotes it anyway"

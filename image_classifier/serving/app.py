@@ -252,6 +252,8 @@ class App:
         """Describe the routes in OpenAPI 3.1; built once, for that takes as long as answering a hundred images."""
         if self._description is None:
             self._description = complete_openapi(self.api.openapi())
+            if self.settings.root_path:  # else clients made from the document would leave it out
+                self._description["servers"] = [{"url": self.settings.root_path}]
         return self._description
 
     async def predict(self, request: Request, options: Options) -> Response:

@@ -125,7 +125,8 @@ class ServerSettings:
     capture_memory_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
-        self._check("model", bool(self.model), "a published folder, an ONNX file, or models:/NAME@ALIAS")
+        if not self.model:
+            raise SettingsError("MODEL is missing: name a published folder, an ONNX file, or models:/NAME@ALIAS")
         for name, kind in (("precision", ServingPrecision), ("log_format", LogFormat)):
             self._check(name, getattr(self, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
         self._check("port", 0 <= self.port <= 65535, "a whole number from 0 to 65535")
@@ -158,7 +159,7 @@ class ServerSettings:
         if not (self.no_auth or self.has_auth or self.is_local):
             raise SettingsError(
                 f"--host {self.host} can be reached from other machines: give --api_keys_file, or --jwt_issuer with "
-                "--jwt_audience and --jwt_jwks, or say --no_auth"
+                "--jwt_audience and --jwt_jwks, or --no_auth true"
             )
 
     def _check(self, name: str, is_good: bool, takes: str) -> None:

@@ -139,7 +139,7 @@ def read_model_file(path: Path) -> bytes:
         ModelError: it is missing, too large, or cannot be read.
     """
     if not path.is_file():
-        raise ModelError(f"there is no model file {path}")
+        raise ModelError(f"there is no model file {path}: name the model.pth of a finished run, or a file of weights")
     try:
         return read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from PIL import Image
 from image_classifier.choices import describe_views
 from image_classifier.metrics import MIN_TOP5_CLASSES
 from image_classifier.progress import track
+from image_classifier.text import count
 from image_classifier.tracking.record import describe_checkers, describe_head
 from image_classifier.tracking.trace import Link
 from image_classifier.visualization.confusion import MAX_NAMED, draw_confusion_matrix, order_by_similarity
@@ -342,7 +343,7 @@ def _build_verification(facts: RunFacts) -> str:
     if facts.chain:
         head = facts.chain[-1]
         breaks = sum("break" in line for line in facts.chain)
-        links = f"{len(facts.chain):,} digests of the whole state, each over the one before it"
+        links = f"{count(len(facts.chain), 'digest')} of the whole state, each over the one before it"
         links += f", {breaks} of them for a change of the machine" if breaks else ""
         paragraphs.append(
             f'<p>Head of the digest chain, at step {escape(str(head["step"]))}: '

@@ -294,7 +294,7 @@ def test_the_shorter_of_two_runs_ends_before_they_part(sound: Path, dataset: Pat
 BAD_LINES = {
     "RUN RUN": "RUN is named twice",
     "RUN RUN RUN": "bisect takes one run, or two, got: 3",
-    "nothing": "nothing/run.json is missing or damaged",
+    "nothing": "there is no run folder",
     "RUN CHANGED": "CHANGED was changed after the run: model.pth is not what the manifest says",
     "UNFINISHED": "UNFINISHED is not a finished run",
     "RUN --dataset_folder nowhere": "nowhere",

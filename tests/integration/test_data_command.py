@@ -238,7 +238,7 @@ def test_what_was_found_in_images_is_said_and_what_was_left_out_is_named(tmp_pat
         (["prepare", "--num_tries", "0"], "--num_tries"),
         (
             ["info"],
-            "no data set at data/cifar_dataset: there is neither a folder nor a file; `image_classifier data prepare",
+            "no data set at data/cifar_dataset: there is neither a folder nor a file; name your data with ",
         ),
         (["info", "--dataset_folder"], "--dataset_folder"),
         (["shuffle"], "'shuffle' is no action; the actions are prepare, info, prune, ingest"),

@@ -669,7 +669,7 @@ def test_images_that_come_again_are_answered_from_the_cache(model: Path, tmp_pat
         (("MODEL", "--api_keys_file", "nowhere"), "--api_keys_file"),
         (("MODEL", "--port", "70000"), "--port takes"),
         (("MODEL", "--port", "BUSY"), "choose another address"),
-        ((), "--model takes"),
+        ((), "MODEL is missing"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(model: Path, options: tuple[str, ...], message: str) -> None:

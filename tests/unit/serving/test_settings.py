@@ -33,7 +33,7 @@ def test_any_other_address_needs_a_word_about_who_may_ask(host: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": ""}, "--model takes"),
+        ({"model": ""}, "MODEL is missing"),
         ({"port": 65536}, "--port takes"),
         ({"max_images": 2000}, "--max_images takes no more than --max_queue"),
         ({"timeout_s": float("nan")}, "--timeout_s takes"),

@@ -326,7 +326,7 @@ def test_a_published_model_in_a_run_is_checked_by_its_own_manifest(finished: Pat
     (finished / "published" / "model.onnx").write_bytes(b"")
     assert find_changed_files(finished) == []
     (line,) = verify_files(finished)
-    assert "published is no published model: it has no manifest.json" in line
+    assert "published is not a published model: it has no manifest.json" in line
 
 
 @pytest.mark.parametrize(
