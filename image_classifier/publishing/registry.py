@@ -21,7 +21,7 @@ from image_classifier.published.folder import ATTESTATIONS, MODEL, Published, re
 from image_classifier.published.policy import Policy, check_published
 from image_classifier.published.predictor import build_predictor, load_predictor
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
-from image_classifier.references import get_reference
+from image_classifier.references import get_reference, get_url
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
 from image_classifier.text import is_digest
 from image_classifier.tracking.compare import CONFIDENCE, compute_mcnemar_test
@@ -124,6 +124,8 @@ class Proof:
 
     def find_reading(self, published: Published) -> Reading:
         """Find how a model reads image files: to which size, and how they are fitted to it."""
+        if not (get_reference(self._place) or get_url(self._place) or self._place.exists()):
+            return Reading()  # there are none, which is said without the runtime that the model takes
         model = build_predictor(published.files[MODEL], Path(MODEL)).model
         if get_reference(self._place):
             return Reading(image_size=model.image_size)
