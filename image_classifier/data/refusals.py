@@ -36,8 +36,8 @@ _REFUSALS = {
     "57014": "ended a statement before it was done ({reason}): raise statement_timeout of {user}",
     "57P05": "ended the session ({reason}): raise idle_session_timeout of {user}",
     "53400": "gives {user} too little room to work in ({reason}): raise its limit",
-    "42P01": "lacks a table ({reason}): " + UPGRADE + " makes what is missing",
-    "42703": "lacks a column ({reason}): " + UPGRADE + " makes what is missing",
+    "42P01": "lacks a table ({reason}): create it with " + UPGRADE,
+    "42703": "lacks a column ({reason}): create it with " + UPGRADE,
     "53300": "has no connection left: try again later",
     "55P03": "has another process that ingests into this data set: wait until it has ended",
 }

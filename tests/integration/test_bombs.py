@@ -214,7 +214,7 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             DATASET, "all.tar.gz", write_tar(("zeros", 2**28, b"0")), "unpacks to more than 268,435,456 bytes"
         ),
         "members": Bomb(DATASET, "all.tar.gz", write_tar(("a", 0, b"0"), number=1001), "more than 1,000 files"),
-        "a name": Bomb(DATASET, "all.tar.gz", write_tar(("a" * 10**6, 0, b"0")), "of 1,000,001 bytes"),
+        "a name": Bomb(DATASET, "all.tar.gz", write_tar(("a" * 10**6, 0, b"0")), "with 1,000,001 bytes"),
         "a link": Bomb(
             DATASET, "all.tar.gz", write_tar(("data_batch_1", 0, tarfile.SYMTYPE)), "which is not a regular " "file"
         ),
@@ -303,7 +303,7 @@ BOMBS: dict[str, dict[str, Bomb]] = {
             PREDICTIONS,
             "predictions.npz",
             write_zip({"labels.npy": LABELS, "probabilities.npy": 2**30}),
-            "unpacks to more than the 268,435,456 bytes",
+            "unpacks to more than 268,435,456 bytes",
             True,
         ),
         "a head": Bomb(
