@@ -42,8 +42,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> RunResu
 
 def test_a_run_leaves_every_file_of_a_run_and_a_manifest_over_them(finished: RunResult) -> None:
     names = {path.name for path in finished.folder.iterdir()}
-    files = "run.json metrics.jsonl digests.jsonl model.pth metrics.png evaluation.json predictions.npz manifest.json"
-    assert names == {*files.split(), "checkpoints"}
+    files = "environment.json run.json metrics.jsonl digests.jsonl model.pth metrics.png evaluation.json"
+    assert names == {*files.split(), "predictions.npz", "manifest.json", "checkpoints"}
     check_finished(finished.folder)
     assert verify_files(finished.folder) == ()
     assert read_manifest(finished.folder)["weights_digest"] == finished.weights_digest

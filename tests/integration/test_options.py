@@ -74,9 +74,9 @@ OF_THE_NETWORK = (
 """What wide networks are tried with; what is done to images does not depend on the width."""
 
 SAID_TO_DECIDE_NOTHING = {
-    "views": "changes the evaluation alone",
+    "views": "affects only the evaluation",
     "digest_every": "changes no weights",
-    **{name: "changes weights by rounding alone" for name in ("engine", "instruction_set")},
+    **{name: "changes weights only by rounding" for name in ("engine", "instruction_set")},
 }
 
 SHORT: dict[str, Any] = {
