@@ -122,7 +122,7 @@ def test_what_cannot_be_published_leaves_nothing(damage: str, trained_run: Path,
         options = ["--sign_key", tmp_path / "missing.pem"]
     before = list_names(run)
     line = publish(run, *options, status=2)
-    expected = {"unfinished": "not a finished run", "changed": "predictions.npz is not what its manifest says"}
+    expected = {"unfinished": "not a finished run", "changed": "predictions.npz does not match its manifest"}
     expected |= {"data": "has data with the digest", "key": "--sign_key", "verdict": "a.json cannot be copied"}
     expected["samples"] = "--num_samples takes 0 to 24, got: 25"
     assert line.startswith("error: ")
