@@ -43,9 +43,9 @@ CASES: dict[str, dict[str, Any]] = {
     "best": {"batch_size": 90, "shards": 4, "image_sizes": (16, 24)},
     "resnet": RESIDUAL
     | {"model": "resnet", "batch_size": 70, "image_sizes": (24,), "validation_fraction": 0.1, "keep": "best"},
-    "resnet18": RESIDUAL | {"model": "resnet18", "batch_size": 60, "image_sizes": (16,)},
-    "resnet18_imagenet": RESIDUAL | {"model": "resnet18_imagenet", "batch_size": 60, "image_sizes": (32,)},
-    "wide_resnet_16_4": RESIDUAL | {"model": "wide_resnet_16_4", "batch_size": 60, "image_sizes": (16,)},
+    "resnet18": RESIDUAL | {"model": "resnet18", "batch_size": 90, "shards": 2, "image_sizes": (16,)},
+    "resnet18_imagenet": RESIDUAL | {"model": "resnet18_imagenet", "batch_size": 90, "shards": 2, "image_sizes": (32,)},
+    "wide_resnet_16_4": RESIDUAL | {"model": "wide_resnet_16_4", "batch_size": 90, "image_sizes": (16,)},
     "quick, cut and averaged": {
         "recipe": "quick",
         "batch_size": 90,

@@ -197,7 +197,7 @@ def test_a_model_that_claims_what_it_is_not_is_refused_where_the_data_is(
     registry: Registry, forged: Path, proof: Proof
 ) -> None:
     before = registry.list("cifar")
-    with pytest.raises(ModelError, match=r"claims 99.50 % accuracy, but has 75.00 %, and 49 of 200 images are not"):
+    with pytest.raises(ModelError, match=r"claims 99.50 % accuracy, but has 75.00 %, and 49 of 200 predictions differ"):
         registry.add(forged, "cifar", proof=proof)
     assert registry.list("cifar") == before
 
