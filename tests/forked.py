@@ -35,9 +35,11 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 READ_AT_START = re.compile(
-    "(PYTHON(?!PATH$)|LD_|GLIBC_|MALLOC_|OMP_|GOMP_|KMP_|OPENBLAS_|JE_|MKL_|NPY_|ATEN_|DNNL_|ONEDNN_|TORCH|LANG|LC_)"
+    "(PYTHON(?!PATH$)|LD_|GLIBC_|MALLOC_|OMP_|GOMP_|KMP_|OPENBLAS_|JE_|MKL_|NPY_|ATEN_|DNNL_|ONEDNN_|"
+    "TORCH(?!_CPP_LOG_LEVEL$)|LANG|LC_)"
 )
-"""Variables that a forked process would not heed: they must be those of the tests themselves."""
+"""Variables that a forked process would not heed: they must be those of the tests themselves. The level of torch's log
+is the package's own doing."""
 
 _DATA = ("coverage", "numpy", "PIL.Image", "jsonargparse", "sqlalchemy", "alembic.command", "pyarrow.parquet")
 _TORCH = ("torch", "torch._inductor", "torchmetrics", "matplotlib.style", "matplotlib.backends.backend_agg")
