@@ -56,7 +56,8 @@ async def wait_until(is_so: Callable[[], bool]) -> None:
 
 def find_writer() -> int:
     """Find the process that writes, which is this one's only child."""
-    (pid,) = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()  # another one forks commands
+    (pid,) = (int(each) for each in children if b"capture.writer" in Path(f"/proc/{each}/cmdline").read_bytes())
     return pid
 
 
