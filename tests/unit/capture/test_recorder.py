@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,9 +56,10 @@ async def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def find_writer() -> int:
-    """Find the process that writes, which is this one's only child."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()  # another one forks commands
-    (pid,) = (int(each) for each in children if b"capture.writer" in Path(f"/proc/{each}/cmdline").read_bytes())
+    """Find the process that writes: the only child but those of other tests, one that forks commands and trackers."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    lines = {int(each): Path(f"/proc/{each}/cmdline").read_bytes() for each in children}
+    (pid,) = (each for each, line in lines.items() if not re.search(rb"tests.forked|tracker|spawn_main", line))
     return pid
 
 
