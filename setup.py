@@ -18,10 +18,9 @@ sys.path.insert(0, str(FOLDER))
 import builder  # noqa: E402  # without importing the package
 
 
-class BuildKernels(Command):
-    """Build the kernels into the package that is built, or beside their sources for an editable install."""
+class BuildStep(Command):
+    """A step that adds files to the package that is built."""
 
-    description = "build the kernels"
     user_options: ClassVar = []
 
     def initialize_options(self) -> None:
@@ -30,6 +29,18 @@ class BuildKernels(Command):
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class BuildKernels(BuildStep):
+    """Build the kernels into the package that is built, or beside their sources for an editable install."""
+
+    description = "build the kernels"
 
     def _get_folder(self) -> Path:
         assert self.build_lib is not None
@@ -38,29 +49,15 @@ class BuildKernels(Command):
     def run(self) -> None:
         builder.build_libraries(self._get_folder(), builder.get_target())
 
-    def get_source_files(self) -> list[str]:
-        return []
-
     def get_outputs(self) -> list[str]:
         names = [*builder.get_library_names(builder.get_target()).values(), builder.LIBRARIES]
         return [str(self._get_folder() / name) for name in names]
 
-    def get_output_mapping(self) -> dict[str, str]:
-        return {}
 
-
-class BuildLock(Command):
+class BuildLock(BuildStep):
     """Copy the lock of what training runs on into the package, where a run that it trains finds the hashes."""
 
     description = "copy the lock"
-    user_options: ClassVar = []
-
-    def initialize_options(self) -> None:
-        self.build_lib: str | None = None
-        self.editable_mode = False
-
-    def finalize_options(self) -> None:
-        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
         if not self.editable_mode:  # a clone has it beside the package
@@ -72,9 +69,6 @@ class BuildLock(Command):
     def get_outputs(self) -> list[str]:
         assert self.build_lib is not None
         return [] if self.editable_mode else [str(Path(self.build_lib) / "image_classifier" / LOCK.name)]
-
-    def get_output_mapping(self) -> dict[str, str]:
-        return {}
 
 
 class Build(build):

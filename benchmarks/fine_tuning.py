@@ -1,6 +1,6 @@
-"""Fine-tuning on own classes beside training from nothing: three small sets, equal time, the same test images.
+"""Fine-tuning on own classes beside training from nothing: small sets, equal time, the same test images.
 
-    python -m benchmarks.fine_tuning --dataset_folder DATA [--num_images 20 100 500] [--num_seeds 5]
+    python -m benchmarks.fine_tuning --dataset_folder DATA [--num_images 20 50 100 500] [--num_seeds 5]
     python -m benchmarks.fine_tuning    writes the table in docs/own_images.md anew
 
 DATA holds real CIFAR-10. A network of recipe `small` is trained once, on all images of six classes. The small sets are
@@ -33,7 +33,7 @@ from image_classifier.tracking.reading import read_epochs, read_evaluation, read
 
 DOCUMENT = PROJECT / "docs" / "own_images.md"
 NEW_CLASSES = ("bird", "dog", "horse", "ship")
-NUM_IMAGES = (20, 100, 500)
+NUM_IMAGES = (20, 50, 100, 500)
 """Of each class."""
 
 

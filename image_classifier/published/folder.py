@@ -46,6 +46,8 @@ MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
 PUBLISHED = "published"
 """Name of the folder in that of the run."""
+RUN_RECORD = "run.json"
+"""Name of the file by which a folder is known as a run."""
 ATTESTATIONS = "attestations"
 """Name of the folder with signed verdicts, beside what they are about: no manifest names them, as more may come."""
 
@@ -102,7 +104,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing, changed, or of a later format.
     """
-    if (folder / "run.json").is_file():
+    if (folder / RUN_RECORD).is_file():
         place = f"use {folder / PUBLISHED}" if (folder / PUBLISHED).is_dir() else "publish it first"
         raise ModelError(f"{folder} is a run, not a published model: {place}")
     if not (folder / MANIFEST).is_file():

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.errors import RunError
-from image_classifier.published.folder import ATTESTATIONS, PUBLISHED
+from image_classifier.published.folder import ATTESTATIONS, PUBLISHED, RUN_RECORD
 from image_classifier.storage import TEMPORARY_PREFIX
 
 FORMAT_VERSION = 1
 
 
-RECORD = "run.json"
+RECORD = RUN_RECORD
 
 
 ENVIRONMENT = "environment.json"
