@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from image_classifier.capture import recorder as module
+from image_classifier.capture import writer
 from image_classifier.capture.files import read_captures
 from image_classifier.capture.recorder import CHUNK, Recorder
 from tests.captures import SERVED, draw_answers
@@ -56,10 +56,10 @@ async def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def find_writer() -> int:
-    """Find the process that writes: the only child but those of other tests, one that forks commands and trackers."""
+    """Find the process that writes among the children of this one, which other tests have, too."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     lines = {int(each): Path(f"/proc/{each}/cmdline").read_bytes() for each in children}
-    (pid,) = (each for each, line in lines.items() if not re.search(rb"tests.forked|tracker|spawn_main", line))
+    (pid,) = (each for each, line in lines.items() if writer.__name__.encode() in line.split(b"\0"))
     return pid
 
 
