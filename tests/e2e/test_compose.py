@@ -6,6 +6,7 @@ PostgreSQL's own image cannot be had without a registry: its settings are tried 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def test_every_service_is_known(folder: Path) -> None:
     rendered = render(folder)
     for name in rendered["services"]:
         assert build_run_words(rendered, name, folder)
-    watching = {"prometheus", "alertmanager", "grafana"}
+    watching = {"prometheus", "alertmanager", "grafana", "elasticsearch", "filebeat"}
     assert rendered["services"].keys() == {"trainer", "postgres", "ml-api-service", *watching}
     for name in watching:
         assert rendered["services"][name]["profiles"] == ["monitoring"]
@@ -64,12 +65,19 @@ def test_every_service_is_known(folder: Path) -> None:
 def test_no_service_has_rights_that_it_does_not_need(folder: Path) -> None:
     services = render(folder)["services"]
     for name, service in services.items():
-        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert service.get("read_only", False) is (name != "elasticsearch") and service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert {"cpus", "mem_limit", "pids_limit"} <= service.keys(), name
-    assert [name for name, service in services.items() if "cap_add" in service] == ["postgres"]
+    assert [name for name, service in services.items() if "cap_add" in service] == ["filebeat", "postgres"]
     ports = [port for service in services.values() for port in service.get("ports", ())]
-    assert len(ports) == 4 and {port["host_ip"] for port in ports} == {"127.0.0.1"}
+    assert len(ports) == 5 and {port["host_ip"] for port in ports} == {"127.0.0.1"}
+
+
+def test_every_image_that_is_not_built_here_is_pinned_by_its_digest(folder: Path) -> None:
+    images = [service["image"] for service in render(folder)["services"].values()]
+    strangers = [image for image in images if not image.startswith("image-classifier")]
+    assert len(strangers) == 6
+    assert all(re.fullmatch(r"[a-z./]+:[0-9a-z.-]+@sha256:[0-9a-f]{64}", image) for image in strangers)
 
 
 def test_the_environment_chooses_user_limits_and_ports(folder: Path) -> None:

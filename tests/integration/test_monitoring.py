@@ -91,6 +91,22 @@ def test_compose_gives_grafana_what_it_is_told_to_read() -> None:
     assert (host, port) == (server["hostname"], server["environment"]["IMAGE_CLASSIFIER_PORT"])
 
 
+def test_filebeat_sends_what_the_server_writes_to_the_elasticsearch_beside_it() -> None:
+    services = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())["services"]
+    settings = yaml.safe_load((FOLDER / "filebeat.yml").read_text())
+    (source,) = settings["filebeat.inputs"]
+    folders = [volume.split(":")[1] for volume in services["filebeat"]["volumes"]]
+    assert any(source["paths"][0].startswith(folder + "/") for folder in folders)
+    assert "/usr/share/filebeat/filebeat.yml" in folders
+    (processor,) = settings["processors"]
+    record = logging.LogRecord("image_classifier", logging.INFO, "", 0, "loaded", None, None)
+    line = json.loads(build_formatter("ecs").format(record))
+    assert processor["drop_event"] == {"when.not.equals.service.name": line["service"]["name"]}
+    (url,) = settings["output.elasticsearch.hosts"]
+    assert url == "http://elasticsearch:9200" and "elasticsearch" in services
+    assert "IMAGE_CLASSIFIER_LOG_FORMAT" not in services["ml-api-service"]["environment"]  # the image's own is ECS
+
+
 def test_every_query_of_the_dashboards_names_a_metric_that_exists() -> None:
     for expression in list_expressions():
         names = list_names(expression)
