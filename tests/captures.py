@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from image_classifier.capture.files import CaptureFacts, Row, build_batch, build_file, build_schema
+from image_classifier.capture.files import CaptureFacts, FileMemory, Row, build_batch, build_file, build_schema
 from image_classifier.capture.places import LocalPlace
 from image_classifier.capture.ring import Message
 from image_classifier.data.dataset import load_snapshot
@@ -57,7 +57,7 @@ def build_part(images: Sequence[CapturedImage], facts: CaptureFacts) -> Any:
 
 def build_capture(facts: CaptureFacts, *parts: Sequence[CapturedImage]) -> tuple[str, bytes]:
     """Build a file of images of one hour, which came in parts: its path from the place on, and its content."""
-    path, content = build_file([build_part(part, facts) for part in parts], build_schema(facts))
+    path, content = build_file([build_part(part, facts) for part in parts], build_schema(facts), FileMemory())
     return path, bytes(content)
 
 

@@ -24,6 +24,7 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -254,21 +255,39 @@ def build_batch(rows: Sequence[Row], pixels: bytes | memoryview, schema: Any) ->
     return pyarrow.record_batch(arrays, schema=schema)
 
 
-class _Sink:
-    """What pyarrow writes a file into, page by page: memory, its digest, and a pause after each."""
+class FileMemory:
+    """Memory in which files are built, one after the other; each takes the place of the one before.
 
-    closed = False
+    It is kept because memory that is new costs a virtual machine several times what is written into it.
+    """
 
-    def __init__(self, pause: Callable[[], object]) -> None:
+    closed = False  # pyarrow asks
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 2**20)
+
+    def begin(self, pause: Callable[[], object]) -> None:
+        """Begin a file; `pause` is called after each piece of it."""
         self.digest = hashlib.sha256()
-        self.memory = load_extra("pyarrow", "capture").BufferOutputStream()
+        self._num_bytes = 0
         self._pause = pause
 
     def write(self, data: bytes) -> int:
+        """Append to the file."""
+        end = self._num_bytes + len(data)
+        if end > len(self._memory):
+            larger = mmap.mmap(-1, 2 * end)
+            larger[: self._num_bytes] = memoryview(self._memory)[: self._num_bytes]
+            self._memory = larger
+        self._memory[self._num_bytes : end] = data
+        self._num_bytes = end
         self.digest.update(data)
-        self.memory.write(data)
         self._pause()
         return len(data)
+
+    def get_content(self) -> memoryview:
+        """Get the file, which stays as it is until the next one begins."""
+        return memoryview(self._memory)[: self._num_bytes]
 
     def flush(self) -> None: ...
 
@@ -276,18 +295,19 @@ class _Sink:
 
 
 def build_file(
-    batches: Sequence[Any], schema: Any, pause: Callable[[], object] = lambda: None
+    batches: Sequence[Any], schema: Any, memory: FileMemory, pause: Callable[[], object] = lambda: None
 ) -> tuple[str, memoryview]:
     """Build a file of record batches, of one hour: its path from the place on, and its content.
 
     Args:
+        memory: where the content lies until the next file is built there.
         pause: called again and again, each time after some 0.1 ms of work.
     """
     pyarrow = load_extra("pyarrow", "capture")
-    sink = _Sink(pause)
+    memory.begin(pause)
     load_extra("pyarrow.parquet", "capture").write_table(
         pyarrow.Table.from_batches(batches, schema),
-        sink,
+        memory,
         compression="none",  # pixels hardly shrink, and the server needs the cores
         use_dictionary=["caller", "model_version"],
         write_statistics=["time"],
@@ -295,8 +315,8 @@ def build_file(
         data_page_size=2**16,
     )
     time = datetime(1970, 1, 1) + timedelta(microseconds=batches[0].column(0)[0].value)
-    name = f"{time:%Y%m%dT%H%M%S.%f}-{sink.digest.hexdigest()[:16]}"
-    return f"date={time:%Y-%m-%d}/hour={time:%H}/{name}.parquet", memoryview(sink.memory.getvalue())
+    name = f"{time:%Y%m%dT%H%M%S.%f}-{memory.digest.hexdigest()[:16]}"
+    return f"date={time:%Y-%m-%d}/hour={time:%H}/{name}.parquet", memory.get_content()
 
 
 def parse_captured(path: str, content: bytes | memoryview) -> Captured:

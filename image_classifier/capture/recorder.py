@@ -37,8 +37,8 @@ FILE_BYTES = 8 * 2**20
 OVERHEAD_BYTES = 1024
 """Memory of an image beside its pixels."""
 
-CHUNK = 32
-"""Images that are handed over at once, which takes 0.02 ms."""
+CHUNK = 64
+"""Images that are handed over at once, which takes 0.04 ms."""
 
 LATE_S = 0.05
 """After so long they are handed over, however few they are."""

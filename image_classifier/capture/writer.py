@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from image_classifier.capture.files import CaptureFacts, Row, build_batch, build_file, build_schema
+from image_classifier.capture.files import CaptureFacts, FileMemory, Row, build_batch, build_file, build_schema
 from image_classifier.capture.places import Place, open_place
 from image_classifier.capture.ring import Message, Ring
 from image_classifier.text import one_line
@@ -78,6 +78,7 @@ class Writer:
         self.num_images = self._num_bytes = 0
         self._counts: Counter[str] = Counter()
         self._batches: defaultdict[tuple[CaptureFacts, int], list[Any]] = defaultdict(list)
+        self._memory = FileMemory()
         self._used_bytes = 0
         self._told: set[str] = set()
         self._measure()
@@ -136,7 +137,7 @@ class Writer:
 
     def _write(self, group: Sequence[Any], schema: Any) -> str:
         """Write a file and return what became of its images."""
-        path, content = build_file(group, schema, self.pause)
+        path, content = build_file(group, schema, self._memory, self.pause)
         if not self._has_room(len(content)):
             self._say("full", "nothing more is captured: %s has its %d bytes; make room", self._place, self._max_bytes)
             return "dropped"
@@ -217,7 +218,7 @@ def work(writer: Writer, ring: Ring, parent: Parent, flush_s: float, file_images
 def warm_up() -> None:
     """Build a file for nothing: what pyarrow loads at its first one takes a tenth of a second."""
     schema = build_schema(CaptureFacts(1, ("",)))
-    build_file([build_batch([(0, "", 0, None, "", 1, [1.0])], bytes(3), schema)], schema)
+    build_file([build_batch([(0, "", 0, None, "", 1, [1.0])], bytes(3), schema)], schema, FileMemory())
 
 
 def build_command(settings: WriterSettings, ring: Ring, connection: socket.socket) -> list[str]:
