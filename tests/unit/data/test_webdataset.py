@@ -106,12 +106,14 @@ def test_names_of_members_are_keys_and_never_paths(tmp_path: Path) -> None:
         for suffix, content in (("PNG", PNG), ("json", b'{"cls": "a"}'), ("seg.png", b"left aside"), ("txt", b"too"))
     ]
     others: list[tuple[str, bytes | None]] = [("._0.png", b"hidden"), ("README", b"without an ending")]
-    write_tar(tmp_path / "odd.tar", [*members, *others])
-    before = sorted(tmp_path.parent.rglob("*"))
-    snapshot = load_snapshot(tmp_path / "odd.tar")
+    folder = tmp_path / "above" / "folder"
+    folder.mkdir(parents=True)
+    write_tar(folder / "odd.tar", [*members, *others])
+    before = set(tmp_path.rglob("*"))
+    snapshot = load_snapshot(folder / "odd.tar")
     assert len(snapshot.labels) == 15
-    written = set(tmp_path.parent.rglob("*")) - set(before)
-    assert written and all(path.is_relative_to(tmp_path / ".snapshots") for path in written)
+    written = set(tmp_path.rglob("*")) - before
+    assert written and all(path.is_relative_to(folder / ".snapshots") for path in written)
 
 
 def test_bad_images_are_listed_by_their_key_and_may_be_left_out(tmp_path: Path) -> None:
