@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS, iterate_parsers
 from image_classifier.kernels.builder import LIBRARIES, get_library_names, get_target
 from tests.conftest import PROJECT
 from tests.documents import DOCUMENTS, list_run_files
-from website import hooks, prose, recording, reference
+from website import dashboards, hooks, prose, recording, reference
 from website.pictures import FOLDER, build_pictures
 
 
@@ -52,6 +54,26 @@ def test_what_a_carriage_return_writes_over_was_shown_until_then() -> None:
         (5, "20 %", 2.5, None),
         (6, "done", 3.5, None),
     ]
+
+
+@pytest.mark.parametrize("name", dashboards.NAMES)
+def test_the_picture_of_a_dashboard_is_of_the_one_that_grafana_gets(name: str) -> None:
+    with Image.open(FOLDER / f"dashboard_{name}.png") as picture:
+        source = picture.info["Source"]
+    assert source == hashlib.sha256((dashboards.DASHBOARDS / f"{name}.json").read_bytes()).hexdigest()
+
+
+def test_a_dashboard_is_drawn_with_each_of_its_panels_where_grafana_has_it() -> None:
+    dashboard = json.loads((dashboards.DASHBOARDS / "business.json").read_text())
+    queries = list(dashboards.list_queries(dashboard, 60))
+    assert len(queries) >= len(dashboard["panels"]) and not any("$__" in query for _, query, _ in queries)
+    series = [{"metric": {"name": "lenet"}, "values": [[100 + step, str(step)] for step in range(3)]}]
+    answers = [(index, legend, series if index % 2 else []) for index, _, legend in queries]
+    figure = dashboards.draw(dashboard, answers, 100)
+    titles = [dashboard["title"], *(panel["title"] for panel in dashboard["panels"])]
+    assert [text.get_text() for text in figure.texts] == titles
+    texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert texts[0] == ["No data"] and texts[1] == ["lenet {{version}}, run {{run_name}}"] and texts[3] == ["2"]
 
 
 def test_every_option_of_every_command_has_its_place_in_the_reference() -> None:
