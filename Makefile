@@ -46,7 +46,7 @@ train: $(VENV)/.trains ## Get the data and train with the default recipe; OPTION
 		--dataset_folder "$$dataset_folder" $(OPTIONS)
 
 test: $(VENV)/.develops ## Run all tests, on all cores; fails under 90 % line coverage of the package
-	python -m pytest --cov --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10
+	python -m pytest --cov --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 30
 
 lint: $(VENV)/.develops ## Check format, style, layers and files, as the pre-commit hooks do
 	pre-commit run --all-files --show-diff-on-failure
