@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks.measure import PROJECT, load_result, save_result, write_table
 from benchmarks.serving import KEY, RAW, list_processes, load_images, load_with_wrk, read_counts, serving
+from image_classifier.capture import writer as module
 from image_classifier.capture.files import read_captures
 from image_classifier.tracking.reading import read_record
 
@@ -51,13 +52,28 @@ def build_options(folder: Path, flush_s: float) -> list[str]:
     return ["--capture", str(folder), "--capture_fraction", "1", "--capture_flush_s", str(flush_s)]
 
 
+def read_cpu_seconds(leader: int) -> dict[str, float]:
+    """Read the processor seconds so far of a server, and of the process that writes its captures."""
+    seconds = dict.fromkeys(("server", "writer"), 0.0)
+    for pid in list_processes(leader):
+        is_writer = module.__name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])
+        seconds["writer" if is_writer else "server"] += ticks / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def measure_side(run: Path, pixels: bytes, seconds: int, options: Sequence[str]) -> dict[str, Any]:
-    """Measure one server at each number of connections."""
-    with serving("own", run, *options) as (_, port):
+    """Measure one server at each number of connections, and the processor time of an image."""
+    with serving("own", run, *options) as (process, port):
         load_with_wrk(port, PATH, RAW, pixels, 4, seconds)
+        before = read_cpu_seconds(process.pid)
         points = {str(number): load_with_wrk(port, PATH, RAW, pixels, number, seconds) for number in CONNECTIONS}
         time.sleep(FLUSH_S)  # in which the last file is written
-        return {"points": points, "captured": read_counts(port, "captured_images")}
+        num_images = seconds * sum(point["requests_per_second"] for point in points.values())
+        after = read_cpu_seconds(process.pid)
+        cpu_us = {part: 1e6 * (after[part] - before[part]) / num_images for part in after}
+        return {"points": points, "captured": read_counts(port, "captured_images"), "cpu_us": cpu_us}
 
 
 def measure_run(run: Path, seconds: int, rounds: int) -> dict[str, Any]:
@@ -82,7 +98,11 @@ def measure_run(run: Path, seconds: int, rounds: int) -> dict[str, Any]:
     }
     counts = [Counter(turn[side]["captured"]) for turn in turns for side in SIDES]
     captured = {name: sum(count[name] for count in counts) for name in counts[0]}
-    return {"recipe": read_record(run)["recipe"], "points": points, "captured": captured}
+    cpu_us = {
+        side: {part: statistics.median(turn[side]["cpu_us"][part] for turn in turns) for part in ("server", "writer")}
+        for side in SIDES
+    }
+    return {"recipe": read_record(run)["recipe"], "points": points, "captured": captured, "cpu_us": cpu_us}
 
 
 def summarize(turns: Sequence[Mapping[str, Any]], side: str, connections: str) -> dict[str, Any]:
@@ -190,6 +210,13 @@ def build_table(result: Mapping[str, Any]) -> str:
         for measured in result["runs"]
         for counts in [measured["captured"]]
     ]
+    costs = [
+        f"`{measured['recipe']}`: {sides['none']['server']:.1f} us without, {sides['capture']['server']:.1f} us and "
+        f"{sides['capture']['writer']:.1f} us in the writer with capture"
+        for measured in result["runs"]
+        if (sides := measured.get("cpu_us"))
+    ]
+    cost = [f"Processor time of an image: {'; '.join(costs)}.", ""] if costs else []
     kills = result["kills"]
     killed = (
         f"{kills['kills']} servers were killed under the load of {NUM_CLIENTS} clients with `--capture_flush_s "
@@ -200,7 +227,7 @@ def build_table(result: Mapping[str, Any]) -> str:
         f"Measured by `python -m benchmarks.capture` on {result['processor']}, {result['cores']} cores, commit "
         f"{result['commit'][:12]}; {result['rounds']} turns of {result['seconds']:g} s, medians."
     )
-    return "\n".join([*lines, "", f"{'; '.join(shares_kept)}.", "", killed, "", origin, ""])
+    return "\n".join([*lines, "", f"{'; '.join(shares_kept)}.", "", *cost, killed, "", origin, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
