@@ -170,7 +170,7 @@ def decode_image(
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageError("the image needs more memory than there is") from error
+        raise ImageError("there is not enough memory to decode the image") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"no image in one of the formats {', '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
