@@ -14,16 +14,14 @@ from image_classifier.published.attestation import (
     EXPORT,
     FORMAT_VERSION,
     MANIFEST,
-    MODEL,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
+    WEIGHTS,
     format_time,
     parse_statement,
     serialize_statement,
 )
-from image_classifier.published.folder import ATTESTATIONS
-from image_classifier.published.folder import MODEL as PUBLISHED_MODEL
-from image_classifier.published.folder import PUBLISHED, find_published, read_published
+from image_classifier.published.folder import ATTESTATIONS, MODEL, PUBLISHED, find_published, read_published
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.signing import StatementSigner, build_statement_signer
 from image_classifier.storage import DISK, storage_error, write_atomically
@@ -97,7 +95,7 @@ def sign_statement(folder: Path, statement: bytes, sign: StatementSigner) -> lis
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in said["subject"]}
     if EXPORT in subjects:
         published = read_published(find_published(folder / PUBLISHED))
-        expected[EXPORT] = hashlib.sha256(published.files[PUBLISHED_MODEL]).hexdigest()
+        expected[EXPORT] = hashlib.sha256(published.files[MODEL]).hexdigest()
     if subjects != expected or said["predicate"]["run"] != _describe_run(reading.read_record(folder), manifest):
         raise RunError(f"nothing is attested of {folder}: the statement is about another run")
     return _keep(folder, statement, sign)
@@ -137,7 +135,7 @@ def serialize_verdict(
 def _list_subjects(folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
     """List the sha256 of what each statement about a run names."""
     manifest_digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    return {MODEL: manifest["files"][MODEL]["sha256"], MANIFEST: manifest_digest}
+    return {WEIGHTS: manifest["files"][WEIGHTS]["sha256"], MANIFEST: manifest_digest}
 
 
 def _describe_run(record: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
@@ -172,12 +170,12 @@ def find_export(folder: Path, say: Callable[[str], None]) -> str | None:
     published = read_published(find_published(folder / PUBLISHED))
     manifest = published.manifest
     try:
-        content = export_model(load_model(folder / MODEL), views=manifest["views"], opset=manifest["opset"])
+        content = export_model(load_model(folder / WEIGHTS), views=manifest["views"], opset=manifest["opset"])
     except SettingsError as error:  # the extra that exports is not installed
-        say(f"{PUBLISHED_MODEL} is not attested: {error}")
+        say(f"{MODEL} is not attested: {error}")
         return None
-    if content != published.files[PUBLISHED_MODEL]:
-        say(f"{PUBLISHED_MODEL} is not attested: exporting the weights here gives other bytes")
+    if content != published.files[MODEL]:
+        say(f"{MODEL} is not attested: exporting the weights here gives other bytes")
         return None
     return hashlib.sha256(content).hexdigest()
 

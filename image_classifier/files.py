@@ -51,7 +51,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise LimitError("it is no regular file")
         if status.st_size > max_bytes:
-            raise LimitError(f"it has more than the {max_bytes:,} bytes that are read")
+            raise LimitError(f"it has more than the {max_bytes:,} bytes allowed")
         return file.read(status.st_size)  # what it has now: all of a limit would be allocated
 
 
@@ -86,7 +86,7 @@ def parse_json(content: bytes | str) -> Any:
         ValueError: it is no JSON; as LimitError, beyond a limit, or with a key twice, NaN, or a number out of range.
     """
     if len(content) > MAX_JSON_BYTES:
-        raise LimitError(f"it has more than the {MAX_JSON_BYTES:,} bytes that are read")
+        raise LimitError(f"it has more than the {MAX_JSON_BYTES:,} bytes allowed")
     raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     _check_number(raw)
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
