@@ -104,7 +104,7 @@ def change(published_run: Path, tmp_path: Path, *, classes: list[str] | None = N
         ("few images", "has 0 images of version 9; drift needs 100"),
         ("labels of others", "none of the 1 labels belongs to a captured image"),
         ("no labels", "is not a valid label file: its header has no column"),
-        ("no folder for the page", "see whether its folder is there"),
+        ("no folder for the page", "check that its folder exists"),
         ("window", "--window takes a whole number of 100 or more, got: 99"),
         ("level", "--level takes a number between 0 and 1, got: 1.0"),
         ("time", "--since takes a time such as 2026-11-30T12:00, got: 'noon'"),

@@ -168,12 +168,12 @@ def test_a_statement_in_another_form_or_about_changed_files_is_not_signed(
     assert f"error: the statement {path} cannot be read: No such file" in capsys.readouterr().err
     path.write_bytes(b" " + serialize_statement(state(copy)))
     assert attest_command.main(words) == 2
-    assert "it is not in the one form that statements are written in" in capsys.readouterr().err
+    assert "its encoding is not canonical" in capsys.readouterr().err
     path.write_bytes(serialize_statement(state(copy)))
     with (copy / "model.pth").open("ab") as weights:
         weights.write(b"x")
     assert attest_command.main(words) == 2
-    assert "its files are not as its manifest has them" in capsys.readouterr().err
+    assert "its files do not match its manifest" in capsys.readouterr().err
     assert not (copy / "attestations").exists()
 
 
@@ -196,7 +196,7 @@ BAD_LINES = {
     "--sample 0": "--sample takes a whole number of 1 or more",
     "--sample 5": "has 4 segments between checkpoints",
     "--sample 1 --segment 10:20": "--segment and --sample contradict",
-    "--nonce a": "--nonce is what --sample draws with",
+    "--nonce a": "--nonce needs --sample",
 }
 
 

@@ -296,7 +296,7 @@ BAD_POLICIES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": ({"max_age": 3}, "'max_age' is not a known key"),
     "nobody": ({"verifiers": [], "threshold": 0}, "it asks for 0 of its 0 verifiers"),
     "too many": ({"threshold": 3}, "it asks for 3 of its 2 verifiers"),
-    "a text": ({"threshold": "2"}, "threshold is a text"),
+    "a text": ({"threshold": "2"}, "threshold is a string"),
     "true": ({"threshold": True}, "threshold is true or false"),
     "age": ({"max_age_days": 0}, "max_age_days is 0"),
     "kinds": ({"kinds": ["files"]}, "kinds takes one or more of all, sample, segment"),
