@@ -14,16 +14,14 @@ from image_classifier.published.attestation import (
     EXPORT,
     FORMAT_VERSION,
     MANIFEST,
-    MODEL,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
+    WEIGHTS,
     format_time,
     parse_statement,
     serialize_statement,
 )
-from image_classifier.published.folder import ATTESTATIONS
-from image_classifier.published.folder import MODEL as PUBLISHED_MODEL
-from image_classifier.published.folder import PUBLISHED, find_published, read_published
+from image_classifier.published.folder import ATTESTATIONS, MODEL, PUBLISHED, find_published, read_published
 from image_classifier.publishing.onnx import export_model
 from image_classifier.publishing.signing import StatementSigner, build_statement_signer
 from image_classifier.storage import DISK, storage_error, write_atomically
@@ -35,17 +33,17 @@ from image_classifier.verification import Checked, Verdict, Verification
 
 
 def prepare(folder: Path, sign_key: str) -> StatementSigner:
-    """Check, before a run is trained again, that its verdict can be signed and written; return what signs.
+    """Check before the training that a verdict can be signed and written, and return the signer.
 
     Raises:
-        ImageClassifierError: the key cannot be used, or the folder not be written to.
+        ImageClassifierError: the key cannot be used, or the folder is not writable.
     """
     sign = build_statement_signer(sign_key)
     place = folder / ATTESTATIONS
     if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
-        raise RunError(f"{place} is no folder: it is not followed; remove it")
+        raise RunError(f"{place} is not a folder (links are not followed); remove it")
     if folder.is_dir() and not os.access(place if place.is_dir() else folder, os.W_OK):
-        raise StorageError(f"cannot write to {folder}: the verdict could not be kept; verify a copy")
+        raise StorageError(f"cannot write to {folder}: the verdict could not be saved; verify a copy")
     return sign
 
 
@@ -57,47 +55,47 @@ def attest(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Sign a verdict, and write it beside the run and beside the model that was published of it.
+    """Sign a verdict, and write it to the run and to its published model.
 
     Args:
-        say: told what is not attested.
+        say: receives a line about anything that is not attested.
 
     Returns:
         The paths of the files.
 
     Raises:
-        RunError: there is no verdict that others could rely on, or the run was changed meanwhile.
+        RunError: the verdict proves nothing to others, or the run was changed meanwhile.
         ModelError: it cannot be signed.
-        StorageError: the disk refused.
+        StorageError: it cannot be written.
     """
     return _keep(folder, serialize_verdict(folder, verification, clock=clock, say=say), sign)
 
 
 def sign_statement(folder: Path, statement: bytes, sign: StatementSigner) -> list[Path]:
-    """Sign the statement of a verdict that another machine has given, and write it beside the run as `attest` does.
+    """Sign a verdict of another machine, and write it as `attest` does.
 
     Args:
-        statement: as `serialize_verdict` returned it there. Whoever signs vouches for it.
+        statement: result of `serialize_verdict` there. The signer vouches for it.
 
     Raises:
-        RunError: it is no statement about this run and the model that was published of it.
+        RunError: it is not a statement about this run and its published model.
         ModelError: it cannot be signed.
-        StorageError: the disk refused.
+        StorageError: it cannot be written.
     """
     try:
         said = parse_statement(statement)
         if serialize_statement(said) != statement:
-            raise ValueError("it is not in the one form that statements are written in")
+            raise ValueError("its encoding is not canonical")
     except ValueError as error:
         raise RunError(f"nothing is attested of {folder}: the statement cannot be used: {one_line(error)}") from error
     if checking.verify_files(folder):
-        raise RunError(f"nothing is attested of {folder}: its files are not as its manifest has them")
+        raise RunError(f"nothing is attested of {folder}: its files do not match its manifest")
     manifest = reading.read_manifest(folder)
     expected = _list_subjects(folder, manifest)
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in said["subject"]}
     if EXPORT in subjects:
         published = read_published(find_published(folder / PUBLISHED))
-        expected[EXPORT] = hashlib.sha256(published.files[PUBLISHED_MODEL]).hexdigest()
+        expected[EXPORT] = hashlib.sha256(published.files[MODEL]).hexdigest()
     if subjects != expected or said["predicate"]["run"] != _describe_run(reading.read_record(folder), manifest):
         raise RunError(f"nothing is attested of {folder}: the statement is about another run")
     return _keep(folder, statement, sign)
@@ -110,19 +108,21 @@ def serialize_verdict(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     say: Callable[[str], None] = lambda line: None,
 ) -> bytes:
-    """Serialize the statement of a verdict, not signed yet.
+    """Serialize the unsigned statement of a verdict.
 
     Args:
-        say: told what is not attested.
+        say: receives a line about anything that is not attested.
 
     Raises:
-        RunError: there is no verdict that others could rely on, or the run was changed meanwhile.
+        RunError: the verdict proves nothing to others, or the run was changed meanwhile.
     """
     checked = verification.checked
     if checked is None:
-        raise RunError(f"nothing is attested of {folder}: what its manifest names was not trained again")
+        raise RunError(f"nothing is attested of {folder}: it was not trained again")
     if verification.verdict is Verdict.DIFFERENT and _has_other_code(checked):
-        raise RunError(f"nothing is attested of {folder}: the difference may come of the code or the libraries of here")
+        raise RunError(
+            f"nothing is attested of {folder}: other code or libraries on this machine may cause the difference"
+        )
     if checking.verify_files(folder) or reading.read_manifest(folder) != checked.manifest:
         raise RunError(f"nothing is attested of {folder}: it was changed while it was verified")
     subjects = _list_subjects(folder, checked.manifest)
@@ -135,9 +135,9 @@ def serialize_verdict(
 
 
 def _list_subjects(folder: Path, manifest: dict[str, Any]) -> dict[str, str]:
-    """List the sha256 of what each statement about a run names."""
+    """List the subjects of every statement about a run, with their sha256."""
     manifest_digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    return {MODEL: manifest["files"][MODEL]["sha256"], MANIFEST: manifest_digest}
+    return {WEIGHTS: manifest["files"][WEIGHTS]["sha256"], MANIFEST: manifest_digest}
 
 
 def _describe_run(record: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _describe_run(record: dict[str, Any], manifest: dict[str, Any]) -> dict[str,
 
 
 def _keep(folder: Path, statement: bytes, sign: StatementSigner) -> list[Path]:
-    """Sign a statement, and write it beside the run and beside the model that was published of it."""
+    """Sign a statement, and write it to the run and to its published model."""
     content = sign(statement)
     suffix = ".sigstore.json" if b'"mediaType"' in content else ".json"
     name = f"verdict-{hashlib.sha256(content).hexdigest()[:12]}{suffix}"
@@ -161,23 +161,23 @@ def _keep(folder: Path, statement: bytes, sign: StatementSigner) -> list[Path]:
 
 
 def _has_other_code(checked: Checked) -> bool:
-    """Say whether code or libraries are others than those that trained, where bits may depend on them."""
+    """Return whether code or libraries that may influence bits differ from those of the run."""
     is_portable = checked.record["settings"].get("instruction_set") == "portable"
     parts = ("code",) if is_portable else ("code", "environment")
     return any(checked.record[part]["digest"] != checked.again[part]["digest"] for part in parts)
 
 
 def find_export(folder: Path, say: Callable[[str], None]) -> str | None:
-    """Find the digest of the model that was published of a run, if exporting the run's weights here gives its bytes."""
+    """Return the sha256 of a run's published model if exporting the weights again gives the same bytes."""
     published = read_published(find_published(folder / PUBLISHED))
     manifest = published.manifest
     try:
-        content = export_model(load_model(folder / MODEL), views=manifest["views"], opset=manifest["opset"])
-    except SettingsError as error:  # the extra that exports is not installed
-        say(f"{PUBLISHED_MODEL} is not attested: {error}")
+        content = export_model(load_model(folder / WEIGHTS), views=manifest["views"], opset=manifest["opset"])
+    except SettingsError as error:  # the extra for the export is not installed
+        say(f"{MODEL} is not attested: {error}")
         return None
-    if content != published.files[PUBLISHED_MODEL]:
-        say(f"{PUBLISHED_MODEL} is not attested: exporting the weights here gives other bytes")
+    if content != published.files[MODEL]:
+        say(f"{MODEL} is not attested: exporting the weights here gives other bytes")
         return None
     return hashlib.sha256(content).hexdigest()
 
@@ -185,7 +185,7 @@ def find_export(folder: Path, say: Callable[[str], None]) -> str | None:
 def build_statement(
     verification: Verification, checked: Checked, subjects: dict[str, str], now: datetime
 ) -> dict[str, Any]:
-    """Build the in-toto statement of a verdict; verdict.schema.json describes it.
+    """Build the in-toto statement of a verdict, which verdict.schema.json describes.
 
     Args:
         subjects: sha256 by name.

@@ -1,7 +1,7 @@
-"""Finds where two runs diverge that should be equal: first step, tensor, layer and operator, and the probable cause.
+"""Finds where two runs that should be equal diverge: first step, tensor, layer and operator, and the probable cause.
 
-The digest chains say between which two steps it is. Then both runs are trained again from the last checkpoint before,
-with a digest at each step, and the first step that differs once more from the state before it, result by result.
+The digest chains give the interval of steps. Both runs are trained again from the last checkpoint before it, with a
+digest at each step. Then the first different step is trained once more, and each result in it is compared.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ NAMES = ("A", "B")
 HERE = "this machine"
 
 Start = tuple[Path, int]
-"""The run folder whose checkpoint a segment begins from, and that one's step."""
+"""Run folder and step of the checkpoint at which a segment starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BisectionSettings:
-    """Which runs to hold against each other, and where the things lie now that they were made from.
+    """Which runs to compare, and where their inputs are now.
 
     Attributes:
-        runs: One run, to be held against this machine, or two.
+        runs: Two runs, or one to compare with this machine.
         dataset_folder: Their data set, if it moved; or db:NAME@VERSION.
-        database_access: How the database is reached, if the data lies in one.
-        experiments_folder: Where their pretrained models lie below, if they moved.
-        num_threads: Threads that compute shards; 0 for as many as the process may use cores.
+        database_access: Access to the database, if the data set is in one.
+        experiments_folder: Folder of their pretrained models, if they moved.
+        num_threads: Threads that compute shards; 0 for one per available core.
         num_workers: Threads that prepare batches.
     """
 
@@ -90,25 +90,25 @@ class BisectionSettings:
         if not 1 <= len(self.runs) <= 2:
             raise SettingsError(f"bisect takes one run, or two, got: {len(self.runs)}")
         if len(self.runs) == 2 and self.runs[0].resolve() == self.runs[1].resolve():
-            raise SettingsError(f"{self.runs[1]} is named twice; name it once to hold it against this machine")
+            raise SettingsError(f"{self.runs[1]} is named twice; name it once to compare it with this machine")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Where two runs part.
+    """Where two runs diverge.
 
     Attributes:
         runs: their names.
-        num_steps: of the longer one.
-        equal_step: the last step after which the states are known to be equal.
-        step: the first one after which they are not; None where they part nowhere, or after the last one.
-        is_exact: whether no step between the two may be the first.
-        tensors: of the state that differ after the step.
-        result: the first result of the step that differs; None where the step could not be seen.
-        values: how far apart the first result is that differs or, where that is None, the first tensor.
-        cause: what it probably comes of.
-        replays: what was trained again here, and whether it gave what was recorded.
-        segments: run, first and last step of all that was trained.
+        num_steps: of the longer run.
+        equal_step: last step after which the states are known to be equal.
+        step: first step after which they differ; None if they never do, or only after the last step.
+        is_exact: whether `step` is certainly the first; otherwise steps between the two are unknown.
+        tensors: names of the tensors of the state that differ after the step.
+        result: first different result within the step; None if the step could not be replayed.
+        values: size of the difference of `result` or, if that is None, of the first tensor.
+        cause: probable cause.
+        replays: what was trained again here, and whether it matched the record.
+        segments: run, first and last step of everything that was trained.
     """
 
     verdict: Literal["SAME", "DIFFERENT"]
@@ -125,7 +125,7 @@ class Finding:
     segments: tuple[tuple[str, int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Convert it to what JSON has."""
+        """Convert it to JSON types."""
         segments = [{"run": name, "from": begin, "to": end} for name, begin, end in self.segments]
         values = self.values and self.values.to_json()
         return {"format_version": FORMAT_VERSION, **asdict(self), "values": values, "segments": segments}
@@ -136,12 +136,12 @@ class Side:
     """One of the two runs.
 
     Attributes:
-        settings: what trains it again.
-        digests: of its chain.
-        head: the last digest of its chain; "" where breaks are in it, too.
-        weights_digest: of its result.
-        training: its settings, the nearest to them that this processor has.
-        lacks: what these are not.
+        settings: for training it again.
+        digests: tensor digests of its chain, by step.
+        head: last digest of its chain; "" if the chain has breaks.
+        weights_digest: of the final weights.
+        training: its settings, or the nearest ones that this processor supports.
+        lacks: settings that this processor does not support.
     """
 
     name: str
@@ -155,16 +155,16 @@ class Side:
 
     @property
     def folder(self) -> Path:
-        """The run's."""
+        """The run folder."""
         return self.settings.run_folder
 
     @property
     def last_step(self) -> int:
-        """The last one that has a digest."""
+        """The last step with a digest."""
         return max(self.digests, default=0)
 
     def list_checkpoints(self) -> list[int]:
-        """List the steps that training can go on from: they have a checkpoint, and a digest to hold it against."""
+        """List the steps that have a checkpoint and a digest to check it."""
         return [step for step in Checkpoints(self.folder / CHECKPOINTS).list_steps() if step in self.digests]
 
 
@@ -173,12 +173,12 @@ class Segment:
     """A part of a run to train again.
 
     Attributes:
-        source: the run folder whose checkpoint of the step `begin` it begins from.
-        folder: to train in.
-        state: the digests that this checkpoint must have.
-        expected: digests; where one differs, the segment ends.
-        is_dense: whether each step has a digest, and a checkpoint.
-        tape: what notes the results of each step; None where only their end counts.
+        source: run folder with the checkpoint of the step `begin`.
+        folder: scratch folder for the training.
+        state: expected digests of this checkpoint.
+        expected: expected digests by step; the training ends at the first difference.
+        is_dense: whether each step has a digest and a checkpoint.
+        tape: records the results within each step; None to record only states.
     """
 
     side: Side
@@ -194,13 +194,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a segment.
+    """A trained segment.
 
     Attributes:
-        digests: of the states after its steps.
-        difference: the step at which they were not as expected.
-        state: at its end.
-        changes: what is not here as it was recorded, by setting or part of the identity.
+        digests: of the state after each step.
+        difference: first step whose digests were not as expected.
+        state: at the end.
+        changes: differences between the record and this machine, by setting or part of the identity.
     """
 
     run_folder: Path
@@ -212,11 +212,11 @@ class Trained:
 
 
 class _SegmentEnd(Exception):
-    """The last step of the segment was taken."""
+    """The last step of the segment is done."""
 
 
 class _Follower(Reporter):
-    """Follows a segment to its end, or to the first digest that is not as expected."""
+    """Follows a segment to its end, or to the first unexpected digest."""
 
     def __init__(self, segment: Segment, reporter: Reporter) -> None:
         self.watch = None if segment.tape is None else StepWatch(segment.tape.note)
@@ -273,7 +273,7 @@ class _Follower(Reporter):
 
 
 def _list_in_order(state: dict[str, Tensor]) -> list[str]:
-    """List what a step changes in the order in which it does: what the optimizer keeps, the weights, their average."""
+    """List tensors in the order in which a step changes them: optimizer state, weights, average of the weights."""
 
     def find_place(name: str) -> int:
         return 2 if name.startswith("average.") else int(name.rpartition(".")[0] not in state)
@@ -286,10 +286,10 @@ def _shorten(digests: dict[str, str]) -> dict[str, str]:
 
 
 def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained:
-    """Train a segment of a run again, as far as this machine has what it was trained with.
+    """Train a segment of a run again, with the nearest settings that this machine supports.
 
     Raises:
-        ImageClassifierError: its data or weights are not here, or are others; or the reporter stopped it.
+        ImageClassifierError: its data or weights are missing or differ, or the reporter stopped it.
     """
     side = segment.side
     cap_instruction_set(side.training.instruction_set)
@@ -304,7 +304,7 @@ def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained
     snapshot = load_snapshot(again.dataset, again.database_access, again.reading)
     snapshot = snapshot.recognize(side.record["data"]["digest"])
     if snapshot.digest != side.record["data"]["digest"]:
-        raise RunError(f"its data set is another here: {side.record['data']['digest'][:12]}, is {snapshot.digest[:12]}")
+        raise RunError(f"its data set differs here: {side.record['data']['digest'][:12]}, is {snapshot.digest[:12]}")
     record = {**side.record, "settings": describe_settings(training)}
     prepare_segment(segment.source, record, again.run_folder, segment.begin)
     follower = _Follower(segment, reporter or Reporter())
@@ -317,13 +317,13 @@ def train_segment(segment: Segment, reporter: Reporter | None = None) -> Trained
 
 
 def _train_where_possible(segment: Segment, reporter: Reporter) -> Trained:
-    """Train a segment in this process or, if it needs another cap on the instruction set, in one of its own."""
+    """Train a segment in this process or, if it needs another instruction set, in a new process."""
     try:
         cap_instruction_set(segment.side.training.instruction_set)
     except SettingsError:
         access = segment.side.settings.database_access
         settings = replace(segment.side.settings, database_access=access and replace(access, ask=None))
-        # Whole tensors come back through a file descriptor each, so that a tape of all of them would need too many.
+        # Each tensor is returned through a file descriptor; a tape of all tensors would need too many.
         tape = Tape(wanted=NOWHERE) if segment.tape is not None and segment.tape.keeps_all else segment.tape
         alone = replace(segment, side=replace(segment.side, settings=settings), tape=tape)
         with _environment(build_capped_environment(segment.side.training.instruction_set)):
@@ -331,13 +331,13 @@ def _train_where_possible(segment: Segment, reporter: Reporter) -> Trained:
                 try:
                     return pool.submit(train_segment, alone).result()
                 except BrokenProcessPool as error:
-                    raise RunError("the process that trained it was killed, perhaps for want of memory") from error
+                    raise RunError("the training process was killed, perhaps for lack of memory") from error
     return train_segment(segment, reporter)
 
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Let the processes that are started meanwhile have these variables alone."""
+    """Replace the environment variables for processes that are started in this block."""
     before = dict(os.environ)
     try:
         os.environ.clear()
@@ -349,10 +349,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def bisect(settings: BisectionSettings, reporter: Reporter | None = None) -> Finding:
-    """Find where two runs part, or a run and this machine.
+    """Find where two runs, or a run and this machine, diverge.
 
     Raises:
-        RunError: a folder holds no finished run, or was changed after it.
+        RunError: a folder has no finished run, or was changed.
         Interrupted: the reporter stopped it.
     """
     sides = [_load_side(name, folder, settings) for name, folder in zip(NAMES, settings.runs, strict=False)]
@@ -389,7 +389,7 @@ def _build_side(name: str, settings: VerificationSettings, record: dict[str, Any
 
 
 class _Bisection:
-    """Trains segments of runs again in a scratch folder, and keeps account of them."""
+    """Trains segments of runs again in a scratch folder, and records what was trained."""
 
     def __init__(self, sides: list[Side], scratch: Path, reporter: Reporter) -> None:
         self._sides = sides
@@ -427,12 +427,14 @@ class _Bisection:
         return self._describe_recorded(start, found, [whole, other])
 
     def compare_with_machine(self) -> Finding:
-        """Compare a run with what this machine makes of it."""
+        """Compare a run with training it again on this machine."""
         (side,) = self._sides
         start = (side.folder, 0)
         whole = self._train(side, start, sys.maxsize, expected=side.digests, is_dense=False)
         if whole is None:
-            raise RunError(f"{next(iter(self._replays))}; name what moved by --dataset_folder or --experiments_folder")
+            raise RunError(
+                f"{next(iter(self._replays))}; name its new place with --dataset_folder or --experiments_folder"
+            )
         step = whole.difference
         if step is None:
             again = replace(side.settings, run_folder=whole.run_folder)
@@ -442,7 +444,7 @@ class _Bisection:
         return self._describe_recorded(start, ChainDifference(equal, step, names), [whole])
 
     def _find_start(self, equal: int) -> Start:
-        """Find the last checkpoint at which the runs are equal, and whose it is."""
+        """Find the last checkpoint at which the runs are equal."""
         found = [(step, side.folder) for side in self._sides for step in side.list_checkpoints() if step <= equal]
         begin, source = max(found, default=(0, self._sides[0].folder), key=lambda each: each[0])
         return source, begin
@@ -457,7 +459,7 @@ class _Bisection:
         is_dense: bool = True,
         tape: Tape | None = None,
     ) -> Trained | None:
-        """Train a segment again; None where that cannot be done here, which is noted."""
+        """Train a segment again; note the reason and return None if that is impossible."""
         (source, begin), folder = start, self._scratch / f"{self._num_trained}"
         self._num_trained += 1
         recorded = next((each.digests.get(begin, {}) for each in self._sides if each.folder == source), {})
@@ -473,12 +475,12 @@ class _Bisection:
         if end > begin:
             self._segments.append((side.name, begin, max(trained.digests, default=begin)))
         for part, change in trained.changes.items():
-            self._replays[f"{side.name} was not trained again as it was: {part}: {change}"] = None
+            self._replays[f"{side.name} was trained again with a change: {part}: {change}"] = None
         self._changed |= trained.changes
         return trained
 
     def _see_step(self, start: Start, step: int) -> tuple[Finding | None, Trained | None, Trained | None]:
-        """Train one step of both runs from the state before it, and find the first result that differs, if any does."""
+        """Train one step of both runs from the same state, and find the first different result, if there is one."""
         first, second = self._sides
         one = self._train(first, start, step, tape=Tape())
         if one is None or one.tape is None:
@@ -503,7 +505,7 @@ class _Bisection:
         return self._finish("DIFFERENT", step - 1, step, True, names, result, values, cause), one, other
 
     def _describe_recorded(self, start: Start, found: ChainDifference, replays: list[Trained | None]) -> Finding:
-        """Describe a difference of two records that training again does not show, or one with this machine."""
+        """Describe a difference that training one step again does not show."""
         both_recorded, found = found.step, self._narrow(found, replays)
         step, names = found.step, found.tensors
         for side, trained in zip(self._sides, replays, strict=True):
@@ -525,7 +527,7 @@ class _Bisection:
         return self._finish("DIFFERENT", found.equal, step, step == found.equal + 1, names, None, values, cause)
 
     def _narrow(self, found: ChainDifference, replays: list[Trained | None]) -> ChainDifference:
-        """Find the first step at which one record is not what both runs, trained again, have in common."""
+        """Find the first step at which a record differs from both runs as trained again, where these are equal."""
         digests = [trained.digests for trained in replays if trained is not None]
         if len(digests) < 2:
             return found
@@ -540,7 +542,7 @@ class _Bisection:
         return found
 
     def _find_state(self, reached: Trained, side: Side, step: int) -> dict[str, Tensor]:
-        """Find the state that a run had after a step: by training it again, its checkpoint, or its digest alone."""
+        """Find a run's state after a step: from training it again, its checkpoint, or a flipped bit."""
         digests = side.digests.get(step, reached.digests[step])
         apart = list_differing(digests, reached.digests[step])
         if not apart:
@@ -560,10 +562,10 @@ class _Bisection:
             is_same = not list_differing(side.digests[step], trained.digests[step])
             self._replays[f"{here} is {'' if is_same else 'not '}as recorded at step {step}"] = None
         elif not any(line.startswith(here) for line in self._replays):
-            self._replays[f"{here} was followed to step {step} alone, of which its record has no digest"] = None
+            self._replays[f"{here} was only trained to step {step}, for which its record has no digest"] = None
 
     def _compare_ends(self, first: Side, second: Side) -> Finding:
-        """Compare two runs whose chains agree as far as both go."""
+        """Compare two runs whose chains agree on all common steps."""
         equal = max(first.digests.keys() & second.digests.keys(), default=0)
         evidence = Evidence((first.record, second.record), equal + 1, changed=self._changed)
         if first.last_step != second.last_step:
@@ -580,8 +582,8 @@ class _Bisection:
         if not names and not (is_chain_comparable and first.head != second.head):
             return self._finish("SAME", equal, None)
         if not names:
-            what = f"{CHAIN}: its digests are not over these states, though each of its tensors is"
-        self._replays[f"the states agree to the last step; what differs is {what}"] = None
+            what = f"{CHAIN}: its digests do not match these states, although those of each tensor do"
+        self._replays[f"the states are equal up to the last step; the difference is in {what}"] = None
         values = _compare_first(names, *states)
         cause = find_cause(replace(evidence, values=values, tensors=names, state=list(states[0])))
         return self._finish("DIFFERENT", equal, None, True, names, None, values, cause)
@@ -611,14 +613,14 @@ def _read_results(folder: Path) -> dict[str, Tensor]:
 def _compare_first(
     names: Sequence[str], first: dict[str, Tensor], second: dict[str, Tensor]
 ) -> TensorDifference | None:
-    """Compare the first of these tensors that both have."""
+    """Compare the first of these tensors that is in both states."""
     return next(
         (compare_tensors(first[name], second[name]) for name in names if name in first and name in second), None
     )
 
 
 def _join(first: Result, second: Result) -> Result:
-    """Name what two runs have computed in the same place, by both names where these differ."""
+    """Merge the results of two runs in the same place; name both operators if they differ."""
     if first.operator == second.operator:
         return first
     return replace(first, operator=f"{first.operator} in one, {second.operator} in the other")

@@ -1,6 +1,6 @@
 """Python client of `image_classifier serve`: `Client`, and `AsyncClient` with the same methods as coroutines.
 
-Requests that a server refuses for the moment are sent again; a prediction changes nothing, so this is safe.
+Requests that the server refuses temporarily are retried, which is safe because a prediction changes nothing.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from image_classifier.extras import load_extra
 
 load_extra("httpx", "client")
 
-import httpx  # noqa: E402  # the line above says what to install
+import httpx  # noqa: E402  # the line above tells what to install
 
 PIXELS = "application/octet-stream"
 SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp", b"BM": "image/bmp"}
 RETRIED = frozenset((408, 429, 502, 503, 504))
 FIRST_WAIT_S = 0.2
-"""Before the second attempt, where the server says nothing; it doubles with each attempt."""
+"""Wait before the second attempt if the server gives no Retry-After; it doubles with each attempt."""
 
 Image = Path | bytes
-"""An image file, or the bytes of one."""
+"""Path or content of an image file."""
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 Result = TypeVar("Result")
 Steps = Generator[httpx.Request | float, httpx.Response | httpx.RequestError | None, Result]
-"""A conversation: requests to send and seconds to wait, what came of each, and the result. It does no I/O itself."""
+"""A generator without I/O: yields requests to send or seconds to wait, receives outcomes, and returns the result."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A class, and the probability that the model gives it."""
+    """A class and its probability."""
 
     label: str
     probability: float
@@ -51,14 +51,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction(Score):
-    """The most probable class of an image, and the most probable ones in order."""
+    """The most probable class of an image, and the top k classes."""
 
     top_k: tuple[Score, ...]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A prediction for each image of a request, in their order, and the version of the model that gave them."""
+    """One prediction per image, in the order of the request, and the version of the model."""
 
     predictions: tuple[Prediction, ...]
     request_id: str
@@ -67,7 +67,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Model:
-    """The model that is served; `image_size` in pixels is the side of the images that it takes as pixels."""
+    """The served model.
+
+    Attributes:
+        image_size: side of the input in pixels.
+    """
 
     name: str
     version: str
@@ -89,8 +93,8 @@ class _Settings:
             is_good = url.scheme in ("http", "https") and bool(url.host) and not url.userinfo
         except httpx.InvalidURL:
             is_good = False
-        if not is_good:  # which is not repeated: a password may stand in it
-            raise SettingsError("url takes an http or https address without a name and password, such as https://host")
+        if not is_good:  # not repeated in the message: it may contain a password
+            raise SettingsError("url takes an http or https URL without user name and password, such as https://host")
         text = self.key.reveal() if self.key else "-"
         if not (text and all("!" <= character <= "~" for character in text)):
             raise SettingsError("key takes printable ASCII characters without spaces")
@@ -102,13 +106,13 @@ class _Settings:
             raise SettingsError(f"max_wait_s takes a number of 0 or more, got: {self.max_wait_s!r}")
 
     def build_options(self) -> dict[str, Any]:
-        """Build the options of httpx's client; it masks this header where it is shown, and follows no redirect."""
+        """Build the options of httpx's client, which masks this header in its output and follows no redirects."""
         headers = {"Authorization": f"Bearer {self.key.reveal()}"} if self.key else {}
         return {"base_url": self.url, "headers": headers, "timeout": self.timeout_s}
 
 
 class _Common(Generic[Http]):
-    """What both clients share: what is asked, what is waited for, and what the answers mean."""
+    """What both clients share: requests, retries, and parsing of answers."""
 
     _make: type[Http]
 
@@ -121,17 +125,17 @@ class _Common(Generic[Http]):
         num_retries: int = 3,
         max_wait_s: float = 30.0,
     ) -> None:
-        """Prepare to ask a server; nothing is sent yet.
+        """Create a client without connecting.
 
         Args:
-            url: where it is, such as http://127.0.0.1:8000.
-            key: API key or JSON web token.
-            timeout_s: seconds to connect, and between two parts of an answer; of one attempt.
+            url: of the server, such as http://127.0.0.1:8000.
+            key: API key or JSON Web Token.
+            timeout_s: timeout in seconds to connect, and between two parts of an answer, per attempt.
             num_retries: attempts after the first one.
-            max_wait_s: seconds to wait before an attempt, at most; a server that asks for more is not asked again.
+            max_wait_s: maximum seconds to wait before an attempt. If the server asks for more, the request fails.
 
         Raises:
-            SettingsError: one of them cannot be.
+            SettingsError: an argument is invalid.
         """
         secret = None if key is None else Secret(key)
         self._settings = _Settings(
@@ -140,12 +144,12 @@ class _Common(Generic[Http]):
         self._http: Http = self._make(**self._settings.build_options())
 
     def _ask(self, request: httpx.Request) -> Steps[httpx.Response]:
-        """Send a request until it is answered, or until waiting makes no sense any more."""
+        """Send a request until it succeeds, fails permanently, or the retries are used up."""
         settings = self._settings
         for attempt in range(settings.num_retries + 1):
             outcome = yield request
             is_last = attempt == settings.num_retries
-            backoff_s = FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1)  # nosec B311  # clients that part again
+            backoff_s = FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1)  # nosec B311  # jitter
             if isinstance(outcome, httpx.Response):
                 wanted_s = read_retry_after(outcome.headers.get("retry-after", ""))
                 if outcome.status_code not in RETRIED or is_last or (wanted_s or 0) > settings.max_wait_s:
@@ -154,7 +158,7 @@ class _Common(Generic[Http]):
             elif is_last:
                 assert outcome is not None
                 raise ServerError(
-                    f"{settings.url} cannot be asked: {str(outcome) or type(outcome).__name__}"
+                    f"{settings.url} cannot be reached: {str(outcome) or type(outcome).__name__}"
                 ) from outcome
             else:
                 yield min(backoff_s, settings.max_wait_s)
@@ -195,7 +199,7 @@ class _Common(Generic[Http]):
             )
             return Predictions(predictions, str(document["request_id"]), str(document["model_version"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerError("the answer is not one of image_classifier serve; look at url") from error
+            raise ServerError("the answer is not from image_classifier serve; check url") from error
 
     def _describe_model(self) -> Steps[Model]:
         facts = yield from self._ask_json(self._http.build_request("GET", "/model"))
@@ -203,18 +207,18 @@ class _Common(Generic[Http]):
             classes = tuple(map(str, facts["classes"]))
             return Model(str(facts["name"]), str(facts["version"]), classes, int(facts["image_size"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerError("the answer is not one of image_classifier serve; look at url") from error
+            raise ServerError("the answer is not from image_classifier serve; check url") from error
 
 
 class Client(_Common[httpx.Client]):
-    """Asks a server, and waits for its answers.
+    """A synchronous client.
 
     ::
 
         with Client("http://127.0.0.1:8000", key=key) as client:
             print(client.predict(Path("ship.png")).predictions[0].label)
 
-    Threads may share a client. All methods raise `ServerError`: the server cannot be reached, or refuses.
+    It is thread-safe. All methods raise `ServerError` if the server cannot be reached or refuses a request.
     """
 
     _make = httpx.Client
@@ -270,7 +274,7 @@ class Client(_Common[httpx.Client]):
 
 
 class AsyncClient(_Common[httpx.AsyncClient]):
-    """Asks a server without holding up the event loop; as `Client`, with `async with` and `await`."""
+    """An asynchronous client; as `Client`, with `async with` and `await`."""
 
     _make = httpx.AsyncClient
 
@@ -325,7 +329,7 @@ class AsyncClient(_Common[httpx.AsyncClient]):
 
 
 def read_retry_after(text: str) -> float | None:
-    """Read a Retry-After header, in seconds from now: whole seconds, or a date; None where it is neither."""
+    """Parse a Retry-After header (seconds or a date) to seconds from now; None if it is invalid."""
     if text.isascii() and text.isdecimal():
         return float(text[:9])
     try:
@@ -336,7 +340,7 @@ def read_retry_after(text: str) -> float | None:
 
 
 def explain_refusal(answer: httpx.Response) -> ServerError:
-    """Explain an answer that is no prediction, by its problem details where it has some."""
+    """Convert an error answer to an exception, with its problem details if it has them."""
     problem: Any = None
     if answer.headers.get("content-type", "").startswith("application/problem+json"):
         problem = _read_json(answer)
@@ -352,7 +356,7 @@ def _read_json(answer: httpx.Response) -> Any:
     try:
         return json.loads(answer.content)
     except (ValueError, RecursionError) as error:
-        raise ServerError("the answer is no JSON: it is not of image_classifier serve; look at url") from error
+        raise ServerError("the answer is not JSON, so it is not from image_classifier serve; check url") from error
 
 
 def _read_score(document: Any) -> tuple[str, float]:
@@ -360,7 +364,7 @@ def _read_score(document: Any) -> tuple[str, float]:
 
 
 def _read_image(image: Image) -> tuple[bytes, str]:
-    """Read the bytes of an image file, and the media type that its first bytes say."""
+    """Read an image file, and detect its media type by the first bytes."""
     name = "the bytes" if isinstance(image, bytes) else str(image)
     try:
         content = image if isinstance(image, bytes) else image.read_bytes()
@@ -370,7 +374,7 @@ def _read_image(image: Image) -> tuple[bytes, str]:
         if content.startswith(signature):
             return content, media_type
     types = ", ".join(SIGNATURES.values())
-    raise SettingsError(f"{name}: no image file of {types}; predict_pixels takes pixels")
+    raise SettingsError(f"{name}: not an image file of the types {types}; predict_pixels takes pixels")
 
 
 def _build_query(top_k: int | None, request_id: str | None) -> dict[str, str | int]:

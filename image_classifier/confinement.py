@@ -83,7 +83,7 @@ def _receive(stream: IO[bytes], max_frame_bytes: int) -> Iterator[bytes]:
         if kind == _END:
             return
         if size > max_frame_bytes:
-            raise ConfinedError(f"holds a value of more than the {max_frame_bytes:,} bytes that are read")
+            raise ConfinedError(f"holds a value of more than the {max_frame_bytes:,} bytes allowed")
         content = stream.read(size)
         if len(content) < size:
             raise EOFError

@@ -1,4 +1,4 @@
-"""Tests before a run starts whether networks and optimizers of other packages meet the requirements of training."""
+"""Tests, before a run starts, whether third-party networks and optimizers meet the requirements of training."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ logger = logging.getLogger(__name__)
 def check_network(
     build: Callable[..., Classifier], settings: TrainingSettings, num_classes: int, title: str | None = None
 ) -> None:
-    """Check that a network is built from the seed, takes the image sizes, gives logits, and remembers nothing.
+    """Check that a network is deterministic given the seed, supports the resolutions, returns logits and has no state.
 
     Args:
-        build: builds it anew, from the run's seed, or from the one that it is given as `seed`.
-        settings: resolved.
-        title: what messages call it.
+        build: builds a new instance, from the run's seed or from its argument `seed`.
+        settings: resolved settings.
+        title: name in messages.
 
     Raises:
-        ModelError: it does not; the message says which and why.
+        ModelError: it does not; the message has the reason.
     """
     title, size = title or f"--model {settings.model}", 0
     try:
         classifier, again = (build().to(settings.device) for _ in range(2))
         if not are_equal(classifier.state_dict().values(), again.state_dict().values()):
             raise ModelError(
-                f"{title} has other weights each time that it is built: torch's generator has the run's seed then, "
-                "and weights may be drawn from nothing else"
+                f"{title} has other weights each time that it is built: draw weights only from torch's default "
+                "generator, which has the run's seed"
             )
         if settings.instruction_set == "portable":
             check_weights(classifier, build(seed=settings.seed ^ 1), title)
@@ -60,32 +60,32 @@ def check_network(
                 raise ModelError(f"{title} {fault}")
     except ImageClassifierError:
         raise
-    except Exception as error:  # it is somebody's code
+    except Exception as error:  # third-party code
         logger.debug("%s fails", title, exc_info=error)
         raise ModelError(f"{title} fails on {NUM_IMAGES} images of {size} pixels: {explain(error)}") from error
 
 
 def check_weights(classifier: Classifier, other: Classifier, title: str) -> None:
-    """Check that no weight of a network depends on the code that torch has for a processor.
+    """Check that the initial weights of a portable run do not depend on the processor.
 
     Args:
-        other: the network, built from another seed.
+        other: the same network with another seed.
 
     Raises:
-        SettingsError: torch has drawn some.
+        SettingsError: torch draws some weights, by code that depends on the processor.
     """
     if not isinstance(classifier.network, ArrangesWeights):
         raise SettingsError(
-            f"--instruction_set portable: {title} has weights that torch draws, by code that is chosen for the "
-            "processor; give it arrange_weights(), which asks for weights of the package's own, or choose native"
+            f"--instruction_set portable: torch draws the weights of {title}, by code that depends on the processor; "
+            "add arrange_weights(), which requests weights from this package, or choose native"
         )
     layers = {name for name, layer in classifier.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     values = other.state_dict()
     for name, value in classifier.state_dict().items():
         if name.rpartition(".")[0] not in layers and not torch.equal(value, values[name]):
             raise SettingsError(
-                f"--instruction_set portable: torch draws {name.removeprefix('network.')} of {title}, by code that is "
-                "chosen for the processor; set it in arrange_weights(), or choose native"
+                f"--instruction_set portable: torch draws {name.removeprefix('network.')} of {title}, by code that "
+                "depends on the processor; set it in arrange_weights(), or choose native"
             )
 
 
@@ -93,7 +93,7 @@ def check_weights(classifier: Classifier, other: Classifier, title: str) -> None
 def find_fault_of_answers(
     classifier: Classifier, images: Tensor, others: Tensor, size: int, num_classes: int
 ) -> str | None:
-    """Find what is wrong with the answers to images, uint8 [N, 3, H, W], in evaluation."""
+    """Return what is wrong with the logits of images, uint8 [N, 3, H, W], in evaluation mode; None if nothing is."""
     classifier.eval()
     before = [value.clone() for value in classifier.state_dict().values()]
 
@@ -113,7 +113,7 @@ def find_fault_of_answers(
     if not torch.equal(logits, answer(images)):
         return "gives other answers to the same images: it remembers something, or draws numbers in evaluation"
     if not torch.allclose(logits[:1], answer(images[:1]), rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
-        return "answers an image by what else is in its batch, in evaluation"
+        return "gives logits that depend on the other images of the batch, in evaluation"
     if not are_equal(before, classifier.state_dict().values()):
         return "changes its buffers in evaluation"
     return None
@@ -122,7 +122,7 @@ def find_fault_of_answers(
 def find_fault_of_steps(
     classifier: Classifier, images: Tensor, others: Tensor, size: int, settings: TrainingSettings
 ) -> str | None:
-    """Find what is wrong with the gradients that a step of images gives."""
+    """Return what is wrong with the gradients of a training step; None if nothing is."""
     replica = share_parameters(classifier).train()
     eager, labels = Eager([replica], settings), torch.zeros(len(images), dtype=torch.int64, device=images.device)
     start = [buffer.clone() for buffer in replica.buffers()]
@@ -151,7 +151,7 @@ def find_fault_of_steps(
 
 
 def are_equal(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    """Say whether tensors are pairwise equal in every bit, not-a-number included."""
+    """Return whether tensors are pairwise equal in every bit, including NaN."""
     pairs = list(zip(some, others, strict=True))
     return all(one.shape == other.shape and torch.equal(_get_bits(one), _get_bits(other)) for one, other in pairs)
 
@@ -164,12 +164,12 @@ Build = Callable[[list[nn.Parameter], TrainingSettings], torch.optim.Optimizer]
 
 
 def check_optimizer(build: Build, settings: TrainingSettings) -> None:
-    """Check that an optimizer follows the schedule, and that a checkpoint has all that its next step depends on.
+    """Check that an optimizer follows the schedule, and that a checkpoint contains its whole state.
 
     It trains a small network for a few steps, with and without a checkpoint between them.
 
     Raises:
-        SettingsError: it does not; the message says which and why.
+        SettingsError: it does not; the message has the reason.
     """
     title = f"--optimizer {settings.optimizer}"
     train = partial(take_steps, build, settings)
@@ -178,7 +178,7 @@ def check_optimizer(build: Build, settings: TrainingSettings) -> None:
         resumed, idle = train(range(NUM_STEPS // 2, NUM_STEPS), half), train(range(1), half, part=0.0)
     except ImageClassifierError:
         raise
-    except Exception as error:  # it is somebody's code
+    except Exception as error:  # third-party code
         logger.debug("%s fails", title, exc_info=error)
         raise SettingsError(f"{title} fails in a step: {explain(error)}") from error
     fault = None
@@ -201,14 +201,14 @@ def take_steps(
     before: tuple[list[Tensor], dict[str, Any]] | None = None,
     part: float = 1.0,
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """Take steps with gradients that depend on their number.
+    """Take steps with gradients that depend on the step number.
 
     Args:
-        before: weights and state of the optimizer to go on from.
-        part: of the learning rate.
+        before: weights and optimizer state to continue from.
+        part: factor of the learning rate.
 
     Returns:
-        The weights, and the optimizer's state as it comes out of a checkpoint.
+        The weights, and the optimizer state after saving and loading a checkpoint.
     """
     generator = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
@@ -234,5 +234,7 @@ def take_steps(
             state: dict[str, Any] = checkpoints.load(1)["optimizer"]
         except ModelError as error:
             title = f"--optimizer {settings.optimizer}"
-            raise SettingsError(f"{title} has more in its state_dict() than checkpoints take: {error}") from error
+            raise SettingsError(
+                f"{title} has values in its state_dict() that checkpoints cannot store: {error}"
+            ) from error
     return [parameter.detach().clone() for parameter in parameters], state

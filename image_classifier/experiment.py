@@ -1,4 +1,4 @@
-"""One run, from data source to run folder: connects all stages."""
+"""Trains and evaluates one run: connects all stages, from the data source to the run folder."""
 
 from __future__ import annotations
 
@@ -83,20 +83,20 @@ def run(
     disk: Disk = DISK,
     ranks: Ranks | None = None,
 ) -> RunResult:
-    """Train, evaluate and leave a finished run folder; or go on with an interrupted one.
+    """Train, evaluate and write a finished run folder; or continue an interrupted run.
 
     Args:
-        snapshot: the data set of the settings, where it was loaded before.
-        reporter: told of every step; decides nothing.
-        should_stop: asked after each step; when true, the state is saved and Interrupted is raised.
-        command: the command line, for the record.
-        disk: the seam through which the run folder is written.
-        ranks: the processes that train together; what those but the first write is thrown away.
+        snapshot: the data set, if it is already loaded.
+        reporter: receives every step.
+        should_stop: called after each step; if it returns True, the state is saved and Interrupted is raised.
+        command: command line, for the record.
+        disk: writes the run folder; tests inject faults here.
+        ranks: processes that train together. Only rank 0 keeps what it writes.
 
     Raises:
-        ImageClassifierError: a setting, the data, the pretrained model or the folder is not as it must be; up to
-            the first step nothing has been written then.
-        Interrupted: should_stop said so; `resume` continues.
+        ImageClassifierError: a setting, the data, the pretrained model or the folder is invalid. Nothing was written
+            if this happens before the first step.
+        Interrupted: `should_stop` returned True; `resume` continues the run.
     """
     reporter, ranks = reporter or Reporter(), ranks or Ranks()
     ranks.should_stop = should_stop
@@ -109,7 +109,7 @@ def run(
         return finished
 
     snapshot = load_data(settings, snapshot)
-    settings = replace(settings, database=snapshot.database)  # the version that the newest one was
+    settings = replace(settings, database=snapshot.database)  # with the version that was the newest
     train_indices, validation_indices = split_training_set(snapshot, training)
     pretrained = load_start(settings, training, snapshot)
     classifier = build_initial_classifier(training, snapshot, train_indices, pretrained)
@@ -152,7 +152,7 @@ def train_to_end(
     threads: Threads,
     ranks: Ranks,
 ) -> None:
-    """Take the steps that are left, and write down what each did.
+    """Train the remaining steps, and record each.
 
     Raises:
         Interrupted: a process was asked to stop; the state is saved.
@@ -204,8 +204,8 @@ def evaluate_and_finish(
     threads: Threads,
     ranks: Ranks,
 ) -> RunResult:
-    """Evaluate on the test set, and write what a finished run folder holds."""
-    from image_classifier.visualization.figures import draw_run_figure  # 0.6 s that no step need wait for
+    """Evaluate on the test set, and write the files of a finished run."""
+    from image_classifier.visualization.figures import draw_run_figure  # imported late: it takes 0.6 s
 
     classifier, folder, training = state.judged, state.folder, state.training
     state.use_kept_weights()
@@ -240,11 +240,11 @@ def evaluate_and_finish(
         title = f"{settings.experiment_name} / {settings.run_name}"
         folder.write(FIGURE, draw_run_figure(evaluation, read_epochs(settings.run_folder), title))
         folder.finish(weights_digest=weights_digest, chain_head=state.chain_head)
-    return ranks.broadcast(result)  # which the others have when the first one has written it
+    return ranks.broadcast(result)  # other ranks wait until rank 0 has written the files
 
 
 def find_result(settings: RunSettings, training: TrainingSettings, disk: Disk) -> RunResult | None:
-    """Find the result of a run that is to be resumed and is finished; check that it had the same settings."""
+    """Return the result of a run to resume if it is already finished, after checking its settings."""
     path = settings.run_folder
     if not settings.resume or not is_finished(path):
         return None
@@ -254,20 +254,20 @@ def find_result(settings: RunSettings, training: TrainingSettings, disk: Disk) -
 
 
 def describe_early_stop(state: TrainingState) -> str:
-    """Describe where a run ended, and why before its last epoch."""
+    """Describe where and why early stopping ended a run."""
     line = (
         f"--early_stopping ended the run after epoch {state.epoch} of {state.training.num_epochs}: "
-        f"no validation accuracy since epoch {state.best_epoch} was better"
+        f"the validation accuracy has not improved since epoch {state.best_epoch}"
     )
     if state.training.schedule == "constant":
         return line
-    return f"{line}; the schedule is cut at a learning rate of {state.learning_rate:.4g}"
+    return f"{line}; the schedule ended at a learning rate of {state.learning_rate:.4g}"
 
 
 def validate(
     classifier: Classifier, snapshot: Snapshot, indices: NDArray[np.int64], threads: Threads, ranks: Ranks
 ) -> dict[str, float]:
-    """Compute loss and accuracy on the validation images, by single views; nothing if there are none."""
+    """Compute loss and accuracy on the validation images without test-time augmentation; {} if there are none."""
     if not len(indices):
         return {}
     probabilities = compute_probabilities(

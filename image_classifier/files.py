@@ -1,8 +1,7 @@
 """Reads untrusted files within limits: bytes, JSON and YAML.
 
-Whatever is in a file, reading it takes no more than the limits here say, and it is read in one way or refused: keys
-that come twice, numbers that are none, and numbers of more than 64 bits are errors. The limits are far above what this
-package writes, and SECURITY.md lists them.
+The limits bound the memory and time of reading any file. Ambiguous content is refused: repeated keys, NaN and infinity,
+and integers of more than 64 bits. The limits are far above what this package writes; SECURITY.md lists them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import yaml
 
 MAX_JSON_BYTES = 2**25
 MAX_JSON_VALUES = 2_000_000
-"""Of a document, or of all lines of a file; a confusion matrix of 1,400 classes has as many. Each takes up to 240 B."""
+"""Limit of a document, or of all lines of a file: a confusion matrix of 1,400 classes. A value takes up to 240 B."""
 MAX_LINES_BYTES = 2**27
 MAX_YAML_BYTES = 2**16
 MAX_DEPTH = 32
@@ -33,26 +32,26 @@ _BRACKET = re.compile(rb"[\[\]{}]")
 
 
 class LimitError(ValueError):
-    """A file is beyond a limit, or not to be read in one way; the message is the reason, for whoever names the file."""
+    """A file exceeds a limit or is ambiguous. The message is the reason, without the file's name."""
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file of so many bytes at most.
+    """Read a regular file.
 
     Raises:
         OSError: it cannot be read.
-        LimitError: it is larger, or a pipe or a device.
+        LimitError: it is larger than `max_bytes`, or a pipe or a device.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # to open a pipe would wait for its writer
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe must not block
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(21, os.strerror(21), str(path))
         if not stat.S_ISREG(status.st_mode):
-            raise LimitError("it is no regular file")
+            raise LimitError("it is not a regular file")
         if status.st_size > max_bytes:
-            raise LimitError(f"it has more than the {max_bytes:,} bytes that are read")
-        return file.read(status.st_size)  # what it has now: all of a limit would be allocated
+            raise LimitError(f"it has more than the {max_bytes:,} bytes allowed")
+        return file.read(status.st_size)  # read(max_bytes) would allocate max_bytes
 
 
 def load_json(path: Path) -> Any:
@@ -60,22 +59,22 @@ def load_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON; as LimitError, beyond a limit.
+        ValueError: it is not valid JSON; or, as LimitError, exceeds a limit.
     """
     return parse_json(read_file(path, MAX_JSON_BYTES))
 
 
 def load_json_lines(path: Path) -> list[Any]:
-    """Load a file with a JSON document in each line.
+    """Load a JSON Lines file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: a line is no JSON; as LimitError, beyond a limit.
+        ValueError: a line is not valid JSON; or, as LimitError, the file exceeds a limit.
     """
     content = read_file(path, MAX_LINES_BYTES)
     _check_number(content)
     if content.count(b"\n") > MAX_JSON_VALUES:
-        raise LimitError(f"it has more than the {MAX_JSON_VALUES:,} lines that are read")
+        raise LimitError(f"it has more than the {MAX_JSON_VALUES:,} lines allowed")
     return [parse_json(line) for line in io.BytesIO(content)]
 
 
@@ -83,10 +82,11 @@ def parse_json(content: bytes | str) -> Any:
     """Parse a JSON document in UTF-8.
 
     Raises:
-        ValueError: it is no JSON; as LimitError, beyond a limit, or with a key twice, NaN, or a number out of range.
+        ValueError: it is not valid JSON; or, as LimitError, exceeds a limit, repeats a key, or has a number that is
+            not finite or out of range.
     """
     if len(content) > MAX_JSON_BYTES:
-        raise LimitError(f"it has more than the {MAX_JSON_BYTES:,} bytes that are read")
+        raise LimitError(f"it has more than the {MAX_JSON_BYTES:,} bytes allowed")
     raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     _check_number(raw)
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
@@ -103,7 +103,7 @@ def parse_json(content: bytes | str) -> Any:
 
 def _check_number(content: bytes) -> None:
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
-        raise LimitError(f"it has more than the {MAX_JSON_VALUES:,} values that are read")
+        raise LimitError(f"it has more than the {MAX_JSON_VALUES:,} values allowed")
 
 
 def _check_depth(content: bytes) -> None:
@@ -111,7 +111,7 @@ def _check_depth(content: bytes) -> None:
     for bracket in _BRACKET.finditer(_STRING.sub(b"", content)):
         depth += 1 if bracket[0] in b"[{" else -1
         if depth > MAX_DEPTH:
-            raise LimitError(f"it is nested deeper than the {MAX_DEPTH} levels that are read")
+            raise LimitError(f"it is nested deeper than the {MAX_DEPTH} levels allowed")
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -141,14 +141,15 @@ def _parse_float(text: str) -> float:
 
 
 def check_form(value: Any, form: Any, where: str = "it") -> None:
-    """Check that what was read has the form that is needed; what a form does not name may be there, too.
+    """Check the types of a parsed document. Keys that the form does not name are ignored.
 
     Args:
-        form: a type (float also takes whole numbers); a tuple of forms, one of which fits; [form], a list of it;
-            {key: form}, an object with these keys; {str: form}, an object all of whose values are of it.
+        form: a type (float also accepts integers); a tuple of alternative forms; [form] for a list; {key: form} for an
+            object with these keys; {str: form} for an object whose values all have this form.
+        where: name of the value in messages.
 
     Raises:
-        ValueError: it has not; the message says where.
+        ValueError: the value does not have the form; the message says where.
     """
     if isinstance(form, tuple):
         fits = [one for one in form if type(value) is (type(one) if isinstance(one, (dict, list)) else one)]
@@ -176,7 +177,7 @@ def check_form(value: Any, form: Any, where: str = "it") -> None:
 _NAMES = {
     dict: "an object",
     list: "a list",
-    str: "a text",
+    str: "a string",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -198,7 +199,7 @@ def load_yaml(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no YAML; as LimitError, beyond a limit.
+        ValueError: as `parse_yaml`.
     """
     return parse_yaml(read_file(path, MAX_YAML_BYTES).decode("utf-8-sig"))
 
@@ -207,32 +208,32 @@ def parse_yaml(text: str) -> Any:
     """Parse a YAML document with plain values.
 
     Raises:
-        ValueError: it is no YAML; as LimitError, beyond a limit.
+        ValueError: it is not valid YAML; or, as LimitError, as `check_yaml`.
     """
     check_yaml(text)
     try:
         return yaml.load(text, Loader=_Loader)  # nosec B506: a SafeLoader
-    except Exception as error:  # tags that do not fit their values raise IndexError, AttributeError, ...
+    except Exception as error:  # tags that do not match their values raise IndexError, AttributeError, ...
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def check_yaml(text: str) -> None:
-    """Check that a YAML document is within the limits, before it is built.
+    """Check a YAML document against the limits before it is constructed.
 
     Raises:
-        ValueError: it is no YAML; as LimitError, beyond a limit, or with an alias, a key twice, or a number out of
-            range.
+        ValueError: it is not valid YAML; or, as LimitError, exceeds a limit, has an alias, repeats a key, or has a
+            number out of range.
     """
     if len(text) > MAX_YAML_BYTES:
-        raise LimitError(f"it has more than the {MAX_YAML_BYTES:,} characters that are read")
+        raise LimitError(f"it has more than the {MAX_YAML_BYTES:,} characters allowed")
     depth = 0
     try:
         for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, yaml.AliasEvent):
-                raise LimitError(f"it has the alias *{str(event.anchor)[:50]}: write out what that stands for")
+                raise LimitError(f"it has the alias *{str(event.anchor)[:50]}; aliases are not supported")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise LimitError(f"it is nested deeper than the {MAX_DEPTH} levels that are read")
+                raise LimitError(f"it is nested deeper than the {MAX_DEPTH} levels allowed")
         _check_nodes(yaml.compose(text, Loader=_Loader))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error

@@ -1,17 +1,16 @@
-"""Decodes an image file to the network's input: uint8 [S, S, 3] RGB. Free of torch.
+"""Decodes an image file to the network's input: uint8 [S, S, 3] RGB. Without torch.
 
-An image is decoded by one of four decoders and no other, after its size in bytes and in pixels was checked, and that
-it holds no more parts than files of its format do; one that is animated is refused (a JPEG's further pictures, such as
-the depth that phones add, are left aside). It is turned as its EXIF data say, what is transparent becomes white, 16
-bits a channel become 8 (the upper ones), and colour profiles are left aside. Another size than S x S is resized with
-antialiasing: as a whole, whatever the ratio of its sides; cut to the square in its middle; or with a black border. A
-plain RGB image of S x S comes out bit for bit.
+Only four decoders are used, after checks of the size in bytes and pixels and of the number of parts in the file.
+Animated images are refused. Further pictures in a JPEG, such as a phone's depth map, are ignored. The EXIF orientation
+is applied, transparency becomes white, 16-bit channels keep their upper 8 bits, and colour profiles are ignored. Other
+sizes than S x S are resized with antialiasing: squeezed, cropped to the central square, or padded in black. A plain RGB
+image of S x S is returned bit for bit.
 
-A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still larger than needed. Whatever the format, nothing
-but the decoder's own image is ever held whole: it is converted, turned and narrowed strip by strip.
+A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is still large enough. For all formats, only the decoder's own
+image is held as a whole: conversion, rotation and resizing work strip by strip.
 
-All threads together take up to 160 MB to decode what the server admits by default, and 450 MB for what a data set may
-hold: large images wait for each other, and always leave room for small ones.
+All threads together use up to 160 MB for images that the server accepts by default, and 450 MB for images of a data
+set. Large images wait for each other, and always leave memory for small ones.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ from image_classifier.text import one_line
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_BYTES = 2**25
 MAX_PIXELS = 50_000_000
-"""What a large camera takes; decoded, this is 200 MB."""
+"""Resolution of large cameras; 200 MB when decoded."""
 MAX_WEBP_PIXELS = 25_000_000
-"""Of WebP, whose decoder keeps three copies of an image beside the result."""
+"""Limit for WebP, whose decoder keeps three more copies of an image."""
 MAX_RUN_LENGTH_PIXELS = 2**20
-"""Of BMP with run lengths, which Pillow decodes in Python."""
+"""Limit for run-length encoded BMP, which Pillow decodes in Python."""
 MAX_SIDE = 65_535
-"""JPEG has no longer ones; resizing a row of 50 million pixels takes 1.6 GB of weights."""
+"""The longest side of a JPEG. Resizing a row of 50 million pixels would take 1.6 GB of weights."""
 MAX_SCANS = 40
-"""Of a JPEG: progressive files have 10, of CMYK 18. Each is another pass, 50 ms for the most pixels."""
+"""Limit for JPEG: progressive files have 10, in CMYK 18. Each is another pass, of 50 ms for the most pixels."""
 MAX_SEGMENTS = 1000
-"""Of a JPEG, its scans counted; cameras write up to a hundred, most of them with a second picture."""
+"""Limit for JPEG, including scans; cameras write up to a hundred, mostly for a second picture."""
 MAX_CHUNKS = 2**16
-"""Of a PNG; usually they hold 8 kB each."""
+"""Limit for PNG; a chunk usually has 8 kB."""
 MAX_TEXTS = 256
-"""Chunks of a PNG that unpack to up to 1 MB of text or colour profile."""
+"""Limit of PNG chunks that may unpack to 1 MB of text or colour profile each."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,36 +61,36 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation. (`ImageOps.exif_transpose` writes all EXIF data anew, too.)"""
+"""Transpositions by EXIF orientation. (`ImageOps.exif_transpose` would also rewrite all EXIF data.)"""
 
 SIDEWAYS = (5, 6, 7, 8)
-"""The orientations of images that lie on their side."""
+"""Orientations that swap width and height."""
 
 _FEWEST_DRAFT_PIXELS, _DRAFT_SCALE = 256, 3
-"""A JPEG is decoded at no less a side than the one, and than the other times S: from there on, as Pillow has it for
-`reducing_gap`, the result is hardly to be told from that of the whole image."""
+"""Smallest side at which a JPEG is decoded, in pixels and as a multiple of S. From a factor of 3 on, the result hardly
+differs from that of the full size (see `reducing_gap` of Pillow)."""
 _STRIP_PIXELS = 2**18
-"""Pixels that are converted, turned and narrowed at a time."""
+"""Pixels that are converted, rotated and resized at a time."""
 _SMALL_BYTES = 4 * 2**20
-"""Images that take up to so much memory are decoded without waiting for others."""
+"""Images up to this memory are decoded without waiting."""
 _LIGHT_BYTES = 32 * 2**20
-"""What heavier images leave free for those that take up to so much: Full HD as WebP, 4K as PNG."""
+"""Memory reserved for images up to this size (Full HD as WebP, 4K as PNG); larger ones do not use it."""
 _BUDGET_BYTES = 160 * 2**20
-"""Memory that images take which are decoded at the same time; a heavier one is decoded alone among the heavy ones."""
+"""Memory of all images that are decoded at the same time. A larger image is decoded alone among the large ones."""
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
-"""Memory of a pixel by mode; other modes take 4 bytes."""
+"""Bytes per pixel by mode; 4 for other modes."""
 _WEBP_PIXEL_BYTES = 16
 _COEFFICIENT_BYTES = 2
 _M_MMAP_THRESHOLD = -3
-"""Of glibc's `mallopt`: from so many bytes on, an allocation is the system's own."""
+"""Parameter of glibc's `mallopt`: the size from which allocations use mmap."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""Of a JPEG, apart from those that stand within a scan's data."""
+"""JPEG markers except those within scan data."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 _BARE_MARKERS = (0x01, 0xC8, _START_OF_IMAGE, _END_OF_IMAGE, 0xDE, 0xDF, *range(0xF0, 0xFE))
-"""Markers after which no length stands, or for which decoders do not agree on that."""
+"""Markers without a length field, or for which decoders disagree."""
 
-# For the whole process, since a filter that is set and taken back around each call is not safe among threads.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a line for each tag that is damaged
+# For the whole process: setting filters around each call is not thread-safe.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # one warning per damaged tag
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
@@ -105,7 +104,7 @@ def load_image(
     """Load an image file: uint8 [side, side, 3] RGB.
 
     Raises:
-        ImageError: it cannot be read; the message has the path and the reason.
+        ImageError: it cannot be decoded; the message has the path and the reason.
     """
     try:
         with open(path, "rb") as file:
@@ -117,7 +116,7 @@ def load_image(
         raise ImageError(f"{path}: {error}") from error
 
 
-# Over 50 lines: one attempt whose many failures become one kind of error.
+# Over 50 lines: one attempt, whose many exceptions become one type.
 def decode_image(
     content: bytes,
     *,
@@ -131,19 +130,18 @@ def decode_image(
     """Decode the bytes of an image file: uint8 [side, side, 3] RGB.
 
     Args:
-        max_pixels: pixels that are decoded. Those of a JPEG count at the scale at which it is decoded, 1/8 for most
-            photos, unless its decoder keeps it whole, as it does with progressive ones; those of a WebP count one and
-            a half times. A JPEG may have `MAX_PIXELS` before it is scaled, too.
-        fit: what becomes of an image of another size.
-        note_size: told width and height of one that was fitted.
+        max_pixels: limit of decoded pixels. A JPEG counts at the scale at which it is decoded, 1/8 for most photos,
+            unless it is progressive. A WebP counts 1.5 times. The full size of a JPEG may reach `MAX_PIXELS`.
+        fit: how to resize an image of another size.
+        note_size: called with width and height of an image that is resized.
 
     Raises:
-        ImageSizeError: more pixels than max_pixels.
-        ImageError: none of the formats, animated, damaged, truncated, over a limit, or of another size and to be
-            refused; the message is the reason.
+        ImageSizeError: it has more than `max_pixels`.
+        ImageError: it has another format, is animated, damaged or truncated, exceeds a limit, or has another size and
+            `fit` refuses that. The message is the reason.
     """
     if not content:
-        raise ImageError("there are no bytes of an image")
+        raise ImageError("the file is empty")
     if len(content) > max_bytes:
         raise ImageError(f"more than {max_bytes:,} bytes; scale it down")
     try:
@@ -151,7 +149,7 @@ def decode_image(
         with Image.open(io.BytesIO(content), formats=formats) as image:
             size = image.size
             draft = max(_FEWEST_DRAFT_PIXELS, _DRAFT_SCALE * side)
-            image.draft(None, (draft, draft))  # a large JPEG is decoded at a part of its size
+            image.draft(None, (draft, draft))  # decode a large JPEG at a reduced size
             is_whole = image.format == "JPEG" and _is_kept_whole(image, num_components)
             _check_size(image, size, max_pixels, len(content), is_whole)
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
@@ -161,51 +159,51 @@ def decode_image(
             if image.format != "PNG":
                 with _BUDGET.take(_count_bytes(image, size, is_whole, side)):
                     return _load_fitted(image, size, side, fit, note_size)
-            image.verify()  # the checksums, which decoding does not look at
+            image.verify()  # checks the checksums, which decoding ignores
         with (
-            Image.open(io.BytesIO(content), formats=("PNG",)) as image,  # verified, the one before is unusable
+            Image.open(io.BytesIO(content), formats=("PNG",)) as image,  # verify() makes an image unusable
             _BUDGET.take(_count_bytes(image, size, is_whole, side)),
         ):
             return _load_fitted(image, size, side, fit, note_size)
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageError("the image needs more memory than there is") from error
+        raise ImageError("there is not enough memory to decode the image") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"no image in one of the formats {', '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageSizeError(f"more than {max_pixels:,} pixels") from error
-    except Exception as error:  # decoders raise what they like: struct.error, SyntaxError, zlib.error
+    except Exception as error:  # decoders raise struct.error, SyntaxError, zlib.error and more
         raise ImageError(f"the image is damaged: {one_line(error)}") from error
 
 
 def resize_pixels(
     pixels: NDArray[np.uint8], side: int, note_size: Callable[[int, int], None] | None = None
 ) -> NDArray[np.uint8]:
-    """Resize decoded pixels uint8 [H, W, 3], as those of a file are: uint8 [side, side, 3]."""
+    """Resize decoded pixels, uint8 [H, W, 3], like those of a file: uint8 [side, side, 3]."""
     image = Image.fromarray(pixels)
     return _load_fitted(image, image.size, side, "squeeze", note_size)
 
 
 def give_memory_back(num_bytes: int = _SMALL_BYTES) -> None:
-    """Have what images took given back to the system when they are decoded, in all of this process; for servers.
+    """Let this process return freed memory to the system at once, for servers.
 
-    Otherwise glibc keeps tens of MB for each thread that decodes. Trainings had better keep what they use again.
+    By default, glibc keeps tens of MB for each decoding thread. Training is faster if it keeps memory for reuse.
 
     Args:
-        num_bytes: of an allocation, from which on it is given back when it is freed.
+        num_bytes: size from which allocations are returned when they are freed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library, which has its own ways
+    except (AttributeError, OSError):  # not glibc
         return
     mallopt(_M_MMAP_THRESHOLD, num_bytes)
 
 
 class _Budget:
-    """Memory of images that are decoded at the same time; a thread waits until there is enough.
+    """Limits the memory of images that are decoded at the same time; a thread waits until there is enough.
 
-    Heavy images take turns, so that none waits for ever, and leave `_LIGHT_BYTES` to the others.
+    Heavy images take turns, so that none starves, and leave `_LIGHT_BYTES` to the others.
     """
 
     def __init__(self, num_bytes: int) -> None:
@@ -215,7 +213,7 @@ class _Budget:
 
     @contextmanager
     def take(self, num_bytes: int) -> Iterator[None]:
-        """Wait for so many bytes, and hold them until the block ends."""
+        """Wait for this much memory, and hold it until the block ends."""
         is_heavy = num_bytes > _LIGHT_BYTES
         spared = _LIGHT_BYTES if is_heavy else 0
         num_bytes = 0 if num_bytes <= _SMALL_BYTES else min(num_bytes, self._all - spared)
@@ -234,22 +232,21 @@ _BUDGET = _Budget(_BUDGET_BYTES)
 
 
 def _get_layers(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Get number, horizontal and vertical sampling, and table of each component of a JPEG."""
+    """Return id, horizontal and vertical sampling factor, and table of each component of a JPEG."""
     layers: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
     return layers
 
 
 def _is_kept_whole(image: Image.Image, num_components: int) -> bool:
-    """Say whether a JPEG's coefficients are held for all of it, because several scans tell of the same pixels."""
+    """Return whether the decoder holds all coefficients of a JPEG, because it has several scans."""
     return "progressive" in image.info or num_components < len(_get_layers(image))
 
 
 def _count_bytes(image: Image.Image, size: tuple[int, int], is_whole: bool, side: int) -> int:
-    """Count the memory that decoding takes: of the decoder's image, of the narrowed one that is made of it, and of what
-    the decoder keeps beside it."""
+    """Estimate the memory of decoding in bytes: the decoder's image, its state, and the partially resized image."""
     pixel_bytes = _WEBP_PIXEL_BYTES if image.format == "WEBP" else _PIXEL_BYTES.get(image.mode, 4)
     num_bytes = image.width * image.height * pixel_bytes
-    num_bytes += 4 * side * min(max(image.size), 2 * min(image.size) + side)  # what is longer is narrowed the other way
+    num_bytes += 4 * side * min(max(image.size), 2 * min(image.size) + side)  # long images resize columns first
     if is_whole:
         layers = _get_layers(image)
         most = max((across for _, across, _, _ in layers), default=1) * max(
@@ -279,7 +276,7 @@ def _check_size(image: Image.Image, size: tuple[int, int], max_pixels: int, num_
 
 
 def _check_parts(content: bytes) -> int:
-    """Check that there are no more parts in the file than a decoder gets through in a moment.
+    """Check the number of parts in a file, which bounds the decoding time.
 
     Returns:
         The number of components in the first scan of a JPEG; 0 for other files.
@@ -295,10 +292,10 @@ def _check_segments(content: bytes) -> int:
     position, num_segments, num_scans, num_skipped, num_components = 2, 0, 0, 0, 0
     while match := _MARKER.search(content, position):
         marker = match[0][1]
-        if num_scans == 0:  # Pillow reads up to here, what is no segment byte by byte
+        if num_scans == 0:  # Pillow reads everything before the first scan, and skips junk byte by byte
             num_skipped += match.start() - position
             if marker in _BARE_MARKERS or num_skipped > 2**16:
-                raise ImageError("the image is damaged: what is before its pixels is no JPEG")
+                raise ImageError("the image is damaged: invalid JPEG data before the pixels")
         if marker == _END_OF_IMAGE:
             break
         num_segments += 1
@@ -354,17 +351,17 @@ def _load_fitted(
 def _resize_upright(
     image: Image.Image, orientation: int | None, target: tuple[int, int], box: tuple[float, float, float, float]
 ) -> Image.Image:
-    """Convert a loaded image to RGB, turn it upright, and resize a box of it.
+    """Convert a loaded image to RGB, rotate it upright, and resize a box of it.
 
-    The bits are those of doing each of this with the whole image, which would take four times the memory. Pillow
-    resizes in two passes, mostly the rows first; of this pass, each row comes out for itself, and so does each strip.
+    The result is bit for bit that of processing the whole image, which would take four times the memory. Pillow resizes
+    in two passes, mostly rows first. The first pass computes rows independently, so it can run strip by strip.
 
     Args:
-        target: width and height to resize to, in pixels.
-        box: left, top, right, bottom of what is resized, in pixels of the upright image.
+        target: width and height of the result.
+        box: left, top, right and bottom of the source, in pixels of the upright image.
     """
     width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
-    has_columns_first = height - target[1] > max(0, 2 * (width - target[0]))  # as Pillow has it
+    has_columns_first = height - target[1] > max(0, 2 * (width - target[0]))  # Pillow's rule
     length, breadth = (width, height) if has_columns_first else (height, width)
     half = Image.new("RGB", (width, target[1]) if has_columns_first else (target[0], height))
     step = max(1, _STRIP_PIXELS // breadth)
@@ -387,7 +384,7 @@ def _resize_upright(
 def _find_source(
     box: tuple[int, int, int, int], orientation: int | None, size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Find where a box of the upright image lies in the file's image, of that width and height."""
+    """Map a box of the upright image to the image in the file, which has this width and height."""
     left, top, right, bottom = box
     if orientation in SIDEWAYS:
         left, top, right, bottom = top, left, bottom, right
@@ -399,7 +396,7 @@ def _find_source(
 
 
 def _convert_strip(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip and not scale
+    if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow would clip instead of scaling
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

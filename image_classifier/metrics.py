@@ -1,6 +1,6 @@
-"""The metrics of predictions, ready for strict JSON. Free of torch, so published models use the same code.
+"""Metrics of predictions, for strict JSON. Without torch, so that published models use the same code.
 
-Rates are those of torchmetrics, whose functions the tests hold these against; it takes 2 s to import, and needs torch.
+The tests compare the rates with torchmetrics, which needs torch and takes 2 s to import.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from image_classifier.errors import DataError
 
 NUM_CALIBRATION_BINS = 15
-"""As in Guo et al.: On Calibration of Modern Neural Networks, 2017."""
+"""As in Guo et al., On Calibration of Modern Neural Networks, 2017."""
 
 MIN_TOP5_CLASSES = 6
-"""Classes from which on top-5 accuracy says something: of five it is always 100 %."""
+"""Smallest number of classes for which top-5 accuracy is shown: with five it is always 100 %."""
 
 _RATES = ("precision", "recall", "f1")
 
@@ -30,9 +30,15 @@ def build_evaluation(
     views: str,
     single_view: NDArray[np.float32] | None,
 ) -> dict[str, Any]:
-    """Build what `evaluation.json` holds from probabilities [N, C] by views, and by the images alone where known.
+    """Build the content of `evaluation.json`.
 
-    `accuracy` and all other metrics are those of the views; `accuracy_single_view` is that of the images alone.
+    `accuracy` and all other metrics use test-time augmentation; `accuracy_single_view` does not.
+
+    Args:
+        probabilities: float32 [N, C], with test-time augmentation.
+        labels: int64 [N].
+        views: kind of test-time augmentation.
+        single_view: probabilities without test-time augmentation, float32 [N, C]; None if unknown.
 
     Raises:
         DataError: there are no images.
@@ -50,15 +56,14 @@ def build_evaluation(
     }
 
 
-# Over 50 lines: half of it says what each metric is.
+# Over 50 lines: half of it is the docstring.
 def compute_metrics(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Compute the metrics of predictions against labels.
+    """Compute the metrics of predictions.
 
-    A class's accuracy is the part of its images that is classified rightly, which is also its recall. Where a class
-    has no images, what is then undefined is None, and the macro averages leave the class out. A class with images
-    that is never predicted has precision 0 by convention.
+    A class's accuracy is its recall. Metrics that are undefined for a class without images are None, and macro averages
+    omit the class. A class that has images but is never predicted has precision 0 by convention.
 
     Args:
         probabilities: float32 [N, C], N at least 1.
@@ -84,7 +89,7 @@ def compute_metrics(
     undefined = {"precision": support + num_predicted == 0, "recall": support == 0, "f1": support + num_predicted == 0}
     accuracy = float(right.sum() / num_images)
     likeliest = np.argsort(-scores, axis=1, kind="stable")[:, : min(5, num_classes)]
-    # A probability that float32 rounds to 0 counts as the smallest normal one, so that the loss stays finite.
+    # A probability of 0 counts as the smallest normal float32, so that the loss stays finite.
     chosen = np.maximum(scores[rows, labels], np.finfo(np.float32).tiny)
     return {
         "loss": float(-np.log(chosen).mean()),
@@ -111,12 +116,12 @@ def _divide(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDA
 
 
 def _compute_calibration_error(confidence: NDArray[np.float64], is_right: NDArray[np.bool_]) -> float:
-    """The mean distance of confidence and accuracy over bins of the confidence, by the images in each."""
+    """Compute the mean absolute difference of confidence and accuracy over bins, weighted by images."""
     bins = np.digitize(confidence, np.linspace(0, 1, NUM_CALIBRATION_BINS + 1))
     surplus = np.bincount(bins, weights=confidence - is_right)
     return float(np.abs(surplus).sum() / len(confidence))
 
 
 def to_float(value: float | np.floating[Any]) -> float:
-    """The shortest decimal that names the same float32: 0.8051 is meant, not 0.805100023746."""
+    """Return the shortest decimal of a float32: 0.8051, not 0.805100023746."""
     return float(str(np.float32(value)))

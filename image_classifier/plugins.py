@@ -1,6 +1,6 @@
-"""Finds networks, optimizers and data sources by name, from this and other packages.
+"""Finds networks, optimizers and data sources by name, in this and other packages.
 
-Free of torch: names are checked with the settings, and code is imported by the stage that needs it.
+It does not import torch: names are checked with the settings, and the stage that needs a plug-in imports its code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from image_classifier.files import check_form
 from image_classifier.text import quote_unprintable
 
 Kind = Literal["model", "optimizer", "source", "workflow"]
-"""What a plug-in is: the setting that names it, a source of data, which is asked, or a class that a workflow names."""
+"""Kind of a plug-in: the setting that names it, a data source, or a workflow."""
 
 GROUPS: dict[Kind, str] = {
     "model": "image_classifier.networks",
@@ -33,25 +33,25 @@ GROUPS: dict[Kind, str] = {
     "source": "image_classifier.sources",
     "workflow": "image_classifier.workflows",
 }
-"""The groups of entry points that are looked up."""
+"""Group of entry points by kind."""
 
 ALLOWED = "IMAGE_CLASSIFIER_PLUGINS"
-"""Variable with the plug-ins, separated by spaces, that may be imported because a file names them."""
+"""Environment variable with plug-ins, separated by spaces, that files may name for import."""
 
 SCALES = range(16, 225)
-"""Sides in pixels that a step may scale images to, and that a network may take."""
+"""Resolutions in pixels that a training step or a network may use."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the package's own.
+    """A built-in network.
 
     Attributes:
-        target: what builds it for a number of classes, as module:attribute.
-        options: of what builds it.
-        image_sizes: sides in pixels of the images that it takes.
-        takes_muon: whether Muon has rates for it.
-        needs: why it takes no other image sizes or optimizers, and which it takes.
+        target: callable that builds it for a number of classes, as module:attribute.
+        options: keyword arguments of the callable.
+        image_sizes: supported resolutions in pixels.
+        takes_muon: whether Muon has learning rates for it.
+        needs: why it does not support other resolutions or optimizers, for messages.
     """
 
     target: str
@@ -77,10 +77,10 @@ NETWORKS = {
     "resnet18_imagenet": Network("image_classifier.model.residual:ResNet18", {"has_imagenet_stem": True}),
     "wide_resnet_16_4": Network("image_classifier.model.residual:WideResNet"),
 }
-"""The catalogue. A new network is a file of its own and an entry here."""
+"""Built-in networks. A new network needs a file and an entry here."""
 
 PLUGGABLE: tuple[Kind, ...] = ("model", "optimizer")
-"""The settings that may name a plug-in."""
+"""Settings that may name a plug-in."""
 
 OWN: dict[Kind, tuple[str, ...]] = {
     "model": tuple(NETWORKS),
@@ -88,11 +88,11 @@ OWN: dict[Kind, tuple[str, ...]] = {
     "source": (),
     "workflow": ("classification",),
 }
-"""The package's own by kind; no plug-in takes the place of one."""
+"""Built-in names by kind, which plug-ins cannot replace."""
 
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _SOURCES = {".py", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".json", ".toml", ".yaml", ".yml"}
-"""Endings of the files that may decide what a plug-in computes; what is compiled differs from system to system."""
+"""Suffixes of files that belong to a plug-in's code; compiled files differ between systems and are left out."""
 
 Error = TypeVar("Error", bound=ImageClassifierError)
 
@@ -101,13 +101,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlugIn:
-    """Which code a plug-in is, as records and model files have it.
+    """Identity of a plug-in's code, in records and model files.
 
     Attributes:
-        name: what it was asked for by.
-        target: its module:attribute.
+        name: name in the settings.
+        target: module:attribute.
         digest: sha256 over names and contents of the source files of its top-level package or module.
-        distribution: what installed it, with the version; None where nothing did.
+        distribution: installed distribution that contains it; None if there is none.
+        version: of the distribution.
     """
 
     name: str
@@ -117,7 +118,7 @@ class PlugIn:
     version: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as JSON has it."""
+        """Convert it to JSON types."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -125,10 +126,10 @@ class PlugIn:
 
 
 def restore_plugin(recorded: Any) -> PlugIn:
-    """Restore the description of a plug-in.
+    """Restore the identity of a plug-in from JSON types.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is malformed.
     """
     check_form(recorded, {"name": str, "target": str, "digest": str})
     owner, version = recorded.get("distribution"), recorded.get("version")
@@ -138,27 +139,27 @@ def restore_plugin(recorded: Any) -> PlugIn:
 
 
 def is_own(kind: Kind, name: str) -> bool:
-    """Say whether a name is one of the package's own."""
+    """Return whether a name is built in."""
     return name in OWN[kind]
 
 
 def is_target(name: object) -> bool:
-    """Say whether a name has the form module:attribute."""
+    """Return whether a name has the form module:attribute."""
     return isinstance(name, str) and len(name) <= 200 and _TARGET.fullmatch(name) is not None
 
 
 def describe_names(kind: Kind) -> str:
-    """Describe the names that a setting takes."""
+    """List the names that a setting accepts, for a message."""
     return ", ".join((*OWN[kind], *sorted(_list_registered(kind).keys() - set(OWN[kind])), "module:attribute"))
 
 
 def check_name(kind: Kind, name: str) -> None:
-    """Check that a name is one of the package's own, one that an installed package registers, or a module:attribute.
+    """Check that a name is built in, registered by an installed package, or a module:attribute.
 
     Nothing is imported.
 
     Raises:
-        SettingsError: it is none of them, or more than one package registers it.
+        SettingsError: it is none of these, or several packages register it.
     """
     if is_own(kind, name) or is_target(name):
         return
@@ -184,7 +185,7 @@ def find_target(kind: Kind, name: str) -> str:
     """Find the module:attribute of a plug-in.
 
     Raises:
-        SettingsError: no installed package registers the name, or more than one does.
+        SettingsError: no installed package, or more than one, registers the name.
     """
     if is_target(name):
         return name
@@ -193,7 +194,7 @@ def find_target(kind: Kind, name: str) -> str:
 
 
 def _list_registered(kind: Kind) -> dict[str, list[EntryPoint]]:
-    """List what installed packages register, by name."""
+    """List the entry points of installed packages, by name."""
     registered: dict[str, list[EntryPoint]] = {}
     for entry in _read_entry_points(GROUPS[kind], tuple(sys.path)):
         others = registered.setdefault(entry.name, [])
@@ -204,7 +205,7 @@ def _list_registered(kind: Kind) -> dict[str, list[EntryPoint]]:
 
 @cache
 def _read_entry_points(group: str, places: tuple[str, ...]) -> list[EntryPoint]:
-    """Read the entry points of the packages in these places: once, for each has a file to be read."""
+    """Read the entry points of the packages in these places; cached, because each package has a file to read."""
     return list(entry_points(group=group))
 
 
@@ -214,14 +215,15 @@ def list_registered(kind: Kind) -> list[str]:
 
 
 def check_allowed(kind: Kind, name: str, file: Path, error: type[Error], given: str | None = None) -> None:
-    """Check that what a file names may be imported: the file may come from a stranger, and importing runs code.
+    """Check that a plug-in that a file names may be imported: the file may be untrusted, and importing runs code.
 
-    It may if it is the package's own, if an installed package registers it, if the user gave the same name, or if
-    `ALLOWED` in the environment lists it.
+    It may if it is built in, if an installed package registers it, if the user gave the same name, or if the variable
+    `ALLOWED` lists it.
 
     Args:
-        error: is raised otherwise.
-        given: what the user named.
+        file: for messages.
+        error: type of the exception that is raised otherwise.
+        given: name that the user gave.
     """
     if is_own(kind, name) or name == given:
         return
@@ -248,7 +250,7 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
     """Import a plug-in.
 
     Raises:
-        SettingsError: it cannot be found or imported, or is nothing that can be called.
+        SettingsError: it cannot be found or imported, or is not callable.
     """
     target = find_target(kind, name)
     module_name, _, path = target.partition(":")
@@ -256,11 +258,11 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
         value: Any = importlib.import_module(module_name)
         for part in path.split("."):
             value = getattr(value, part)
-    except (Exception, SystemExit) as error:  # it is somebody's code
+    except (Exception, SystemExit) as error:  # third-party code
         logger.debug("%s cannot be imported", target, exc_info=error)
         raise SettingsError(f"{_name(kind, name)} cannot be imported: {explain(error)}") from error
     if not callable(value):
-        raise SettingsError(f"{_name(kind, name)} is {type(value).__name__}, nothing that can be called")
+        raise SettingsError(f"{_name(kind, name)} is {type(value).__name__}, not a callable")
     called: Callable[..., Any] = value
     return called
 
@@ -271,15 +273,15 @@ def _name(kind: Kind, name: str = "") -> str:
 
 
 def explain(error: BaseException) -> str:
-    """Explain in one line what somebody's code raised."""
+    """Describe an exception of third-party code on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300].removesuffix(": ")
 
 
 def describe(kind: Kind, name: str) -> PlugIn | None:
-    """Describe which code a plug-in is; None for one of the package's own.
+    """Return the identity of a plug-in's code; None if it is built in.
 
     Raises:
-        SettingsError: it cannot be found, or not as files.
+        SettingsError: it cannot be found, or has no source files.
     """
     if is_own(kind, name):
         return None
@@ -287,13 +289,13 @@ def describe(kind: Kind, name: str) -> PlugIn | None:
     top = target.partition(":")[0].partition(".")[0]
     files = _list_files(top)
     if not files:
-        raise SettingsError(f"{_name(kind, name)}: the source files of {top} are not found; install it as files")
+        raise SettingsError(f"{_name(kind, name)}: {top} has no source files; install it unpacked")
     owner, version = _find_distribution(kind, name, top)
     return PlugIn(name, target, _compute_digest(files), owner, version)
 
 
 def _list_files(top: str) -> dict[str, Path]:
-    """List the files of a top-level package or module that may decide what it computes, by relative path."""
+    """List the source files of a top-level package or module, by relative path."""
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -330,5 +332,5 @@ def _find_distribution(kind: Kind, name: str, top: str) -> tuple[str | None, str
 
 
 def takes_image_size(model: str, size: int) -> bool:
-    """Say whether a network takes images of this side in pixels."""
+    """Return whether a network supports a resolution in pixels."""
     return size in (NETWORKS[model].image_sizes if model in NETWORKS else SCALES)

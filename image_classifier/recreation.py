@@ -1,8 +1,8 @@
-"""A run's environment, made again in a scratch folder, where the package that trained the run verifies it.
+"""Recreates a run's environment in a scratch folder, where the package that trained the run verifies it.
 
-Wheels are fetched, and checked before anything of them runs: against the sha256 that the run has for them, against the
-digest of the files that were installed, and for whether the package asks for them at all. The environment of this
-interpreter is not touched. The verdict is that of the recorded package, in its own process.
+Wheels are downloaded and checked before any of their code runs: against the recorded sha256, against the digest of the
+installed files, and whether the package requires them at all. This interpreter's environment stays unchanged. The
+recorded package gives the verdict, in its own process.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from image_classifier.tracking.layout import ENVIRONMENT, RECORD
 from image_classifier.tracking.reading import read_environment, read_record
 
 _PATIENCE_S = 30
-"""Time in which a training ends its step and its scratch folder is removed, before it is killed."""
+"""Time for an interrupted training to finish its step and remove its scratch folder before it is killed."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel file, and what it says of itself."""
+    """A wheel file with its name and version."""
 
     path: Path
     name: str
@@ -68,18 +68,18 @@ class Wheel:
         return self._read_metadata("RECORD")
 
     def list_requirements(self) -> list[str]:
-        """List what it needs, as its metadata have it."""
+        """List the requirements in its metadata."""
         return HeaderParser().parsestr(self._read_metadata("METADATA")).get_all("Requires-Dist", [])
 
     def compute_code_digest(self) -> str:
-        """Compute the digest of this package's sources in it, as of an installed package."""
+        """Compute the code digest of this package in the wheel, as for an installed package."""
         top = f"{PACKAGE_FOLDER.name}/"
         with zipfile.ZipFile(self.path) as archive:
             names = [name for name in archive.namelist() if name.startswith(top) and Path(name).suffix in SOURCES]
             return compute_sources_digest({name.removeprefix(top): archive.read(name) for name in names})
 
     def find_false_file(self) -> str | None:
-        """Find a file whose content is not what the wheel's list says, or that one of both lacks."""
+        """Find a file that does not match the wheel's RECORD, or is missing in the wheel or in RECORD."""
         hashes = {row[0]: row[1] for row in csv.reader(self.read_record().splitlines()) if len(row) == 3 and row[1]}
         with zipfile.ZipFile(self.path) as archive:
             for entry in archive.infolist():
@@ -103,23 +103,23 @@ class Wheel:
 def recreate(
     folder: Path, options: Sequence[str], *, wheels: Path | None = None, say: Callable[[str], None] = print
 ) -> int:
-    """Make the environment of a finished run again, verify the run in it, and return the exit status of that.
+    """Recreate the environment of a finished run, verify the run in it, and return the exit status.
 
     Args:
-        folder: the run, whose files are as its manifest says.
-        options: of `verify`, which the recorded package is given.
-        wheels: folder that all wheels are taken from, without a network; None asks the index that pip is set to.
-        say: told what was checked.
+        folder: the run, whose files match its manifest.
+        options: of the recorded package's `verify`.
+        wheels: folder with all wheels, to work offline; None uses pip's index.
+        say: receives a line about what was checked.
 
     Raises:
-        RunError: the run has no such record, or something of it is not to be had, or is not what it was.
-        SettingsError: there is no folder of wheels.
-        StorageError: there is no room.
+        RunError: the environment was not recorded, or a part is missing or has changed.
+        SettingsError: the folder of wheels does not exist.
+        StorageError: the disk is full.
     """
     record, environment = read_record(folder), read_environment(folder)
     check_recreatable(folder, record, environment)
     if wheels is not None and not wheels.is_dir():
-        raise SettingsError(f"--wheels takes a folder with wheels, and {wheels} is none")
+        raise SettingsError(f"--wheels takes a folder with wheels; {wheels} is not a folder")
     python = find_interpreter(environment["python"]["version"])
     with scratch_folder() as scratch:
         try:
@@ -132,16 +132,16 @@ def recreate(
                 found = fetch_wheels(environment, scratch / "wheels", pip)
                 num_hashed = check_wheels(environment, record, package, found)
                 pip.install([package, *found.values()])
-            shutil.rmtree(scratch / "wheels")  # torch's take gigabytes, and are installed
+            shutil.rmtree(scratch / "wheels")  # they are installed, and torch's take gigabytes
         except (zipfile.BadZipFile, zlib.error, tarfile.TarError, UnicodeDecodeError, InvalidRequirement) as error:
-            raise RunError(f"the environment of {folder} cannot be made again: {one_line(error)}") from error
+            raise RunError(f"the environment of {folder} cannot be recreated: {one_line(error)}") from error
         checked = f"{num_hashed} by the sha256 of their wheel and {len(found) - num_hashed} by their files"
-        say(f"made again: {_describe_package(environment)}, {len(found)} distributions, checked {checked}")
+        say(f"recreated: {_describe_package(environment)}, {len(found)} distributions, checked {checked}")
         return _verify(venv_python, folder, options, scratch)
 
 
 def check_recreatable(folder: Path, record: dict[str, Any], environment: dict[str, Any]) -> None:
-    """Check that a run was trained in one environment, all of which is known, on a platform like this one.
+    """Check that a run was trained in a single, fully recorded environment, on this platform.
 
     Raises:
         RunError: it was not.
@@ -150,13 +150,13 @@ def check_recreatable(folder: Path, record: dict[str, Any], environment: dict[st
         check_allowed(kind, record["settings"].get(kind, "sgd"), folder / RECORD, RunError)
     changed = sorted({part for change in record.get("changes", []) for part in change} & {"code", "environment"})
     if changed:
-        raise RunError(f"{folder} went on with another {changed[0]}: no one environment can train it again")
+        raise RunError(f"{folder} was continued with another {changed[0]}: no single environment can train it again")
     if environment["package"]["digest"] != record["code"]["digest"]:
-        raise RunError(f"{folder / ENVIRONMENT} is of another run: it names other code than {RECORD}")
+        raise RunError(f"{folder / ENVIRONMENT} is from another run: it names other code than {RECORD}")
     of_record, of_file = record["environment"]["distributions"], environment["distributions"]
     for name, version in of_record.items():
         if of_file.get(canonicalize_name(name), {}).get("version") != version:
-            raise RunError(f"{folder / ENVIRONMENT} is of another run: {RECORD} has {name} {version}")
+            raise RunError(f"{folder / ENVIRONMENT} is from another run: {RECORD} has {name} {version}")
     _check_names(folder / ENVIRONMENT, of_file)
     here = {"implementation": sys.implementation.name, "platform": sysconfig.get_platform()}
     for part, present in here.items():
@@ -165,27 +165,29 @@ def check_recreatable(folder: Path, record: dict[str, Any], environment: dict[st
     unknown = [name for name, facts in of_file.items() if not facts["wheels"] and not facts["files"]]
     if unknown:
         names = ", ".join(unknown)
-        raise RunError(f"{folder} does not say what {names} had for files (no wheel was installed): nothing to check")
+        raise RunError(
+            f"{folder} does not record the files of {names} (not installed from a wheel), so they cannot be checked"
+        )
 
 
 def _check_names(path: Path, distributions: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check what becomes words of pip's: an option or a URL must not hide in them."""
+    """Check the names and versions that are passed to pip, so that none is an option or a URL."""
     try:
         for name, facts in distributions.items():
             if canonicalize_name(name, validate=True) != name:
-                raise InvalidName(f"{name!a} is no canonical name")
+                raise InvalidName(f"{name!a} is not a canonical name")
             Version(facts["version"])
             if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in facts["wheels"]):
-                raise InvalidName(f"{name} has a sha256 that is none")
+                raise InvalidName(f"{name} has an invalid sha256")
     except (InvalidName, InvalidVersion) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def find_interpreter(version: str) -> str:
-    """Find an interpreter of the same minor version as the recorded one.
+    """Find an interpreter with the recorded minor version.
 
     Raises:
-        RunError: none is on the PATH.
+        RunError: there is none on the PATH.
     """
     minor = get_minor(version)
     if minor == "{}.{}".format(*sys.version_info):
@@ -196,23 +198,25 @@ def find_interpreter(version: str) -> str:
         answer = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if answer.returncode == 0 and answer.stdout.strip() == minor:
             return path
-    raise RunError(f"the run was trained with Python {minor}, and no python{minor} on the PATH answers; install it")
+    raise RunError(
+        f"the run was trained with Python {minor}, but there is no working python{minor} on the PATH; install it"
+    )
 
 
 def get_minor(version: str) -> str:
-    """Get the minor version of Python, such as 3.11.
+    """Return the minor version of Python, such as 3.11.
 
     Raises:
-        RunError: it is no version of Python.
+        RunError: the version is malformed.
     """
     match = re.fullmatch(r"(\d+\.\d+)(\..*)?", version, re.ASCII)
     if match is None:
-        raise RunError(f"{ENVIRONMENT} is damaged: {version!a} is no version of Python")
+        raise RunError(f"{ENVIRONMENT} is damaged: {version!a} is not a version of Python")
     return match[1]
 
 
 def find_package(package: Mapping[str, Any], wheels: Path | None) -> Wheel | None:
-    """Find the wheel of the recorded package in a folder: by its sha256 if that was recorded, else by its code."""
+    """Find the recorded package's wheel in a folder, by its sha256 or, if that was not recorded, by its code digest."""
     for path in sorted(wheels.glob("image_classifier-*.whl")) if wheels else []:
         wheel = open_wheel(path)
         if package["wheel"] is not None:
@@ -225,23 +229,23 @@ def find_package(package: Mapping[str, Any], wheels: Path | None) -> Wheel | Non
 
 
 def open_wheel(path: Path) -> Wheel:
-    """Open a wheel by its name.
+    """Parse the name of a wheel file.
 
     Raises:
-        RunError: it has no name of a wheel.
+        RunError: it is not the name of a wheel.
     """
     try:
         name, version, _, _ = parse_wheel_filename(path.name)
     except InvalidWheelFilename as error:
-        raise RunError(f"{path} has not the name of a wheel: {one_line(error)}") from error
+        raise RunError(f"{path} does not have the name of a wheel: {one_line(error)}") from error
     return Wheel(path, name, str(version))
 
 
 def extract_source(package: Mapping[str, Any], scratch: Path) -> Path:
-    """Extract the recorded package's source from the history of the clone that this runs in.
+    """Extract the recorded package's source from the history of the current git clone.
 
     Raises:
-        RunError: no clone is here that has it.
+        RunError: no clone has the recorded commit.
     """
     commit, version = package["commit"] or "", package["version"]
     what = f"image_classifier {version} (code {package['digest'][:12]})"
@@ -278,10 +282,10 @@ def _make_venv(python: str, scratch: Path) -> Path:
 
 
 class Pip:
-    """The pip of the scratch environment: fetches wheels, and builds and installs those that are named.
+    """Runs the pip of the scratch environment.
 
     Args:
-        wheels: folder to take all from; None leaves it to pip's own settings.
+        wheels: folder with all wheels; None uses pip's own settings.
     """
 
     def __init__(self, python: Path, scratch: Path, wheels: Path | None) -> None:
@@ -291,7 +295,7 @@ class Pip:
         self._sources = ["--no-index", "--find-links", str(wheels.absolute())] if wheels else []
 
     def download(self, requirements: Sequence[str], target: Path, *options: str) -> None:
-        """Download the wheels of pinned requirements, no others, and nothing that would have to be built."""
+        """Download the wheels of pinned requirements, without dependencies or source distributions."""
         if requirements:
             listed = self._scratch / "requirements.txt"
             listed.write_text("\n".join(requirements) + "\n", encoding="utf-8")
@@ -306,12 +310,12 @@ class Pip:
         return path
 
     def install(self, wheels: Sequence[Wheel]) -> None:
-        """Install wheels; that runs nothing of them."""
+        """Install wheels without running any of their code."""
         words = ["--no-index", "--no-deps", "--no-compile", *(str(wheel.path) for wheel in wheels)]
         self._run("install", words, is_alone=True)
 
     def _run(self, command: str, words: Sequence[str], *, is_alone: bool = False) -> None:
-        """Run a command of pip's; alone, or with a folder of wheels, without the user's settings of it."""
+        """Run a pip command; without the user's pip settings if `is_alone` or with a folder of wheels."""
         variables = build_variables(self._scratch)
         if is_alone or self._sources:
             variables = {name: value for name, value in variables.items() if not name.startswith("PIP_")}
@@ -323,11 +327,11 @@ class Pip:
         )
 
     def _explain(self, output: str) -> str:
-        """Explain in one line what pip refused."""
+        """Explain an error of pip on one line."""
         source = str(self._wheels) if self._wheels else "the index"
         if "DO NOT MATCH THE HASHES" in output:
             wrong = re.findall(r"^ {4}(\S+==\S+|\S+\.whl)", output, re.MULTILINE)
-            return f"{', '.join(wrong) or 'a wheel'} of {source} has not the sha256 that the run has for it"
+            return f"{', '.join(wrong) or 'a wheel'} of {source} does not have the recorded sha256"
         if missing := re.search(r"No matching distribution found for (\S+)", output):
             offline = not self._wheels and re.search("NewConnectionError|NameResolutionError|ConnectTimeout", output)
             if offline:
@@ -338,14 +342,14 @@ class Pip:
 
 
 def build_variables(scratch: Path) -> dict[str, str]:
-    """Build the environment of a process that must see nothing of this one's packages, nor leave files behind."""
+    """Build the variables of a process that must not see this one's packages or leave files behind."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     for name in ("VIRTUAL_ENV", "IMAGE_CLASSIFIER_REVISION"):
         variables.pop(name, None)
     (scratch / "tmp").mkdir(exist_ok=True)
     temporary = str(scratch / "tmp")
     return variables | {
-        "PYTHONSAFEPATH": "1",  # a clone that this runs in is not to be imported
+        "PYTHONSAFEPATH": "1",  # do not import from the current folder
         "PYTHONNOUSERSITE": "1",
         "TMPDIR": temporary,
         "MPLCONFIGDIR": temporary,
@@ -355,11 +359,11 @@ def build_variables(scratch: Path) -> dict[str, str]:
 def run_quietly(
     words: Sequence[str], folder: Path, explain: str | Callable[[str], str], variables: Mapping[str, str] | None = None
 ) -> None:
-    """Run a program whose output matters only if it fails; with what it has started, it ends when this is interrupted.
+    """Run a program whose output matters only if it fails. An interrupt kills it and its children.
 
     Raises:
         RunError: it failed.
-        StorageError: it had no room.
+        StorageError: the disk is full.
     """
     process = subprocess.Popen(
         words,
@@ -384,11 +388,11 @@ def run_quietly(
     if "No space left on device" in output or "Disk quota exceeded" in output:
         raise StorageError(f"there is no room for the environment in {folder.parent}; name another disk in TMPDIR")
     reason = explain if isinstance(explain, str) else explain(output)
-    raise RunError(f"the run's environment cannot be made again: {make_printable(reason)[:500]}")
+    raise RunError(f"the run's environment cannot be recreated: {make_printable(reason)[:500]}")
 
 
 def fetch_wheels(environment: Mapping[str, Any], target: Path, pip: Pip) -> dict[str, Wheel]:
-    """Fetch the wheel of each recorded distribution: by the sha256 that it may have, else by name and version."""
+    """Download the wheel of each recorded distribution, by sha256 if that was recorded, else by name and version."""
     hashed, others = [], []
     for name, facts in environment["distributions"].items():
         pinned = f"{name}=={facts['version']}"
@@ -405,13 +409,16 @@ def fetch_wheels(environment: Mapping[str, Any], target: Path, pip: Pip) -> dict
 def check_wheels(
     environment: Mapping[str, Any], record: Mapping[str, Any], package: Wheel, found: Mapping[str, Wheel]
 ) -> int:
-    """Check wheels against what the run had installed, before anything of them runs.
+    """Check wheels against the files that the run had installed, before any of their code runs.
 
-    Returns the number of those that were fetched by their sha256. Of all others, each file is held against the list of
-    the wheel, and that against the run's.
+    In wheels that were not downloaded by sha256, each file is checked against the wheel's RECORD, and RECORD against
+    the run's digest.
+
+    Returns:
+        The number of wheels that were downloaded by sha256.
 
     Raises:
-        RunError: one has other files than the run had, or is one that nothing asks for.
+        RunError: a wheel has other files, or no distribution requires it.
     """
     num_hashed = 0
     for name, facts in environment["distributions"].items():
@@ -421,7 +428,7 @@ def check_wheels(
             raise RunError(f"{wheel.path.name} has other files than the {title} that the run had")
         num_hashed += bool(facts["wheels"])
         if not facts["wheels"] and (false := wheel.find_false_file()) is not None:
-            raise RunError(f"{wheel.path.name} is damaged: {make_printable(false)} is not what its list of files says")
+            raise RunError(f"{wheel.path.name} is damaged: {make_printable(false)} does not match its list of files")
     plugins = [each["distribution"] for each in (record.get("plugins") or {}).values() if each["distribution"]]
     full = environment["python"]["version"]
     variables = {"python_full_version": full, "python_version": get_minor(full)}
@@ -430,7 +437,7 @@ def check_wheels(
         [DISTRIBUTION, *plugins], lambda name: wheels[name].list_requirements() if name in wheels else None, variables
     )
     if strange := sorted(found.keys() - needed):
-        raise RunError(f"{ENVIRONMENT} names {strange[0]}, which nothing in it needs: it is not installed")
+        raise RunError(f"{ENVIRONMENT} names {strange[0]}, which no other distribution needs: it is not installed")
     return num_hashed
 
 
@@ -441,7 +448,7 @@ def _describe_package(environment: Mapping[str, Any]) -> str:
 
 
 def _verify(python: Path, folder: Path, options: Sequence[str], scratch: Path) -> int:
-    """Let the recorded package verify its run; stop it when this is interrupted."""
+    """Run the recorded package's `verify`; an interrupt stops it."""
     words = [str(python), "-m", "image_classifier", "verify", str(folder), *options]
     with paused():
         process = subprocess.Popen(words, env=build_variables(scratch))

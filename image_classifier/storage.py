@@ -1,11 +1,11 @@
-"""Write files so that a reader finds the old content or the new one, never a part.
+"""Atomic and durable writes: a reader finds the old or the new content, never a part.
 
-Every call that changes the disk goes through a `Disk`, the seam at which the crash tests fail the N-th call.
-The order is the one that survives SIGKILL and power loss (SQLite's and PostgreSQL's): write beside the target,
-fsync the file, rename it, fsync the folder.
+Every call that changes the disk goes through a `Disk`, where the crash tests inject faults. The order of calls survives
+SIGKILL and power loss, as in SQLite and PostgreSQL: write beside the target, fsync the file, rename it, fsync the
+folder.
 
-Each writer writes in a temporary folder of its own, which it holds a lock on. So writers of one name do not meet, and
-what a killed one has left is told from what a living one is at work on: the kernel releases a dead process's locks.
+Each writer uses its own temporary folder, and holds a lock on it. So writers of the same name do not conflict. The
+kernel releases the locks of dead processes, which tells their leftovers from the folders of running writers.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from typing import Any
 from image_classifier.errors import ImageClassifierError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
-"""Names that begin like this are unfinished writes, which readers ignore."""
+"""Prefix of unfinished writes, which readers ignore."""
 
 _TEMPORARY = re.compile(re.escape(f"{TEMPORARY_PREFIX}image_classifier-") + "[0-9a-f]{16}")
-_PATIENCE_S = 3  # a wait for another process that takes longer is worth a line
+_PATIENCE_S = 3  # after which waiting for another process is logged
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # of Linux's renameat2
 
 logger = logging.getLogger(__name__)
 
 
 def find_cache() -> Path | None:
-    """Find this package's folder in the user's cache, which may not exist yet; None for who has no home.
+    """Return this package's cache folder, which may not exist yet; None if the user has no home folder.
 
-    `IMAGE_CLASSIFIER_CACHE` names another one.
+    `IMAGE_CLASSIFIER_CACHE` overrides it.
     """
     named = os.environ.get("IMAGE_CLASSIFIER_CACHE")
     path = named or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "image_classifier")
@@ -51,11 +51,12 @@ def find_cache() -> Path | None:
 
 @contextmanager
 def temporary_files_beside(path: Path) -> Iterator[None]:
-    """Let temporary files, also of libraries and of programs that are started, lie beside what is to be written where
-    the system has no place for them.
+    """If the system has no writable temporary folder, use one beside a path that will be written.
+
+    Libraries and child processes use it, too.
 
     Raises:
-        StorageError: nothing can be written there either.
+        StorageError: that place is not writable either.
     """
     with ExitStack() as stack:
         try:
@@ -79,38 +80,38 @@ def scratch_folder() -> Iterator[Path]:
     """Yield a new temporary folder, which is removed at the end.
 
     Raises:
-        StorageError: there is no place for one.
+        StorageError: it cannot be created.
     """
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="image-classifier-"))
         except OSError as error:
             raise StorageError(
-                f"there is no room for temporary files ({error.strerror}); name a folder that can be written in TMPDIR"
+                f"temporary files cannot be created ({error.strerror}); set TMPDIR to a writable folder"
             ) from error
         yield Path(folder)
 
 
 class Disk:
-    """The real disk: one method for each system call that changes it."""
+    """The real disk, with one method per system call that changes it."""
 
     def make_folder(self, path: Path) -> None:
         path.mkdir()
 
     def write_file(self, path: Path, content: bytes | memoryview) -> None:
-        """Write a new file at once; the content may still be in the kernel's memory afterwards."""
+        """Write a new file, without fsync."""
         with open(path, "xb") as file:
             file.write(content)
 
     def append(self, path: Path, content: bytes) -> None:
-        with open(path, "ab") as file:  # buffered: a raw write may write less than it was given, and say so to nobody
+        with open(path, "ab") as file:  # buffered: a raw write may be short without an error
             file.write(content)
 
     def truncate(self, path: Path, size: int) -> None:
         os.truncate(path, size)
 
     def sync(self, path: Path) -> None:
-        """Force a file, or a folder's list of names, onto the disk."""
+        """Call fsync on a file or a folder."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -118,30 +119,30 @@ class Disk:
             os.close(descriptor)
 
     def sync_all(self) -> None:
-        """Force everything onto the disk: for folders of so many files that one by one would take minutes."""
+        """Call sync, for folders whose many files would take minutes one by one."""
         os.sync()
 
     def rename(self, source: Path, target: Path) -> None:
-        """Move a file or a folder; a file that is there is replaced."""
+        """Move a file or a folder, replacing an existing file."""
         os.replace(source, target)
 
     def rename_new(self, source: Path, target: Path) -> None:
-        """Move a file or a folder to a name that nothing has.
+        """Move a file or a folder to a new name.
 
         Raises:
-            FileExistsError: something has it.
+            FileExistsError: the name exists.
         """
         try:
             _rename(source, target, _RENAME_NOREPLACE)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
                 raise
-            if os.path.lexists(target):  # a file system without this call, where two at once may still meet
+            if os.path.lexists(target):  # the file system lacks the call: two writers may still conflict
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
             os.rename(source, target)
 
     def exchange(self, source: Path, target: Path) -> None:
-        """Let two files or folders take each other's name, in one step where the file system has one."""
+        """Swap two files or folders, atomically if the file system supports it."""
         try:
             _rename(source, target, _RENAME_EXCHANGE)
         except OSError as error:
@@ -157,7 +158,7 @@ class Disk:
             os.rename(aside, source)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, or a folder with all that it holds; nothing there is no error."""
+        """Remove a file or a whole folder, if it exists."""
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -165,7 +166,7 @@ class Disk:
 
 
 def _rename(source: Path, target: Path, flags: int) -> None:
-    """Call renameat2, which Python does not have."""
+    """Call renameat2, which Python does not provide."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -179,12 +180,12 @@ DISK = Disk()
 
 
 class FaultyDisk(Disk):
-    """A disk at one of whose calls something happens: for tests of what a crash or a full disk leaves.
+    """A disk that fails at one call, for tests of crashes and full disks.
 
     Args:
-        fault: called there; it raises an OSError, or ends the process.
-        fault_at: number of the call, counted from 1.
-        partly: half of what the call was to write, or to remove, is done before.
+        fault: raises an OSError or ends the process.
+        fault_at: number of the failing call, from 1.
+        partly: the call first writes or removes half.
 
     Attributes:
         calls: name and path of each call so far.
@@ -237,11 +238,11 @@ class FaultyDisk(Disk):
 
 
 def write_atomically(path: Path, content: bytes, disk: Disk = DISK) -> str:
-    """Replace a file whole, durably, and return the sha256 of its content.
+    """Replace a file atomically and durably, and return the sha256 of its content.
 
     Raises:
-        StorageError: the disk refused; the file is as it was and nothing is left beside it. (It may be the new one,
-            whole, where the disk refused no more than to make its name durable.)
+        StorageError: the disk refused. The file is unchanged, or new if only the last fsync failed; no temporary file
+            is left.
     """
     with written_beside(path, disk) as temporary:
         disk.write_file(temporary, content)
@@ -250,13 +251,13 @@ def write_atomically(path: Path, content: bytes, disk: Disk = DISK) -> str:
 
 
 def write_folder_atomically(path: Path, files: dict[str, bytes], disk: Disk = DISK, *, replace: bool = False) -> None:
-    """Create a folder with these files, in their order, whole or not at all.
+    """Create a folder with these files atomically.
 
     Args:
-        replace: take the place of a folder that is there.
+        replace: replace an existing folder.
 
     Raises:
-        StorageError: the disk refused, or the folder is there; nothing is left of what was begun.
+        StorageError: the disk refused, or the folder exists; no temporary file is left.
     """
     with written_beside(path, disk, replace=replace) as temporary:
         disk.make_folder(temporary)
@@ -268,13 +269,13 @@ def write_folder_atomically(path: Path, files: dict[str, bytes], disk: Disk = DI
 
 @contextmanager
 def written_beside(path: Path, disk: Disk = DISK, *, replace: bool = True) -> Iterator[Path]:
-    """Yield a temporary path; move the file or folder that was written there to the final one, or remove it.
+    """Yield a temporary path; then move what was written there to the final path, or after an error remove it.
 
     Args:
-        replace: take the place of the file or folder that is there; else it stays, and that is an error.
+        replace: replace an existing file or folder; otherwise it is an error.
 
     Raises:
-        StorageError: the disk refused, or something else than a file or folder is there.
+        StorageError: the disk refused, or the final path is neither a file nor a folder.
     """
     try:
         _check_target(path)
@@ -293,10 +294,10 @@ def written_beside(path: Path, disk: Disk = DISK, *, replace: bool = True) -> It
 
 
 def _check_target(path: Path) -> None:
-    """Check that no link, pipe or device would be replaced: one names /dev/stdout and does not mean its removal."""
+    """Check that no link, pipe or device such as /dev/stdout would be replaced."""
     try:
         mode = path.lstat().st_mode
-    except OSError:  # the write itself says it better
+    except OSError:  # the write reports it
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "no file"
@@ -304,7 +305,7 @@ def _check_target(path: Path) -> None:
 
 
 def remove_folder(path: Path, disk: Disk = DISK) -> None:
-    """Remove a folder such that one that is removed in part is never found under its name.
+    """Remove a folder atomically: no partial folder is ever visible under its name.
 
     Raises:
         StorageError: the disk refused.
@@ -319,9 +320,9 @@ def remove_folder(path: Path, disk: Disk = DISK) -> None:
 
 @contextmanager
 def temporary_folder(parent: Path, disk: Disk = DISK) -> Iterator[Path]:
-    """Yield a new folder to write in, locked, which is removed at the end with what is left in it.
+    """Yield a new locked folder, which is removed at the end with its content.
 
-    What killed writers left beside it is removed before. What cannot be removed stays for the next writer to try.
+    Leftovers of killed writers beside it are removed first. What cannot be removed is left to the next writer.
     """
     remove_leftovers(parent, disk)
     path, descriptor = _make_locked_folder(parent, disk)
@@ -341,7 +342,7 @@ def _make_locked_folder(parent: Path, disk: Disk) -> tuple[Path, int]:
         disk.make_folder(path)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # another writer took it for a leftover before it was locked
+        except FileNotFoundError:  # another writer removed it as a leftover before it was locked
             continue
         if try_lock(descriptor) is not False and is_same(path, descriptor):
             return path, descriptor
@@ -349,7 +350,7 @@ def _make_locked_folder(parent: Path, disk: Disk) -> tuple[Path, int]:
 
 
 def remove_leftovers(folder: Path, disk: Disk = DISK) -> None:
-    """Remove what killed writers left in a folder. One that cannot be removed, such as another user's, stays."""
+    """Remove leftovers of killed writers in a folder, except those that cannot be removed, such as another user's."""
     with suppress(OSError):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if _TEMPORARY.fullmatch(entry.name):
@@ -367,46 +368,46 @@ def _remove_unless_locked(path: Path, disk: Disk) -> None:
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file or folder; say whether that succeeded, None where the file system has no locks."""
+    """Try to lock an open file or folder; return whether that succeeded, or None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP; and EBADF, which is NFS's answer for a folder
+    except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP; EBADF for a folder on NFS
         return None
     return True
 
 
 def lock(descriptor: int, path: Path, busy: ImageClassifierError | None = None) -> None:
-    """Lock an open file or folder for as long as it is open.
+    """Lock an open file or folder until it is closed.
 
-    Where the file system has no locks a warning says so, and the caller goes on without.
+    If the file system has no locks, it logs a warning and returns.
 
     Args:
-        path: what is locked, for messages.
-        busy: raised where another process holds the lock; without it that process is waited for.
+        path: of the file or folder, for messages.
+        busy: raised if another process holds the lock; by default, wait for it.
     """
-    started, is_told = time.monotonic(), False
+    started, is_logged = time.monotonic(), False
     while (locked := try_lock(descriptor)) is False:
         if busy is not None:
             raise busy
-        if not is_told and time.monotonic() - started > _PATIENCE_S:
+        if not is_logged and time.monotonic() - started > _PATIENCE_S:
             logger.warning("waiting for another process that writes to %s", path)
-            is_told = True
+            is_logged = True
         time.sleep(0.02)
     if locked is None:
-        logger.warning("the file system of %s has no locks: let no other process write there meanwhile", path)
+        logger.warning("the file system of %s has no locks: no other process may write there meanwhile", path)
 
 
 @contextmanager
 def locked_folder(path: Path, busy: ImageClassifierError | None = None) -> Iterator[None]:
-    """Hold the lock of a folder, which dies with the process.
+    """Hold the lock of a folder until the block or the process ends.
 
     Args:
-        busy: raised where another process holds it; without it that process is waited for.
+        busy: raised if another process holds the lock; by default, wait for it.
 
     Raises:
-        OSError: there is no such folder, or another one took its place while it was waited for.
+        OSError: the folder does not exist, or was replaced while waiting.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -420,13 +421,13 @@ def locked_folder(path: Path, busy: ImageClassifierError | None = None) -> Itera
 
 @contextmanager
 def locked_file(path: Path, busy: ImageClassifierError | None = None) -> Iterator[None]:
-    """Hold the lock of a file, which is made if need be; it dies with the process.
+    """Hold the lock of a file, created if necessary, until the block or the process ends.
 
     Args:
-        busy: raised where another process holds it; without it that process is waited for.
+        busy: raised if another process holds the lock; by default, wait for it.
 
     Raises:
-        StorageError: the file cannot be made.
+        StorageError: the file cannot be created.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -440,7 +441,7 @@ def locked_file(path: Path, busy: ImageClassifierError | None = None) -> Iterato
 
 
 def is_same(path: Path, descriptor: int) -> bool:
-    """Say whether a path still names what was opened."""
+    """Return whether a path still refers to the open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -460,13 +461,13 @@ _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "choose a folder that can be written",
-    errno.EPERM: "choose a folder that can be written",
-    errno.EEXIST: "another process has made it; look at it, then choose another name or remove it",
-    errno.ENOTEMPTY: "another process has made it; look at it, then choose another name or remove it",
-    errno.ENOENT: "see whether its folder is there",
-    errno.ENOTDIR: "a file, or a link to nothing, is where a folder must be",
+    errno.EROFS: "choose a writable folder",
+    errno.EACCES: "choose a writable folder",
+    errno.EPERM: "choose a writable folder",
+    errno.EEXIST: "it exists already; choose another name or remove it",
+    errno.ENOTEMPTY: "it exists already; choose another name or remove it",
+    errno.ENOENT: "check that its folder exists",
+    errno.ENOTDIR: "a file or a broken link is in the place of a folder",
     errno.EISDIR: "a folder has this name; choose another",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "a link leads to itself; remove it",
@@ -474,12 +475,12 @@ _REMEDIES = {
 
 
 REFUSALS = frozenset(_REMEDIES) - {errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
-"""Numbers of errors that come from the disk or the system wherever they turn up, and not from a defect."""
+"""Error numbers that always come from the disk or the system, not from a defect of this package."""
 
 
 def storage_error(path: Path, error: OSError, verb: str = "write") -> StorageError:
-    """Say in one line what the disk refused, with the remedy where there is a usual one."""
+    """Build an error with the reason of the disk and the usual remedy."""
     remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path")
     if verb == "use" and error.errno in (errno.EACCES, errno.EPERM):
-        remedy = "get the right to, or choose another"
+        remedy = "get the permission, or choose another"
     return StorageError(f"cannot {verb} {path}: {error.strerror or error}; {remedy}")

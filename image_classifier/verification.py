@@ -1,4 +1,4 @@
-"""Verifies a recorded run: its files against the manifest, and a second training against the digest chain."""
+"""Verifies a recorded run: checks its files against the manifest, and trains it again to compare the digest chain."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from image_classifier.training.loop import Step
 
 
 class Verdict(StrEnum):
-    """What a verification comes to."""
+    """Result of a verification."""
 
     IDENTICAL = "IDENTICAL"
     DIFFERENT = "DIFFERENT"
@@ -56,17 +56,17 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Checked:
-    """What a verdict rests on.
+    """Evidence for a verdict.
 
     Attributes:
-        manifest: the run's, as it was before.
-        record: the run's.
-        again: the record of the training here, with the code, the environment and the machine of here.
-        kind: every step, segments that were drawn, or one segment that was chosen.
-        segments: from which step to which, each; none where every step was trained again.
+        manifest: of the run, read before the training.
+        record: of the run.
+        again: record of the second training, with this machine's code, environment and hardware.
+        kind: all steps, drawn segments, or one chosen segment.
+        segments: first and last step of each segment; empty if all steps were trained again.
         num_steps: of the run.
-        num_digests: that were equal.
-        nonce: what the segments were drawn with, beside the record.
+        num_digests: number of equal digests.
+        nonce: random value with which segments were drawn.
     """
 
     manifest: dict[str, Any]
@@ -81,10 +81,10 @@ class Checked:
 
 @dataclass(frozen=True)
 class Verification:
-    """A verdict and its reasons, a line each.
+    """A verdict and its reasons, one line each.
 
     Attributes:
-        checked: None where nothing was trained.
+        checked: evidence; None if nothing was trained.
     """
 
     verdict: Verdict
@@ -94,21 +94,21 @@ class Verification:
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationSettings:
-    """What to verify, and where the things lie now that the run was made from.
+    """Which run to verify, how, and where its inputs are now.
 
     Attributes:
         run_folder: The run.
         dataset_folder: Its data set, if it moved; or db:NAME@VERSION.
-        database_access: How the database is reached, if its data set lies in one.
-        experiments_folder: Where its pretrained model lies below, if it moved.
-        segment: A:B trains again only from the checkpoint of step A (0: the beginning) up to step B.
-        sample: How many of the segments between two checkpoints to draw and train again, instead of all.
-        nonce: What they are drawn with, beside the manifest's digest: whoever made the run must not know it before.
-        anyway: Train although this machine is of another class, with the nearest to what it lacks, and say how far
-            apart it ends.
-        allow_code_change: Train although the package's code is not the code of the record.
-        allow_environment_change: Train although the installed libraries are not those of the record.
-        num_threads: Threads that compute shards; 0 for as many as the process may use cores.
+        database_access: Access to the database, if the data set is in one.
+        experiments_folder: Folder of its pretrained model, if it moved.
+        segment: A:B trains only from the checkpoint of step A (0: the start) to step B.
+        sample: Number of segments between checkpoints to draw and train again, instead of all.
+        nonce: Random value for the drawing. Whoever trained the run must not know it in advance.
+        anyway: Train although this machine is of another class, with the nearest available settings, and measure the
+            differences.
+        allow_code_change: Train although the package's code differs from the record.
+        allow_environment_change: Train although the installed libraries differ from the record.
+        num_threads: Threads that compute shards; 0 for one per available core.
         num_workers: Threads that prepare batches.
     """
 
@@ -135,19 +135,19 @@ class VerificationSettings:
         if self.sample is not None and self.sample < 1:
             raise SettingsError(f"--sample takes a whole number of 1 or more, got: {self.sample}")
         if self.nonce is not None and self.sample is None:
-            raise SettingsError("--nonce is what --sample draws with; give that, too")
+            raise SettingsError("--nonce needs --sample; give both")
 
     @property
     def kind(self) -> Kind:
-        """What is trained again."""
+        """Kind of verification."""
         return "segment" if self.segment is not None else "sample" if self.sample is not None else "all"
 
 
 def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> Verification:
-    """Train a recorded run again in a scratch folder, and hold it against the record.
+    """Train a recorded run again in a scratch folder, and compare it with the record.
 
     Raises:
-        RunError: the run is not finished, or was made from other code, data or libraries than those here.
+        RunError: the run is not finished, or this machine has other code, data or libraries.
         ImageClassifierError: its data or pretrained model cannot be found.
         Interrupted: the reporter stopped it.
     """
@@ -171,11 +171,11 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
     apart = _find_class_differences(record, chain, segments, training)
     apart = {name: line for name, line in apart.items() if name not in {lack.setting for lack in lacks}}
     if (lacks or apart) and not settings.anyway:
-        reasons = (*map(str, lacks), *apart.values(), "--anyway trains, and says how far apart it ends")
+        reasons = (*map(str, lacks), *apart.values(), "--anyway trains nevertheless, and measures the differences")
         return Verification(Verdict.NOT_COMPARABLE, reasons)
     record["settings"] |= {lack.setting: lack.nearest for lack in lacks}
     machine = (*(lack.describe_replacement() for lack in lacks), *apart.values())
-    if "torch" in apart:  # whose version is one of the environment, too
+    if "torch" in apart:  # its version also belongs to the environment
         settings = replace(settings, allow_environment_change=True)
 
     witness = _Witness(record, chain, settings, reporter or Reporter(), goes_on=not machine)
@@ -189,10 +189,16 @@ def verify(settings: VerificationSettings, reporter: Reporter | None = None) -> 
 def _judge(
     witness: _Witness, machine: tuple[str, ...], checked: Checked, chances: tuple[str, ...], others: tuple[str, ...]
 ) -> Verification:
-    """Give the verdict on what was trained again, on a machine that is other than the run's in some ways."""
+    """Derive the verdict from the comparison.
+
+    Args:
+        machine: differences between this machine and the run's.
+        chances: what a sample proves.
+        others: files that no manifest covers.
+    """
     allowed = (*machine, *witness.allowed)
     if witness.differences and machine:
-        doubt = "that may come of what is other here alone: only a machine of the run's class can tell"
+        doubt = "the differences may come from this machine: only a machine of the run's class can tell"
         return Verification(Verdict.NOT_COMPARABLE, (*allowed, *witness.differences, doubt))
     if witness.differences:
         return Verification(Verdict.DIFFERENT, (*allowed, *witness.differences), checked)
@@ -203,7 +209,7 @@ def _judge(
 
 
 def parse_segment(text: str | None) -> tuple[tuple[int, int], ...]:
-    """Parse A:B, which `VerificationSettings` has checked; nothing stands for all steps."""
+    """Parse A:B, which `VerificationSettings` has validated; None means all steps."""
     begin, _, end = (text or "").partition(":")
     return ((int(begin), int(end)),) if text is not None else ()
 
@@ -216,7 +222,7 @@ def _train_again(
     segments: tuple[tuple[int, int], ...],
     audit: Audit | None,
 ) -> None:
-    """Train the run or some of its segments in a scratch folder, while the witness compares."""
+    """Train the run or its segments in a scratch folder, while the witness compares."""
     folder = settings.run_folder
     with scratch_folder() as scratch:
         again = build_run_settings(settings, record, training, scratch)
@@ -247,15 +253,15 @@ def _find_class_differences(
     segments: tuple[tuple[int, int], ...],
     training: TrainingSettings,
 ) -> dict[str, str]:
-    """Say by name what keeps this machine out of the class that the run was trained in; nothing if it is in it."""
+    """Describe, by name, why this machine is not of the class that the run was trained in; empty if it is."""
     steps = [line["step"] for line in chain if "break" in line]
     breaks = [step for step in steps if not segments or any(begin <= step < end for begin, end in segments)]
     if breaks:
-        after = f"the run went on on a machine of another class after step {breaks[0]}; --segment verifies a part"
+        after = f"the run continued on a machine of another class after step {breaks[0]}; --segment verifies a part"
         return {"break": after}
     recorded, present = record["machine"]["class"], describe_machine(training)["class"]
     if "shards" not in record["settings"]:
-        before = f"the run is of a version that knew no shards: {record['code']['version']} can verify it"
+        before = f"the run is from a version without shards: {record['code']['version']} can verify it"
         return {"shards": f"{before} (commit {record['code']['commit'] or 'unknown'})"}
     return {
         name: f"{name} was {recorded.get(name)}, is {present.get(name)}"
@@ -266,7 +272,7 @@ def _find_class_differences(
 def build_run_settings(
     settings: VerificationSettings, record: dict[str, Any], training: TrainingSettings, scratch: Path
 ) -> RunSettings:
-    """Build the settings that train the recorded run again under the scratch folder."""
+    """Build the settings that train a recorded run again in a scratch folder."""
     execution = record["execution"]
     pretrained = None
     if record["pretrained"] is not None:
@@ -281,7 +287,7 @@ def build_run_settings(
         pretrained_model=pretrained,
         num_threads=settings.num_threads,
         num_workers=settings.num_workers,
-        allow_code_change=True,  # the witness is stricter, and says it of the run that is verified
+        allow_code_change=True,  # the witness checks this, with better messages
         allow_environment_change=True,
         allow_other_machine=True,
         recipe=record["recipe"],
@@ -291,7 +297,7 @@ def build_run_settings(
 
 
 def _find_dataset(settings: VerificationSettings, execution: dict[str, Any]) -> dict[str, Any]:
-    """Find where the data set lies now, and how it is reached."""
+    """Find the current place of the data set, and the access to it."""
     access = settings.database_access or DatabaseAccess()
     reference = get_reference(settings.dataset_folder or "")
     recorded = settings.dataset_folder is None or reference is not None
@@ -307,10 +313,10 @@ def _find_dataset(settings: VerificationSettings, execution: dict[str, Any]) -> 
 
 
 def prepare_segment(folder: Path, record: dict[str, Any], target: Path, step: int) -> None:
-    """Put into a scratch run what it takes to go on from a step of the recorded one.
+    """Prepare a scratch run that continues from a step of the recorded run.
 
     Args:
-        record: that of the run, with the settings that it is trained with here.
+        record: of the run, with the settings for the training here.
 
     Raises:
         SettingsError: the run has no checkpoint of that step.
@@ -325,7 +331,7 @@ def prepare_segment(folder: Path, record: dict[str, Any], target: Path, step: in
         raise SettingsError(f"--segment: {folder} has checkpoints of the steps {steps}, not of {step}")
     checkpoints.copy(step, target / CHECKPOINTS)
     for name in (METRICS, CHAIN):
-        if (folder / name).exists():  # no epoch may have ended
+        if (folder / name).exists():  # missing before the first epoch ends
             shutil.copy(folder / name, target)
 
 
@@ -334,10 +340,10 @@ class _SegmentEnd(Exception):
 
 
 class _Witness(Reporter):
-    """Compares the digests of the run that is trained again with those of the record, as they come.
+    """Compares each digest of the second training with the record.
 
     Args:
-        goes_on: the chain of a segment goes on from that of the record; else there is a break before the segment.
+        goes_on: the chain of a segment continues the recorded chain; otherwise there is a break before it.
     """
 
     def __init__(
@@ -364,10 +370,10 @@ class _Witness(Reporter):
         self._num_before = 0
 
     def expect(self, segment: tuple[int, int]) -> None:
-        """Compare from now on what is trained of a segment.
+        """Start to compare a segment.
 
         Raises:
-            SettingsError: there is nothing to compare it with.
+            SettingsError: the record has no digest in it.
         """
         begin, end = self._segment = segment
         self._key = "digest" if self._goes_on or begin == 0 else "tensors"
@@ -378,17 +384,17 @@ class _Witness(Reporter):
             raise SettingsError(f"--segment {begin}:{end}: the run recorded no digest between these steps")
 
     def expect_end(self) -> None:
-        """From now on only the last checkpoint is to be taken up: any further digest is one too many."""
+        """Start to compare the end, from the last checkpoint: any further digest is a difference."""
         self._segment, self._recorded, self._num_before = None, {}, len(self.differences)
 
     def restore(self, step: int, state: dict[str, Tensor]) -> None:
-        """Hold the state of the checkpoint that a segment begins from against the chain: it decides about all after."""
+        """Compare the checkpoint at the start of a segment with the chain, since all later steps depend on it."""
         self._reporter.restore(step, state)
         before = ""
         for line in self._chain:
             if line["step"] == step and "tensors" in line:
                 if compute_json_digest([before, step, compute_tensor_digests(state)]) != line["digest"]:
-                    self.differences.append(f"the checkpoint of step {step} is not the state that the chain has there")
+                    self.differences.append(f"the checkpoint of step {step} does not match the digest chain")
                 return
             before = line["digest"]
 
@@ -400,16 +406,16 @@ class _Witness(Reporter):
         allowed = {
             "code": self._settings.allow_code_change,
             "plugins": self._settings.allow_code_change,
-            # Whatever is installed, a portable run is to give the same bits.
+            # A portable run gives the same bits with any libraries.
             "environment": self._settings.allow_environment_change or is_portable,
             "machine": self._settings.anyway,
         }
         for part, difference in find_identity_changes(self._record, record).items():
             if not allowed.get(part, False):
                 option = "code" if part == "plugins" else part
-                remedy = f"--allow_{option}_change trains it all the same" if part in allowed else "put it back"
-                raise RunError(f"this run cannot be verified here, its {part} is another: {difference}; {remedy}")
-            line = f"its {part} is another: {difference}"
+                remedy = f"--allow_{option}_change trains it nevertheless" if part in allowed else "put it back"
+                raise RunError(f"this run cannot be verified here: different {part}: {difference}; {remedy}")
+            line = f"different {part}: {difference}"
             if part != "machine" and line not in self.allowed:
                 self.allowed.append(line)
         self.again = record
@@ -426,7 +432,7 @@ class _Witness(Reporter):
                 for name in line["tensors"]
                 if (recorded or {"tensors": {}})["tensors"].get(name) != line["tensors"][name]
             ]
-            what = f"the first of {len(names)} tensors is {names[0]}" if names else "the chain before it is another"
+            what = f"the first of {len(names)} tensors is {names[0]}" if names else "the chain before it differs"
             self.differences.append(f"the first difference is at step {line['step']}: {what}")
         if self._segment is not None and line["step"] >= max(self._recorded):
             raise _SegmentEnd
@@ -439,12 +445,12 @@ class _Witness(Reporter):
 
     def evaluate(self, num_images: int) -> None:
         if self.num_equal < len(self._recorded) and not self.differences:
-            self.differences.append("the record has digests of steps that the run does not come to")
+            self.differences.append("the record has digests of steps that the run did not reach")
         self._reporter.evaluate(num_images)
 
 
 def _compare_results(recorded: Path, again: Path) -> list[str]:
-    """Say how far the weights and the probabilities of two finished runs are apart; nothing if they are equal."""
+    """Describe the differences of the weights and probabilities of two finished runs; empty if they are equal."""
     differences = []
     old, new = (load_model(folder / MODEL).classifier.state_dict() for folder in (recorded, again))
     apart = {
@@ -453,7 +459,7 @@ def _compare_results(recorded: Path, again: Path) -> list[str]:
     if apart:
         name = max(apart, key=lambda name: apart[name])
         differences.append(
-            f"{len(apart)} of {len(new)} tensors of {MODEL} differ, most of all {name}: by up to {apart[name]:.3g}"
+            f"{len(apart)} of {len(new)} tensors of {MODEL} differ, most of all {name}, by up to {apart[name]:.3g}"
         )
     old_probabilities, new_probabilities = (read_predictions(folder)[0] for folder in (recorded, again))
     if not np.array_equal(old_probabilities, new_probabilities):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.attestation import build_statement
-from image_classifier.published.attestation import EXPORT, MANIFEST, MODEL, Kind, serialize_statement
+from image_classifier.published.attestation import EXPORT, MANIFEST, WEIGHTS, Kind, serialize_statement
 from image_classifier.published.folder import ATTESTATIONS
 from image_classifier.publishing.signing import build_statement_signer
 from image_classifier.tracking.reading import read_manifest, read_record
@@ -36,7 +36,7 @@ def state(
     segments = () if kind == "all" else ((100, 200),)
     nonce = "nonce" if kind == "sample" else None
     checked = Checked(manifest, record, record, kind, segments, 300, 3, nonce)
-    subjects = {MODEL: manifest["files"]["model.pth"]["sha256"]}
+    subjects = {WEIGHTS: manifest["files"]["model.pth"]["sha256"]}
     subjects[MANIFEST] = hashlib.sha256((run / "manifest.json").read_bytes()).hexdigest()
     if export is not None:
         subjects[EXPORT] = hashlib.sha256(export).hexdigest()

@@ -215,17 +215,17 @@ def expect(answers: Sequence[Answer], words: str = "", *, num_winners: int | Non
 
 def race_publish(home: Home) -> None:
     """Two publish one run: one does, the other is told."""
-    from image_classifier.published.folder import check_published
+    from image_classifier.published.folder import read_published
 
     shutil.rmtree(home.run / "published", ignore_errors=True)
     words = ("publish", home.run, "--dataset_folder", home.dataset)
     expect(home.run_at_once(words, words), "another process publishes|exists already", num_winners=1)
-    check_published(home.run / "published")
+    read_published(home.run / "published")
 
 
 def race_publish_with_readers(home: Home) -> None:
     """A run is published anew while others read it: they get the old or the new one."""
-    from image_classifier.published.folder import check_published
+    from image_classifier.published.folder import read_published
 
     shutil.rmtree(home.run / "published", ignore_errors=True)
     shutil.copytree(home.published, home.run / "published")
@@ -239,7 +239,7 @@ def race_publish_with_readers(home: Home) -> None:
         ("registry", "check", home.run),
     )
     expect(answers)
-    check_published(home.run / "published")
+    read_published(home.run / "published")
 
 
 def race_report(home: Home) -> None:
@@ -251,7 +251,7 @@ def race_report(home: Home) -> None:
 
 def race_resolve(home: Home) -> None:
     """Eight fetch one version into an empty cache: all get it."""
-    from image_classifier.published.folder import check_published
+    from image_classifier.published.folder import read_published
 
     shutil.rmtree(home.folder / "cache", ignore_errors=True)
     store = ("--experiments_folder", home.folder / "store")
@@ -259,7 +259,7 @@ def race_resolve(home: Home) -> None:
     answers = home.run_at_once(*[("registry", "resolve", "cold/1", *store)] * 8)
     expect(answers)
     (folder,) = {answer.stdout.strip() for answer in answers}
-    check_published(Path(folder))
+    read_published(Path(folder))
 
 
 def race_train(home: Home) -> None:

@@ -76,7 +76,7 @@ def main() -> None:
         serve_plainly(settings)
         return
     if arguments.without == "short_way":
-        App.has_short_way = False  # type: ignore[assignment,method-assign]  # a property otherwise
+        App.has_fast_path = False  # type: ignore[assignment,method-assign]  # a property otherwise
     else:
         vars(server)["Batcher"] = HandingBatcher
     server.serve(settings, ModelSource(settings, None))

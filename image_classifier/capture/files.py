@@ -1,21 +1,21 @@
-"""The format of captures: Parquet files by hour, with the pixels that the network saw and its answers.
+"""The format of captures: hourly Parquet files with network inputs and predictions.
 
-`PLACE/date=YYYY-MM-DD/hour=HH/TIME-DIGEST.parquet`, by UTC, where DIGEST begins the sha256 of the file: whatever
-happened to it later is found. A row is an image:
+Files are named `PLACE/date=YYYY-MM-DD/hour=HH/TIME-DIGEST.parquet`, in UTC. DIGEST is the start of the file's sha256
+and reveals any later change. Each row is an image:
 
 | column | type | |
 |---|---|---|
-| `time` | timestamp[us, UTC] | when it was answered |
-| `request_id` | string | of the request, as its answer says |
-| `image_index` | int32 | of the image in its request, from 0 |
-| `caller` | string, or null | name of the key or token; null where nobody had to show one |
-| `model_version` | string | as the answer says |
-| `batch_size` | int32 | images that were computed together with it, itself counted |
-| `pixels` | binary, S·S·3 bytes | uint8 RGB, as the network saw them |
-| `probabilities` | list of K float32 | of each class |
+| `time` | timestamp[us, UTC] | time of the answer |
+| `request_id` | string | id of the request, as in the answer |
+| `image_index` | int32 | index of the image in its request, from 0 |
+| `caller` | string, or null | name of the API key or token; null without authentication |
+| `model_version` | string | as in the answer |
+| `batch_size` | int32 | size of the batch in which it was computed |
+| `pixels` | binary, S·S·3 bytes | the network's input, uint8 RGB |
+| `probabilities` | list of K float32 | probability of each class |
 
-The file's metadata says `image_classifier.` `format_version`, `image_size` (S), `classes` (JSON), `model_digest` (the
-sha256 of the ONNX file) and `machine` (what computed). All rows of a file come from one model.
+The file's metadata has, with the prefix `image_classifier.`: `format_version`, `image_size` (S), `classes` (JSON),
+`model_digest` (sha256 of the ONNX file) and `machine`. All rows of a file come from one model.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from image_classifier.text import one_line
 
 FORMAT_VERSION = 1
 MAX_FILE_BYTES = 2**29
-"""Of a file that is read; a server writes smaller ones."""
+"""Size limit for reading; a server writes smaller files."""
 MAX_ROWS_BYTES = 2**30
-"""Of the pixels and probabilities in a file, unpacked."""
+"""Size limit of pixels and probabilities in memory."""
 
 PAGE_IMAGES = 32
-"""Images whose pixels are written at once."""
+"""Images per Parquet write batch."""
 
 _PREFIX = "image_classifier."
 _NAME = re.compile(r"(?:.*/)?\d{8}T\d{6}\.\d{6}-([0-9a-f]{16})\.parquet")
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 Row = tuple[int, str, int, str | None, str, int, Sequence[float]]
-"""The values of an image, as in the columns, without its pixels; its time is in microseconds since the epoch."""
+"""An image's values in the order of the columns, without the pixels. Its time is in microseconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class CaptureFacts:
     Attributes:
         image_size: side S in pixels.
         model_digest: sha256 of the ONNX file.
-        machine: what computed, in words.
+        machine: description of the ONNX Runtime version and the processor.
     """
 
     image_size: int
@@ -80,10 +80,10 @@ class CaptureFacts:
 
 @dataclass(frozen=True)
 class Captured:
-    """The images of one file, in the order in which they were answered.
+    """The images of one file, in the order of their answers.
 
     Attributes:
-        path: of the file, from the place on.
+        path: of the file, relative to the place.
         times: datetime64[us] [N], UTC.
         image_indices: int32 [N].
         batch_sizes: int32 [N].
@@ -107,25 +107,25 @@ class Captured:
 
 
 class BrokenCapture(NamedTuple):
-    """A file that was left out, and why."""
+    """A skipped file, and the reason."""
 
     path: str
     reason: str
 
 
 class Captures:
-    """The whole files of a place, in the order of their times.
+    """Iterates over the files of a place, in the order of their times.
 
     Attributes:
-        broken: files that were left out so far.
-        num_read: files that were gone through so far.
+        broken: skipped files so far.
+        num_read: number of files so far.
 
     Args:
-        since: the first time; by default all before.
-        until: the time after the last; by default all after.
+        since: start of the period, inclusive; None for no limit.
+        until: end of the period, exclusive; None for no limit.
     """
 
-    def __init__(self, place: Place, since: datetime | None = None, until: datetime | None = None) -> None:
+    def __init__(self, place: Place, since: datetime | None, until: datetime | None) -> None:
         self.broken: list[BrokenCapture] = []
         self.num_read = 0
         self._place = place
@@ -133,10 +133,10 @@ class Captures:
         self._until = until or datetime.max.replace(tzinfo=UTC)
 
     def list_paths(self) -> list[str]:
-        """List the files of the hours asked for.
+        """List the files of the hours in the period.
 
         Raises:
-            DataError: the place cannot be read, or holds no file of these hours.
+            DataError: the place cannot be read, or has no such file.
         """
         try:
             files = self._place.list_files()
@@ -144,7 +144,7 @@ class Captures:
             raise DataError(f"{self._place} cannot be read: {one_line(error)}; name a place with captures") from error
         paths = [path for path in files if self._is_wanted(path)]
         if not paths:
-            raise DataError(f"{self._place} holds no captures{' of this time' if files else ''}; name another place")
+            raise DataError(f"{self._place} has no captures{' in this period' if files else ''}; name another place")
         return paths
 
     def __iter__(self) -> Iterator[Captured]:
@@ -154,7 +154,7 @@ class Captures:
                 captured = parse_captured(path, self._place.read(path, MAX_FILE_BYTES))
             except (OSError, ValueError) as error:
                 self.broken.append(BrokenCapture(path, one_line(error)))
-                logger.warning("%s/%s is broken and left out: %s", self._place, path, one_line(error))
+                logger.warning("%s/%s is broken and is skipped: %s", self._place, path, one_line(error))
             else:
                 if len(captured := self._cut(captured)):
                     yield captured
@@ -162,7 +162,7 @@ class Captures:
     def _is_wanted(self, path: str) -> bool:
         try:
             hour = datetime.strptime(path[:23], "date=%Y-%m-%d/hour=%H").replace(tzinfo=UTC)
-        except ValueError:  # such as hour=77, which reading finds broken
+        except ValueError:  # such as hour=77: reading reports it as broken
             return True
         return hour < self._until and self._since - hour < timedelta(hours=1)
 
@@ -173,25 +173,25 @@ class Captures:
 
 
 def read_captures(place: str | Path, *, since: datetime | None = None, until: datetime | None = None) -> Captures:
-    """Open what was captured, to be gone through file by file, in the order of their times.
+    """Open captures, to iterate over file by file in the order of their times.
 
-    Broken files are left out, logged, and named by `broken` of what is returned.
+    Broken files are skipped and logged; the attribute `broken` of the result lists them.
 
     Args:
-        place: a folder, or a URL that fsspec understands.
-        since: the first time, with a time zone; by default all before.
-        until: the time after the last, likewise.
+        place: a folder, or a URL that fsspec supports.
+        since: start of the period, inclusive, with a time zone; by default no limit.
+        until: end of the period, exclusive, likewise.
 
     Raises:
-        SettingsError: the extra `capture` is missing, or what fsspec needs for this kind of URL.
-        DataError: while it is gone through: the place cannot be read, or holds no file of this time.
+        SettingsError: the extra `capture`, or fsspec's library for the URL, is missing.
+        DataError: during iteration: the place cannot be read, or has no file in the period.
     """
     load_extra("pyarrow.parquet", "capture")
     return Captures(open_place(place), since, until)
 
 
 def select(captured: Captured, rows: NDArray[np.int64]) -> Captured:
-    """Select rows of a file, by their numbers."""
+    """Select rows of a file by index."""
     numbers = rows.tolist()
     return Captured(
         path=captured.path,
@@ -234,13 +234,13 @@ def build_schema(facts: CaptureFacts) -> Any:
 
 
 def build_batch(rows: Sequence[Row], pixels: bytes | memoryview, schema: Any) -> Any:
-    """Build the pyarrow record batch of one image or more.
+    """Build a pyarrow record batch of one or more images.
 
     Args:
-        pixels: of all images, one after the other, uint8 [N, S, S, 3]; they are not copied.
+        pixels: uint8 [N, S, S, 3] in C order; they are not copied.
 
     Raises:
-        ValueError: there are more or fewer pixels than the rows have, or an image has other values than the schema.
+        ValueError: the number of pixels does not match, or a value does not fit the schema.
     """
     pyarrow = load_extra("pyarrow", "capture")
     *columns, probabilities = zip(*rows, strict=True)
@@ -256,7 +256,9 @@ def build_batch(rows: Sequence[Row], pixels: bytes | memoryview, schema: Any) ->
 
 
 class FileMemory:
-    """Memory in which files are built, one after the other; each takes the place of the one before.
+    """An in-memory file for pyarrow that computes its digest and pauses after each page. The next file overwrites it.
+
+    The memory is kept: in a virtual machine, touching new memory costs several times as much as writing to it.
 
     It is kept because memory that is new costs a virtual machine several times what is written into it.
     """
@@ -267,7 +269,7 @@ class FileMemory:
         self._memory = mmap.mmap(-1, 2**20)
 
     def begin(self, pause: Callable[[], object]) -> None:
-        """Begin a file; `pause` is called after each piece of it."""
+        """Begin a file, and call `pause` after each part of it."""
         self.digest = hashlib.sha256()
         self._num_bytes = 0
         self._pause = pause
@@ -286,7 +288,7 @@ class FileMemory:
         return len(data)
 
     def get_content(self) -> memoryview:
-        """Get the file, which stays as it is until the next one begins."""
+        """Get the file's content, valid until the next file begins."""
         return memoryview(self._memory)[: self._num_bytes]
 
     def flush(self) -> None: ...
@@ -297,18 +299,18 @@ class FileMemory:
 def build_file(
     batches: Sequence[Any], schema: Any, memory: FileMemory, pause: Callable[[], object] = lambda: None
 ) -> tuple[str, memoryview]:
-    """Build a file of record batches, of one hour: its path from the place on, and its content.
+    """Build a file from record batches of one hour; return its path relative to the place, and its content.
 
     Args:
-        memory: where the content lies until the next file is built there.
-        pause: called again and again, each time after some 0.1 ms of work.
+        memory: holds the content until the next file is built in it.
+        pause: called after each 0.1 ms of work or so.
     """
     pyarrow = load_extra("pyarrow", "capture")
     memory.begin(pause)
     load_extra("pyarrow.parquet", "capture").write_table(
         pyarrow.Table.from_batches(batches, schema),
         memory,
-        compression="none",  # pixels hardly shrink, and the server needs the cores
+        compression="none",  # pixels hardly compress, and the server needs the cores
         use_dictionary=["caller", "model_version"],
         write_statistics=["time"],
         write_batch_size=PAGE_IMAGES,
@@ -323,14 +325,14 @@ def parse_captured(path: str, content: bytes | memoryview) -> Captured:
     """Parse the content of a file.
 
     Raises:
-        ValueError: it is not what its name says, not of this format, or of a later one.
+        ValueError: it does not match the digest in its name, or has another or a later format.
     """
     pyarrow = load_extra("pyarrow", "capture")
     name = _NAME.fullmatch(path)
     if name is None:
-        raise ValueError("its name is none that a server gives, which holds the file's digest")
+        raise ValueError("its name is not that of a capture file, which contains the digest")
     if hashlib.sha256(content).hexdigest()[:16] != name[1]:
-        raise ValueError("its content is not what was written: it was cut short or changed")
+        raise ValueError("its content does not match the digest in its name: it was truncated or changed")
     try:
         file = load_extra("pyarrow.parquet", "capture").ParquetFile(pyarrow.BufferReader(content))
         facts = _parse_facts(file.schema_arrow.metadata or {})
@@ -343,7 +345,7 @@ def parse_captured(path: str, content: bytes | memoryview) -> Captured:
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(one_line(error)) from error
     if table.num_rows == 0 or any(table.column(each).null_count for each in range(len(schema)) if each != 3):
-        raise ValueError("it lacks values")
+        raise ValueError("it has no rows, or missing values")
     return _build_captured(path, facts, table)
 
 
@@ -358,15 +360,15 @@ def _parse_facts(metadata: dict[bytes, bytes]) -> CaptureFacts:
         raise ValueError(f"it has the format {version}; this version reads up to {FORMAT_VERSION}: install a later one")
     is_list = isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)
     if not (is_list and is_image_size(image_size)):
-        raise ValueError("its metadata names no classes, or no size of images")
+        raise ValueError("its metadata has no valid classes or image size")
     return CaptureFacts(image_size, tuple(classes), texts.get("model_digest", ""), texts.get("machine", ""))
 
 
 def _check_size(metadata: Any, num_bytes: int, facts: CaptureFacts) -> None:
-    """Check that what a file unpacks to is no more than it says, before it is unpacked."""
+    """Check the size in memory before reading, against decompression bombs."""
     unpacked = metadata.num_rows * (3 * facts.image_size**2 + 4 * len(facts.classes))
     if unpacked > min(MAX_ROWS_BYTES, num_bytes):  # pixels and probabilities are not compressed
-        raise ValueError(f"it says that it has {metadata.num_rows:,} rows in {num_bytes:,} bytes")
+        raise ValueError(f"it claims {metadata.num_rows:,} rows in {num_bytes:,} bytes")
 
 
 def _build_captured(path: str, facts: CaptureFacts, table: Any) -> Captured:

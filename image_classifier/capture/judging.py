@@ -1,4 +1,4 @@
-"""Judge two models on captured images whose labels came later: both compute all of them here."""
+"""Compares two models on captured images with labels that arrived later. Both models predict all images again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BATCH = 64
 
 @dataclass
 class Judged:
-    """How two models do on the same images.
+    """Results of two models on the same images.
 
     Attributes:
-        num_answered: images that the candidate had answered when they were captured.
-        only_candidate: images that the candidate alone has right.
-        only_former: likewise the one before.
+        num_answered: images that the candidate answered when they were captured.
+        only_candidate: images that only the candidate classifies correctly.
+        only_former: images that only the former model classifies correctly.
     """
 
     num_images: int = 0
@@ -33,22 +33,22 @@ class Judged:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the candidate minus that of the one before."""
+        """Accuracy of the candidate minus that of the former model."""
         return (self.only_candidate - self.only_former) / self.num_images
 
 
 def judge(captures: Captures, labels: Path, candidate: Predictor, former: Predictor) -> Judged:
-    """Judge a candidate beside the model before it, on the captured images that have a label.
+    """Compare a candidate with the former model on the captured images that have a label.
 
-    Clients may choose the ids of their requests: of images with one id, the first counts.
+    Clients may choose request ids: of several images with the same id, the first counts.
 
     Raises:
-        DataError: the models have other classes or image sizes, the place or the labels cannot be read, or none of
-            the labelled images was answered by the candidate.
+        DataError: the models' classes or image sizes differ, the place or the labels cannot be read, or the candidate
+            answered none of the labelled images.
     """
     model = candidate.model
     if (model.classes, model.image_size) != (former.model.classes, former.model.image_size):
-        raise DataError("the two models have other classes, or take images of another size: nothing compares them")
+        raise DataError("the two models cannot be compared: their classes or image sizes differ")
     waiting = load_labels(labels, model.classes)
     judged = Judged()
     with track("judging captured images", len(waiting), "images") as task:
@@ -57,7 +57,7 @@ def judge(captures: Captures, labels: Path, candidate: Predictor, former: Predic
                 continue
             keys = list(zip(captured.request_ids, captured.image_indices.tolist(), strict=True))
             rows = [row for row, key in enumerate(keys) if key in waiting]
-            found = {keys[row]: row for row in reversed(rows)}  # of several the first
+            found = {keys[row]: row for row in reversed(rows)}  # the first of several
             answers = np.array([waiting.pop(key) for key in found], np.int64)
             order = np.array(list(found.values()), np.int64)
             for start in range(0, len(order), BATCH):
@@ -70,7 +70,7 @@ def judge(captures: Captures, labels: Path, candidate: Predictor, former: Predic
             task.done = judged.num_images
     if not judged.num_answered:
         raise DataError(
-            f"none of the labels in {labels} is of an image that {model.path} answered and that was captured; serve it "
+            f"none of the labels in {labels} belongs to a captured image that {model.path} answered; serve the model "
             "as a canary first"
         )
     return judged

@@ -1,4 +1,4 @@
-"""Where captures lie: a folder of this machine, or any place that fsspec reaches by a URL."""
+"""Storage of captures: a local folder, or any URL that fsspec supports."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from image_classifier.storage import Disk, storage_error, temporary_folder
 from image_classifier.text import one_line
 
 FILE = re.compile(r"date=\d{4}-\d\d-\d\d/hour=\d\d/[^/.][^/]*\.parquet")
-"""Path of a capture file, from the place on."""
+"""Path of a capture file, relative to the place."""
 
 BLOCK_BYTES = 4096
 """What a disk takes at once without the kernel's memory: memory and length are multiples of it."""
 
 
 class Place(Protocol):
-    """What holds capture files, each under a path such as `date=2026-11-30/hour=12/NAME.parquet`."""
+    """Storage of capture files, with paths such as `date=2026-11-30/hour=12/NAME.parquet`."""
 
     def write(self, path: str, content: bytes | memoryview) -> None:
-        """Write a new file, such that its name stands for all of it or for nothing.
+        """Write a new file atomically.
 
         Raises:
-            OSError: the place refused.
+            OSError: the write failed.
             StorageError: likewise.
         """
 
@@ -40,18 +40,18 @@ class Place(Protocol):
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it has more bytes.
+            ValueError: it is larger than `max_bytes`.
         """
 
     def list_files(self) -> dict[str, int]:
-        """List the paths of the files, in their order, with their sizes in bytes.
+        """List the sorted paths of the files, with their sizes in bytes.
 
         Raises:
             OSError: the place cannot be read.
         """
 
     def measure(self) -> int:
-        """Measure the bytes of all files, without holding up other threads.
+        """Compute the total size of all files in bytes, without blocking other threads.
 
         Raises:
             OSError: the place cannot be read.
@@ -77,7 +77,7 @@ class UncachedDisk(Disk):
 
 
 class LocalPlace:
-    """A folder of this machine, which is made when the first file is written."""
+    """A local folder, created with the first file."""
 
     def __init__(self, folder: Path, disk: Disk = UncachedDisk()) -> None:
         self._folder = folder
@@ -90,7 +90,7 @@ class LocalPlace:
         target = self._folder / path
         try:
             self._make_folders(target.parent)
-            with temporary_folder(self._folder, self._disk) as folder:  # what killed writers left there is removed
+            with temporary_folder(self._folder, self._disk) as folder:  # also removes leftovers of killed writers
                 temporary = folder / target.name
                 self._disk.write_file(temporary, content)
                 self._disk.sync(temporary)
@@ -104,7 +104,7 @@ class LocalPlace:
         for each in reversed(missing):
             try:
                 self._disk.make_folder(each)
-            except FileExistsError:  # another writer's
+            except FileExistsError:  # another writer created it
                 if not each.is_dir():
                     raise
             self._disk.sync(each.parent)
@@ -129,10 +129,10 @@ class LocalPlace:
 
 
 class RemotePlace:
-    """A place behind a URL, such as s3://BUCKET/FOLDER. A file is put there whole, by one call.
+    """Storage at a URL, such as s3://BUCKET/FOLDER. One call uploads a whole file.
 
     Raises:
-        SettingsError: fsspec is missing, or what it needs for this kind of URL.
+        SettingsError: fsspec, or its library for the URL, is missing.
     """
 
     def __init__(self, url: str) -> None:
@@ -143,7 +143,7 @@ class RemotePlace:
             self._files, root = fsspec.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise SettingsError(
-                f"{self} cannot be reached: {one_line(error)}; install that, or give a folder"
+                f"{self} cannot be reached: {one_line(error)}; install the library, or name a folder"
             ) from None
         self._root = root.rstrip("/")
 
@@ -153,9 +153,9 @@ class RemotePlace:
     def write(self, path: str, content: bytes | memoryview) -> None:
         try:
             self._files.pipe_file(f"{self._root}/{path}", bytes(content))
-        except Exception as error:  # of types that the file system's library alone knows
+        except Exception as error:  # the library's own types
             raise StorageError(
-                f"cannot write {self}/{path}: {one_line(error)}; see whether the place is there"
+                f"cannot write {self}/{path}: {one_line(error)}; check that the place exists and is writable"
             ) from error
 
     def read(self, path: str, max_bytes: int) -> bytes:
@@ -164,7 +164,7 @@ class RemotePlace:
         except Exception as error:
             raise OSError(one_line(error)) from error
         if len(content) > max_bytes:
-            raise ValueError(f"it has more than the {max_bytes:,} bytes that are read")
+            raise ValueError(f"it has more than the {max_bytes:,} bytes allowed")
         return content
 
     def list_files(self) -> dict[str, int]:
@@ -182,17 +182,17 @@ class RemotePlace:
 
 
 def open_place(place: str | Path) -> Place:
-    """Open a folder, or a URL that fsspec understands; nothing is written.
+    """Open a folder, or a URL that fsspec supports, without writing.
 
     Raises:
-        SettingsError: the URL holds a name or password, or fsspec is missing, or what it needs for this kind of URL.
+        SettingsError: the URL has a user name or password, or fsspec or its library for the URL is missing.
     """
     text = str(place)
     url = get_url(text)
     if url is not None and (path := url.find_local_path()):
         return LocalPlace(path)
-    if re.match(r"[^/]*://[^/]*@", text):  # of a scheme that `get_url` does not know
+    if re.match(r"[^/]*://[^/]*@", text):  # a scheme that `get_url` does not know
         raise SettingsError(
-            "a URL takes no name or password: these are left to the environment, as docs/remote.md says"
+            "the URL must not contain a user name or password; set them in the environment (docs/remote.md)"
         )
     return RemotePlace(text) if "://" in text else LocalPlace(Path(text))

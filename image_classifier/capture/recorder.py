@@ -1,10 +1,9 @@
-"""Record what a server answers: images go into memory that is shared with a process, which writes them as files.
+"""Records answered images through shared memory to a writer process.
 
-    record ──> rows of up to `CHUNK` images ──> ring of shared memory ──> `writer`, a process of its own ──> the place
+    record ──> rows of up to `CHUNK` images ──> ring buffer in shared memory ──> `writer` process ──> the place
 
-An answer never waits: the event loop copies some kilobytes, and all else happens in the other process. What that cannot
-keep up with is dropped; what the place refuses, or the other process takes with it when it dies, is lost. Both are
-counted, and said once in the log.
+Answers never wait: the event loop copies some kilobytes, and the writer process does the rest. Images are dropped if
+the writer is too slow, and lost if the place refuses them or the writer dies. Both are counted, and logged once.
 """
 
 from __future__ import annotations
@@ -32,29 +31,29 @@ from image_classifier.capture.writer import WriterSettings, build_command
 from image_classifier.published.predictor import PublishedModel
 
 FILE_BYTES = 8 * 2**20
-"""Of pixels, which are written without waiting for more."""
+"""Size of the pixels from which a file is written."""
 
 OVERHEAD_BYTES = 1024
-"""Memory of an image beside its pixels."""
+"""Memory per image in addition to its pixels."""
 
 CHUNK = 64
 """Images that are handed over at once, which takes 0.04 ms."""
 
 LATE_S = 0.05
-"""After so long they are handed over, however few they are."""
+"""Time after which fewer images are handed over."""
 
 START_S = 10.0
 RESTART_S = 1.0
-"""How long the process that writes may take to be ready, and after which time another one is started."""
+"""Time to wait until the writer process is ready, and before it is restarted."""
 
 logger = logging.getLogger(__name__)
 
 Count = Callable[[str, int], object]
-"""Hears what became of so many images: `written`, `dropped` or `failed`."""
+"""Called with `written`, `dropped` or `failed` and the number of images."""
 
 
 class Answered(Protocol):
-    """An image with its answer."""
+    """An image and its probabilities."""
 
     pixels: bytes | None
     row: list[float]
@@ -62,19 +61,19 @@ class Answered(Protocol):
 
 
 class Recorder:
-    """Keeps what is answered; lives on an event loop.
+    """Records answered images. Its methods run on the event loop.
 
     Args:
         place: folder or URL.
-        image_size: side in pixels of the images.
-        fraction: of the requests that are kept, chosen at random.
-        flush_s: seconds of answers that are lost, at most, when server and writer are killed and the place takes no
-            more than half of them to write a file.
-        max_bytes: of all files at the place; when they have so many, nothing more is written.
-        memory_bytes: of images that wait.
+        image_size: side of the images in pixels.
+        fraction: of the requests to record, chosen at random.
+        flush_s: maximum seconds of answers that are lost if server and writer are killed. This holds if the place
+            writes a file in half that time.
+        max_bytes: limit of all files at the place; then nothing more is written.
+        memory_bytes: limit of images that wait.
 
     Attributes:
-        is_writing: whether there is a process that writes.
+        is_writing: whether the writer process is alive.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class Recorder:
         self._count = count
         self._waiting: dict[int, tuple[PublishedModel, list[Row], list[bytes]]] = {}  # by the model's id
         self._late: asyncio.TimerHandle | None = None
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._num_unwritten = 0
         self._ring = Ring(self._settings.ring_bytes)
         self.is_writing = False
@@ -108,7 +107,7 @@ class Recorder:
         self._is_ending = False
 
     async def start(self) -> None:
-        """Start the process that writes, and wait until it is ready."""
+        """Start the writer process, and wait until it is ready."""
         self._loop = asyncio.get_running_loop()
         self._start_process()
         if self.is_writing:
@@ -124,18 +123,18 @@ class Recorder:
                 self._process = start_process(self._settings, self._ring, theirs)
             except OSError as error:
                 self._connection.close()
-                self._say("died", "answers cannot be captured, and are given all the same: %s", error)
+                self._log_once("died", "capture failed, answering continues: %s", error)
                 self._loop.call_later(RESTART_S, self._start_process)
                 return
         self.is_writing = True
         self._connection.setblocking(False)
-        self._loop.add_reader(self._connection, self._hear)
+        self._loop.add_reader(self._connection, self._receive)
 
     def record(self, model: PublishedModel, images: Sequence[Answered], request_id: str, caller: str) -> None:
-        """Take the images of an answered request, or a part of the requests; called on the event loop.
+        """Record the images of an answered request, for `fraction` of the requests.
 
         Args:
-            caller: name of the key or token; empty where nobody had to show one.
+            caller: name of the API key or token; empty without authentication.
         """
         if self._fraction < 1 and random.random() >= self._fraction:  # nosec B311: nobody gains by guessing it
             return
@@ -159,7 +158,7 @@ class Recorder:
     def _hand_over(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for model, rows, pixels in waiting.values():
-            content = marshal.dumps((describe_model(model), rows), 2)  # a later version looks for what comes twice
+            content = marshal.dumps((describe_model(model), rows), 2)  # later versions search for repeated objects
             if not self.is_writing:
                 self._count("failed", len(rows))
             elif self._ring.append(b"".join(pixels), content):
@@ -167,10 +166,10 @@ class Recorder:
             else:
                 self._count("dropped", len(rows))
                 place = self._settings.place
-                self._say("dropped", "answers are dropped from the capture: %s is slower than they come", place)
+                self._log_once("dropped", "images are dropped from the capture: %s is too slow", place)
 
-    def _hear(self) -> None:
-        """Hear from the process what became of images, what to log, or that it has ended."""
+    def _receive(self) -> None:
+        """Receive counts or log lines from the writer process, or its end."""
         try:
             message = self._connection.recv(2**16)
         except OSError:
@@ -188,10 +187,10 @@ class Recorder:
             self._count(result, number)
             self._num_unwritten -= number
         if "written" in facts["counts"]:
-            self._told.discard("died")
+            self._logged.discard("died")
 
     def _lose_process(self) -> None:
-        """Count what the process had as lost, and start another one, unless it was to end."""
+        """Count the images of the dead process as lost, and restart it unless the server stops."""
         self._loop.remove_reader(self._connection)
         self._connection.close()
         self.is_writing = False
@@ -204,12 +203,12 @@ class Recorder:
         self._has_ended.set()
         if self._is_ending:
             return
-        ended = "%d captured images are lost: what writes them has ended with status %s; another one is started"
-        self._say("died", ended, number, status)
+        ended = "%d captured images are lost: the writer process ended with status %s and is restarted"
+        self._log_once("died", ended, number, status)
         self._loop.call_later(RESTART_S, self._start_process)
 
     async def stop(self, within_s: float) -> None:
-        """Write what waits and end the process; what is not written in time is lost."""
+        """Write waiting images and stop the process; images not written in time are lost."""
         if self._late is not None:
             self._late.cancel()
         self._hand_over()
@@ -225,18 +224,18 @@ class Recorder:
                 self._lose_process()
         self._ring.close()
 
-    def _say(self, kind: str, message: str, *arguments: object) -> None:
-        """Log what is wrong, once until it has been well again."""
-        if kind not in self._told:
-            self._told.add(kind)
+    def _log_once(self, kind: str, message: str, *arguments: object) -> None:
+        """Log an error once until it is resolved."""
+        if kind not in self._logged:
+            self._logged.add(kind)
             logger.error(message, *arguments)
 
 
 def start_process(settings: WriterSettings, ring: Ring, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the process that writes, with this one's modules and environment, and one thread for Arrow.
+    """Start the writer process with this one's module path and environment, and one thread for Arrow.
 
     Raises:
-        OSError: there is no room for another process.
+        OSError: the process cannot be created.
     """
     places = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
@@ -250,7 +249,7 @@ def start_process(settings: WriterSettings, ring: Ring, connection: socket.socke
 
 
 def end_process(process: subprocess.Popen[bytes]) -> int | None:
-    """End a process that has ended by itself, as a rule, and return its status; None where the kernel holds it."""
+    """Wait briefly for a process, kill it if necessary, and return its status; None if it cannot be killed."""
     with suppress(subprocess.TimeoutExpired):
         return process.wait(0.1)
     process.kill()
@@ -261,12 +260,12 @@ def end_process(process: subprocess.Popen[bytes]) -> int | None:
 
 @lru_cache(maxsize=8)
 def describe_model(model: PublishedModel) -> tuple[Any, ...]:
-    """Describe what the files of a model's answers say, computed here: the values of `CaptureFacts`."""
+    """Return the values of `CaptureFacts` for a model on this machine."""
     return (model.image_size, tuple(model.classes), model.digest, describe_machine())
 
 
 def describe_machine() -> str:
-    """Describe what the bits of an answer may depend on, beside the model: ONNX Runtime and the processor."""
+    """Describe the ONNX Runtime version and the processor, on which the bits of a prediction may depend."""
     import onnxruntime
 
     try:

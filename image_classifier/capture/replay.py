@@ -1,7 +1,7 @@
-"""Compute captured images again and compare every bit of the answers.
+"""Computes captured images again and compares the probabilities bit by bit.
 
-What ONNX Runtime computes for an image could depend on how many images it computes at once, although it did not in any
-model and on any machine that was tried. So each image is computed in a batch of the size that it was computed in.
+The result for an image could depend on the batch size in ONNX Runtime, although it did not for any model and machine
+that we tried. So each image is computed in a batch of its original size.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from image_classifier.progress import track
 from image_classifier.published.predictor import Predictor
 
 MAX_BATCH_BYTES = 2**28
-"""Of the pixels that are computed at once; no server computes so many."""
+"""Size limit of a batch's pixels, larger than any server's batch."""
 
 
 @dataclass
 class Replay:
-    """What was compared, and with what result.
+    """Result of a comparison.
 
     Attributes:
-        num_different: images of which a probability has another bit.
-        num_other_class: of these, the images that got another class.
-        largest: the largest difference of a probability.
-        first: the first image that differs, in words; empty where none does.
-        others: images of other versions by version, which were not compared.
-        machines: other machines than this one that computed what was captured.
+        num_different: images with any different bit in the probabilities.
+        num_other_class: images with another predicted class.
+        largest: largest difference of a probability.
+        first: description of the first different image; empty if there is none.
+        others: number of skipped images of other models, by version.
+        machines: other machines that computed captured images.
     """
 
     num_files: int = 0
@@ -49,38 +49,31 @@ def replay(captures: Captures, predictor: Predictor) -> Replay:
     """Compute captured images of a model again.
 
     Args:
-        captures: its `broken` names the files that were left out, afterwards.
-        predictor: of the model that computed them; images of other models are counted and left out.
+        captures: its attribute `broken` lists skipped files afterwards.
+        predictor: of the model that computed them; images of other models are counted and skipped.
 
     Raises:
-        DataError: the place cannot be read, holds nothing of the time asked for, or no image of this model.
+        DataError: the place cannot be read, or has no image of this model in the period.
     """
     result = Replay()
     with track("computing again", len(captures.list_paths()), "files") as task:
         for captured in captures:
-            if is_of(captured, predictor):
+            if captured.facts.model_digest == predictor.model.digest:
                 _compare(captured, predictor, result)
             else:
                 result.others.update(describe_version(captured, version) for version in captured.model_versions)
             task.done = captures.num_read
     if result.num_images == 0:
-        versions = (
-            f"those there are of version {', '.join(sorted(result.others))}" if result.others else "all are broken"
-        )
+        versions = f"all are of version {', '.join(sorted(result.others))}" if result.others else "all files are broken"
         raise DataError(
-            f"no image was captured of {predictor.model.path} (sha256 {predictor.model.digest[:12]}): {versions}; "
+            f"no captured images are of {predictor.model.path} (sha256 {predictor.model.digest[:12]}): {versions}; "
             "name the model that computed them, with its --precision"
         )
     return result
 
 
-def is_of(captured: Captured, predictor: Predictor) -> bool:
-    """Say whether a model computed the images of a file, by the digest of its ONNX file."""
-    return captured.facts.model_digest == predictor.model.digest
-
-
 def describe_version(captured: Captured, version: str) -> str:
-    """Describe a version by its name, and by the ONNX file's digest where that is no part of the name."""
+    """Describe a version by its name and, if that is not the digest, by the ONNX file's digest."""
     digest = captured.facts.model_digest[:12]
     return version if version == digest else f"{version} (sha256 {digest})"
 
@@ -105,14 +98,14 @@ def _compare(captured: Captured, predictor: Predictor, result: Replay) -> None:
 
 
 def compute_again(captured: Captured, predictor: Predictor) -> NDArray[np.float32]:
-    """Compute the images of a file again: float32 [N, K], each in a batch of the size that it was computed in."""
+    """Compute the images of a file again, each in a batch of its original size: float32 [N, K]."""
     again = np.empty_like(captured.probabilities)
     for size in np.unique(captured.batch_sizes).tolist():
         rows = np.flatnonzero(captured.batch_sizes == size)
         if not 1 <= size <= max(1, MAX_BATCH_BYTES // captured.pixels[0].nbytes):
-            raise DataError(f"{captured.path} has images of a batch of {size:,}, which no server computes")
+            raise DataError(f"{captured.path} has an invalid batch size of {size:,}")
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            filled = np.resize(batch, size)  # what else was in the batch is not known: images come again
+            filled = np.resize(batch, size)  # the rest of the original batch is unknown: repeat images
             again[batch] = predictor.predict(captured.pixels[filled])[: len(batch)]
     return again

@@ -1,4 +1,4 @@
-"""Memory that two processes share: one appends messages, the other one reads them in their order, without a copy."""
+"""A ring buffer in shared memory: one process appends messages, another one reads them in order without copying."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-_HEAD = struct.Struct("<qqq")  # bytes until the next message, of the pixels, and of the rows; without rows it is a gap
+_HEAD = struct.Struct("<qqq")  # bytes until the next message, bytes of pixels, bytes of rows; 0 rows mark a gap
 _ALIGNMENT = 64
 
 
 class Message(NamedTuple):
-    """A message as it lies in the ring, until its bytes are freed there.
+    """A view of a message in the ring, valid until its bytes are freed.
 
     Attributes:
-        num_bytes: to be freed when it is done with, with those of a gap before it.
+        num_bytes: number of bytes to free afterwards, including a gap before the message.
     """
 
     pixels: memoryview
@@ -26,14 +26,14 @@ class Message(NamedTuple):
 
 
 class Ring:
-    """A ring of messages.
+    """A ring buffer of messages.
 
     Args:
-        size: in bytes, a multiple of 64; a message of up to half of that fits when all before it are freed.
-        descriptors: of the other process's ring; by default a new one is made.
+        size: in bytes, a multiple of 64. A message of half that size fits into an empty ring.
+        descriptors: of the other process's ring; by default a new ring is created.
 
     Attributes:
-        descriptors: of the memory, and of the counter of bytes that were appended and not yet read.
+        descriptors: of the memory, and of an eventfd that counts unread bytes.
     """
 
     def __init__(self, size: int, descriptors: tuple[int, int] | None = None) -> None:
@@ -43,11 +43,11 @@ class Ring:
             descriptors = os.memfd_create("captures"), os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             os.ftruncate(descriptors[0], size)
         self.descriptors = descriptors
-        # Taken now: while requests are answered, the kernel would take 10 us for each page that is written first.
+        # Populate the pages now: each first write would otherwise cost 10 us while requests are answered.
         self._memory = mmap.mmap(descriptors[0], size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
 
     def append(self, pixels: bytes, rows: bytes) -> bool:
-        """Append a message, and say whether there was room."""
+        """Append a message if there is room, and return whether there was."""
         length = -(-(_HEAD.size + len(pixels) + len(rows)) // _ALIGNMENT) * _ALIGNMENT
         at = self._end % self._size
         skipped = self._size - at if at + length > self._size else 0
@@ -61,21 +61,21 @@ class Ring:
         self._memory[at + _HEAD.size : middle] = pixels
         self._memory[middle : middle + len(rows)] = rows
         self._end += skipped + length
-        os.eventfd_write(self.descriptors[1], skipped + length)  # from now on the reader sees the message
+        os.eventfd_write(self.descriptors[1], skipped + length)  # makes the message visible to the reader
         return True
 
     def free(self, num_bytes: int) -> None:
-        """Take back the bytes of messages that the reader is done with."""
+        """Free the bytes of messages that the reader has processed."""
         self._start += num_bytes
 
     def clear(self) -> None:
-        """Forget all messages, when their reader has gone: the next one begins anew."""
+        """Discard all messages after the reader died; the next reader starts with an empty ring."""
         self._start = self._end = 0
         with suppress(BlockingIOError):
             os.eventfd_read(self.descriptors[1])
 
     def read(self) -> Iterator[Message]:
-        """Read what was appended since the last time."""
+        """Yield the messages that were appended since the last call."""
         try:
             unread = os.eventfd_read(self.descriptors[1])
         except BlockingIOError:
@@ -92,7 +92,7 @@ class Ring:
             gap = 0 if num_rows else length
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self._memory.close()
         for descriptor in self.descriptors:
             os.close(descriptor)

@@ -1,8 +1,8 @@
-"""The process that writes captures, beside the server: what it does holds up no answer.
+"""The writer process of captures, which never delays the server's answers.
 
-    ring of memory ──> tables that point into it ──> a file at least every `flush_s` seconds ──> the place
+    ring buffer ──> record batches that point into it ──> a file at least every `flush_s` seconds ──> the place
 
-It ends when its parent closes the socket between them, or dies; then it writes what is left.
+When the parent closes the socket or dies, it writes what is left and ends.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from image_classifier.text import one_line
 HOUR_US = 3_600_000_000
 MEASURE_S = 600.0
 MEASURE_FULL_S = 60.0
-"""How often a place is measured, and one that is full: others write there too, or make room."""
+"""Intervals at which the size of a place, or of a full place, is measured: others may also write or delete there."""
 
 POLL_S = 0.05
 NICENESS = 5
-"""Whoever answers goes first; of a core that it shares with another process, the writer still gets a quarter."""
+"""Priority below the server's. On a shared core, the writer still gets a quarter of the time."""
 
 PATIENT_SHARE = 0.6
-"""Of `flush_s`: images that have waited for longer are written without letting others go first."""
+"""Fraction of `flush_s` for which images wait before they are written without yielding the core."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class WriterSettings:
-    """What the process is told on its command line.
+    """Settings of the process, passed on its command line.
 
     Attributes:
         place: folder or URL.
-        flush_s: seconds of answers that are lost, at most, when the process is killed and the place takes no more than
-            half of them to write a file.
-        max_bytes: of all files at the place; when they have so many, nothing more is written.
-        file_images: after so many a file is written.
-        ring_bytes: size of the ring.
+        flush_s: maximum seconds of answers that are lost if the process is killed. This holds if the place writes a
+            file in half that time.
+        max_bytes: limit of all files at the place; then nothing more is written.
+        file_images: number of images from which a file is written.
+        ring_bytes: size of the ring buffer.
     """
 
     place: str
@@ -64,10 +64,10 @@ class WriterSettings:
 
 
 class Writer:
-    """Makes files of messages.
+    """Writes messages as files.
 
     Attributes:
-        num_images: that wait to be written.
+        num_images: number of images that wait to be written.
     """
 
     def __init__(self, place: Place, max_bytes: int, flush_s: float) -> None:
@@ -80,12 +80,12 @@ class Writer:
         self._batches: defaultdict[tuple[CaptureFacts, int], list[Any]] = defaultdict(list)
         self._memory = FileMemory()
         self._used_bytes = 0
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._measure()
 
     def take(self, message: Message) -> None:
-        """Take a message, whose memory must stay as it is until `flush` has returned."""
-        (image_size, *others), rows = marshal.loads(message.rows)  # nosec B302: our parent's
+        """Add a message. Its memory must stay unchanged until `flush` returns."""
+        (image_size, *others), rows = marshal.loads(message.rows)  # nosec B302: written by the parent process
         facts, start = CaptureFacts(image_size, *others), 0
         num_pixels = 3 * image_size**2
         for hour, group in groupby(rows, lambda row: row[0] // HOUR_US):
@@ -100,15 +100,15 @@ class Writer:
         self.pause()
 
     def pause(self) -> None:
-        """Let whoever waits for this core go first, unless the images have waited for too long.
+        """Yield the core, unless images have waited too long.
 
-        A lower priority alone is not enough: the kernel lets whatever runs end its slice, of a millisecond or more.
+        A lower priority is not enough: the kernel lets a process finish its time slice of a millisecond or more.
         """
         if time.time_ns() // 1000 - self._oldest_us < self._patient_us:
             os.sched_yield()
 
     def _build(self, rows: Sequence[Row], pixels: memoryview, schema: Any) -> Iterator[Any]:
-        """Build a record batch; where that cannot be, of the halves, so that one bad row is lost alone."""
+        """Build a record batch; after an error, build batches of the halves, so that only bad rows are lost."""
         try:
             yield build_batch(rows, pixels, schema)
         except Exception as error:
@@ -121,13 +121,13 @@ class Writer:
             yield from self._build(rows[half:], pixels[middle:], schema)
 
     def flush(self) -> tuple[dict[str, int], int]:
-        """Write what waits; return what became of how many images, and the bytes of the ring that are free again."""
+        """Write what waits; return the number of images by result, and the number of freed bytes of the ring."""
         for (facts, _), group in self._batches.items():
             number = sum(map(len, group))
             try:
                 if number:
                     self._counts[self._write(group, build_schema(facts))] += number
-            except Exception as error:  # of whatever type a place has; answers go on
+            except Exception as error:  # places raise many types
                 self._lose(number, error)
         self._batches.clear()
         counts, num_bytes = dict(self._counts), self._num_bytes
@@ -136,16 +136,18 @@ class Writer:
         return counts, num_bytes
 
     def _write(self, group: Sequence[Any], schema: Any) -> str:
-        """Write a file and return what became of its images."""
+        """Write a file and return the result for its images."""
         path, content = build_file(group, schema, self._memory, self.pause)
         if not self._has_room(len(content)):
-            self._say("full", "nothing more is captured: %s has its %d bytes; make room", self._place, self._max_bytes)
+            self._log_once(
+                "full", "capture stopped: %s has reached its limit of %d bytes; make room", self._place, self._max_bytes
+            )
             return "dropped"
         self._place.write(path, content)
         self._used_bytes += len(content)
-        if self._told:
-            self._told.clear()
-            logger.info("answers are captured again at %s", self._place)
+        if self._logged:
+            self._logged.clear()
+            logger.info("capture resumed at %s", self._place)
         return "written"
 
     def _has_room(self, num_bytes: int) -> bool:
@@ -155,7 +157,7 @@ class Writer:
         return self._used_bytes + num_bytes <= self._max_bytes
 
     def _measure(self) -> None:
-        """Measure the files that are there; where that cannot be done, what was written counts."""
+        """Measure the size of the place; after an error, keep the previous value."""
         self._measured_at = time.monotonic()
         try:
             self._used_bytes = self._place.measure()
@@ -164,44 +166,44 @@ class Writer:
 
     def _lose(self, number: int, error: Exception) -> None:
         self._counts["failed"] += number
-        self._say("failed", "answers cannot be captured, and are given all the same: %s", one_line(error))
+        self._log_once("failed", "capture failed, answering continues: %s", one_line(error))
 
-    def _say(self, kind: str, message: str, *arguments: object) -> None:
-        """Log what is wrong, once until it has been well again."""
-        if kind not in self._told:
-            self._told.add(kind)
+    def _log_once(self, kind: str, message: str, *arguments: object) -> None:
+        """Log an error once until it is resolved."""
+        if kind not in self._logged:
+            self._logged.add(kind)
             logger.error(message, *arguments)
 
 
 class Parent(logging.Handler):
-    """Tells the server over a socket, in messages of JSON, what became of images, and what it shall log."""
+    """Sends counts and log lines to the server as JSON, over a socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__(logging.INFO)
         self._connection = connection
 
     def has_gone(self, within_s: float) -> bool:
-        """Wait so long, and say whether the server has closed its end."""
+        """Wait, and return whether the server closed its end."""
         return bool(select.select([self._connection], [], [], within_s)[0])
 
-    def tell(self, **facts: Any) -> None:
-        """Send a message; to a server that was killed, none."""
+    def send(self, **facts: Any) -> None:
+        """Send a message, unless the server is dead."""
         with suppress(OSError):
             self._connection.send(json.dumps(facts).encode())
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.tell(level=record.levelno, text=record.getMessage()[:4096])
+        self.send(level=record.levelno, text=record.getMessage()[:4096])
 
 
 def work(writer: Writer, ring: Ring, parent: Parent, flush_s: float, file_images: int) -> None:
-    """Write what comes until the parent has gone, and what is left then."""
+    """Write messages until the parent is gone and nothing is left."""
 
     def flush() -> None:
         counts, num_bytes = writer.flush()
         if num_bytes:
-            parent.tell(counts=counts, num_bytes=num_bytes)
+            parent.send(counts=counts, num_bytes=num_bytes)
 
-    parent.tell(counts={}, num_bytes=0)  # ready
+    parent.send(counts={}, num_bytes=0)  # ready
     flush_at, is_last = 0.0, False
     while not is_last:
         is_last = parent.has_gone(POLL_S)
@@ -216,31 +218,31 @@ def work(writer: Writer, ring: Ring, parent: Parent, flush_s: float, file_images
 
 
 def warm_up() -> None:
-    """Build a file for nothing: what pyarrow loads at its first one takes a tenth of a second."""
+    """Build a file and discard it: what pyarrow loads for the first one takes 0.1 s."""
     schema = build_schema(CaptureFacts(1, ("",)))
     build_file([build_batch([(0, "", 0, None, "", 1, [1.0])], bytes(3), schema)], schema, FileMemory())
 
 
 def build_command(settings: WriterSettings, ring: Ring, connection: socket.socket) -> list[str]:
-    """Build the words that start the process, which has to inherit the descriptors."""
+    """Build the command line of the process, which must inherit the descriptors."""
     descriptors = map(str, (*ring.descriptors, connection.fileno()))
     return [sys.executable, "-P", "-m", __name__, json.dumps(asdict(settings)), *descriptors]
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the process."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the server gets them, too, and closes the socket at its end
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server handles them and closes the socket
         signal.signal(number, signal.SIG_IGN)
     settings = WriterSettings(**json.loads(argv[0]))
     memory, counter, connection = map(int, argv[1:])
-    parent = Parent(socket.socket(fileno=os.dup(connection)))  # the other one closes when the process has ended
+    parent = Parent(socket.socket(fileno=os.dup(connection)))  # the inherited descriptor closes with the process
     logging.basicConfig(handlers=[parent], level=logging.INFO)
     writer = Writer(open_place(settings.place), settings.max_bytes, settings.flush_s)
     ring = Ring(settings.ring_bytes, (memory, counter))
     warm_up()
     with suppress(OSError):  # a sandbox may refuse it
         os.nice(NICENESS)
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # that it wakes up interrupts nobody
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # does not preempt others on wake-up
     work(writer, ring, parent, settings.flush_s, settings.file_images)
 
 

@@ -110,7 +110,7 @@ def _load_trained(path: Path, arguments: Namespace) -> LoadedModel:
     if arguments.precision != "fp32" or arguments.public_key is not None:
         raise SettingsError(
             f"--precision and --public_key are for published models, which {path} is not; "
-            "make one with: image_classifier publish RUN"
+            "create one with: image_classifier publish RUN"
         )
     model_path = find_model(path)
 

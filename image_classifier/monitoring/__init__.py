@@ -1,1 +1,1 @@
-"""Analysis of captured requests: drift, and accuracy of the answers. Free of torch."""
+"""Analysis of captured images: drift, and accuracy of the predictions."""

@@ -1,4 +1,4 @@
-"""The accuracy of captured answers over time, by labels that arrive later."""
+"""Accuracy of captured predictions over time, from labels that arrive later."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ Period = Literal["hour", "day"]
 
 @dataclass(frozen=True)
 class PeriodAccuracy:
-    """How right the answers of an hour or a day were.
+    """Accuracy in an hour or a day.
 
     Attributes:
-        start: of the hour or day by UTC, such as 2026-11-30T12 or 2026-11-30.
-        low: of the 95 % interval (Wilson 1927).
-        high: likewise.
+        start: hour or day in UTC, such as 2026-11-30T12 or 2026-11-30; "all" for the total.
+        num_right: number of correct predictions.
+        low: lower bound of the 95 % confidence interval (Wilson 1927).
+        high: upper bound.
     """
 
     start: str
@@ -34,17 +35,17 @@ class PeriodAccuracy:
 
     @property
     def accuracy(self) -> float:
-        """The part that is right."""
+        """Fraction of correct predictions."""
         return self.num_right / self.num_images
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How right the answers were.
+    """Accuracy by period.
 
     Attributes:
-        num_labels: in the file; some may be of images that were not captured.
-        total: over all times.
+        num_labels: number of labels in the file, including those of images that were not captured.
+        total: accuracy of all images.
     """
 
     num_labels: int
@@ -53,12 +54,12 @@ class Accuracy:
 
 
 def compute_accuracy(labels: Labels, parts: Iterable[Captured], period: Period = "day") -> Accuracy:
-    """Compute how right the captured answers are that have a label.
+    """Compute the accuracy of the captured predictions that have a label.
 
-    Clients may choose the ids of their requests: where one comes again, the first image counts.
+    Clients may choose request ids: of several images with the same id, the first counts.
 
     Raises:
-        DataError: none of them has.
+        DataError: no captured image has a label.
         SettingsError: SciPy is not installed.
     """
     counts: dict[str, list[int]] = {}
@@ -75,8 +76,7 @@ def compute_accuracy(labels: Labels, parts: Iterable[Captured], period: Period =
                 count[1] += label == answer
     if not counts:
         raise DataError(
-            f"none of the {len(labels):,} labels belongs to a captured image; give request_id and image_index of "
-            "captured answers"
+            f"none of the {len(labels):,} labels belongs to a captured image; check request_id and image_index"
         )
     total = [sum(each) for each in zip(*counts.values(), strict=True)]
     return Accuracy(

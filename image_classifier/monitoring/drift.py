@@ -1,8 +1,8 @@
-"""Statistical tests for drift of captured images and answers from the test set, with effect sizes.
+"""Statistical tests, with effect sizes, for drift of captured images and predictions from the test set.
 
-Each test compares a window of captured images with the reference that `publish` wrote. The p-values of all of them are
-corrected together by Holm's procedure: the chance that a test says drift of what has not drifted is at most the level.
-Benjamini and Hochberg's would name more that has not, where something else has.
+Each test compares a window of captured images with the reference that `publish` wrote. Holm's procedure corrects the
+p-values, so that the family-wise error rate is at most the level. The procedure of Benjamini and Hochberg would give
+more false positives when one measure drifts.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from image_classifier.published.reference import (
 )
 
 MIN_IMAGES = 100
-"""Of a window. With fewer, the tests find little, and a chi-square test has too few images of a class."""
+"""Smallest window. Smaller ones have little power, and too few images per class for a chi-square test."""
 
 NUM_PERMUTATIONS = 1999
 _SEED = 0
 _MIN_EXPECTED = 5
-"""Images of a class in either set, below which the chi-square approximation is poor (Cochran 1954)."""
+"""Expected count per class below which the chi-square approximation is poor (Cochran 1954)."""
 
 
 @dataclass(frozen=True)
 class DriftTest:
-    """One comparison with the reference.
+    """Result of one test against the reference.
 
     Attributes:
         name: `classes`, a measure of `published.reference`, or `embeddings`.
-        effect: the size of the difference, from 0 to 1: the part of the images that would have to be of other classes,
-            the largest distance of the distribution functions (D), or the maximum mean discrepancy.
+        effect: effect size from 0 to 1: total variation distance of the classes, Kolmogorov-Smirnov statistic D of a
+            measure, or maximum mean discrepancy (MMD) of embeddings.
         stability: population stability index; None for embeddings, which have no bins.
-        p_value: corrected for the number of tests, where `compute_tests` gave it.
+        p_value: in results of `compute_tests` corrected for the number of tests.
     """
 
     name: str
@@ -58,10 +58,10 @@ class DriftTest:
 def compute_tests(
     reference: Reference, images: NDArray[np.uint8], probabilities: NDArray[np.float32]
 ) -> list[DriftTest]:
-    """Compare a window of images uint8 [N, S, S, 3] and their answers float32 [N, C] with the reference.
+    """Compare a window of images, uint8 [N, S, S, 3], and their probabilities, float32 [N, C], with the reference.
 
     Returns:
-        The tests with corrected p-values, in a fixed order.
+        The tests in a fixed order, with corrected p-values.
 
     Raises:
         SettingsError: SciPy is not installed.
@@ -78,7 +78,7 @@ def compute_tests(
 
 
 def correct(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979)."""
+    """Correct p-values for multiple testing (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     stepped = np.maximum.accumulate(np.array(p_values)[order] * np.arange(len(p_values), 0, -1))
     corrected = np.empty(len(p_values))
@@ -87,7 +87,7 @@ def correct(p_values: Sequence[float]) -> list[float]:
 
 
 def count_classes(probabilities: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Count the predicted images of each class: float32 [N, C] to int64 [C]."""
+    """Count the predictions of each class: float32 [N, C] to int64 [C]."""
     return np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
 
 
@@ -109,10 +109,10 @@ def _test_classes(stats: Any, reference: Reference, probabilities: NDArray[np.fl
 
 
 def _test_measure(stats: Any, reference: Reference, name: str, values: NDArray[np.float64]) -> DriftTest:
-    """Test whether two samples have one distribution, of which the reference is known by its quantiles."""
+    """Test whether a measure has the distribution that the reference's quantiles describe."""
     quantiles = reference.quantiles[name]
     distance = float(stats.ks_2samp(values, quantiles, method="asymp").statistic)
-    # As ks_2samp computes it, but with the number of images that the quantiles stand for.
+    # As in ks_2samp, but with the number of test images instead of the number of quantiles.
     number = len(values) * reference.num_images / (len(values) + reference.num_images)
     p_value = float(stats.kstwo.sf(distance, round(number)))
     stability = compute_stability_index(*count_both(quantiles, values, reference.num_images))
@@ -120,22 +120,22 @@ def _test_measure(stats: Any, reference: Reference, name: str, values: NDArray[n
 
 
 def _test_embeddings(sample: NDArray[np.float64], embeddings: NDArray[np.float64]) -> DriftTest:
-    """Test by permutations whether two samples have one distribution (Gretton et al. 2012)."""
+    """Test whether two samples have the same distribution, by permutations of the MMD (Gretton et al. 2012)."""
     kernel = compute_kernel(sample, embeddings)
     weights = np.concatenate([np.full(len(sample), -1 / len(sample)), np.full(len(embeddings), 1 / len(embeddings))])
     drawn = np.random.default_rng(_SEED).permuted(np.tile(weights, (NUM_PERMUTATIONS, 1)), axis=1)
     squares = np.einsum("bi,bi->b", drawn @ kernel, drawn)
     square = weights @ kernel @ weights
-    # Summed in another order, the same division may come out a little smaller: it counts as no smaller.
+    # Tolerate rounding: equal permutations may differ by the order of summation.
     p_value = (1 + np.count_nonzero(squares >= square * (1 - 1e-9))) / (1 + NUM_PERMUTATIONS)
     return DriftTest("embeddings", "MMD", float(max(square, 0)) ** 0.5, None, float(p_value))
 
 
 def compute_kernel(sample: NDArray[np.float64], embeddings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the Gaussian kernel of all embeddings, those of the sample first: [M + N, M + N].
+    """Compute the Gaussian kernel of all embeddings, with those of the sample first: float64 [M + N, M + N].
 
-    Each dimension is scaled to a standard deviation of 1 over both; the width is the median distance. Both are the
-    same however the rows are divided, as a permutation test needs it.
+    Each dimension is scaled to a standard deviation of 1 over both sets, and the bandwidth is the median distance.
+    Neither depends on the split into sets, as the permutation test requires.
     """
     both = np.concatenate([sample, embeddings])
     both = (both - both.mean(axis=0)) / np.maximum(both.std(axis=0), 1e-9)
@@ -145,8 +145,8 @@ def compute_kernel(sample: NDArray[np.float64], embeddings: NDArray[np.float64])
     return kernel
 
 
-def find_strangest(sample: NDArray[np.float64], embeddings: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Order images by how much denser their surroundings are in the window than in the reference, densest first."""
+def rank_by_drift(sample: NDArray[np.float64], embeddings: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Order the window's images by the MMD witness function: largest density gain over the reference first."""
     kernel = compute_kernel(sample, embeddings)[len(sample) :]
     witness = kernel[:, len(sample) :].mean(axis=1) - kernel[:, : len(sample)].mean(axis=1)
     return np.argsort(-witness, kind="stable")

@@ -1,4 +1,4 @@
-"""A page about drift: the tests, and the captured images that changed most. A single HTML file that works offline."""
+"""Builds the drift report: test results, and captured images that show drift, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from image_classifier.monitoring.accuracy import Accuracy
-from image_classifier.monitoring.drift import DriftTest, count_classes, find_strangest
+from image_classifier.monitoring.drift import DriftTest, count_classes, rank_by_drift
 from image_classifier.monitoring.window import Window
 from image_classifier.published.reference import (
     NUM_SAMPLES,
@@ -28,7 +28,7 @@ from image_classifier.published.reference import (
 )
 
 NUM_SHOWN = 3
-"""Tests whose images are shown, if fewer have found drift."""
+"""Minimum number of tests whose images are shown."""
 _NUM_IMAGES = 15
 _MAX_BARS = 12
 _TILE = 96  # pixels, at most
@@ -36,11 +36,11 @@ _TILE = 96  # pixels, at most
 
 @dataclass(frozen=True)
 class _Change:
-    """What a test is about, by bins, and the images that show it best.
+    """A change that a test found, and images that show it.
 
     Attributes:
-        shares: part of the window and of the reference, by the name of the bin.
-        rows: numbers of images in the window.
+        shares: fraction of the window and fraction of the reference, by name of the bin.
+        rows: indices of images in the window.
     """
 
     heading: str
@@ -57,11 +57,11 @@ def build_page(
     window: Window,
     accuracy: Accuracy | None = None,
 ) -> str:
-    """Build the page. All names and values on it are escaped.
+    """Build the page. All names and values are escaped.
 
     Args:
-        facts: about the comparison, in words by name.
-        level: at which a test says drift.
+        facts: descriptions of the comparison, by name.
+        level: significance level of the tests.
     """
     template = Template(resources.files(__package__).joinpath("drift.html").read_text(encoding="utf-8"))
     ordered = order_tests(tests)
@@ -77,12 +77,12 @@ def build_page(
 
 
 def order_tests(tests: Sequence[DriftTest]) -> list[DriftTest]:
-    """Order tests by what changed most: by p-value, then by effect."""
+    """Order tests by p-value, then by descending effect."""
     return sorted(tests, key=lambda test: (test.p_value, -test.effect))
 
 
 def iterate_changes(tests: Sequence[DriftTest], reference: Reference, window: Window) -> Iterator[_Change]:
-    """Iterate over what each test is about, with the images of the window that it says most about."""
+    """Yield the change of each test, with the images of the window that show it best."""
     measures = measure(window.images, window.probabilities)
     for test in tests:
         if test.name == "classes":
@@ -90,8 +90,8 @@ def iterate_changes(tests: Sequence[DriftTest], reference: Reference, window: Wi
         elif test.name == "embeddings":
             sampled = choose_evenly(len(window), NUM_SAMPLES)
             chosen = {name: values[sampled] for name, values in measures.items()}
-            strangest = find_strangest(reference.sample, embed(chosen, window.probabilities[sampled]))
-            yield _Change("embeddings: images unlike those of the reference", {}, sampled[strangest[:_NUM_IMAGES]])
+            ranked = rank_by_drift(reference.sample, embed(chosen, window.probabilities[sampled]))
+            yield _Change("embeddings: images unlike those of the reference", {}, sampled[ranked[:_NUM_IMAGES]])
         else:
             yield _describe_measure(test.name, reference, measures[test.name])
 
@@ -182,7 +182,7 @@ def _build_accuracy(accuracy: Accuracy) -> str:
         for each in (*accuracy.periods, accuracy.total)
     )
     return (
-        f"<section><h2>Accuracy of the answers whose labels came</h2><table><thead><tr><th>UTC</th>"
-        f'<th class="number">labels</th><th class="number">accuracy</th><th class="number">95 % interval</th>'
+        "<section><h2>Accuracy of labelled predictions</h2><table><thead><tr><th>UTC</th>"
+        '<th class="number">labels</th><th class="number">accuracy</th><th class="number">95 % interval</th>'
         f'<th class="track">0 to 100 %</th></tr></thead><tbody>{rows}</tbody></table></section>'
     )

@@ -1,4 +1,4 @@
-"""The window for drift tests: the latest captured images that a model answered."""
+"""Loads the window for drift tests: the latest captured images of a model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from image_classifier.published.folder import INT8_MODEL, MODEL, Published
 
 @dataclass(frozen=True)
 class Served:
-    """Which captured images are taken for a model's.
+    """Selects the captured images of a model.
 
     Attributes:
         name: of the model, for messages.
-        digests: sha256 of its ONNX files; all images must be of one of them.
-        version: takes the images of this version, whatever their digest, and leaves out others; None for none.
+        digests: sha256 of its ONNX files, one of which must have computed the images.
+        version: select images of this version instead, and skip others.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Served:
     version: str | None = None
 
     def choose(self, captured: Captured) -> Captured | None:
-        """Choose the images of a file that are the model's; None if there are none.
+        """Select the model's images of a file; None if there are none.
 
         Raises:
-            DataError: others are among them, and no version chooses; or they are of other classes or of another size.
+            DataError: another model computed them, or their classes or image size differ from the model's.
         """
         if self.version is not None:
             rows = np.flatnonzero(np.array(captured.model_versions) == self.version)
@@ -47,21 +47,21 @@ class Served:
         elif captured.facts.model_digest not in self.digests:
             versions = ", ".join(sorted(set(captured.model_versions)))
             raise DataError(
-                f"{captured.path} has answers of another model than {self.name}, of version {versions}; "
+                f"{captured.path} has predictions of another model than {self.name}, of version {versions}; "
                 "--model_version selects one version, --since a time"
             )
         if captured.facts.classes != self.classes or captured.facts.image_size != self.image_size:
             raise DataError(
-                f"{captured.path} has answers for other classes, or images of another size, than {self.name}; name the "
-                "model that was served"
+                f"{captured.path} has predictions for other classes, or images of another size, than {self.name}; name "
+                "the model that was served"
             )
-        if not ((captured.probabilities >= 0) & (captured.probabilities < 1.001)).all():  # their sums are rounded
+        if not ((captured.probabilities >= 0) & (captured.probabilities < 1.001)).all():  # tolerates rounding
             raise DataError(f"{captured.path} has invalid probabilities; remove it, or choose the time by --since")
         return captured
 
 
 def describe_served(folder: Path, published: Published, image_size: int, version: str | None = None) -> Served:
-    """Describe which captured images are those of a published model."""
+    """Build the selection of a published model's images."""
     described = published.manifest["files"]
     digests = frozenset(described[name]["sha256"] for name in (MODEL, INT8_MODEL) if name in described)
     return Served(str(folder), tuple(published.manifest["classes"]), image_size, digests, version)
@@ -75,7 +75,7 @@ class Window:
         images: uint8 [N, S, S, 3].
         probabilities: float32 [N, C].
         times: datetime64[us] [N], UTC.
-        broken: files that were left out.
+        broken: skipped files.
     """
 
     images: NDArray[np.uint8]
@@ -89,23 +89,23 @@ class Window:
 
     @property
     def first(self) -> str:
-        """Time of the first image, in whole seconds by UTC."""
+        """Time of the first image in UTC, to the second."""
         return str(np.datetime_as_string(self.times[0], "s"))
 
     @property
     def last(self) -> str:
-        """Time of the last image."""
+        """Time of the last image, likewise."""
         return str(np.datetime_as_string(self.times[-1], "s"))
 
 
 def load_window(
     place: str, served: Served, num_images: int, *, since: datetime | None = None, until: datetime | None = None
 ) -> Window:
-    """Load the latest captured images of a model, so many at most; hours before those are not read.
+    """Load the latest `num_images` captured images of a model, without reading earlier hours.
 
     Raises:
-        DataError: there are fewer than `MIN_IMAGES`, or answers of another model among them.
-        SettingsError: pyarrow is not installed, or what fsspec needs for the place.
+        DataError: there are fewer than `MIN_IMAGES`, or images of another model.
+        SettingsError: pyarrow, or fsspec's library for the place, is not installed.
     """
     parts: deque[Captured] = deque()
     broken: set[BrokenCapture] = set()
@@ -133,7 +133,7 @@ def load_window(
 
 
 def _keep_last(parts: Iterable[Captured | None], num_images: int) -> tuple[deque[Captured], int]:
-    """Keep the last images of files, so many at most, with no more files in memory than they are in."""
+    """Return the last `num_images` images of files, and their number, holding only the needed files in memory."""
     kept: deque[Captured] = deque()
     number = 0
     for part in parts:
@@ -150,26 +150,26 @@ def _keep_last(parts: Iterable[Captured | None], num_images: int) -> tuple[deque
 
 
 def list_hours(place: str, since: datetime | None, until: datetime | None) -> list[datetime]:
-    """List the hours of a place that have captures, the latest first.
+    """List the hours of a place that have captures, latest first.
 
     Raises:
-        DataError: the place cannot be read, or holds no captures of this time.
+        DataError: the place cannot be read, or has no captures in this period.
     """
     paths = read_captures(place, since=since, until=until).list_paths()
     hours = set()
     for path in paths:
         try:
             hours.add(datetime.strptime(path[:23], "date=%Y-%m-%d/hour=%H").replace(tzinfo=UTC))
-        except ValueError:  # no hour: the file is found broken with those of any other
+        except ValueError:  # not an hour: reading reports the file as broken
             continue
     return sorted(hours, reverse=True)
 
 
 def iterate_captured(place: str, served: Served, since: datetime | None, until: datetime | None) -> Iterator[Captured]:
-    """Iterate over all captured images of a model, file by file, in the order of their times.
+    """Yield all captured images of a model, file by file, in the order of their times.
 
     Raises:
-        DataError: as `load_window`, but for few images.
+        DataError: as `load_window`, but any number of images is accepted.
     """
     for part in map(served.choose, read_captures(place, since=since, until=until)):
         if part is not None:

@@ -1,11 +1,11 @@
-"""Signed verdicts: in-toto statements in DSSE envelopes or Sigstore bundles, written, read and checked.
+"""Signed verdicts: reads and checks in-toto statements in DSSE envelopes or Sigstore bundles.
 
 ::
 
     attestations/verdict-*.json            a DSSE envelope, signed with a key
     attestations/verdict-*.sigstore.json   a Sigstore bundle, signed by an identity
 
-`verdict.schema.json` describes the statement. Free of torch.
+`verdict.schema.json` describes the statement.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from image_classifier.storage import TEMPORARY_PREFIX
 from image_classifier.text import is_digest, one_line
 
 Kind = Literal["all", "sample", "segment"]
-"""What was trained again: every step, segments that were drawn, or one segment that somebody chose."""
+"""What was trained again: all steps, randomly drawn segments, or one chosen segment."""
 
 FORMAT_VERSION = 1
 PREDICATE_TYPE = "urn:image-classifier:verdict:v1"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-MANIFEST, MODEL, EXPORT = "manifest.json", "model.pth", "published/model.onnx"
-"""The names of the subjects."""
+MANIFEST, WEIGHTS, EXPORT = "manifest.json", "model.pth", "published/model.onnx"
+"""Names of the statement's subjects."""
 MAX_BYTES = 2**18
-"""Of an attestation."""
+"""Size limit of an attestation."""
 MAX_FILES = 256
-"""Of attestations in a folder."""
+"""Limit of attestations in a folder."""
 MAX_KEY_BYTES = 2**14
 
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
@@ -68,12 +68,12 @@ _FORM = {
 
 @dataclass(frozen=True)
 class Key:
-    """A public key on an elliptic curve.
+    """An elliptic-curve public key.
 
     Attributes:
-        path: PEM file that it was read from.
-        public: of `cryptography`.
-        id: sha256 of its DER form (SubjectPublicKeyInfo), in hexadecimal digits.
+        path: its PEM file.
+        public: public key object of `cryptography`.
+        id: sha256 of its DER encoding (SubjectPublicKeyInfo) in hexadecimal digits.
     """
 
     path: Path
@@ -83,12 +83,13 @@ class Key:
 
 @dataclass(frozen=True)
 class Signer:
-    """Who can sign: the owner of a key, or an identity that Sigstore vouches for.
+    """The owner of a key, or a Sigstore identity.
 
     Attributes:
-        name: to call it in messages.
+        name: for messages.
         key: None for an identity.
-        issuer: of the identity's tokens.
+        identity: such as a workflow's URL; empty for a key.
+        issuer: OIDC issuer of the identity.
     """
 
     name: str
@@ -98,17 +99,17 @@ class Signer:
 
     @property
     def id(self) -> tuple[str, str]:
-        """What is equal for two names of one signer."""
+        """Identifies the signer, whatever its name."""
         return (self.key.id, "") if self.key else (self.identity, self.issuer)
 
 
 @dataclass(frozen=True)
 class Attestation:
-    """A verdict that was signed by somebody who counts.
+    """A verdict with a verified signature.
 
     Attributes:
-        file: name of its file.
-        statement: as it was signed.
+        file: file name.
+        statement: the signed statement.
     """
 
     file: str
@@ -117,7 +118,7 @@ class Attestation:
 
     @property
     def predicate(self) -> dict[str, Any]:
-        """What is said of the subjects."""
+        """The verdict, in the terms of in-toto the predicate."""
         predicate: dict[str, Any] = self.statement["predicate"]
         return predicate
 
@@ -128,11 +129,11 @@ class Attestation:
 
     @property
     def verified_at(self) -> datetime:
-        """When the verdict was given."""
+        """Time of the verdict."""
         return datetime.fromisoformat(self.predicate["verified_at"])
 
     def describe(self) -> str:
-        """Describe it in one line."""
+        """Describe the verdict on one line."""
         predicate, machine = self.predicate, self.predicate["machine"]
         what = describe_checked(predicate["checked"]) if predicate["verdict"] == "IDENTICAL" else predicate["reasons"]
         words = what if isinstance(what, str) else "; ".join(what)[:200] or "no reason given"
@@ -150,78 +151,81 @@ def describe_checked(checked: dict[str, Any]) -> str:
 
 
 def load_key(path: Path) -> Key:
-    """Load a public key.
+    """Load a public key from a PEM file.
 
     Raises:
-        SettingsError: it cannot be read, is of another kind, or the file holds more than one.
+        SettingsError: the file cannot be read, has more than one key, or a key of another type.
     """
     serialization = load_extra("cryptography.hazmat.primitives.serialization", "attest")
     try:
         content = files.read_file(path, MAX_KEY_BYTES)
         if content.count(b"-----BEGIN") > 1:
-            raise ValueError("it holds more than one key: give each a file of its own")
+            raise ValueError("it has more than one key; use one file per key")
         public = serialization.load_pem_public_key(content)
         if not is_supported(public):
             raise ValueError("it is not on the curve P-256, P-384 or P-521")
-    except Exception as error:  # of the file, of its content, of a kind that is not supported
+    except Exception as error:  # `cryptography` raises several types
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise SettingsError(f"{path} is no public key that can verify: {reason}") from error
+        raise SettingsError(f"{path} is not a usable public key: {reason}") from error
     return Key(path, public, compute_key_id(public))
 
 
 def is_supported(public: Any) -> bool:
-    """Say whether a public key of `cryptography` is on a curve that verdicts are signed on."""
+    """Return whether a public key of `cryptography` is on a supported curve."""
     curves = load_extra("cryptography.hazmat.primitives.asymmetric.ec", "attest")
     return isinstance(public, curves.EllipticCurvePublicKey) and public.curve.name in _HASHES
 
 
 def compute_key_id(public: Any) -> str:
-    """Compute the sha256 of a public key's DER form: openssl pkey -pubin -in KEY -outform DER | sha256sum."""
+    """Compute the sha256 of a public key's DER encoding: openssl pkey -pubin -in KEY -outform DER | sha256sum."""
     serialization = load_extra("cryptography.hazmat.primitives.serialization", "attest")
     der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
 
 
 def compute_preimage(payload: bytes) -> bytes:
-    """Compute the bytes that DSSE signs of a statement."""
+    """Compute the bytes that DSSE signs (its pre-authentication encoding)."""
     return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
 def build_hash(curve: str) -> Any:
-    """Build the hash that goes with a curve's size, as model-signing and in-toto's tools take it."""
+    """Build the hash for a curve, as model-signing and in-toto choose it."""
     return getattr(load_extra("cryptography.hazmat.primitives.hashes", "attest"), _HASHES[curve])()
 
 
 def serialize_statement(statement: dict[str, Any]) -> bytes:
-    """Serialize a statement."""
+    """Serialize a statement as canonical JSON."""
     return json.dumps(statement, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def serialize_envelope(payload: bytes, key_id: str, signature: bytes) -> bytes:
-    """Serialize an envelope with one signature in the one way that is read again."""
+    """Serialize a DSSE envelope with one signature in its canonical form."""
     signatures = [{"keyid": key_id, "sig": base64.b64encode(signature).decode()}]
     content = {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD_TYPE, "signatures": signatures}
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def read_attestations(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Read what lies in the folder `attestations` of another one: contents, and why others are not read, by name.
+    """Read the files in the subfolder `attestations` of a folder.
+
+    Returns:
+        Contents by file name, and by file name the reasons why other files were not read.
 
     Raises:
-        ModelError: it is no folder, cannot be read, or holds too many files.
+        ModelError: it is not a folder, cannot be read, or has too many files.
     """
     folder = folder / ATTESTATIONS
     contents, refused = {}, {}
     if not os.path.lexists(folder):
         return {}, {}
     if folder.is_symlink() or not folder.is_dir():
-        raise ModelError(f"{folder} is no folder: it is not followed; put the attestations into one")
+        raise ModelError(f"{folder} is not a folder (links are not followed); put the attestations into one")
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith(TEMPORARY_PREFIX))
     except OSError as error:
         raise ModelError(f"{folder} cannot be read: {error.strerror}") from error
     if len(names) > MAX_FILES:
-        raise ModelError(f"{folder} holds more than the {MAX_FILES} files that are read; remove those of other models")
+        raise ModelError(f"{folder} has more than the {MAX_FILES} files allowed; remove those of other models")
     for name in names:
         try:
             if (folder / name).is_symlink():
@@ -233,11 +237,11 @@ def read_attestations(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
 
 
 class Verifier:
-    """Finds who of several signers has signed an attestation.
+    """Verifies which of several signers signed an attestation. It never uses the network.
 
     Args:
-        trust_config: file with the keys of a Sigstore of one's own; None takes those of the public one as they were
-            last fetched, or as they came with sigstore. Nothing is asked of the network.
+        trust_config: file with the keys of a private Sigstore instance. By default the public instance's keys, from the
+            last download or from the package sigstore.
     """
 
     def __init__(self, signers: tuple[Signer, ...], trust_config: Path | None = None) -> None:
@@ -246,17 +250,17 @@ class Verifier:
         self._trust_config = trust_config
 
     def verify(self, name: str, content: bytes) -> Attestation:
-        """Verify an attestation.
+        """Verify the signature of an attestation.
 
         Args:
             name: of its file.
 
         Raises:
-            ValueError: it is none, or nobody of the signers has signed it.
-            SettingsError: Sigstore's keys cannot be had, or an extra is not installed.
+            ValueError: it is malformed, or signed by none of the signers.
+            SettingsError: Sigstore's keys cannot be loaded, or an extra is not installed.
         """
         if len(content) > MAX_BYTES:
-            raise ValueError(f"it has more than the {MAX_BYTES:,} bytes that are read")
+            raise ValueError(f"it has more than the {MAX_BYTES:,} bytes allowed")
         document = files.parse_json(content)
         if isinstance(document, dict) and "mediaType" in document:
             signer, payload = self._verify_bundle(content)
@@ -273,10 +277,10 @@ class Verifier:
             raise ValueError(f"its payloadType is {document['payloadType'][:50]!a} instead of {PAYLOAD_TYPE}")
         payload, signed = _decode(document["payload"]), _decode(signature["sig"])
         if serialize_envelope(payload, signature["keyid"], signed) != content:
-            raise ValueError("it is not in the one form that envelopes are written in")
+            raise ValueError("its encoding is not canonical")
         signer = self._owners.get(signature["keyid"])
         if signer is None:
-            raise ValueError("it is signed by nobody who counts" if signature["keyid"] else "it names no key")
+            raise ValueError("it is signed by none of the verifiers" if signature["keyid"] else "it names no key")
         assert signer.key is not None
         curves = load_extra("cryptography.hazmat.primitives.asymmetric.ec", "attest")
         exceptions = load_extra("cryptography.exceptions", "attest")
@@ -284,12 +288,12 @@ class Verifier:
         try:
             signer.key.public.verify(signed, compute_preimage(payload), algorithm)
         except exceptions.InvalidSignature as error:
-            raise ValueError(f"it is not signed by {signer.name}, whose key it names") from error
+            raise ValueError(f"its signature does not match the key of {signer.name}") from error
         return signer, payload
 
     def _verify_bundle(self, content: bytes) -> tuple[Signer, bytes]:
         if not self._identities:
-            raise ValueError("it is signed by an identity, and none counts")
+            raise ValueError("it is signed by an identity, but the policy has none")
         models = load_extra("sigstore.models", "attest")
         policies = load_extra("sigstore.verify.policy", "attest")
         asked = [policies.Identity(identity=each.identity, issuer=each.issuer) for each in self._identities]
@@ -297,10 +301,10 @@ class Verifier:
         try:
             bundle = models.Bundle.from_json(content)
             kind, payload = sigstore.verify_dsse(bundle, policies.AnyOf(asked))
-        except Exception as error:  # what a damaged bundle raises is of many types
-            raise ValueError(f"it is signed by no identity that counts: {one_line(error)}") from error
+        except Exception as error:  # a damaged bundle raises many types
+            raise ValueError(f"it is signed by none of the identities: {one_line(error)}") from error
         if kind != PAYLOAD_TYPE:
-            raise ValueError(f"its payload is of the type {kind[:50]!a}")
+            raise ValueError(f"its payload has the type {kind[:50]!a}")
         for signer, policy in zip(self._identities, asked, strict=True):
             with suppress(load_extra("sigstore.errors", "attest").VerificationError):
                 policy.verify(bundle.signing_certificate)
@@ -316,59 +320,63 @@ class Verifier:
             else:
                 config = trusting.from_json(files.read_file(self._trust_config, files.MAX_JSON_BYTES).decode())
             return load_extra("sigstore.verify", "attest").Verifier(trusted_root=config.trusted_root)
-        except Exception as error:  # of a file, of its content
+        except Exception as error:  # sigstore raises several types
             where = self._trust_config or "the cache; name a file as trust_config"
-            raise SettingsError(f"Sigstore's keys cannot be had from {where}: {one_line(error)}") from error
+            raise SettingsError(f"Sigstore's keys cannot be loaded from {where}: {one_line(error)}") from error
 
 
 def _decode(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"it has no base64 where it must: {error}") from error
+        raise ValueError(f"it has invalid base64: {error}") from error
 
 
 def parse_statement(payload: bytes) -> dict[str, Any]:
-    """Parse a statement, and check that all is there that others rely on.
+    """Parse a statement and check all fields that readers rely on.
 
     Raises:
-        ValueError: it is none of this package, of another version, or lacks something.
+        ValueError: it is not a verdict of this package, has another version, or a field is missing or invalid.
     """
     statement: dict[str, Any] = files.parse_json(payload)
     files.check_form(statement, {"_type": str, "predicateType": str, "predicate": {"format_version": int}})
     if statement["_type"] != STATEMENT_TYPE or statement["predicateType"] != PREDICATE_TYPE:
-        raise ValueError(f"it is no verdict of this package: its predicateType is {statement['predicateType'][:80]!a}")
+        raise ValueError(
+            f"it is not a verdict of this package: its predicateType is {statement['predicateType'][:80]!a}"
+        )
     if statement["predicate"]["format_version"] != FORMAT_VERSION:
         version = statement["predicate"]["format_version"]
         raise ValueError(f"it has the format {version}; this version reads {FORMAT_VERSION}")
     files.check_form(statement, _FORM)
     predicate, names = statement["predicate"], [subject["name"] for subject in statement["subject"]]
-    if len(set(names)) < len(names) or not {MANIFEST, MODEL} <= set(names):
-        raise ValueError(f"its subjects are not {MANIFEST} and {MODEL}, each once")
+    if len(set(names)) < len(names) or not {MANIFEST, WEIGHTS} <= set(names):
+        raise ValueError(f"its subjects are not {MANIFEST} and {WEIGHTS}, each once")
     digests = [subject["digest"]["sha256"] for subject in statement["subject"]]
     digests += [predicate["run"][name] for name in ("manifest_digest", "record_digest")]
     if not all(map(is_digest, digests)):
-        raise ValueError("it has a digest that is no sha256")
+        raise ValueError("it has an invalid sha256")
     if predicate["verdict"] not in ("IDENTICAL", "DIFFERENT"):
         raise ValueError(f"its verdict is {predicate['verdict'][:50]!a}")
     _check_extent(predicate["checked"])
     if not predicate["machine"]["processor_family"].strip():
         raise ValueError("it names no processor_family")
     if not _TIME.fullmatch(predicate["verified_at"]):
-        raise ValueError(f"its verified_at is {predicate['verified_at'][:50]!a}, no time such as 2026-01-31T12:00:00Z")
+        raise ValueError(
+            f"its verified_at is {predicate['verified_at'][:50]!a}, not a time such as 2026-01-31T12:00:00Z"
+        )
     datetime.fromisoformat(predicate["verified_at"])
     return statement
 
 
 def _check_extent(checked: dict[str, Any]) -> None:
     if checked["kind"] not in get_args(Kind):
-        raise ValueError(f"what it checked is {checked['kind'][:50]!a}")
+        raise ValueError(f"its kind of check is {checked['kind'][:50]!a}")
     segments, num_steps = checked["segments"], checked["num_steps"]
     are_segments = all(len(pair) == 2 and 0 <= pair[0] < pair[1] <= num_steps for pair in segments)
     if not are_segments or bool(segments) == (checked["kind"] == "all") or min(num_steps, checked["num_digests"]) < 0:
-        raise ValueError("what it checked are no segments of the run")
+        raise ValueError("its segments are not segments of the run")
 
 
 def format_time(moment: datetime) -> str:
-    """Format a moment as statements have it."""
+    """Format a time as in statements, such as 2026-01-31T12:00:00Z."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

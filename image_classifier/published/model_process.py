@@ -1,8 +1,8 @@
-"""Load an ONNX file in a process of its own, which `predictor` starts: a small one may ask for any amount of memory.
+"""Tests an untrusted ONNX file in a separate process with a memory limit, which `predictor` starts.
 
      python -m image_classifier.published.model_process < FILE
 
-ends well if the file can be loaded, and answers for an image, within the limits.
+succeeds if the model can be loaded and computes one image within the limits.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from image_classifier.text import one_line
 
 
 def main() -> None:
-    """Load and compute what stdin holds."""
+    """Load the model on stdin and compute one image."""
     import onnxruntime
 
     content = sys.stdin.buffer.read()
     options = build_options(onnxruntime, 1)
-    options.enable_cpu_mem_arena = False  # which takes more than it needs
+    options.enable_cpu_mem_arena = False  # the arena reserves more than it needs
     with Confinement(MEMORY_BYTES + 4 * len(content)):
         try:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             side = get_image_size(session)
-            if side is not None:  # else it is none of ours, which its user says
+            if side is not None:  # otherwise the caller reports that it is not a model of this package
                 session.run(None, {session.get_inputs()[0].name: np.zeros((1, side, side, 3), np.uint8)})
-        except Exception as error:  # of types that the runtime alone knows
+        except Exception as error:  # ONNX Runtime's own types
             if "alloc" in str(error):
                 raise MemoryError from error
             raise ModelError(

@@ -1,6 +1,6 @@
-"""Who must have verified a run before its model is relied on: a policy, and the attestations that meet it.
+"""Policies: who must have verified a run before its model is used, and which attestations meet a policy.
 
-Free of torch, and of the network: all that counts lies in the folder and in the policy.
+Only the folder and the policy matter; the network is not used.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from image_classifier import files
 from image_classifier.errors import ModelError, SettingsError, VerdictError
 from image_classifier.published.attestation import (
     EXPORT,
+    WEIGHTS,
+    Attestation,
+    Kind,
+    Signer,
+    Verifier,
+    load_key,
+    read_attestations,
 )
-from image_classifier.published.attestation import MODEL as WEIGHTS
-from image_classifier.published.attestation import Attestation, Kind, Signer, Verifier, load_key, read_attestations
 from image_classifier.published.folder import MODEL, Published, check_identity_signature, check_signature
 from image_classifier.text import one_line
 
 FORMAT_VERSION = 1
 MAX_SIGNERS = 64
 CLOCK_SKEW = timedelta(minutes=5)
-"""How far clocks may be apart: what is later than this is of the future."""
+"""Tolerance for clocks of other machines."""
 
 _THRESHOLD = re.compile(r"([1-9]\d?)-of-([1-9]\d?)", re.ASCII)
-_NUM_NAMED = 5  # attestations that a message names
+_NUM_NAMED = 5  # attestations that a message lists
 _KEYS = {
     *("format_version", "threshold", "verifiers", "publishers"),
     *("min_processor_families", "max_age_days", "kinds", "trust_config"),
@@ -43,13 +48,13 @@ class Policy:
     """Who must have verified a run, and how.
 
     Attributes:
-        source: what to call it in messages.
-        threshold: how many of the verifiers must have found the run IDENTICAL.
-        publishers: one of whom must have signed a published model, unless as many verifiers have attested its bytes.
-        min_processor_families: on how many families of processors the counted verdicts must have been found.
-        max_age_days: how old they may be; None for any age.
-        kinds: what counts as verified.
-        trust_config: file with the keys of a Sigstore of one's own.
+        source: name of the policy in messages.
+        threshold: number of verifiers who must have found the run IDENTICAL.
+        publishers: one of them must have signed a published model, unless the verdicts name the model's digest.
+        min_processor_families: number of processor families that the verdicts must cover.
+        max_age_days: maximum age of a verdict; None for any age.
+        kinds: accepted kinds of verification.
+        trust_config: file with the keys of a private Sigstore instance.
     """
 
     source: str
@@ -66,8 +71,8 @@ class Policy:
             self._check(len(signers) <= MAX_SIGNERS, f"it has more than {MAX_SIGNERS} {group}")
             names, ids = [signer.name for signer in signers], [signer.id for signer in signers]
             twice = next((signer.name for signer in signers if ids.count(signer.id) > 1), None)
-            self._check(twice is None, f"{twice} is twice among its {group}: the same key or identity counts once")
-            self._check(len(set(names)) == len(names), f"two of its {group} have one name")
+            self._check(twice is None, f"{twice} is twice among its {group}: a key or identity counts once")
+            self._check(len(set(names)) == len(names), f"two of its {group} have the same name")
         most = len(self.verifiers)
         self._check(1 <= self.threshold <= most, f"it asks for {self.threshold} of its {most} verifiers")
         self._check(
@@ -77,21 +82,21 @@ class Policy:
         self._check(age is None or 0 < age < math.inf, f"max_age_days is {age}, not a number above 0")
         kinds = self.kinds
         is_list = 0 < len(kinds) == len(set(kinds)) and set(kinds) <= set(get_args(Kind))
-        self._check(is_list, f"kinds takes some of {', '.join(get_args(Kind))}, each once")
+        self._check(is_list, f"kinds takes one or more of {', '.join(get_args(Kind))}, each once")
 
     def _check(self, is_good: bool, reason: str) -> None:
         if not is_good:
-            raise SettingsError(f"{self.source} cannot be met: {reason}")
+            raise SettingsError(f"{self.source} is not valid: {reason}")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What attestations are to be about.
+    """The run that attestations must be about.
 
     Attributes:
-        title: to call it in messages.
-        manifest_digest: that the run's manifest names as its own.
-        digests: sha256 by name of what an attestation must name, too.
+        title: for messages.
+        manifest_digest: digest in the run's manifest.
+        digests: sha256 by name of further files that an attestation must name.
     """
 
     title: str
@@ -101,11 +106,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Tally:
-    """Attestations that meet a policy.
+    """Attestations, counted by a policy.
 
     Attributes:
-        missing: names of the verifiers of whom none counts.
-        ignored: why others do not count, by name of the file.
+        counted: accepted ones.
+        missing: names of verifiers without an accepted one.
+        ignored: reasons why others do not count, by file name.
     """
 
     counted: tuple[Attestation, ...]
@@ -117,29 +123,29 @@ def parse_threshold(text: str) -> tuple[int, int]:
     """Parse a threshold such as 2-of-3.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: it is malformed.
     """
     match = _THRESHOLD.fullmatch(text)
     if match is None or int(match[1]) > int(match[2]):
-        raise SettingsError(f"--threshold takes how many of how many, such as 2-of-3, got: {text!a}")
+        raise SettingsError(f"--threshold takes K-of-N, such as 2-of-3, got: {text!a}")
     return int(match[1]), int(match[2])
 
 
 def build_policy(threshold: int, public_keys: Sequence[Path]) -> Policy:
-    """Build a policy by which so many of the owners of these keys must have verified a run.
+    """Build a policy that requires verdicts from `threshold` of the owners of these keys.
 
     Raises:
-        SettingsError: a key cannot be read, comes twice, or is of another kind.
+        SettingsError: a key cannot be read, is repeated, or has another type.
     """
     signers = tuple(Signer(str(path), load_key(path)) for path in public_keys)
     return Policy("--threshold", threshold, signers)
 
 
 def load_policy(path: Path) -> Policy:
-    """Load a policy from its YAML file; other files that it names lie relative to it.
+    """Load a policy from a YAML file. Paths in it are relative to the file.
 
     Raises:
-        SettingsError: it cannot be read, is malformed, or can be met by nobody.
+        SettingsError: it cannot be read, or is malformed or contradictory.
     """
     try:
         content = files.load_yaml(path)
@@ -150,10 +156,10 @@ def load_policy(path: Path) -> Policy:
 
 
 def parse_policy(content: Any, path: Path) -> Policy:
-    """Parse a policy's content as `load_policy` does.
+    """Parse the content of a policy.
 
     Raises:
-        SettingsError: it is malformed, or can be met by nobody, or a key cannot be read.
+        SettingsError: it is malformed or contradictory, or a key cannot be read.
     """
     try:
         files.check_form(content, {"format_version": int})
@@ -188,7 +194,7 @@ def parse_policy(content: Any, path: Path) -> Policy:
 def _check_names(entry: dict[Any, Any], known: set[str]) -> None:
     unknown = sorted(str(key)[:50] for key in entry if key not in known)
     if unknown:
-        raise ValueError(f"it has {unknown[0]!a}, which nothing is known of; it takes {', '.join(sorted(known))}")
+        raise ValueError(f"{unknown[0]!a} is not a known key; the keys are {', '.join(sorted(known))}")
 
 
 def _parse_signer(entry: dict[str, Any], folder: Path) -> Signer:
@@ -204,14 +210,14 @@ def _parse_signer(entry: dict[str, Any], folder: Path) -> Signer:
 
 
 def check_run(folder: Path, manifest: dict[str, Any], policy: Policy, now: datetime | None = None) -> Tally:
-    """Check that a run was verified as a policy asks for.
+    """Check that a run was verified as a policy requires.
 
     Args:
-        manifest: the run's, against which its files were held.
+        manifest: of the run, whose files match it.
 
     Raises:
-        VerdictError: somebody who counts says that it is DIFFERENT.
-        ModelError: too few say that it is IDENTICAL; the message says who is missing, and what does not count.
+        VerdictError: a verifier found the run DIFFERENT.
+        ModelError: too few found it IDENTICAL; the message lists missing verifiers and ignored attestations.
     """
     digests = {WEIGHTS: manifest["files"].get(WEIGHTS, {}).get("sha256", "")}
     return _check(folder, Subject(str(folder), manifest["digest"], digests), policy, now)
@@ -220,25 +226,25 @@ def check_run(folder: Path, manifest: dict[str, Any], policy: Policy, now: datet
 def check_published(
     folder: Path, published: Published, policy: Policy, name: str = MODEL, now: datetime | None = None
 ) -> Tally:
-    """Check that the run of a published model was verified as a policy asks for, and that the model is of that run.
+    """Check that a published model's run was verified as a policy requires, and that the model comes from that run.
 
-    The latter is said by a publisher whom the policy names, by signing the folder; or by the verifiers, who name the
-    digest of the model that they have exported from the weights.
+    The second is proved by a publisher's signature of the folder, or by verdicts that name the digest of the exported
+    model.
 
     Args:
-        published: as it was read from the folder; these bytes alone are spoken of.
-        name: of the model's file that is to be relied on.
+        published: content of the folder, to which the result applies.
+        name: of the ONNX file that is to be used.
 
     Raises:
-        VerdictError: somebody who counts says that the run is DIFFERENT.
-        ModelError: too few say that it is IDENTICAL, or nobody that the model is of it.
-        SettingsError: Sigstore's keys cannot be had, or an extra is not installed.
+        VerdictError: a verifier found the run DIFFERENT.
+        ModelError: too few found it IDENTICAL, or nothing proves that the model comes from it.
+        SettingsError: Sigstore's keys cannot be loaded, or an extra is not installed.
     """
     digests = {}
     if not _is_by_publisher(folder, published, policy):
         if name != MODEL:
             reason = f"{name} must be signed by one of its publishers, as no attestation names it"
-            raise ModelError(f"{folder} is not verified as {policy.source} asks for: {reason}")
+            raise ModelError(f"{folder} is not verified as {policy.source} requires: {reason}")
         digests = {EXPORT: hashlib.sha256(published.files[name]).hexdigest()}
     digest = str(published.manifest.get("run_manifest_digest", ""))
     return _check(folder, Subject(str(folder), digest, digests), policy, now)
@@ -252,7 +258,7 @@ def _is_by_publisher(folder: Path, published: Published, policy: Policy) -> bool
             else:
                 check_identity_signature(folder, published, signer.identity, signer.issuer, policy.trust_config)
             return True
-        except ModelError:  # another publisher's, or none
+        except ModelError:  # not signed by this publisher
             continue
     return False
 
@@ -260,17 +266,19 @@ def _is_by_publisher(folder: Path, published: Published, policy: Policy) -> bool
 def _check(folder: Path, subject: Subject, policy: Policy, now: datetime | None) -> Tally:
     contents, refused = read_attestations(folder)
     tally = count(subject, contents, policy, now or datetime.now(UTC))
-    return _judge(subject, Tally(tally.counted, tally.missing, refused | tally.ignored), policy)
+    tally.ignored.update(refused)
+    _require(subject, tally, policy)
+    return tally
 
 
 def count(subject: Subject, contents: dict[str, bytes], policy: Policy, now: datetime) -> Tally:
-    """Count the attestations about a subject, by distinct verifiers.
+    """Count the attestations about a subject by a policy.
 
     Args:
-        contents: of the attestations' files, by name.
+        contents: attestations by file name.
 
     Raises:
-        VerdictError: a verifier says DIFFERENT; whoever says IDENTICAL is named, too.
+        VerdictError: a verifier found the run DIFFERENT.
     """
     verifier = Verifier(policy.verifiers, policy.trust_config)
     counted: list[Attestation] = []
@@ -279,45 +287,41 @@ def count(subject: Subject, contents: dict[str, bytes], policy: Policy, now: dat
     for name, content in contents.items():
         try:
             attestation = verifier.verify(name, content)
-            _check_subject(attestation, subject)
-            if attestation.predicate["verdict"] == "DIFFERENT":  # however old, and by whatever clock
+            if attestation.predicate["run"]["manifest_digest"] != subject.manifest_digest:
+                raise ValueError("it is about another run")
+            if attestation.predicate["verdict"] == "DIFFERENT":  # at any age
                 different.append(attestation)
             else:
-                _check_worth(attestation, subject, policy, now)
+                _check_accepted(attestation, subject, policy, now)
                 counted.append(attestation)
         except ValueError as error:
             ignored[name] = one_line(error)
     if different:
         words = "; ".join(each.describe() for each in [*different, *counted][: 2 * _NUM_NAMED])
         contradicting = "the verdicts contradict each other: " if counted else ""
-        reason = f"{contradicting}{words}; nothing is accepted until that is explained"
-        raise VerdictError(f"{subject.title} is not verified as {policy.source} asks for: {reason}")
+        reason = f"{contradicting}{words}; resolve this before you rely on the run"
+        raise VerdictError(f"{subject.title} is not verified as {policy.source} requires: {reason}")
     signers = {attestation.signer.id for attestation in counted}
     missing = tuple(signer.name for signer in policy.verifiers if signer.id not in signers)
     return Tally(tuple(counted), missing, ignored)
 
 
-def _check_subject(attestation: Attestation, subject: Subject) -> None:
-    if attestation.predicate["run"]["manifest_digest"] != subject.manifest_digest:
-        raise ValueError("it is about another run")
-
-
-def _check_worth(attestation: Attestation, subject: Subject, policy: Policy, now: datetime) -> None:
+def _check_accepted(attestation: Attestation, subject: Subject, policy: Policy, now: datetime) -> None:
     for name, digest in subject.digests.items():
         if name not in attestation.subjects:
-            raise ValueError(f"it does not name {name}, which no publisher of the policy has signed")
+            raise ValueError(f"it does not name {name}, and no publisher of the policy signed the model")
         if attestation.subjects[name] != digest:
             raise ValueError(f"it is about another {name}")
     verified_at, kind = attestation.verified_at, attestation.predicate["checked"]["kind"]
     if verified_at > now + CLOCK_SKEW:
-        raise ValueError(f"it is of the future: {attestation.predicate['verified_at']}")
+        raise ValueError(f"it is dated in the future: {attestation.predicate['verified_at']}")
     if policy.max_age_days is not None and (now - verified_at).total_seconds() > policy.max_age_days * 86400:
         raise ValueError(f"it is older than {policy.max_age_days:g} days: {attestation.predicate['verified_at']}")
     if kind not in policy.kinds:
-        raise ValueError(f"it is of the kind {kind}, and {', '.join(policy.kinds)} counts")
+        raise ValueError(f"its kind is {kind}, but the policy accepts {', '.join(policy.kinds)}")
 
 
-def _judge(subject: Subject, tally: Tally, policy: Policy) -> Tally:
+def _require(subject: Subject, tally: Tally, policy: Policy) -> None:
     families = {attestation.predicate["machine"]["processor_family"] for attestation in tally.counted}
     num_signers = len(policy.verifiers) - len(tally.missing)
     lacks = []
@@ -330,5 +334,4 @@ def _judge(subject: Subject, tally: Tally, policy: Policy) -> Tally:
         others = [f"{name}: {reason}" for name, reason in sorted(tally.ignored.items())]
         more = [f"{len(others) - _NUM_NAMED} more"] if len(others) > _NUM_NAMED else []
         lacks += [f"not counted: {line}" for line in others[:_NUM_NAMED] + more]
-        raise ModelError(f"{subject.title} is not verified as {policy.source} asks for: {'; '.join(lacks)}")
-    return tally
+        raise ModelError(f"{subject.title} is not verified as {policy.source} requires: {'; '.join(lacks)}")

@@ -1,4 +1,4 @@
-"""A published model, loaded with ONNX Runtime: uint8 images in, probabilities out. Never imports torch."""
+"""Loads a published model with ONNX Runtime and predicts with it: uint8 images in, probabilities out."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ from image_classifier.text import one_line
 
 INPUT, OUTPUT = "images", "probabilities"
 WORTH_ALL_CORES = 0.8
-"""All cores compute one image where they take no more than this part of one core's time: others need them, too."""
+"""A single image uses all cores if that takes at most this fraction of one core's time: other work needs them too."""
 
 METADATA_PREFIX = "image_classifier."
-"""Of the keys of an ONNX file's metadata that say what it is."""
+"""Prefix of the package's keys in the metadata of an ONNX file."""
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What a published model says about itself.
+    """Description of a published model.
 
     Attributes:
         path: the folder, or the ONNX file.
-        version: the registry's, or else the first 12 digits of the ONNX file's sha256.
-        views: views of an image that are averaged inside.
-        data_digest: of the snapshot that it was trained on.
-        fit: how image files of another size are fitted, as those were that it was trained on.
-        image_size: side in pixels of the images that it takes.
-        card: MODEL_CARD.md, as it was read with the model; None where there is none.
-        manifest: manifest.json likewise.
+        version: of the registry; without one, the first 12 digits of `digest`.
+        views: test-time augmentation inside the model.
+        data_digest: digest of the training snapshot.
+        fit: how image files of other sizes are resized, as in training.
+        image_size: side of the input in pixels.
+        card: content of MODEL_CARD.md; None if there is none.
+        manifest: content of manifest.json, likewise.
         digest: sha256 of the ONNX file.
-        samples: samples.png likewise.
-        verdicts: about its run, of the attestations beside it.
-        reference: drift_reference.json likewise.
+        samples: content of samples.png, likewise.
+        verdicts: about its run, from the attestations in the folder.
+        reference: content of drift_reference.json, likewise.
     """
 
     path: Path
@@ -82,11 +82,11 @@ class PublishedModel:
 
 
 class Predictor:
-    """Answers for one model; safe to be called from several threads.
+    """Predicts with one model. Thread-safe.
 
     Attributes:
-        model: what the model says about itself.
-        seconds_per_image: of computing, measured when `measure` was called.
+        model: description of the model.
+        seconds_per_image: inference time, set by `measure`.
     """
 
     def __init__(self, session: Any, model: PublishedModel, lone_session: Any = None) -> None:
@@ -96,34 +96,36 @@ class Predictor:
         self._lone_session = lone_session or session
 
     def measure(self) -> None:
-        """Measure how long an image takes, and choose how one is computed that is alone.
+        """Measure the inference time of an image, and choose the number of threads for a single image.
 
         Raises:
-            ModelError: it cannot be computed.
+            ModelError: the model cannot be computed.
         """
         try:
             if self._time(1, is_alone=True) > WORTH_ALL_CORES * self._time(1, is_alone=False):
                 self._lone_session = self._session
             self.seconds_per_image = self._time(4, is_alone=False) / 4
-        except Exception as error:  # of types that the runtime alone knows
-            raise ModelError(f"{self.model.path} cannot be computed here: {one_line(error)}") from error
+        except Exception as error:  # ONNX Runtime's own types
+            raise ModelError(f"{self.model.path} cannot be computed: {one_line(error)}") from error
 
     def _time(self, num_images: int, *, is_alone: bool) -> float:
         images = np.zeros((num_images, self.model.image_size, self.model.image_size, 3), np.uint8)
         seconds: list[float] = []
-        while len(seconds) < 20 and sum(seconds) < 0.05:  # the shortest: others may be at work, too
+        while len(seconds) < 20 and sum(seconds) < 0.05:  # the minimum counts: other processes may disturb
             began = time.perf_counter()
             probabilities = self.predict(images, is_alone=is_alone)
             seconds.append(time.perf_counter() - began)
         if probabilities.shape != (num_images, len(self.model.classes)):
-            raise ValueError(f"{probabilities.shape[1:]} answers an image for {len(self.model.classes)} classes")
+            raise ValueError(
+                f"it returns {probabilities.shape[1:]} values per image for {len(self.model.classes)} classes"
+            )
         return min(seconds)
 
     def predict(self, images: NDArray[np.uint8], *, is_alone: bool = False) -> NDArray[np.float32]:
-        """Compute the probability of each class: uint8 [N, S, S, 3] RGB to float32 [N, C].
+        """Predict class probabilities, float32 [N, C], of RGB images, uint8 [N, S, S, 3].
 
         Args:
-            is_alone: nothing else is computed meanwhile.
+            is_alone: nothing else is being computed.
 
         Raises:
             DataError: the images have another type or shape.
@@ -151,18 +153,18 @@ def load_predictor(
     """Check a published model and load it.
 
     Args:
-        path: its folder, or an ONNX file; one in a published folder is held against the manifest there.
-        public_key: the key that it must be signed by.
-        policy: by whom its run must have been verified.
-        num_threads: threads that compute one batch; 0 for all cores.
-        num_lone_threads: threads that compute what is alone; 0 for as many as always.
-        precision: which of the folder's two models.
-        version: what the registry calls it.
+        path: its folder, or an ONNX file. A file in a published folder is checked against the manifest.
+        public_key: of the required signature.
+        policy: who must have verified the run.
+        num_threads: threads per batch; 0 for all cores.
+        num_lone_threads: threads for a single image; 0 for `num_threads`.
+        precision: which of the folder's models.
+        version: name of the version in the registry.
 
     Raises:
-        ModelError: it is missing, changed, not signed by the key, not verified as the policy asks for, of a later
-            format, or cannot be computed here.
-        SettingsError: the key is of another kind, or ONNX Runtime is not installed.
+        ModelError: it is missing, changed, has a later format, fails the signature or policy check, or cannot be
+            computed.
+        SettingsError: the key has another type, or ONNX Runtime is not installed.
     """
     content, beside, verdicts = _read_model(path, public_key, policy, precision)
     predictor = build_predictor(
@@ -190,15 +192,17 @@ def build_predictor(
 ) -> Predictor:
     """Build a predictor from the content of an ONNX file.
 
-    It is loaded in a process of its own first, within limits, unless it is signed by a key that the caller trusts.
+    Args:
+        is_signed: a trusted key signed it; otherwise a separate process with limits tests it first.
+
     The other arguments are those of `load_predictor`.
 
     Raises:
-        ModelError: it is of a later format, has weights in other files, or cannot be computed here.
+        ModelError: it has a later format or external weights, or cannot be computed.
         SettingsError: ONNX Runtime is not installed.
     """
     runtime = load_extra("onnxruntime", "serve")
-    if not is_signed:  # what is signed comes from who is trusted
+    if not is_signed:
         try:
             for _ in read_confined(model_process.__name__, content=content):
                 pass
@@ -208,7 +212,7 @@ def build_predictor(
     try:
         session = _build_session(runtime, content, num_threads)
         lone_session = _build_session(runtime, content, num_lone_threads) if num_lone_threads > num_threads else None
-    except Exception as error:  # of types that the runtime alone knows: a newer opset, an unknown operator, no model
+    except Exception as error:  # ONNX Runtime's own types: a newer opset, an unknown operator, not an ONNX file
         raise ModelError(f"{path} cannot be loaded by ONNX Runtime {runtime.__version__}: {one_line(error)}") from error
     digest = hashlib.sha256(content).hexdigest()
     return Predictor(session, _describe(path, session, version or digest[:12], digest), lone_session)
@@ -216,7 +220,7 @@ def build_predictor(
 
 def _build_session(runtime: Any, content: bytes, num_threads: int) -> Any:
     options = build_options(runtime, num_threads)
-    # A thread that spins between two batches takes the processor from the ones that decode and answer.
+    # Threads that spin between two batches would take CPU time from decoding and answering.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
@@ -224,7 +228,7 @@ def _build_session(runtime: Any, content: bytes, num_threads: int) -> Any:
 def _read_model(
     path: Path, public_key: Path | None, policy: Policy | None, precision: ServingPrecision
 ) -> tuple[bytes, dict[str, bytes], tuple[Verdict, ...]]:
-    """Read the content of a model once, and what is shown of its folder: the bytes that were checked."""
+    """Read and check a model: its content, the files of its folder, and the verdicts about its run."""
     if not path.exists():
         raise ModelError(f"there is no published model {path}; publish a run first")
     folder, name = (path, INT8_MODEL if precision == "int8" else MODEL) if path.is_dir() else (path.parent, path.name)
@@ -259,9 +263,12 @@ def _describe(path: Path, session: Any, version: str, digest: str) -> PublishedM
         image_size = get_image_size(session)
         if image_size is None:
             raise ValueError(f"input of square images of {', '.join(map(str, IMAGE_SIZES))} pixels")
+        classes = files.parse_json(metadata["classes"])
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("list of classes")
         return PublishedModel(
             path=path,
-            classes=_parse_classes(metadata["classes"]),
+            classes=tuple(classes),
             version=version,
             experiment_name=metadata["experiment_name"],
             run_name=metadata["run_name"],
@@ -273,11 +280,4 @@ def _describe(path: Path, session: Any, version: str, digest: str) -> PublishedM
             digest=digest,
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} is no model that this package published: it has no valid {error}") from error
-
-
-def _parse_classes(text: str) -> tuple[str, ...]:
-    classes = files.parse_json(text)
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("list of classes")
-    return tuple(classes)
+        raise ModelError(f"{path} is not a model published by this package: it has no valid {error}") from error

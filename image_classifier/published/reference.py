@@ -1,7 +1,7 @@
-"""What the images and answers of a published model's test set were like: what later ones are held against.
+"""The drift reference of a published model: statistics of the test set's images and predictions.
 
-It is written by `publish`, read by the server's gauges and by `drift`, and free of torch and SciPy. It is a summary of
-bounded size: counts, quantiles, and a sample of low-dimensional embeddings. No image is in it.
+`publish` writes it; the server's metrics and `drift` compare later images with it. Its size is bounded: counts,
+quantiles, and a sample of low-dimensional embeddings. It contains no image.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from image_classifier.text import one_line
 
 FORMAT_VERSION = 1
 NUM_QUANTILES = 1001
-"""Of each measure, at most: a quantile is off by a thousandth of the images at most."""
+"""Maximum number of quantiles per measure: each is exact to a thousandth of the images."""
 NUM_SAMPLES = 512
-"""Embeddings, at most."""
+"""Maximum number of embeddings."""
 MEASURES = ("confidence", "brightness", "contrast", "sharpness", "saturation", "warmth")
-"""Of an image: the probability of its predicted class, then statistics of its pixels."""
+"""Measures of an image: the probability of the predicted class, then statistics of the pixels."""
 
 _MAX_FOLDED = 16
-_MAX_BINS = 20  # of classes: with more, chance alone gives an index of 0.1 in a window of a few hundred images
+_MAX_BINS = 20  # of classes: with more, chance alone gives a stability index of 0.1 for a few hundred images
 _MIN_PROBABILITY = 1e-6
-_MAX_IMAGES = 2**31  # such that numbers of images, times quantiles, are still exact
-_MAX_VALUE = 1e6  # far above what levels and sums of logarithms come to
+_MAX_IMAGES = 2**31  # so that numbers of images times quantiles are exact
+_MAX_VALUE = 1e6  # far above all pixel values and log probabilities
 _CHUNK_BYTES = 2**23
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The summary of a test set.
+    """Statistics of a test set.
 
     Attributes:
         num_images: in the test set.
-        class_counts: int64 [C], predicted images of each class.
-        quantiles: float64 by measure, ascending, from the smallest value to the largest.
-        sample: float64 [M, D], embeddings of images at even distances in the test set.
+        class_counts: int64 [C], number of images predicted as each class.
+        quantiles: by measure, float64 [Q], ascending from minimum to maximum.
+        sample: float64 [M, D], embeddings of evenly spaced test images.
     """
 
     classes: tuple[str, ...]
@@ -57,7 +57,7 @@ class Reference:
 
 
 def build_reference(classes: Sequence[str], images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> Reference:
-    """Build the summary of a test set: uint8 [N, 3, S, S] images, as a snapshot has them, float32 [N, C] answers."""
+    """Build the reference from test images, uint8 [N, 3, S, S], and their predictions, float32 [N, C]."""
     num_images, _, image_size, _ = images.shape
     measures = measure(images.transpose(0, 2, 3, 1), probabilities)
     sampled = choose_evenly(num_images, NUM_SAMPLES)
@@ -75,27 +75,27 @@ def build_reference(classes: Sequence[str], images: NDArray[np.uint8], probabili
 
 
 def choose_evenly(number: int, most: int) -> NDArray[np.int64]:
-    """Choose so many of a number of rows at even distances, the first and the last among them; all if there are few."""
+    """Choose `most` evenly spaced indices below `number`, including the first and last; all if there are fewer."""
     if number <= most:
         return np.arange(number)
     return np.arange(most) * (number - 1) // (most - 1)
 
 
 def measure(images: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """Measure images: uint8 [N, S, S, 3] and their answers float32 [N, C] to float64 [N] by measure.
+    """Measure images, uint8 [N, S, S, 3], and their predictions, float32 [N, C]: float64 [N] by measure.
 
-    Brightness is the mean of all levels, contrast the standard deviation of the luminance, sharpness its mean distance
-    from the mean of the four neighbours, saturation the mean distance of the largest colour from the smallest, and
-    warmth the mean of red less that of blue; all in levels of 0 to 255.
+    Brightness is the mean pixel value, and contrast the standard deviation of the luminance. Sharpness is the mean
+    absolute difference of the luminance from the mean of its four neighbours. Saturation is the mean of the largest
+    minus the smallest channel, and warmth the mean of red minus blue. All are on the scale of 0 to 255.
     """
-    step = max(1, _CHUNK_BYTES // (3 * images.shape[1] ** 2))  # of images whose levels are in memory at once
+    step = max(1, _CHUNK_BYTES // (3 * images.shape[1] ** 2))  # bounds the memory of intermediate values
     chunks = [_measure_pixels(images[start : start + step]) for start in range(0, len(images), step)]
     columns = np.concatenate([probabilities.max(axis=1, keepdims=True).astype(np.float64), np.concatenate(chunks)], 1)
     return {name: round_measure(name, columns[:, column]) for column, name in enumerate(MEASURES)}
 
 
 def round_measure(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round values as the reference has them: one that comes often must not lie beside itself."""
+    """Round values as in the reference, so that equal values stay equal."""
     return values.round(6 if name == "confidence" else 3)
 
 
@@ -116,10 +116,10 @@ def _measure_pixels(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def embed(measures: dict[str, NDArray[np.float64]], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Embed images by what a capture has of them: float64 [N, D], D being at most 21.
+    """Embed images by their probabilities, float32 [N, C], and measures: float64 [N, D] with D at most 21.
 
-    A published model gives probabilities and no features. Their logarithms tell classes apart, and the statistics of
-    pixels what blurs or tints all classes alike. Above 16 classes, several share a dimension, with changing signs.
+    A published model returns no features. Log probabilities distinguish classes; the pixel statistics detect blur or
+    tints of all classes. With more than 16 classes, several share a dimension, with alternating signs.
     """
     logits = np.log(np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY))
     logits -= logits.mean(axis=1, keepdims=True)
@@ -136,27 +136,27 @@ def embed(measures: dict[str, NDArray[np.float64]], probabilities: NDArray[np.fl
 
 
 def find_edges(quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Find the edges between ten bins of as many images each, or fewer where values come often."""
+    """Find the edges between ten bins of equal counts; fewer bins if values repeat."""
     deciles = choose_evenly(len(quantiles), 11)[1:-1]
     return np.unique(quantiles[deciles])
 
 
 def count_bins(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Count the values in each bin; one that is on an edge is in the bin above it."""
+    """Count the values in each bin; a value on an edge belongs to the bin above."""
     return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
 
 
 def count_both(
     quantiles: NDArray[np.float64], values: NDArray[np.float64], num_images: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count a window's values, and the images of the reference, in the reference's tenths."""
+    """Count a window's values, and the images of the reference, in bins by the reference's deciles."""
     edges = find_edges(quantiles)
     expected = count_bins(quantiles, edges) * num_images // len(quantiles)
     return count_bins(values, edges), expected
 
 
 def get_class_bins(class_counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Get the bin of each class: its own, or with many classes one of twenty that stand for as many images each."""
+    """Return the bin of each class: its own, or with many classes one of twenty bins of similar counts."""
     if len(class_counts) <= _MAX_BINS:
         return np.arange(len(class_counts))
     middles = (np.cumsum(class_counts) - class_counts / 2) / class_counts.sum()
@@ -164,9 +164,9 @@ def get_class_bins(class_counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def compute_stability_index(counts: NDArray[np.int64], expected: NDArray[np.int64]) -> float:
-    """Compute the population stability index: the sum of (p - q) ln(p / q) over bins, with half an image more in each.
+    """Compute the population stability index (PSI): the sum of (p - q) ln(p / q) over bins.
 
-    A rule of thumb of credit scoring, where it comes from: below 0.1 little has changed, above 0.25 much.
+    Half an image is added to each bin. Rule of thumb from credit scoring: below 0.1 is stable, above 0.25 has shifted.
     """
     shares = [(each + 0.5) / (each.sum() + 0.5 * len(each)) for each in (counts, expected)]
     return float(((shares[0] - shares[1]) * np.log(shares[0] / shares[1])).sum())
@@ -176,7 +176,7 @@ def compute_stability_index(counts: NDArray[np.int64], expected: NDArray[np.int6
 
 
 def serialize_reference(reference: Reference) -> bytes:
-    """Serialize a reference: the same one to the same bytes."""
+    """Serialize a reference deterministically."""
     content = {
         "format_version": FORMAT_VERSION,
         "classes": list(reference.classes),
@@ -190,15 +190,22 @@ def serialize_reference(reference: Reference) -> bytes:
 
 
 def read_reference(folder: Path, published: Published) -> Reference:
-    """Read the reference of a published model; it raises what `parse_reference` does."""
+    """Read the reference of a published model.
+
+    Raises:
+        ModelError: as `parse_reference`.
+    """
     return parse_reference(folder, published.files.get(REFERENCE), published.manifest["classes"])
 
 
 def parse_reference(folder: Path, raw: bytes | None, classes: Sequence[str]) -> Reference:
-    """Parse the reference of a model with these classes, as it was read from the model's folder.
+    """Parse the reference of a model with these classes.
+
+    Args:
+        raw: content of the file in the model's folder; None if there is none.
 
     Raises:
-        ModelError: it has none, as one that was published by an earlier version, or it is of other classes, or damaged.
+        ModelError: it is missing, damaged, or has other classes.
     """
     path = folder / REFERENCE
     if raw is None:
@@ -217,7 +224,7 @@ def parse_reference(folder: Path, raw: bytes | None, classes: Sequence[str]) -> 
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(f"{path} is damaged: {one_line(error)}; publish the run again") from error
     if reference.classes != tuple(classes):
-        raise ModelError(f"{path} is of other classes than the model; publish the run again")
+        raise ModelError(f"{path} has other classes than the model; publish the run again")
     return reference
 
 
@@ -239,5 +246,5 @@ def _parse(content: dict[str, Any]) -> Reference:
     if sample.shape != (min(num_images, NUM_SAMPLES), width):
         raise ValueError("sample")
     if not all((np.abs(each) <= _MAX_VALUE).all() for each in (sample, *quantiles.values())):
-        raise ValueError("a value that no image has")
+        raise ValueError("a value out of range")
     return Reference(tuple(classes), image_size, num_images, counts, quantiles, sample)

@@ -1,4 +1,4 @@
-"""The settings that every session of ONNX Runtime has here."""
+"""Common settings of ONNX Runtime sessions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from image_classifier.image_sizes import ImageSize, is_image_size
 
 
 def build_options(runtime: Any, num_threads: int) -> Any:
-    """Build a session's options.
+    """Build session options.
 
-    Weights outside the ONNX file are not found: nobody has checked those. A model that asks for them fails.
+    External weights are disabled, because no digest covers them: a model that needs them fails to load.
 
     Args:
         runtime: the module `onnxruntime`.
-        num_threads: threads that compute one batch.
+        num_threads: threads per batch.
     """
     options = runtime.SessionOptions()
     options.intra_op_num_threads = num_threads
@@ -25,7 +25,7 @@ def build_options(runtime: Any, num_threads: int) -> Any:
 
 
 def get_image_size(session: Any) -> ImageSize | None:
-    """Get the side S in pixels of images uint8 [N, S, S, 3] that a session's model takes; None if it takes others."""
+    """Return S if the model's only input is uint8 [N, S, S, 3], otherwise None."""
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
         return None

@@ -1,4 +1,4 @@
-"""What lies beside a published model about its run, for people to read; what is relied on is `policy.py`'s to check."""
+"""Verdicts about a published model's run, for display. `policy.py` checks those that decisions rely on."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from image_classifier.published.policy import Tally
 
 @dataclass(frozen=True)
 class Verdict:
-    """What somebody says about the run of a published model.
+    """A verdict about a published model's run.
 
     Attributes:
         verdict: IDENTICAL or DIFFERENT.
-        signer: as the policy names whoever signed it; None where no signature was checked.
+        signer: name in the policy; None if no signature was checked.
         checked: what was trained again.
-        processor_family: on which that was found.
-        verified_at: when, such as 2026-01-31T12:00:00Z.
+        processor_family: of the machine that trained again.
+        verified_at: time, such as 2026-01-31T12:00:00Z.
     """
 
     verdict: str
@@ -34,10 +34,10 @@ class Verdict:
 
 
 def read_verdicts(folder: Path, manifest: dict[str, Any], tally: Tally | None = None) -> tuple[Verdict, ...]:
-    """Read the attestations beside a published model that are about its run; what is none is passed over.
+    """Read the verdicts about a published model's run. Files that are no verdicts are skipped.
 
     Args:
-        tally: of the attestations that a policy counts; the others say what nobody has checked.
+        tally: attestations that a policy accepted; only these have a signer.
     """
     signers = {each.file: each.signer.name for each in tally.counted} if tally else {}
     contents: dict[str, bytes] = {}
@@ -61,6 +61,6 @@ def read_verdicts(folder: Path, manifest: dict[str, Any], tally: Tally | None = 
 
 
 def _find_payload(content: bytes) -> bytes:
-    """Find the payload of a DSSE envelope, or of the one in a Sigstore bundle, whoever has signed it."""
+    """Return the payload of a DSSE envelope or a Sigstore bundle, without checking the signature."""
     document = files.parse_json(content)
     return base64.b64decode(document.get("dsseEnvelope", document)["payload"], validate=True)

@@ -1,4 +1,4 @@
-"""The application: every route, and what is around a request: who asks, the problem answers, metrics, and the log."""
+"""The ASGI application: routes, authentication, rate limits, problem answers, request metrics and the request log."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics, RequestLog
 
 QUIET_PATHS = frozenset(("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"))
-"""Asked all the time, and logged only when they fail."""
+"""Routes that probes poll all the time. Only failures are logged."""
 
-METRICS_SHARE = 0.05
-"""Of the event loop's time that showing metrics may take in the long run."""
+RENDER_SHARE = 0.05
+"""Long-term share of the event loop's time that rendering metrics may take."""
 
-MAX_SHOWING_S = 0.25
-"""Of that time, what may be used at once."""
+MAX_RENDER_S = 0.25
+"""Largest credit of such time that accumulates."""
 
 Options = Annotated[schemas.PredictOptions, Query()]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -48,10 +48,10 @@ logger = logging.getLogger(__name__)
 
 
 class App:
-    """One server's application, as ASGI.
+    """The ASGI application of one server.
 
     Args:
-        lifespan: what runs from the server's start to its end.
+        lifespan: context that is entered at startup and left at shutdown.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class App:
         self.metrics = metrics
         self.allowed_hosts = settings.find_allowed_hosts()
         self._description: dict[str, Any] | None = None
-        self._shown, self._shown_at, self._showing_s = b"", 0.0, 0.0
+        self._rendered, self._rendered_at, self._render_credit_s = b"", 0.0, 0.0
         self.proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self.predict_path = f"{settings.root_path}/predict"
         self.log = RequestLog(settings.log_lines_per_s)
@@ -78,29 +78,24 @@ class App:
             self._handle = trace(self._handle)
 
     @property
-    def is_draining(self) -> bool:
-        """Whether the server is about to end."""
-        return self.service.is_draining
-
-    @property
-    def has_short_way(self) -> bool:
-        """Whether `protocol.SmallImage` may answer: nothing stands around the application, or between two requests."""
+    def has_fast_path(self) -> bool:
+        """Whether `protocol.SmallImage` may answer: there is no tracing middleware and no cache."""
         return not (self.settings.traces or self.settings.cache_size)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or the server's start and end."""
+        """Answer one request, or run the lifespan."""
         handle = self._handle if scope["type"] == "http" else self.api
         await handle(scope, receive, send)
 
     # Around a request
 
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, count it, and write its line."""
+        """Answer, count and log a request."""
         began = time.perf_counter()
         method, headers = scope["method"], dict(scope["headers"])
-        status = 499
+        status = 499  # as nginx has it: the client closed the connection
 
-        async def note(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -112,20 +107,20 @@ class App:
             if not is_open:
                 scope["caller"] = self.admit(headers, scope.get("client"))
         except Problem as problem:
-            await self._answer_problem(Request(scope), problem)(scope, receive, note)
+            await self._answer_problem(Request(scope), problem)(scope, receive, send_and_note_status)
         else:
             try:
-                scope["method"] = "GET" if method == "HEAD" else method  # the protocol leaves the body out
-                await self.api(scope, receive, note)
+                scope["method"] = "GET" if method == "HEAD" else method  # the protocol omits the body
+                await self.api(scope, receive, send_and_note_status)
             except ClientLeft:
                 status = 499
-            except Exception:  # which the API has answered with 500
+            except Exception:  # the API has already answered with 500
                 logger.exception("unexpected error in %s %s", method, path)
         client, caller = scope.get("client"), scope["caller"]
         self.note(method, scope["path"], path, status, began, headers, client, caller.name, scope["request_id"])
 
     def admit(self, headers: Mapping[bytes, bytes], client: Sequence[Any] | None) -> Caller:
-        """Let a request in, and return who asks.
+        """Authenticate a request, take it from the caller's rate limit, and return the caller.
 
         Raises:
             Problem: `unauthorized` or `rate-limited`.
@@ -135,7 +130,7 @@ class App:
         wait_s = self.service.limits.admit(caller.payer)
         if wait_s:
             after = [(b"retry-after", b"%d" % math.ceil(wait_s))]
-            raise Problem("rate-limited", f"this caller may come again in {wait_s:.1f} s", after)
+            raise Problem("rate-limited", f"try again in {wait_s:.1f} s", after)
         return caller
 
     def note(
@@ -150,7 +145,14 @@ class App:
         caller: str,
         request_id: str | None,
     ) -> None:
-        """Count an answered request, and write its line."""
+        """Count and log an answered request.
+
+        Args:
+            path: as requested.
+            route: template that matched, which labels the metrics.
+            began: start of the request, from `time.perf_counter`.
+            caller: name of the key or token, or "".
+        """
         seconds = time.perf_counter() - began
         self.metrics.observe_request(method, route, status)(seconds)
         if (status >= 400 or route not in QUIET_PATHS) and self.log.has_room():
@@ -167,7 +169,7 @@ class App:
             )
 
     def find_id(self, headers: Mapping[bytes, bytes]) -> str:
-        """Find the request's name in `X-Request-ID`, or give it one."""
+        """Return the valid `X-Request-ID` of a request, or a new id."""
         given = headers.get(b"x-request-id")
         if given is not None and len(given) <= schemas.MAX_REQUEST_ID:
             text = given.decode("latin-1")
@@ -176,7 +178,7 @@ class App:
         return next(self._ids)
 
     def _find_route(self, path: str) -> tuple[str, bool]:
-        """Find the route of a path, which is the same for all paths that it stands for, and whether anybody may ask."""
+        """Return the template of the route that matches a path, and whether it is open to unauthenticated callers."""
         for route in self._routes:
             if route.path_regex.match(path):
                 return route.path, is_open_route(route)
@@ -190,8 +192,7 @@ class App:
         headers = {name.decode(): value.decode() for name, value in problem.build_headers()}
         path = request.scope["path"].removeprefix(self.settings.root_path)
         if path.startswith("/v2"):
-            error_: schemas.InferenceError = {"error": problem.printable}
-            answer = answer_json(error_, problem.status)
+            answer = answer_json(schemas.InferenceError(error=problem.printable), problem.status)
         else:
             scope = request.scope
             scope["request_id"] = scope["request_id"] or self.find_id(dict(scope["headers"]))
@@ -230,29 +231,21 @@ class App:
             method="POST",
             extra=describe_bodies(self.service.batcher.image_size),
         )
-        add_route(api, "/model", self.model, "The model: classes, card and provenance", schemas.ModelDescription)
+        add_route(api, "/model", self.model, "Classes, model card and provenance", schemas.ModelDescription)
         add_route(api, "/samples.png", self.samples, "Sample images, side by side", "image/png", "not-found")
-        add_route(api, "/health/live", self.live, "Whether the server answers", schemas.Status, is_open=True)
-        add_route(
-            api,
-            "/health/ready",
-            self.ready,
-            "Whether it should get requests",
-            schemas.Status,
-            "not-ready",
-            is_open=True,
-        )
-        add_route(api, "/metrics", self.show_metrics, "Metrics in Prometheus's format", "text/plain")
-        add_route(api, "/openapi.json", self.openapi, "This description", dict[str, Any], is_open=True)
+        add_route(api, "/health/live", self.live, "Liveness probe", schemas.Status, is_open=True)
+        add_route(api, "/health/ready", self.ready, "Readiness probe", schemas.Status, "not-ready", is_open=True)
+        add_route(api, "/metrics", self.show_metrics, "Metrics in Prometheus text format", "text/plain")
+        add_route(api, "/openapi.json", self.openapi, "This API in OpenAPI 3.1", dict[str, Any], is_open=True)
         site.add_routes(api, self.describe)
         InferenceProtocol(self.service, self.find_id).add_routes(api)
         return api
 
     def describe(self) -> dict[str, Any]:
-        """Describe the routes in OpenAPI 3.1; built once, for that takes as long as answering a hundred images."""
+        """Return the OpenAPI 3.1 document. It is built once: building it takes as long as answering 100 images."""
         if self._description is None:
             self._description = complete_openapi(self.api.openapi())
-            if self.settings.root_path:  # else clients made from the document would leave it out
+            if self.settings.root_path:  # generated clients take the prefix from here
                 self._description["servers"] = [{"url": self.settings.root_path}]
         return self._description
 
@@ -260,7 +253,7 @@ class App:
         """Classify the images of a request."""
         service = self.service
         if len(request.query_params.multi_items()) > len(request.query_params):
-            raise Problem("bad-request", "an option comes twice in the query string")
+            raise Problem("bad-request", "the query string repeats an option")
         request.scope["request_id"] = options.request_id or None
         content_type = request.headers.get("content-type", "").encode("latin-1")
         async with service.hold_body(request) as chunks:
@@ -279,7 +272,7 @@ class App:
             )
             num_classes = len(service.batcher.classifier.model.classes)
             if options.top_k > num_classes and "top_k" in options.model_fields_set:
-                raise Problem("bad-request", f"top_k takes a whole number up to the number of classes, {num_classes}")
+                raise Problem("bad-request", f"top_k takes at most the number of classes, {num_classes}")
             tickets = await service.compute(tickets, request)
         answer = service.build_answer(tickets, request_id, options.top_k, shows_input=options.show_input)
         if service.recorder is not None:
@@ -287,53 +280,53 @@ class App:
         return Response(answer, media_type="application/json")
 
     async def live(self) -> Response:
-        """Say that the server answers."""
-        facts: schemas.Status = {"status": "live"}
-        return answer_json(facts)
+        """Answer the liveness probe."""
+        return answer_json(schemas.Status(status="live"))
 
     async def ready(self) -> Response:
-        """Say whether requests should be sent."""
+        """Answer the readiness probe."""
         if not self.service.is_ready:
-            raise Problem("not-ready", "the server is stopping" if self.is_draining else "nothing computes")
-        facts: schemas.Status = {"status": "ready"}
-        return answer_json(facts)
+            reason = "the server is stopping" if self.service.is_draining else "a thread is stuck or has died"
+            raise Problem("not-ready", reason)
+        return answer_json(schemas.Status(status="ready"))
 
     async def show_metrics(self) -> Response:
-        """Show what Prometheus reads; who asks all the time gets the same again, and holds nobody up."""
+        """Return the metrics; to a client that polls too often the previous ones, so that the event loop stays free."""
         began = time.perf_counter()
-        self._showing_s = min(MAX_SHOWING_S, self._showing_s + (began - self._shown_at) * METRICS_SHARE)
-        if self._showing_s > 0:
+        credit_s = self._render_credit_s + (began - self._rendered_at) * RENDER_SHARE
+        self._render_credit_s = min(MAX_RENDER_S, credit_s)
+        if self._render_credit_s > 0:
             self.metrics.pending.set(self.service.batcher.num_pending)
-            self._shown = self.metrics.render()
-            self._showing_s -= time.perf_counter() - began
-        self._shown_at = began
-        return Response(self._shown, media_type="text/plain; version=0.0.4; charset=utf-8")
+            self._rendered = self.metrics.render()
+            self._render_credit_s -= time.perf_counter() - began
+        self._rendered_at = began
+        return Response(self._rendered, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def model(self) -> Response:
-        """Show the model."""
+        """Describe the model."""
         return answer_json(describe_model(self.service.name, self.service.batcher.classifier.model))
 
     async def samples(self) -> Response:
-        """Show the sample images; the manifest in `/model` names their classes."""
+        """Return the sample images as one PNG. The manifest in `/model` names their classes."""
         samples = self.service.batcher.classifier.model.samples
         if samples is None:
-            raise Problem("not-found", "the model was published without sample images: publish RUN --num_samples 12")
+            raise Problem("not-found", "the model has no sample images; publish it with --num_samples 12")
         return Response(samples, headers=site.HEADERS, media_type="image/png")
 
     async def openapi(self) -> Response:
-        """Show the description."""
+        """Return the OpenAPI document."""
         return answer_json(self.describe())
 
 
 def describe_model(name: str, model: PublishedModel) -> schemas.ModelDescription:
-    """Describe a model: what it takes and gives, what it comes from, and its card."""
+    """Describe a model: its input and output, its run and its model card."""
     facts = asdict(model)
     for hidden in ("path", "digest", "samples", "reference"):
         del facts[hidden]
     card, manifest = facts.pop("card"), facts.pop("manifest")
     return {
         "name": name,
-        **facts,  # type: ignore[typeddict-item]  # the fields of PublishedModel, which the schema has too
+        **facts,  # type: ignore[typeddict-item]  # the schema has the fields of PublishedModel
         "input": {"datatype": "uint8", "shape": [None, model.image_size, model.image_size, 3], "channels": "RGB"},
         "output": {"datatype": "float32", "shape": [None, len(model.classes)]},
         "manifest": None if manifest is None else files.parse_json(manifest),
@@ -342,14 +335,14 @@ def describe_model(name: str, model: PublishedModel) -> schemas.ModelDescription
 
 
 def _explain(error: Exception) -> Problem:
-    """Turn an error of a library, or an unexpected one, into what the client hears."""
+    """Convert an exception of FastAPI, or an unexpected one, to the problem that the client gets."""
     if isinstance(error, RequestValidationError):
         return Problem("bad-request", schemas.explain_invalid(error))
     if isinstance(error, HTTPException) and error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "").encode()
-        return Problem("method-not-allowed", "the path takes other methods", [(b"allow", allow)])
+        return Problem("method-not-allowed", "use a method that the header Allow lists", [(b"allow", allow)])
     if isinstance(error, HTTPException):
         return Problem("not-found", "GET /openapi.json lists the paths")
     if isinstance(error, MemoryError):
-        return Problem("out-of-memory", "try again, or send less")
-    return Problem("internal", "the server's log has the reason")
+        return Problem("out-of-memory", "try again later, or send fewer or smaller images")
+    return Problem("internal", "see the server's log")

@@ -1,4 +1,4 @@
-"""Who may ask: API keys of which only digests are kept, or JSON web tokens of one issuer."""
+"""Authentication: API keys, of which the server holds only digests, or JSON Web Tokens (JWT) of one issuer."""
 
 from __future__ import annotations
 
@@ -25,48 +25,47 @@ from image_classifier.serving.settings import ServerSettings
 from image_classifier.text import one_line
 
 if TYPE_CHECKING:
-    import jwt  # with cryptography, which takes a server without tokens a tenth of its start
+    import jwt  # imports cryptography: a tenth of the start of a server that needs no tokens
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""Those with a public key; `none` and those with a shared secret are refused."""
+"""Algorithms with a public key. `none` and shared secrets are refused."""
 
 MAX_KEYS_BYTES = 2**20
 MAX_TOKENS = 1024
 REFRESH_S = 300.0
-"""The issuer's keys are fetched at least this often, however rarely other things are read again."""
+"""Interval at which the issuer's keys are fetched, even if `--reload_every_s` is longer."""
 
 REFRESH_AT_MOST_EVERY_S = 10.0
-"""How often requests may make the server fetch the keys: for an unknown one, and where all are too old."""
+"""Shortest time between two fetches that requests cause, by a token with an unknown key or because all keys expired."""
 
 KEYS_LIVE_S = 3600.0
-"""After so long without a successful fetch the issuer's keys are no longer trusted."""
+"""Time without a successful fetch after which the issuer's keys are no longer trusted."""
 
 WAIT_S = 5.0
-"""For the issuer's connection, and for each part of its answer."""
+"""Timeout of the issuer's connection, and of each read."""
 
 FETCH_S = 10.0
-"""For the issuer's whole answer."""
+"""Timeout of the issuer's whole answer."""
 
 Count = Callable[[str, bool], None]
-"""Told after each attempt to read keys again: which option names them, and whether it worked."""
+"""Called after each attempt to reload keys, with the option that names them and whether it succeeded."""
 
 logger = logging.getLogger(__name__)
 
-_CHALLENGE = [(b"www-authenticate", b"Bearer")]
 _LINE = re.compile(r"([\w.@-]{1,64}):([0-9a-f]{64})")
 
 
 class Gate:
-    """Lets everybody through; the others let through whom they know.
+    """Authenticates callers. This one accepts everybody.
 
     Attributes:
-        refresh_s: seconds after which `refresh` is due at the latest; infinite where nothing gets old.
+        refresh_s: longest time between two calls of `refresh`, in seconds; infinite if nothing expires.
     """
 
     refresh_s = float("inf")
 
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
-        """Return the caller's name, by the headers of a request.
+        """Return the caller's name, from the headers of a request.
 
         Raises:
             Problem: `unauthorized`.
@@ -74,9 +73,9 @@ class Gate:
         return ""
 
     def refresh(self) -> None:
-        """Read again what says who may ask; the network is asked in the background.
+        """Reload the keys, over the network in a background thread.
 
-        What cannot be read is logged and counted, and what was known before stays.
+        A failure is logged and counted, and the previous keys stay valid.
         """
 
 
@@ -85,10 +84,10 @@ def _ignore(option: str, is_done: bool) -> None:
 
 
 def build_gate(settings: ServerSettings, count: Count = _ignore) -> Gate:
-    """Build what the settings ask for.
+    """Build the gate of the settings.
 
     Raises:
-        SettingsError: the file with keys is missing, or holds something else; or the issuer's keys cannot be had.
+        SettingsError: the key file is missing or malformed, or the issuer's keys cannot be loaded.
     """
     gates: list[Gate] = []
     if settings.api_keys_file is not None:
@@ -101,10 +100,10 @@ def build_gate(settings: ServerSettings, count: Count = _ignore) -> Gate:
 
 
 def load_keys(path: Path) -> dict[str, bytes]:
-    """Load the digests of API keys: a line `NAME:SHA256` each; empty lines and those that begin with # say nothing.
+    """Load the digests of API keys from lines `NAME:SHA256`. Empty lines and lines that start with # are skipped.
 
     Raises:
-        SettingsError: the file cannot be read, holds no key, or a line that is none; the message shows no digest.
+        SettingsError: the file cannot be read, has no key or a malformed line. The message shows no digest.
     """
     try:
         lines = read_file(path, MAX_KEYS_BYTES).decode("utf-8").splitlines()
@@ -120,10 +119,10 @@ def load_keys(path: Path) -> dict[str, bytes]:
                 f"--api_keys_file: line {number} of {path} is not NAME:SHA256 with 64 lower-case hexadecimal digits"
             )
         if match[1] in keys:
-            raise SettingsError(f"--api_keys_file: line {number} of {path} names {match[1]} a second time")
+            raise SettingsError(f"--api_keys_file: line {number} of {path} repeats the name {match[1]}")
         keys[match[1]] = bytes.fromhex(match[2])
     if not keys:
-        raise SettingsError(f"--api_keys_file: {path} holds no key; add a line NAME:SHA256")
+        raise SettingsError(f"--api_keys_file: {path} has no key; add a line NAME:SHA256")
     return keys
 
 
@@ -135,11 +134,11 @@ def _find_credential(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 def _refuse(detail: str) -> Problem:
-    return Problem("unauthorized", detail, list(_CHALLENGE))
+    return Problem("unauthorized", detail, [(b"www-authenticate", b"Bearer")])
 
 
 class KeyGate(Gate):
-    """Knows callers by the keys of a file, of which it has the digests.
+    """Authenticates callers by API keys, whose digests are in a file.
 
     Raises:
         SettingsError: as `load_keys`.
@@ -154,11 +153,11 @@ class KeyGate(Gate):
         try:
             keys = load_keys(self._path)
         except SettingsError as error:
-            logger.error("the API keys were not read again, those of before are still accepted: %s", error)
+            logger.error("reloading the API keys failed, the previous ones stay valid: %s", error)
             self._count("api_keys_file", False)
             return
         if keys != self._keys:
-            logger.info("%s changed: %d API keys are accepted from now on", self._path, len(keys))
+            logger.info("%s changed: %d API keys are now valid", self._path, len(keys))
         self._keys = keys
         self._count("api_keys_file", True)
 
@@ -168,41 +167,36 @@ class KeyGate(Gate):
             raise _refuse("send `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         digest = hashlib.sha256(credential).digest()
         found = ""
-        for name, known in self._keys.items():  # all of them, so that the time says nothing
+        for name, known in self._keys.items():  # always all of them, against timing attacks
             if hmac.compare_digest(digest, known):
                 found = name
         if not found:
-            raise _refuse("the key is not known here")
+            raise _refuse("the API key is not valid")
         return found
 
 
 @dataclass(frozen=True)
 class _IssuerKeys:
-    """The issuer's keys of one fetch, and the callers whose tokens they have verified.
+    """The issuer's keys of one fetch, and a cache of the tokens that they verified.
 
-    A withdrawn key takes its callers along: other keys are another object, also for a request that has begun.
+    New keys come with an empty cache, so that no token outlives a withdrawn key.
     """
 
     content: bytes
     by_id: Mapping[str, jwt.PyJWK]
-    callers: OrderedDict[bytes, tuple[str, float]] = field(default_factory=OrderedDict)  # by digest; until when
-
-    def remember(self, digest: bytes, caller: str, end: float) -> None:
-        self.callers[digest] = (caller, end)
-        if len(self.callers) > MAX_TOKENS:
-            self.callers.popitem(last=False)
+    callers: OrderedDict[bytes, tuple[str, float]] = field(default_factory=OrderedDict)  # by digest: name, expiry
 
 
 class TokenGate(Gate):
-    """Knows callers by the tokens that one issuer signed for one audience.
+    """Authenticates callers by tokens that one issuer signed for one audience.
 
     Args:
-        jwks: file or https address of the issuer's keys. They are read again by `refresh`, and when a token names an
-            unknown key, at most once in ten seconds. After an hour without success none counts.
-        clock: gives seconds, from any beginning.
+        jwks: file or https URL of the issuer's keys. They are reloaded by `refresh`, and at most every ten seconds for
+            a token with an unknown key. After an hour without success they expire.
+        clock: returns monotonic seconds.
 
     Raises:
-        SettingsError: the keys cannot be had.
+        SettingsError: the keys cannot be loaded.
     """
 
     refresh_s = REFRESH_S
@@ -232,7 +226,7 @@ class TokenGate(Gate):
         self._tried_at = self._clock()
         with self._lock:
             self._is_wanted = True
-            if self._is_refreshing:  # which loads them once more when it is done
+            if self._is_refreshing:  # the running thread loads them once more
                 return
             self._is_refreshing = True
         threading.Thread(target=self._load_while_wanted, name="jwks", daemon=True).start()
@@ -250,12 +244,12 @@ class TokenGate(Gate):
         try:
             keys = _load_issuer_keys(self._source)
         except ValueError as error:
-            text = "the keys at %s were not read again, those of before count for %.0f s more: %s"
+            text = "reloading the keys at %s failed, the previous ones stay valid for %.0f s: %s"
             logger.error(text, self._source, max(0.0, self._loaded_at + KEYS_LIVE_S - began), error)
             self._count("jwt_jwks", False)
             return
         if keys.content != self._keys.content:
-            logger.info("the keys at %s changed: %d are accepted from now on", self._source, len(keys.by_id))
+            logger.info("the keys at %s changed: %d are now valid", self._source, len(keys.by_id))
             self._keys = keys
         self._loaded_at = began
         self._count("jwt_jwks", True)
@@ -268,8 +262,8 @@ class TokenGate(Gate):
             raise _refuse("send `Authorization: Bearer TOKEN`")
         keys = self._keys
         if self._clock() - self._loaded_at > KEYS_LIVE_S:
-            self._ask_again()
-            raise _refuse("the issuer's keys have not been available for too long; try again later")
+            self._refresh_soon()
+            raise _refuse("the issuer's keys have been unavailable for too long; try again later")
         digest = hashlib.sha256(token).digest()
         known = keys.callers.get(digest)
         if known is not None and time.time() < known[1]:
@@ -278,38 +272,35 @@ class TokenGate(Gate):
             key_id = str(jwt.get_unverified_header(token).get("kid", ""))
             key = keys.by_id.get(key_id)
             if key is None:
-                self._ask_again()
-                raise _refuse("the token is signed with a key that is not known here")
-            claims = self._verify(token, key)
+                self._refresh_soon()
+                raise _refuse("the token is signed with an unknown key")
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=ALGORITHMS,
+                issuer=self._issuer,
+                audience=self._audience,
+                options={"require": ["exp", "iss", "aud"]},
+                leeway=5,
+            )
         except (jwt.PyJWTError, ValueError, TypeError) as error:
-            raise _refuse(f"the token is refused: {error}") from error
+            raise _refuse(f"the token is not valid: {error}") from error
         caller = str(claims.get("sub", "")).encode("utf-8", "replace").decode()[:64] or "token"
-        keys.remember(digest, caller, float(claims["exp"]))
+        keys.callers[digest] = (caller, float(claims["exp"]))
+        if len(keys.callers) > MAX_TOKENS:
+            keys.callers.popitem(last=False)
         return caller
 
-    def _ask_again(self) -> None:
+    def _refresh_soon(self) -> None:
         if self._clock() - self._tried_at > REFRESH_AT_MOST_EVERY_S:
             self.refresh()
 
-    def _verify(self, token: bytes, key: jwt.PyJWK) -> dict[str, Any]:
-        import jwt
-
-        return jwt.decode(
-            token,
-            key,
-            algorithms=ALGORITHMS,
-            issuer=self._issuer,
-            audience=self._audience,
-            options={"require": ["exp", "iss", "aud"]},
-            leeway=5,
-        )
-
 
 def _load_issuer_keys(source: str) -> _IssuerKeys:
-    """Load the public keys to verify signatures with, from a file or an https address.
+    """Load an issuer's public keys from a file or an https URL.
 
     Raises:
-        ValueError: they cannot be had, or there is none.
+        ValueError: they cannot be loaded, or none can verify signatures.
     """
     import jwt
 
@@ -322,24 +313,24 @@ def _load_issuer_keys(source: str) -> _IssuerKeys:
         raise ValueError(one_line(error)) from error
     usable = [key for key in found if key.public_key_use in (None, "sig") and key.algorithm_name in ALGORITHMS]
     if not usable:
-        raise ValueError("it holds no public key to verify signatures with")
+        raise ValueError("it has no public key that can verify signatures")
     return _IssuerKeys(content, {str(key.key_id or ""): key for key in usable})
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """An issuer's keys come from the address that was given, or not at all."""
+    """Refuses redirects: an issuer's keys come only from the configured URL."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None
 
 
 def _fetch(address: str) -> bytes:
-    """Fetch an https address, up to MAX_KEYS_BYTES.
+    """Fetch an https URL, at most `MAX_KEYS_BYTES`.
 
-    `jwt.PyJWKClient` reads answers of any size for any time, and asks on the thread of whoever has a token.
+    `jwt.PyJWKClient` limits neither size nor total time, and would fetch on the event loop's thread.
 
     Raises:
-        OSError: no answer in time, none with status 200, or a redirect; or the certificate is not trusted.
+        OSError: timeout, redirect, a status other than 200, or a certificate that is not trusted.
         ValueError: the answer is too large.
     """
     end = time.monotonic() + FETCH_S
@@ -351,18 +342,18 @@ def _fetch(address: str) -> bytes:
             while part := answer.read1(2**16):
                 content += part
                 if len(content) > MAX_KEYS_BYTES:
-                    raise ValueError(f"it has more than the {MAX_KEYS_BYTES:,} bytes that are read")
+                    raise ValueError(f"it has more than the {MAX_KEYS_BYTES:,} bytes allowed")
                 if time.monotonic() > end:
                     raise TimeoutError(f"the answer takes longer than {FETCH_S:g} s")
     except urllib.error.HTTPError as error:
         error.close()
-        what = "is a redirect, which is not followed" if 300 <= error.code < 400 else "is no success"
-        raise OSError(f"the answer's status {error.code} {what}") from error
+        what = "redirects, which is not allowed" if 300 <= error.code < 400 else "failed"
+        raise OSError(f"the request {what} (status {error.code})") from error
     return content
 
 
 class EitherGate(Gate):
-    """Lets through whom one of several gates knows."""
+    """Accepts callers that any of several gates accepts."""
 
     def __init__(self, gates: list[Gate]) -> None:
         self._gates = gates

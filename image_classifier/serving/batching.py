@@ -1,18 +1,18 @@
-"""Requests that arrive together are computed together: a bounded queue, and threads that decode and compute.
+"""Dynamic batching: a bounded queue, with threads that decode and threads that run inference.
 
-A batch is whatever waits when a thread is free, up to a size: waiting a fixed time for more would cost a small network
-half of its throughput. There is an inference thread a core, each computing a batch of its own: two threads that share
-one batch wait for each other at the end of every layer.
+A free thread takes what waits, up to a maximum batch size. Waiting a fixed time for more images would halve the
+throughput of a small network. Each core has one inference thread with its own batch: two threads that share a batch
+wait for each other after every layer.
 
     submit ──> [queue by caller ──> decoding threads] ──> event loop
            ──> queue ──> inference threads ──> event loop: the ticket's future
 
-Handing an image from one thread to another takes longer than much of what the other thread would do. So the event loop
-decodes image files that are about as small as the network's input itself, and computes what takes less than
-`COMPUTE_AT_ONCE_S` where nothing else is being computed.
+Handing an image to another thread often takes longer than the work itself. So the event loop itself decodes image files
+about as small as the network's input. It also computes batches faster than `COMPUTE_AT_ONCE_S` while nothing else is
+computed.
 
-Files that are not small wait by caller. Some decoding threads take those that are cheap to decode and no others, so
-that large images, whoever sends them, hold up nothing but large images.
+Larger files wait by caller. Some decoding threads take only files that are cheap to decode, so that large images delay
+only large images.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ if TYPE_CHECKING:
 
 SMALL_FILE_BYTES = 4 * 2**10
 SMALL_FILE_PIXELS = 64 * 64 * 3 // 2
-"""Image files up to both (a WebP of 64 x 64) are decoded by the event loop; larger ones would hold the others up."""
+"""The event loop decodes image files up to both limits (a WebP of 64 x 64). Larger ones would block it."""
 
 CHEAP_FILE_BYTES = 4 * 2**20
 CHEAP_FILE_PIXELS = 3 * 2**20
-"""Image files up to both are cheap to decode, a tenth of a second or so: photos as JPEG, screenshots in Full HD."""
+"""Image files up to both limits are cheap to decode (about 0.1 s): JPEG photos, Full HD screenshots."""
 
 MAX_COSTLY_DECODERS = 2
-"""Threads that decode what is not cheap, at most: each may hold the memory of a large image."""
+"""Maximum number of threads that decode costly files: each may hold the memory of a large image."""
 
 METADATA_MARKS = (b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"EXIF", b"Exif\0\0")
-"""Of the parts of an image file that take longer to read than its pixels."""
+"""Mark metadata of an image file that may take longer to read than its pixels."""
 
 AT_ONCE_S = 0.002
-"""What the event loop decodes at a time."""
+"""Time for which the event loop decodes without a break."""
 
 COMPUTE_AT_ONCE_S = 0.0008
-"""What the event loop computes at a time. A longer batch is computed by a thread while the loop reads and answers: a
-fifth more requests a second from 128 clients of a small network. A shorter one would wait longer for the thread."""
+"""Longest batch that the event loop computes itself. A thread computes longer ones while the loop reads and answers:
+20 % more requests a second from 128 clients of a small network. A shorter batch would wait longer for the thread."""
 
 BATCH_S = 0.005
-"""A batch that takes so long is large enough: a larger one is no faster, and the others wait for it."""
+"""Target duration of a batch: a larger one is no faster, and other images wait for it."""
 
 SWEEP_S = 0.05
-"""How often the deadlines of what waits are looked at."""
+"""Interval at which deadlines are checked."""
 
 logger = logging.getLogger(__name__)
 
 
 class Classifier(Protocol):
-    """What computes: a published model, or in tests a few lines that stand in for one.
+    """Computes images: a `Predictor`, or a substitute in tests.
 
     Attributes:
-        seconds_per_image: of computing, as it was measured when nothing else was going on.
+        seconds_per_image: inference time, measured while nothing else was computed.
     """
 
     seconds_per_image: float
@@ -83,11 +83,11 @@ class Classifier(Protocol):
     def model(self) -> PublishedModel: ...
 
     def predict(self, images: NDArray[np.uint8], *, is_alone: bool) -> NDArray[np.float32]:
-        """Predict uint8 [N, S, S, 3] images: float32 [N, C] probabilities."""
+        """Predict images, uint8 [N, S, S, 3], as probabilities, float32 [N, C]."""
 
 
-class Answer(Protocol):
-    """What waits for an image: an asyncio future, or what does the same in less time."""
+class AnswerFuture(Protocol):
+    """Receives an image's answer: an asyncio future, or `protocol.SmallImage`, which costs less."""
 
     def done(self) -> bool: ...
 
@@ -99,31 +99,34 @@ class Answer(Protocol):
 
 
 class QueueFullError(Exception):
-    """As many images wait as may wait."""
+    """The queue is full."""
 
 
 class DeadlineError(Exception):
-    """The answer would come after its deadline."""
+    """The deadline passed before the image was computed."""
 
 
 class InferenceError(Exception):
-    """A thread that computes has died."""
+    """An inference thread has died."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One image on its way: first as it came, then as pixels, then with its probabilities.
+    """One image in the queue, from its bytes to its probabilities.
 
     Attributes:
         pixels: S * S * 3 bytes, RGB, row by row; None until decoded.
-        content: bytes of an image file, or None where the pixels came themselves.
-        formats: that the file may have.
-        caller: name or address of who sent it, and pays with his share of the decoding time.
+        content: image file; None if the request has raw pixels, and after decoding.
+        formats: image formats that the file may have.
+        caller: name or address of the sender, whose share of the decoding time it uses.
         row: the probability of each class.
-        order: the classes from the most probable to the least.
+        order: class indices, most probable first.
         batch_size: images that were computed together.
-        classifier: the model that was current when the image was accepted, and computes it.
-        future: done with this ticket, or with the reason why not; cancelled when the client has left.
+        classifier: the model that computes it: the one in service when the image was accepted.
+        future: resolves to this ticket or to an error; cancelled when the client disconnects.
+        deadline: by `time.perf_counter`, as the next two.
+        submitted_at: time of acceptance.
+        taken_at: start of the batch.
     """
 
     pixels: bytes | None
@@ -135,21 +138,25 @@ class Ticket:
     order: list[int] = field(default_factory=list)
     batch_size: int = field(init=False)
     classifier: Classifier = field(init=False)
-    future: Answer = field(init=False)
+    future: AnswerFuture = field(init=False)
     deadline: float = field(init=False)
     submitted_at: float = field(init=False)
     taken_at: float = field(init=False)
 
 
 def is_small(content: bytes) -> bool:
-    """Say whether an image file is decoded in no time: small, and with nothing in it that unpacks to more."""
+    """Return whether an image file is quick to decode: few bytes, no metadata, no BMP."""
     if len(content) > SMALL_FILE_BYTES or content.startswith(b"BM"):
         return False
     return not any(mark in content for mark in METADATA_MARKS)
 
 
 def infer(tickets: Sequence[Ticket], *, is_alone: bool) -> list[tuple[list[Ticket], float]]:
-    """Compute images, each by its model, and note the results in the tickets; return the batches and their seconds."""
+    """Compute images, each by its model, and write the results into the tickets.
+
+    Returns:
+        The batches, each with its duration in seconds.
+    """
     computed = []
     for classifier, group in groupby(tickets, attrgetter("classifier")):
         batch = list(group)
@@ -165,42 +172,44 @@ def infer(tickets: Sequence[Ticket], *, is_alone: bool) -> list[tuple[list[Ticke
 
 
 class Observer:
-    """Hears what happens to batches; this one listens to nothing. Called on the event loop's thread."""
+    """Callbacks for events of a `Batcher`, on the event loop's thread. The default ignores all events."""
 
     def on_batch(self, tickets: Sequence[Ticket], seconds: float) -> None:
-        """Hear of a computed batch, and the seconds that computing took."""
+        """Handle a computed batch, and its duration in seconds."""
 
     def on_drop(self, ticket: Ticket, reason: str) -> None:
-        """Hear of an image that was not computed: `client_left` or `deadline`."""
+        """Handle an image that was not computed, because of `client_left` or `deadline`."""
 
     def on_fallback(self, tickets: Sequence[Ticket], error: Exception) -> None:
-        """Hear of images that the canary failed to compute, and the champion computed."""
+        """Handle images that the canary failed to compute and the champion computed instead."""
 
 
-class Part(Classifier, Protocol):
-    """A second model that answers some of the images: a canary."""
+class CanaryClassifier(Classifier, Protocol):
+    """A second model, which answers a part of the images."""
 
     def takes(self, ticket: Ticket) -> bool:
-        """Say whether it answers an image."""
+        """Return whether it answers an image."""
 
 
 class Batcher:
     """Computes tickets in batches.
 
     Args:
-        classifier: the model, called from several threads; `replace_classifier` changes it between two batches.
-        max_batch: images that are computed at once, at most.
-        max_queue: images that may wait or be computed, at most.
-        timeout_s: seconds from acceptance after which an image is given up.
-        num_threads: inference threads, and as many, but at least 2, that decode image files which are not small. Of
-            these, `MAX_COSTLY_DECODERS` at most take what is not cheap to decode; the others, at least 1, do not.
-        max_pixels: of an image file, as `decode_image` counts them.
+        classifier: the model, called from several threads.
+        max_batch: maximum number of images in a batch.
+        max_queue: maximum number of images that wait or are being computed.
+        timeout_s: seconds from acceptance after which an image is dropped.
+        num_threads: inference threads. As many threads, but at least 2, decode image files that are not small. At most
+            `MAX_COSTLY_DECODERS` of them take costly files; the others, at least 1, take only cheap ones.
+        max_pixels: pixel limit of an image file, as `decode_image` counts them.
         on_death: called on the event loop's thread when an inference thread has died.
 
     Attributes:
-        canary: answers some of the images, may be another one between two batches; None where there is none.
-        image_size: side in pixels of the images that the model takes.
-        num_bytes: of an image's pixels.
+        classifier: the champion. A new one, of the same image size, computes images accepted from then on.
+        canary: model for a part of the images, which may also be replaced; None if there is none.
+        image_size: side of the model's input in pixels.
+        num_bytes: bytes of one input image.
+        death: error that ended an inference thread.
     """
 
     def __init__(
@@ -216,7 +225,7 @@ class Batcher:
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.classifier = classifier
-        self.canary: Part | None = None
+        self.canary: CanaryClassifier | None = None
         self.image_size = classifier.model.image_size
         self.num_bytes = 3 * self.image_size**2
         self.max_batch = max_batch
@@ -226,10 +235,10 @@ class Batcher:
         self.death: BaseException | None = None
         self._observers = tuple(observers)
         self._on_death = on_death
-        self._pending: dict[Ticket, None] = {}  # in the order of their deadlines
+        self._pending: dict[Ticket, None] = {}  # ordered by deadline
         self._encoded: FairQueue[Ticket] = FairQueue()
         self._decoded: SimpleQueue[Ticket | None] = SimpleQueue()
-        self._arrived: deque[Ticket] = deque()  # as pixels or small files
+        self._arrived: deque[Ticket] = deque()  # raw pixels or small files
         self._busy_since: dict[int, float] = {}  # by thread
         self._inference_threads = [
             threading.Thread(target=self._compute, name=f"inference-{number}", daemon=True)
@@ -243,7 +252,7 @@ class Batcher:
         ]
 
     def start(self) -> None:
-        """Start the threads; from now on the running event loop is the one that gets the answers."""
+        """Start the threads. The running event loop receives the answers."""
         give_memory_back()
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -251,7 +260,7 @@ class Batcher:
             thread.start()
 
     def stop(self) -> None:
-        """Let the threads end after what they have."""
+        """Let the threads finish what is queued and end."""
         self._sweeper.cancel()
         self._encoded.close()
         for _ in self._inference_threads:
@@ -259,29 +268,22 @@ class Batcher:
 
     @property
     def num_pending(self) -> int:
-        """Images that wait or are being computed."""
+        """Number of images that wait or are being computed."""
         return len(self._pending)
 
     def is_beating(self, within_s: float = 10.0) -> bool:
-        """Say whether all threads live and none has been at one batch, or one image file, for longer than that."""
+        """Return whether all threads are alive and none has worked on one batch or file for longer than `within_s`."""
         now = time.perf_counter()
         began = [*self._busy_since.values(), *self._encoded.list_began()]
         are_alive = all(thread.is_alive() for thread in (*self._inference_threads, *self._decoders))
         return self.death is None and are_alive and all(now - since <= within_s for since in began)
 
-    def replace_classifier(self, classifier: Classifier) -> None:
-        """Compute what is accepted from now on with another model; what was accepted keeps its own.
-
-        It takes images of the same size: what clients send, and were told to send, stays what it is.
-        """
-        self.classifier = classifier
-
     def check_room(self, num_images: int) -> None:
-        """Raise what would be in the way of so many more images.
+        """Check that the queue has room for more images.
 
         Raises:
-            QueueFullError: they do not fit into the queue.
-            InferenceError: nothing computes any more.
+            QueueFullError: it does not.
+            InferenceError: an inference thread has died.
         """
         if self.death is not None:
             raise InferenceError
@@ -289,13 +291,13 @@ class Batcher:
             raise QueueFullError
 
     def submit(self, ticket: Ticket) -> asyncio.Future[Ticket]:
-        """Accept an image, for which `check_room` has found room, and return the future of its answer."""
+        """Accept an image after `check_room`, and return the future of its answer."""
         future: asyncio.Future[Ticket] = self._loop.create_future()
         self.submit_to(ticket, future)
         return future
 
-    def submit_to(self, ticket: Ticket, future: Answer) -> None:
-        """Accept an image as `submit` does, for a future that is there."""
+    def submit_to(self, ticket: Ticket, future: AnswerFuture) -> None:
+        """Accept an image as `submit` does, with an existing future."""
         now = time.perf_counter()
         ticket.submitted_at = now
         ticket.deadline = now + self.timeout_s
@@ -314,7 +316,7 @@ class Batcher:
         self._arrived.extend(tickets)
 
     def _dispatch(self) -> None:
-        """Decode what is small and compute what is quick, as much as fits into a moment; the threads get the rest."""
+        """Decode small files and compute quick batches, for a limited time; the threads get the rest."""
         until = time.perf_counter() + AT_ONCE_S
         batch: list[Ticket] = []
         try:
@@ -335,14 +337,14 @@ class Batcher:
                 self._deliver(computed)
 
     def _read_arrived(self, batch: list[Ticket], until: float) -> None:
-        """Take what has arrived into a batch, small files decoded, until it is full or a moment has passed."""
+        """Move images that arrived into a batch, decoding small files, until it is full or `until` has passed."""
         while self._arrived and len(batch) < self.max_batch and time.perf_counter() < until:
             ticket = self._arrived.popleft()
             if not self._is_wanted(ticket):
                 self._drop([ticket])
             elif ticket.pixels is not None or self._read(ticket, min(self.max_pixels, SMALL_FILE_PIXELS)):
                 batch.append(ticket)
-            elif isinstance(ticket.error, ImageSizeError):  # few bytes that say that they are many pixels
+            elif isinstance(ticket.error, ImageSizeError):  # few bytes, but many pixels
                 ticket.error = None
                 self._encoded.put(ticket, ticket.caller, is_cheap=True)
             else:
@@ -352,14 +354,14 @@ class Batcher:
         max_pixels = min(self.max_pixels, CHEAP_FILE_PIXELS) if only_cheap else self.max_pixels
         while (ticket := self._encoded.take(only_cheap=only_cheap)) is not None:
             is_read = self._is_wanted(ticket) and self._read(ticket, max_pixels)
-            if only_cheap and isinstance(ticket.error, ImageSizeError):  # not cheap, after all
+            if only_cheap and isinstance(ticket.error, ImageSizeError):  # costly after all
                 ticket.error = None
                 self._encoded.put(ticket, ticket.caller, is_cheap=False)
             else:
                 self._call(self._arrive if is_read else self._drop, [ticket])
 
     def _read(self, ticket: Ticket, max_pixels: int) -> bool:
-        """Decode an image file, and say whether that went well; the ticket has the pixels or the error."""
+        """Decode an image file into its ticket, and return whether that succeeded; if not, the ticket has the error."""
         assert ticket.content is not None
         try:
             model, formats = ticket.classifier.model, ticket.formats
@@ -371,10 +373,10 @@ class Batcher:
         except ImageError as error:
             ticket.error = error
         except MemoryError:
-            ticket.error = ImageError("the image needs more memory than there is")
-        except Exception:  # which is this image's, and no other's
-            logger.exception("unexpected error in decoding an image")
-            ticket.error = ImageError("the image cannot be decoded; the server's log has the reason")
+            ticket.error = ImageError("there is not enough memory to decode the image")
+        except Exception:  # concerns this image alone
+            logger.exception("unexpected error while decoding an image")
+            ticket.error = ImageError("the image cannot be decoded; see the server's log")
         return ticket.error is None
 
     def _compute(self) -> None:
@@ -389,11 +391,11 @@ class Batcher:
                 computed = self._infer(batch, is_alone=is_alone)
                 del self._busy_since[thread]
                 self._call(self._deliver, computed)
-        except BaseException as error:  # whatever it was: this thread computes no more
+        except BaseException as error:  # the thread ends, whatever the reason
             self._call(self._die, error)
 
     def _infer(self, batch: list[Ticket], *, is_alone: bool) -> list[tuple[list[Ticket], float]]:
-        """Compute images; what any other model fails to compute is computed by the champion."""
+        """Compute images by their models; the champion computes those that the canary fails to compute."""
         if self.canary is None:
             return infer(batch, is_alone=is_alone)
         groups: dict[Classifier, list[Ticket]] = {}
@@ -415,8 +417,8 @@ class Batcher:
         return computed
 
     def _take(self, first: Ticket) -> tuple[list[Ticket], list[Ticket]]:
-        """Take this thread's share of what waits, and apart from it what nobody waits for any more."""
-        num_idle = len(self._inference_threads) - len(self._busy_since) + 1  # this thread is marked as busy
+        """Take this thread's share of the queue, and separately the tickets that nobody waits for any more."""
+        num_idle = len(self._inference_threads) - len(self._busy_since) + 1  # this thread counts as busy
         quick = max(1.0, BATCH_S / first.classifier.seconds_per_image)
         share = math.ceil(min((self._decoded.qsize() + 1) / num_idle, quick, self.max_batch))
         batch: list[Ticket] = []
@@ -430,18 +432,18 @@ class Batcher:
                 ticket = self._decoded.get_nowait()
             except Empty:
                 return batch, dropped
-        self._decoded.put(None)  # the end, again, for the next turn
+        self._decoded.put(None)  # put the end marker back
         return batch, dropped
 
     def _is_wanted(self, ticket: Ticket) -> bool:
-        """Say whether anybody still waits for it; a future that the sweep has failed is done."""
+        """Return whether a client still waits. If the sweep dropped the ticket, its future is done."""
         return not ticket.future.done() and time.perf_counter() < ticket.deadline
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody is left to hear
-            logger.debug("an answer came after the end")
+        except RuntimeError:  # the loop is closed
+            logger.debug("an answer came after shutdown")
 
     def _deliver(self, computed: list[tuple[list[Ticket], float]]) -> None:
         for batch, seconds in computed:
@@ -458,7 +460,7 @@ class Batcher:
             if ticket.error is not None:
                 self._fail(ticket, ticket.error)
             elif ticket.future.cancelled():
-                self._tell_drop(ticket, "client_left")
+                self._report_drop(ticket, "client_left")
             else:
                 self._give_up(ticket)
 
@@ -469,17 +471,17 @@ class Batcher:
     def _give_up(self, ticket: Ticket) -> None:
         if not ticket.future.done():
             ticket.future.set_exception(DeadlineError())
-            self._tell_drop(ticket, "deadline")
+            self._report_drop(ticket, "deadline")
 
-    def _tell_drop(self, ticket: Ticket, reason: str) -> None:
+    def _report_drop(self, ticket: Ticket, reason: str) -> None:
         for observer in self._observers:
             observer.on_drop(ticket, reason)
 
     def _sweep(self) -> None:
-        """Give up what has waited too long, also where the thread is at one batch all the time."""
+        """Drop tickets past their deadline, even while all threads are busy."""
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         now = time.perf_counter()
-        for ticket in self._pending:  # which stays until it is taken out of the queue, and counts as waiting
+        for ticket in self._pending:  # a dropped ticket counts as pending until a thread removes it from the queue
             if ticket.deadline > now:
                 break
             self._give_up(ticket)
@@ -489,6 +491,6 @@ class Batcher:
         for ticket in list(self._pending):
             self._fail(ticket, InferenceError())
         self._pending.clear()
-        logger.critical("computing failed, and the server ends", exc_info=error)
+        logger.critical("inference failed, the server stops", exc_info=error)
         if self._on_death is not None:
             self._on_death(error)

@@ -1,6 +1,6 @@
-"""A second model beside the one that answers: as a canary it answers some callers, as a shadow it only computes.
+"""A second model beside the champion: a canary answers a part of the callers, a shadow only computes and is compared.
 
-Both take images of the same size and have the same classes, so that nobody who asks sees another form of answer.
+Both have the champion's classes and image size, so that answers have the same form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from image_classifier.serving.batching import Classifier, Observer, Ticket
 from image_classifier.text import one_line
 
 MAX_SHADOWED = 256
-"""Images that wait for the shadow; more are left out."""
+"""Length of the shadow's queue; further images are dropped."""
 
 SHADOW_BATCH = 32
 POLL_S = 0.05
@@ -30,16 +30,16 @@ logger = logging.getLogger(__name__)
 
 
 class PinnedTicket(Ticket):
-    """An image that no canary answers, because its client named a version, or the canary has failed."""
+    """An image for the champion alone: its client named the version, or the canary failed."""
 
     __slots__ = ()
 
 
 class Canary:
-    """A model that answers a part of the callers; the same ones in every process and after every start.
+    """A model that answers a fraction of the callers: the same callers in every process and after every restart.
 
     Args:
-        fraction: of the callers.
+        fraction: of the callers, from 0 to 1.
     """
 
     def __init__(self, classifier: Classifier, fraction: float) -> None:
@@ -52,7 +52,7 @@ class Canary:
         return self._classifier.model
 
     def takes(self, ticket: Ticket) -> bool:
-        """Say whether an image is one for the canary."""
+        """Return whether the canary answers an image."""
         if isinstance(ticket, PinnedTicket):
             return False
         text = f"{self.model.digest} {ticket.caller}".encode("utf-8", "replace")
@@ -60,14 +60,14 @@ class Canary:
         return share < self.fraction
 
     def predict(self, images: NDArray[np.uint8], *, is_alone: bool) -> NDArray[np.float32]:
-        """Predict uint8 [N, S, S, 3] images: float32 [N, C] probabilities.
+        """Predict images, uint8 [N, S, S, 3], as probabilities, float32 [N, C].
 
         Raises:
-            ValueError: they are none.
+            ValueError: the model's outputs have another shape or are not finite.
         """
         rows = self._classifier.predict(images, is_alone=is_alone)
         if rows.shape != (len(images), len(self.model.classes)) or not np.isfinite(rows).all():
-            raise ValueError("its answers are no probabilities")
+            raise ValueError("its outputs have another shape or are not finite")
         return rows
 
 
@@ -75,12 +75,12 @@ Count = Callable[[str, int], object]
 
 
 class Shadow(Observer):
-    """Computes in a thread of its own what was answered, and counts how the answers compare.
+    """Computes answered images again with a second model, in its own thread, and compares the answers.
 
     Args:
-        fraction: of the images.
-        count: hears of images by `same_class`, `other_class`, `dropped` or `failed`; called from several threads.
-        observe: hears of the largest difference of a probability, of each image.
+        fraction: of the images, from 0 to 1.
+        count: called from several threads with `same_class`, `other_class`, `dropped` or `failed` and a number.
+        observe: called with the largest absolute difference of a probability, for each image.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Shadow(Observer):
         self._thread.start()
 
     def stop(self, within_s: float) -> None:
-        """End the thread after the batch that it is at."""
+        """Stop the thread after its current batch."""
         self._has_ended.set()
         self._thread.join(within_s)
 
@@ -121,10 +121,10 @@ class Shadow(Observer):
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), SHADOW_BATCH))]
             try:
                 self._compare(batch)
-            except Exception as error:  # whatever it was: nobody waits for this
+            except Exception as error:  # no client waits for the shadow
                 self._count("failed", len(batch))
                 if not self._has_failed:
-                    logger.error("the shadow, version %s, fails: %s", self.classifier.model.version, one_line(error))
+                    logger.error("the shadow (version %s) failed: %s", self.classifier.model.version, one_line(error))
                 self._has_failed = True
 
     def _compare(self, batch: Sequence[Ticket]) -> None:
@@ -134,7 +134,7 @@ class Shadow(Observer):
         answered = np.array([ticket.row for ticket in batch], np.float32)
         differences = np.abs(rows - answered).max(axis=1)
         if not np.isfinite(differences).all():
-            raise ValueError("its answers are no probabilities")
+            raise ValueError("its outputs are not finite")
         num_same = int((rows.argmax(axis=1) == answered.argmax(axis=1)).sum())
         self._count("same_class", num_same)
         self._count("other_class", len(batch) - num_same)
@@ -143,13 +143,13 @@ class Shadow(Observer):
 
 
 def check_same_answers(model: PublishedModel, champion: PublishedModel) -> None:
-    """Check that a model answers in the same form as the one beside which it computes.
+    """Check that a canary or shadow answers in the same form as the champion.
 
     Raises:
-        ModelError: it takes images of another size or fit, or has other classes, or in another order.
+        ModelError: its classes, their order, its image size or its fit differ.
     """
     if any(getattr(model, name) != getattr(champion, name) for name in ("image_size", "fit", "classes")):
         raise ModelError(
-            f"{model.path} has other classes than {champion.path}, or takes images of another size or fit: a canary or "
-            "shadow has the same, in the same order; choose another"
+            f"{model.path} and {champion.path} differ in classes, image size or fit: a canary or shadow has the same "
+            "ones, classes in the same order; choose another model"
         )

@@ -1,4 +1,4 @@
-"""How far the latest answered images are from the model's test set, as metrics: cheap enough for the event loop."""
+"""Prometheus metrics for drift of the latest answered images from the test set; cheap enough for the event loop."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from image_classifier.published.reference import (
 from image_classifier.serving.batching import Ticket
 
 IMAGES_PER_S = 500
-"""Of which the brightness is computed, at most: it takes some microseconds, a small network not many more."""
+"""Sampling limit: the brightness of an image takes some microseconds, hardly less than a small network."""
 
 
 class DriftWindow(Collector):
-    """The latest answered images of one model, and what Prometheus is shown of them.
+    """A sliding window of the images that one model answered, as a Prometheus collector.
 
     Args:
-        clock: gives seconds, from any beginning.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,10 +40,10 @@ class DriftWindow(Collector):
         self._room, self._seen_at = 0.0, 0.0
 
     def watch(self, model: PublishedModel, size: int) -> None:
-        """Begin anew with the images that a model answers, and show metrics once there are so many.
+        """Start an empty window of `size` images for a model. Metrics appear once it is full.
 
         Raises:
-            ModelError: it was published without a reference, or with a damaged one; then nothing is shown.
+            ModelError: the model's reference is missing or damaged. No metrics appear then.
         """
         self._model = None
         self._reference = parse_reference(model.path, model.reference, model.classes)
@@ -51,7 +51,7 @@ class DriftWindow(Collector):
         self._model = model
 
     def add(self, tickets: Sequence[Ticket]) -> None:
-        """Add images of one batch, while there is time for them; those of another model are left out."""
+        """Add images of one batch, up to the sampling limit. Images of other models are ignored."""
         if tickets[0].classifier.model is not self._model:
             return
         now = self._clock()
@@ -67,7 +67,7 @@ class DriftWindow(Collector):
             self._rows.extend(zip(bests, confidences, brightness, strict=True))
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Compute the metrics; without values where nothing is watched, or the window is not full."""
+        """Compute the metrics; they have no values while the window is not full."""
         stability = GaugeMetricFamily(
             "image_classifier_drift_stability",
             "Population stability index of the latest images against the model's test set",
@@ -75,7 +75,7 @@ class DriftWindow(Collector):
         )
         brightness = GaugeMetricFamily(
             "image_classifier_drift_brightness",
-            "Mean brightness of the latest images less that of the test set, in its standard deviations",
+            "Mean brightness of the latest images minus that of the test set, in its standard deviations",
         )
         if self._model is not None and len(self._rows) == self._rows.maxlen:
             classes, confidences, levels = (np.array(column) for column in zip(*self._rows, strict=True))

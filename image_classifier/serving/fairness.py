@@ -1,7 +1,7 @@
-"""Which file is decoded next: fair among callers, and with a lane that is never held up by what takes long.
+"""A fair queue of files to decode, with a lane that costly files never block.
 
-The next file is one of the caller who has used the least decoding time recently (least attained service), so that who
-sends much, or what takes long, delays himself and hardly anybody else.
+The next file comes from the caller who recently used the least decoding time (least attained service). A caller who
+sends many or costly files mainly delays itself.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 HALF_LIFE_S = 10.0
-"""Seconds after which decoding time that was used counts half."""
+"""Half-life of a caller's used decoding time."""
 
 MAX_CALLERS = 1000
-"""From so many on, callers of whom nothing waits or is decoded are forgotten."""
+"""Number of callers from which on idle ones are forgotten."""
 
 Item = TypeVar("Item")
 
@@ -45,7 +45,7 @@ class _Work(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """A queue of items by caller, for several threads; the time between two `take` of a thread is its caller's."""
+    """A thread-safe queue of items by caller. The caller is charged the time between two `take` calls of a thread."""
 
     def __init__(self) -> None:
         self._callers: dict[str, _Caller[Item]] = {}
@@ -54,11 +54,11 @@ class FairQueue(Generic[Item]):
         self._is_closed = False
 
     def put(self, item: Item, caller: str, *, is_cheap: bool) -> None:
-        """Let an item wait.
+        """Add an item.
 
         Args:
-            caller: who pays for it with the time that it takes.
-            is_cheap: it may be taken by threads that take nothing else.
+            caller: is charged the time that the item takes.
+            is_cheap: threads that take only cheap items may take it.
         """
         with self._change:
             if caller not in self._callers:
@@ -70,10 +70,10 @@ class FairQueue(Generic[Item]):
             self._change.notify_all()
 
     def take(self, *, only_cheap: bool) -> Item | None:
-        """End this thread's last item, and wait for the next.
+        """Finish this thread's previous item, and wait for the next.
 
         Returns:
-            The item; None once the queue is closed, nothing waits, and all threads have ended theirs.
+            The item; None once the queue is closed and empty and all threads have finished their items.
         """
         thread = threading.get_ident()
         with self._change:
@@ -93,13 +93,13 @@ class FairQueue(Generic[Item]):
                 self._change.wait()
 
     def close(self) -> None:
-        """Let the threads end after what waits."""
+        """Let `take` return None once everything is done."""
         with self._change:
             self._is_closed = True
             self._change.notify_all()
 
     def list_began(self) -> list[float]:
-        """List when each thread that has an item took it, by `time.perf_counter`."""
+        """List the start times of the items that are being processed, by `time.perf_counter`."""
         with self._change:
             return [work.began for work in self._work.values()]
 

@@ -1,4 +1,4 @@
-"""How much one caller may ask for: a token bucket of requests and one of pixels for each."""
+"""Rate limits: a token bucket of requests and one of pixels for each caller."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from PIL import Image
 
 MAX_CALLERS = 10_000
 IPV6_PREFIX = 64
-"""What one subscriber has at least: whoever has such a network has all its addresses."""
+"""Smallest network that one subscriber gets. All its addresses count as one caller."""
 
 _ROUNDING = 1e-6
-"""Part of a request or a pixel that may be missing, so that a wait of as long as was said is enough."""
+"""Tolerance in requests or pixels, so that waiting for exactly the announced time is enough."""
 
 
 @lru_cache(maxsize=1024)
 def find_caller(name: str, address: str | None) -> str:
-    """Find whom a request counts for: the authenticated name, or else the client's address.
+    """Return whose limits a request counts against: the authenticated name, otherwise the client's address.
 
-    An IPv6 address counts as its /64 network, and one that stands for an IPv4 address as that one.
+    An IPv6 address counts as its /64 network, and an IPv4-mapped one as the IPv4 address.
     """
     if name or not address:
         return name
@@ -40,11 +40,11 @@ def find_caller(name: str, address: str | None) -> str:
 
 
 def count_pixels(content: bytes, formats: tuple[str, ...]) -> int:
-    """Count the pixels of an image file by its head, without decoding it; 0 where it would be refused for its head."""
+    """Read the number of pixels from the header of an image file; 0 if the header is invalid."""
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             return image.width * image.height
-    except Exception:  # decoders raise what they like
+    except Exception:  # decoders raise exceptions of any type
         return 0
 
 
@@ -56,18 +56,18 @@ class _Buckets:
 
 
 class CallerLimits:
-    """Token buckets: each holds a second's worth at most, and at least one request.
+    """Token buckets with a capacity of one second, at least one request. Not thread-safe.
 
-    The MAX_CALLERS that came last are remembered; whoever is forgotten begins with full buckets. Made for one thread.
+    The last `MAX_CALLERS` callers are remembered. A forgotten caller starts with full buckets.
 
     Args:
-        rate: requests a second of one caller; 0 for no limit.
-        pixel_rate: decoded pixels a second of one caller; 0 for no limit.
-        clock: gives seconds, from any beginning.
+        rate: requests per second and caller; 0 for no limit.
+        pixel_rate: decoded pixels per second and caller; 0 for no limit.
+        clock: returns monotonic seconds.
 
     Attributes:
-        is_on: whether there is any limit.
-        counts_pixels: whether there is one of pixels.
+        is_on: whether any limit is set.
+        counts_pixels: whether pixels are limited.
     """
 
     def __init__(self, rate: float, pixel_rate: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -80,13 +80,13 @@ class CallerLimits:
         self._callers: OrderedDict[str, _Buckets] = OrderedDict()
 
     def __len__(self) -> int:
-        """Count the callers that are remembered."""
+        """Return the number of remembered callers."""
         return len(self._callers)
 
     def admit(self, caller: str) -> float:
-        """Take a request of a caller, or return in how many seconds it may come again; 0.0 where it is taken.
+        """Take one request from a caller's bucket; return 0.0, or the seconds to wait if it is refused.
 
-        A refused request costs nothing. One is refused, too, while the caller's pixels are overdrawn.
+        A refused request costs nothing. Requests are also refused while the pixel bucket is overdrawn.
         """
         if not self.is_on:
             return 0.0
@@ -101,12 +101,12 @@ class CallerLimits:
         return wait_s
 
     def charge(self, caller: str, num_pixels: int) -> None:
-        """Take pixels from a caller's bucket; what it does not hold is owed, and later requests wait for it."""
+        """Take pixels from a caller's bucket. It may be overdrawn; later requests then wait."""
         if self._pixel_rate:
             self._fill(caller).pixels -= num_pixels
 
     def _fill(self, caller: str) -> _Buckets:
-        """Get a caller's buckets with what has run in since; make room for a new caller."""
+        """Return a caller's refilled buckets; if there are too many, forget the caller that came least recently."""
         now = self._clock()
         buckets = self._callers.get(caller)
         if buckets is None:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2, with the extension for binary tensors: for clients of KServe and Triton."""
+"""The Open Inference Protocol (V2) with the binary tensor extension, for clients of KServe and Triton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from image_classifier.serving import schemas
 from image_classifier.serving.batching import Ticket
 from image_classifier.serving.candidates import PinnedTicket
 from image_classifier.serving.problems import Problem
-from image_classifier.serving.requests import MAX_JSON_PARTS, check_parts
+from image_classifier.serving.requests import MAX_JSON_PARTS, check_encoding, check_parts
 from image_classifier.serving.routes import JSON_TYPE, add_route, answer_json, refer_to
 from image_classifier.serving.service import Service
 
@@ -29,7 +29,7 @@ BINARY = "application/octet-stream"
 BINARY_SCHEMA = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
 HeaderLength = Annotated[
     schemas.Whole | None,
-    Header(alias=HEADER_LENGTH, ge=0, description="Bytes of the JSON, where a binary tensor follows it"),
+    Header(alias=HEADER_LENGTH, ge=0, description="Size in bytes of the JSON before a binary tensor"),
 ]
 
 
@@ -37,7 +37,7 @@ class InferenceProtocol:
     """The routes below `/v2`.
 
     Args:
-        find_id: finds the name of a request that has none, or gives it one.
+        find_id: returns the id of a request, from its headers.
     """
 
     def __init__(self, service: Service, find_id: Callable[[Mapping[bytes, bytes]], str]) -> None:
@@ -47,34 +47,20 @@ class InferenceProtocol:
     def add_routes(self, api: FastAPI) -> None:
         """Add the routes."""
         not_ready = {503: {JSON_TYPE: {"schema": {"type": "object"}}}}
-        add_route(api, "/v2/health/live", self.live, "Whether the server answers", schemas.Live, is_open=True)
-        add_route(
-            api,
-            "/v2/health/ready",
-            self.ready,
-            "Whether it should get requests",
-            schemas.Ready,
-            is_open=True,
-            others=not_ready,
-        )
-        add_route(api, "/v2", self.server, "The server", schemas.ServerMetadata)
+        add_route(api, "/v2/health/live", self.live, "Liveness probe", schemas.Live, is_open=True)
+        ready = "Readiness probe"
+        add_route(api, "/v2/health/ready", self.ready, ready, schemas.Ready, is_open=True, others=not_ready)
+        add_route(api, "/v2", self.server, "Server metadata", schemas.ServerMetadata)
         content = {JSON_TYPE: {"schema": refer_to(schemas.InferenceRequest)}, **BINARY_SCHEMA}
         for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-            add_route(api, path, self.model, "The model's tensors", schemas.ModelMetadata, "not-found")
-            add_route(
-                api,
-                f"{path}/ready",
-                self.model_ready,
-                "Whether the model is ready",
-                schemas.Ready,
-                "not-found",
-                others=not_ready,
-            )
+            add_route(api, path, self.model, "Model metadata", schemas.ModelMetadata, "not-found")
+            ready = "Readiness of the model"
+            add_route(api, f"{path}/ready", self.model_ready, ready, schemas.Ready, "not-found", others=not_ready)
             add_route(
                 api,
                 f"{path}/infer",
                 self.infer,
-                "Compute the probabilities of images",
+                "Classify images",
                 schemas.InferenceAnswer,
                 *("not-found", "body-too-large", "too-many-images", "unsupported-media-type", "queue-full"),
                 *("deadline", "not-ready", "out-of-memory"),
@@ -85,28 +71,26 @@ class InferenceProtocol:
 
     async def server(self) -> Response:
         """Describe the server."""
-        name, extensions = "image_classifier", ["binary_tensor_data"]
-        facts: schemas.ServerMetadata = {"name": name, "version": __version__, "extensions": extensions}
-        return answer_json(facts)
+        extensions = ["binary_tensor_data"]
+        return answer_json(schemas.ServerMetadata(name="image_classifier", version=__version__, extensions=extensions))
 
     async def live(self) -> Response:
-        """Say that the server answers."""
-        facts: schemas.Live = {"live": True}
-        return answer_json(facts)
+        """Answer the liveness probe."""
+        return answer_json(schemas.Live(live=True))
 
     async def ready(self) -> Response:
-        """Say whether requests should be sent."""
-        facts: schemas.Ready = {"ready": self._service.is_ready}
-        return answer_json(facts, 200 if facts["ready"] else 503)
+        """Answer the readiness probe."""
+        is_ready = self._service.is_ready
+        return answer_json(schemas.Ready(ready=is_ready), 200 if is_ready else 503)
 
     async def model_ready(self, model: str, version: str | None = None) -> Response:
-        """Say whether requests for the model should be sent."""
+        """Answer the readiness probe of the model."""
         self._check_model(model, version)
-        facts: schemas.Ready = {"name": self._service.name, "ready": self._service.is_ready}
-        return answer_json(facts, 200 if facts["ready"] else 503)
+        is_ready = self._service.is_ready
+        return answer_json(schemas.Ready(name=self._service.name, ready=is_ready), 200 if is_ready else 503)
 
     async def model(self, model: str, version: str | None = None) -> Response:
-        """Describe the model's tensors."""
+        """Describe the inputs and outputs of the model."""
         self._check_model(model, version)
         served = self._service.batcher.classifier.model
         facts: schemas.ModelMetadata = {
@@ -121,15 +105,14 @@ class InferenceProtocol:
     async def infer(
         self, request: Request, model: str, version: str | None = None, header_length: HeaderLength = None
     ) -> Response:
-        """Compute the probabilities of images."""
+        """Classify images."""
         service = self._service
         self._check_model(model, version)
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise Problem("unsupported-media-type", "bodies are taken as they are, without Content-Encoding")
+        check_encoding(request.headers)
         async with service.hold_body(request) as chunks:
             side, num_bytes = service.batcher.image_size, service.batcher.num_bytes
             asked, pixels = await service.parse(chunks, parse_infer, header_length, service.settings.max_images, side)
-            kind = Ticket if version is None else PinnedTicket  # which the model of this version answers
+            kind = Ticket if version is None else PinnedTicket  # the champion has the requested version
             tickets = [kind(pixels[start : start + num_bytes]) for start in range(0, len(pixels), num_bytes)]
             tickets = await service.compute(tickets, request)
         served = tickets[0].classifier.model
@@ -156,16 +139,19 @@ class InferenceProtocol:
 
     def _check_model(self, name: str, version: str | None) -> None:
         if name != self._service.name:
-            raise Problem("not-found", f"there is no such model; the model is {self._service.name}")
+            raise Problem("not-found", f"no such model; the server has the model {self._service.name}")
         if version is not None and version != self._service.batcher.classifier.model.version:
-            raise Problem("not-found", "this version of the model is not served")
+            raise Problem("not-found", "the server does not have this version of the model")
 
 
 def count_parts(max_images: int, side: int) -> int:
-    """Count the commas and brackets that the pixels of a request may have in JSON, nested.
+    """Compute the limit of commas and brackets in nested JSON pixels.
 
-    Those of one image, or of as many as may be of the default size: parsing large ones would hold up all others for
-    seconds, which a binary tensor does not.
+    It is that of one image, or of `max_images` of the default size if that is more. Parsing larger JSON would delay all
+    requests for seconds; a binary tensor does not.
+
+    Args:
+        side: of the model's images in pixels.
     """
     one, default = (each * each * 4 + each + 2 for each in (side, DEFAULT_IMAGE_SIZE))
     return max(one, max_images * default)
@@ -174,17 +160,17 @@ def count_parts(max_images: int, side: int) -> int:
 def parse_infer(
     body: bytes, header_length: int | None, max_images: int, side: int
 ) -> tuple[schemas.InferenceRequest, bytes]:
-    """Parse an inference request: its JSON, and the pixels of its images, one after the other.
+    """Parse an inference request into its JSON and the pixels of its images, uint8 [N, S, S, 3] in C order.
 
     Args:
-        header_length: bytes of the JSON, where a binary tensor follows it; None where none does.
-        side: in pixels, of the model's images.
+        header_length: size in bytes of the JSON before a binary tensor; None if there is no binary tensor.
+        side: of the model's images in pixels.
 
     Raises:
-        Problem: it is not what the protocol says, or asks for another input than the model's.
+        Problem: the request violates the protocol, or its tensors do not match the model's.
     """
     if header_length is not None and header_length > len(body):
-        raise Problem("bad-request", f"{HEADER_LENGTH} takes the number of bytes of the JSON")
+        raise Problem("bad-request", f"{HEADER_LENGTH} takes the size of the JSON in bytes")
     head, tail = (body, b"") if header_length is None else (body[:header_length], body[header_length:])
     check_parts(head, count_parts(max_images, side) + MAX_JSON_PARTS)
     try:
@@ -195,31 +181,31 @@ def parse_infer(
     if tensor.shape[1:] != [side, side, 3]:
         raise Problem("bad-request", f"{INPUT} takes the shape [N, {side}, {side}, 3]")
     if tensor.shape[0] > max_images:
-        raise Problem("too-many-images", f"a request may hold {max_images} images")
+        raise Problem("too-many-images", f"a request may have {max_images} images")
     length = math.prod(tensor.shape)
     size = tensor.parameters.binary_data_size
     if size is not None:
         if size != length or len(tail) != length or tensor.data is not None:
-            detail = f"{INPUT} of this shape takes {length:,} bytes behind the JSON, and binary_data_size says so"
+            detail = f"{INPUT} of this shape takes {length:,} bytes after the JSON, and the same binary_data_size"
             raise Problem("bad-request", detail)
         return asked, tail
     if tail:
-        raise Problem("bad-request", "bytes follow the JSON which no binary_data_size speaks of")
+        raise Problem("bad-request", "bytes follow the JSON, but binary_data_size is missing")
     try:
         data: NDArray[np.uint8] = np.array(tensor.data or [], np.uint8)
         is_whole = data.shape in ((length,), tuple(tensor.shape))
     except ValueError:  # rows of different lengths
         is_whole = False
     if not is_whole:
-        raise Problem("bad-request", f"data takes {length:,} whole numbers, flat or nested as the shape says")
+        raise Problem("bad-request", f"data takes {length:,} whole numbers, flat or nested according to the shape")
     return asked, data.tobytes()
 
 
 def build_tensor(rows: NDArray[np.float32], classes: tuple[str, ...], num_labels: int) -> tuple[Any, bytes]:
-    """Build the tensor of an answer from the probabilities float32 [N, C], and its bytes.
+    """Build the output tensor of an answer from probabilities, float32 [N, C]; also return it as bytes.
 
     Args:
-        num_labels: labels an image, instead of the probabilities; 0 for these.
+        num_labels: number of labels per image to return instead of probabilities; 0 for probabilities.
     """
     if not num_labels:
         tensor: schemas.OutputTensor = {"name": OUTPUT, "datatype": "FP32", "shape": list(rows.shape), "data": []}

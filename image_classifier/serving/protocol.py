@@ -1,9 +1,9 @@
-"""HTTP/1.1 on one connection, for uvicorn: httptools parses, every moment has a deadline, nothing grows without limit.
+"""HTTP/1.1 on one connection, for uvicorn, parsed by httptools. Every state has a deadline, and every buffer a limit.
 
-uvicorn's own protocol, in whose place this stands, leaves open what an attacker needs: slow and large heads, trailers
-without end, slow bodies, timers that a client can switch off, answers that get lost. A request with one small image is
-answered here, without a task (`SmallImage`): a small network's throughput is decided by how little happens for it. Each
-other one is handed to the ASGI application (`Call`).
+It replaces uvicorn's protocol, which is open to attacks: slow and large heads, endless trailers, slow bodies, timers
+that a client can switch off, lost answers. `SmallImage` answers a request with one small image here, without a task:
+the overhead per request decides the throughput of a small network. `AppExchange` hands all other requests to the ASGI
+application.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ MAX_HEAD_BYTES = 32 * 2**10
 LINE_BYTES = len(b"GET  HTTP/1.1\r\n\r\n")
 MAX_PIPELINED = 32
 BUFFER_BYTES = 64 * 2**10
-"""Of a body that nobody reads yet; then its client waits."""
+"""Size of the unread part of a body from which reading pauses."""
 
 LINGER_S = 10.0
 LINGER_BYTES = 128 * 2**20
-"""How long, and how many bytes, a client may go on sending a request that was refused, so that it reads why."""
+"""Limits for reading on after a refusal: a client that is still sending would otherwise not see the answer."""
 
 FRESH_S = 1.0
-"""How long the first request of a connection that was just made is waited for at the end."""
+"""Time that shutdown waits for the first request of a new connection."""
 
 SMALL_PIXEL_BYTES = 16 * 2**10
-"""Raw pixels of an image up to so many bytes are small: those of 64 x 64."""
+"""Largest raw image for the fast path: 64 x 64 pixels."""
 
 HEAD_200 = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 NOBODY = Caller("", "")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _ADDRESS = re.compile(r"[\d.]+|\[[\da-f:.]+\]")
-"""Of IP, which no web page can have for its name."""
+"""IP addresses, which no web page can use as its host name."""
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -57,8 +57,8 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 logger = logging.getLogger(__name__)
 
 
-class Future(Protocol):
-    """What waits for an image, and can be told that nobody does any more."""
+class Cancellable(Protocol):
+    """A future of an image."""
 
     def cancel(self) -> object: ...
 
@@ -67,8 +67,9 @@ class Head:
     """The head of a request.
 
     Attributes:
-        headers: names in lower case, and values, as they came.
-        fields: the same by name; of a name that comes several times the last.
+        began: time of arrival, by `time.perf_counter`.
+        headers: lower-case names with values, in the order of the request.
+        fields: value by name; the last one if a name is repeated.
     """
 
     __slots__ = ("began", "fields", "headers", "is_upgrade", "keeps_alive", "method", "target", "version")
@@ -84,53 +85,56 @@ class Head:
         self.fields = dict(headers)
 
     def check(self, allowed_hosts: frozenset[str] | None) -> None:
-        """Refuse what servers in a row could read in different ways.
+        """Refuse requests that a proxy and this server could interpret differently (request smuggling).
 
         Raises:
             Problem: `bad-request` or `unknown-host`.
         """
         fields = self.fields
         if self.version not in ("1.1", "1.0"):
-            raise Problem("bad-request", "the server speaks HTTP/1.1")
+            raise Problem("bad-request", "use HTTP/1.1")
         if len(fields) < len(self.headers):
             names = [name for name, _ in self.headers]
             if any(names.count(name) > 1 for name in (b"host", b"content-length", b"transfer-encoding")):
-                raise Problem("bad-request", "Host, Content-Length and Transfer-Encoding may come once")
+                raise Problem("bad-request", "Host, Content-Length and Transfer-Encoding must not be repeated")
         if _CONTROL.search(b"".join(fields.values())):
             raise Problem("bad-request", "a header has a control character")
         if self.is_upgrade and (b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"):
-            raise Problem("bad-request", "a request for another protocol has no body")
+            raise Problem("bad-request", "an upgrade request must not have a body")
         coding = fields.get(b"transfer-encoding")
         if coding is not None:
             if coding.lower() != b"chunked" or self.version == "1.0" or b"content-length" in fields:
-                raise Problem("bad-request", "Transfer-Encoding takes chunked, in HTTP/1.1, without Content-Length")
+                detail = "Transfer-Encoding must be chunked, in HTTP/1.1 and without Content-Length"
+                raise Problem("bad-request", detail)
         self._check_host(allowed_hosts)
 
     def _check_host(self, allowed_hosts: frozenset[str] | None) -> None:
         host = self.fields.get(b"host")
         if host is None:
             if self.version == "1.1":
-                raise Problem("bad-request", "a request has a header Host")
+                raise Problem("bad-request", "the header Host is missing")
             return
         if not self.target.startswith(b"/") and self.target != b"*":
             authority = self.target.partition(b"://")[2].partition(b"/")[0]
             if authority.lower() != host.lower():
-                raise Problem("bad-request", "the target names another host than the header Host")
+                raise Problem("bad-request", "the request target and the header Host name different hosts")
         if allowed_hosts is not None:
             name = re.sub(r":\d*$", "", host.decode("latin-1").lower())
             if name not in allowed_hosts and not _ADDRESS.fullmatch(name):
-                raise Problem("unknown-host", "this name is none of --allowed_hosts")
+                raise Problem("unknown-host", "--allowed_hosts does not include this host name")
 
 
 class Exchange:
     """A request and its answer.
 
     Attributes:
-        is_whole: the request has arrived.
+        client: address and port.
+        has_begun: it is this request's turn to be answered.
+        is_whole: the whole request has arrived.
         has_answer: the answer has begun.
-        is_answered: all of it was handed to the transport.
-        keeps_alive: the connection stays open after it.
-        answer_by: when the answer must have gone, on the event loop's clock; set when the request is whole.
+        is_answered: the transport has the whole answer.
+        keeps_alive: the connection stays open afterwards.
+        answer_by: deadline of the answer, on the event loop's clock; set when the request is whole.
     """
 
     __slots__ = (
@@ -154,36 +158,36 @@ class Exchange:
         self.client = connection.find_client(head)
 
     def start(self) -> None:
-        """Begin to answer: the ones before are answered, and the client reads."""
+        """Start to answer. All previous requests are answered, and writing is not paused."""
 
     def take(self, data: bytes) -> None:
-        """Take a part of the body."""
+        """Receive a part of the body."""
 
     def complete(self) -> None:
-        """Note that the request is whole."""
+        """Receive the end of the request."""
         self.is_whole = True
 
     def leave(self) -> None:
-        """Note that the client has left."""
+        """Handle that the client disconnected."""
 
     def resume(self) -> None:
-        """Go on writing."""
+        """Continue writing."""
 
     @property
     def num_unread(self) -> int:
-        """Bytes of the body that nobody has read yet."""
+        """Number of bytes of the body that the application has not read."""
         return 0
 
     @property
     def lingers(self) -> bool:
-        """Whether the client may still be sending when the answer has gone, the rest of this request or another one."""
+        """Whether the client may still be sending after the answer: the rest of this request or another one."""
         return True
 
     def write(self, head: bytes, body: bytes) -> None:
         """Write a whole answer.
 
         Args:
-            head: of the answer, up to what each answer has.
+            head: status line and the headers that are specific to this answer.
         """
         connection = self.connection
         parts = [head, *self.build_common(), b"content-length: %d\r\n\r\n" % len(body)]
@@ -193,7 +197,7 @@ class Exchange:
         self.finish()
 
     def build_common(self) -> list[bytes]:
-        """Build the headers that each answer has, and decide with them whether the connection stays open."""
+        """Build the headers of every answer, and decide whether the connection stays open."""
         self.has_answer = True
         self.keeps_alive = self.keeps_alive and self.is_whole and not self.connection.is_last_of_all(self)
         parts = [part for header in self.connection.date for part in (header[0], b": ", header[1], b"\r\n")]
@@ -204,13 +208,13 @@ class Exchange:
         return parts
 
     def finish(self) -> None:
-        """Note that the answer was handed to the transport."""
+        """Mark the answer as complete, and continue with the next request."""
         self.is_answered = True
         self.connection.go_on()
 
 
 class Refusal(Exchange):
-    """What cannot be parsed, or is not taken: the answer is known, and the last of its connection."""
+    """The answer to a request that cannot be parsed or is refused; the connection ends after it."""
 
     __slots__ = ("_is_noted", "_problem")
 
@@ -236,7 +240,7 @@ class Refusal(Exchange):
 
 
 class SmallImage(Exchange):
-    """One small image, answered without a task. To the batcher it is the future of its ticket."""
+    """A request with one small image, answered without a task. It is the future of its own ticket."""
 
     __slots__ = ("_body", "_caller", "_is_cancelled")
 
@@ -261,7 +265,7 @@ class SmallImage(Exchange):
             self._submit()
 
     def _submit(self) -> None:
-        """Ask for the answer, now that the body is whole and it is this request's turn."""
+        """Submit the image. The body is whole, and it is this request's turn."""
         app, fields = self.connection.app, self.head.fields
         try:
             self._caller = app.admit(fields, self.client)
@@ -279,20 +283,20 @@ class SmallImage(Exchange):
             app.service.batcher.submit_to(ticket, self)
 
     def done(self) -> bool:
-        """Say whether nobody waits any more."""
+        """Return whether nobody waits for the answer any more."""
         return self.is_answered or self._is_cancelled
 
     def cancelled(self) -> bool:
-        """Say whether the client has left."""
+        """Return whether the client disconnected."""
         return self._is_cancelled
 
     def set_result(self, ticket: Ticket) -> None:
-        """Answer with a computed image."""
+        """Answer with the prediction."""
         app = self.connection.app
         request_id = app.find_id(self.head.fields)
         try:
             body = app.service.build_answer((ticket,), request_id)
-        except Exception:  # which is this request's, and none of the batch's
+        except Exception:  # concerns this request, not the batch
             self._fail()
             return
         self.write(HEAD_200, body)
@@ -301,7 +305,7 @@ class SmallImage(Exchange):
             app.service.recorder.record(ticket.classifier.model, (ticket,), request_id, self._caller.name)
 
     def set_exception(self, error: Exception) -> None:
-        """Answer with what went wrong."""
+        """Answer with an error."""
         app = self.connection.app
         problem = error if isinstance(error, Problem) else app.service.explain(error)
         request_id = app.find_id(self.head.fields)
@@ -311,7 +315,7 @@ class SmallImage(Exchange):
 
     def _fail(self) -> None:
         logger.exception("unexpected error in POST /predict")
-        self.set_exception(Problem("internal", "the server's log has the reason"))
+        self.set_exception(Problem("internal", "see the server's log"))
 
     def leave(self) -> None:
         if not self.is_answered and not self._is_cancelled:
@@ -334,11 +338,11 @@ class SmallImage(Exchange):
         )
 
 
-class Call(Exchange):
+class AppExchange(Exchange):
     """A request that the ASGI application answers, in a task.
 
     Attributes:
-        waiting: what the application waits for on behalf of the client, and gives up when it leaves.
+        waiting: futures that the application awaits, which are cancelled if the client disconnects.
     """
 
     __slots__ = ("_body", "_change", "_has_left", "_is_chunked", "_is_continued", "_is_read", "_scope", "waiting")
@@ -347,7 +351,7 @@ class Call(Exchange):
 
     def __init__(self, connection: Connection, head: Head) -> None:
         super().__init__(connection, head)
-        self.waiting: Iterable[Future] = ()
+        self.waiting: Iterable[Cancellable] = ()
         self._body = bytearray()
         self._change = asyncio.Event()
         self._has_left = self._is_chunked = self._is_read = False
@@ -359,7 +363,7 @@ class Call(Exchange):
         try:
             url = httptools.parse_url(head.target)
         except httptools.HttpParserInvalidURLError:
-            raise Problem("bad-request", "the target is no path") from None
+            raise Problem("bad-request", "the request target is not a path") from None
         raw_path: bytes = url.path or b"/"
         root_path = connection.app.settings.root_path
         return {
@@ -375,7 +379,7 @@ class Call(Exchange):
             "raw_path": root_path.encode() + raw_path,
             "query_string": url.query or b"",
             "headers": head.headers,
-            "call": self,
+            "exchange": self,
         }
 
     def _came_by_https(self, head: Head) -> bool:
@@ -395,7 +399,7 @@ class Call(Exchange):
         except Exception:
             logger.exception("unexpected error in %s", self._scope["path"])
         if not self.is_answered and not self._has_left:
-            self.connection.abort()  # half an answer, or none, of which nobody should think that it is whole
+            self.connection.abort()  # so that the client does not take an incomplete answer for a whole one
 
     def take(self, data: bytes) -> None:
         if self.is_answered:
@@ -471,14 +475,14 @@ class Call(Exchange):
 
 
 def build_too_large() -> Problem:
-    """Build the problem of a head, or of trailers, above the limit."""
-    return Problem("head-too-large", f"a head may have {MAX_HEAD_BYTES:,} bytes")
+    """Build the problem of a head or trailers above the size limit."""
+    return Problem("head-too-large", f"the limit is {MAX_HEAD_BYTES:,} bytes")
 
 
 def is_small_image(app: App, head: Head) -> bool:
-    """Say whether a request is one small image, and nothing about it is special."""
+    """Return whether a request is one small image without special options."""
     fields = head.fields
-    if head.target != b"/predict" or head.method != b"POST" or head.version != "1.1" or not app.has_short_way:
+    if head.target != b"/predict" or head.method != b"POST" or head.version != "1.1" or not app.has_fast_path:
         return False
     kind, length = fields.get(b"content-type"), fields.get(b"content-length", b"0")
     if kind == PIXELS:
@@ -492,14 +496,14 @@ def is_small_image(app: App, head: Head) -> bool:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, of which nothing is taken for granted.
+    """One connection to an untrusted client.
 
-    Its requests stand in `_exchanges` until they are answered, in their order. The last one may still be arriving. A
-    second one that has arrived stops the reading.
+    `_exchanges` holds the requests in order until they are answered. The last one may still be arriving. While a
+    second request waits, reading pauses.
 
     Args:
         app: the application.
-        server_state: uvicorn's, of which `connections`, `tasks` and `default_headers` are used.
+        server_state: uvicorn's `ServerState`; `connections`, `tasks` and `default_headers` are used.
     """
 
     def __init__(self, app: App, server_state: ServerState) -> None:
@@ -530,11 +534,11 @@ class Connection(asyncio.Protocol):
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.peer, self.server = (tuple(each[:2]) if each else None for each in (peer, own))
         connections = self._state.connections
-        connections.add(self)  # type: ignore[arg-type]  # does what uvicorn asks of a connection
+        connections.add(self)  # type: ignore[arg-type]  # has the methods that uvicorn calls
         self.app.metrics.connections.set(len(connections))
         if len(connections) > self.app.settings.max_connections:
             self.app.metrics.rejected.labels("too-many-connections").inc()
-            self._refuse(Problem("too-many-connections", "try again"))
+            self._refuse(Problem("too-many-connections", "try again later"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         connections = self._state.connections
@@ -552,12 +556,12 @@ class Connection(asyncio.Protocol):
         self._is_further = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # answered as if it had not been asked for, and the last
+        except httptools.HttpParserUpgrade:  # answered without upgrade, as the last request
             self._takes_no_more = True
         except httptools.HttpParserError as error:
             self._refuse(self._explain(error))
         self._num_idle_bytes = 0 if self._is_further else self._num_idle_bytes + len(data)
-        if self._num_idle_bytes > MAX_HEAD_BYTES:  # of a header, a trailer or a chunk's extension that has no end
+        if self._num_idle_bytes > MAX_HEAD_BYTES:  # an endless header, trailer or chunk extension
             self._refuse(build_too_large())
         self._is_busy = False
         self.go_on()
@@ -567,9 +571,9 @@ class Connection(asyncio.Protocol):
         if isinstance(error.__context__, Problem):
             return error.__context__
         if error.__context__ is not None:
-            logger.error("unexpected error while a request was parsed", exc_info=error.__context__)
-            return Problem("internal", "the server's log has the reason")
-        return Problem("bad-request", "this is no HTTP request")
+            logger.error("unexpected error while parsing a request", exc_info=error.__context__)
+            return Problem("internal", "see the server's log")
+        return Problem("bad-request", "this is not an HTTP request")
 
     def pause_writing(self) -> None:
         self.is_writing_paused = True
@@ -584,7 +588,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if len(self._exchanges) >= MAX_PIPELINED:
-            raise Problem("bad-request", "too many requests at once")
+            raise Problem("bad-request", f"at most {MAX_PIPELINED} requests may be pipelined")
         self._has_begun = self._is_in_head = self._is_further = True
         self._num_head_bytes = LINE_BYTES
         self._target, self._headers = b"", []
@@ -596,7 +600,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        if self._is_in_head:  # else it is a trailer, which nobody wants
+        if self._is_in_head:  # otherwise it is a trailer, which is ignored
             self._headers.append((name.lower(), value))
 
     def _count(self, num_bytes: int) -> None:
@@ -610,7 +614,7 @@ class Connection(asyncio.Protocol):
         self._num_head_bytes = 0
         self._read_by = self.loop.time() + app.settings.body_timeout_s
         head = Head(self._parser, self._target, self._headers)
-        self._arriving = exchange = SmallImage(self, head) if is_small_image(app, head) else Call(self, head)
+        self._arriving = exchange = SmallImage(self, head) if is_small_image(app, head) else AppExchange(self, head)
         self._exchanges.append(exchange)
         head.check(app.allowed_hosts)
 
@@ -632,7 +636,7 @@ class Connection(asyncio.Protocol):
     # From request to answer
 
     def go_on(self) -> None:
-        """Answer what is next, and end the connection after its last answer."""
+        """Answer the next requests, and close the connection after the last answer."""
         if self._is_busy:
             return
         self._is_busy = True
@@ -649,12 +653,12 @@ class Connection(asyncio.Protocol):
             self._idle_by = self.loop.time() + self.app.settings.keep_alive_s
             if not exchange.keeps_alive:
                 self._end(lingers=exchange.lingers)
-                return  # and stay busy: nothing more is answered
+                return  # stay busy, so that nothing more is answered
         self._is_busy = False
         self.balance_reading()
 
     def balance_reading(self) -> None:
-        """Read on, unless a second request has arrived, or more of a body than the application takes."""
+        """Pause reading while a second request waits or the application reads a body too slowly; otherwise resume."""
         first = self._exchanges[0] if self._exchanges else None
         is_full = first is not None and (len(self._exchanges) > 1 or first.num_unread > BUFFER_BYTES)
         if is_full == self._is_reading_paused or self.transport.is_closing():
@@ -668,11 +672,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def date(self) -> list[tuple[bytes, bytes]]:
-        """The header with the date."""
+        """The Date header."""
         return self._state.default_headers
 
     def find_client(self, head: Head | None) -> tuple[str, int] | None:
-        """Find the client's address and port: the peer's, or what a trusted proxy says."""
+        """Find the client's address and port: the peer's, or the address that a trusted proxy forwards."""
         proxies, peer = self.app.proxies, self.peer
         if proxies is None or head is None or peer is None:
             return peer
@@ -680,24 +684,24 @@ class Connection(asyncio.Protocol):
         return peer if address == peer[0] else (address, 0)
 
     def is_last_of_all(self, exchange: Exchange) -> bool:
-        """Say whether the server ends, and nothing follows an exchange on this connection."""
-        return self.app.is_draining and self._exchanges[-1] is exchange and not self._is_in_head
+        """Return whether the server is shutting down and an exchange is the last of this connection."""
+        return self.app.service.is_draining and self._exchanges[-1] is exchange and not self._is_in_head
 
     def _find_answer_time(self) -> float:
         return self.loop.time() + self.app.settings.timeout_s + self.app.settings.body_timeout_s
 
     def _refuse(self, problem: Problem) -> None:
-        """Take no more requests; answer the one that is arriving, or what should be one, with a problem in its turn."""
+        """Answer the request that is arriving with a problem, in its turn, and accept no more requests."""
         self._takes_no_more = True
         self._is_in_head = False
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
-            if arriving.has_answer:  # which stays what it is, and the last of the connection
+            if arriving.has_answer:  # keep this answer, as the last of the connection
                 arriving.answer_by = self._find_answer_time()
                 return
             self._exchanges.pop()
             arriving.leave()
-        elif self._exchanges and not self._exchanges[-1].keeps_alive:  # what follows the last request is no request
+        elif self._exchanges and not self._exchanges[-1].keeps_alive:  # ignore data after the last request
             return
         refusal = Refusal(self, arriving, problem)
         refusal.answer_by = self._find_answer_time()
@@ -705,10 +709,10 @@ class Connection(asyncio.Protocol):
         self.go_on()
 
     def _end(self, *, lingers: bool) -> None:
-        """Close after what was written.
+        """Close the connection after the written data.
 
         Args:
-            lingers: read on for a while, for a client that is still sending would see a reset instead of its answer.
+            lingers: read on for a while; otherwise a client that is still sending gets a reset instead of its answer.
         """
         self._drop()
         if self.transport.is_closing():
@@ -729,7 +733,7 @@ class Connection(asyncio.Protocol):
         self._close_by = self.loop.time() + LINGER_S
 
     def _drop(self) -> None:
-        """Let go of all requests, and take no more."""
+        """Cancel all requests, and accept no more."""
         self._takes_no_more = self._is_busy = True
         self._is_in_head, self._arriving = False, None
         for exchange in self._exchanges:
@@ -740,7 +744,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def deadline(self) -> float:
-        """When this connection is ended unless something happens, on the event loop's clock; never infinite."""
+        """Time at which the connection is closed unless something happens, on the event loop's clock; always finite."""
         if self._close_by is not None:
             return self._close_by
         times = []
@@ -752,12 +756,12 @@ class Connection(asyncio.Protocol):
         return min(times, default=self._idle_by)
 
     def _is_reading(self) -> bool:
-        """Say whether the client owes us the rest of a request."""
-        is_owed = self._is_in_head or self._arriving is not None
-        return is_owed and not (self._is_reading_paused and len(self._exchanges) > 1)
+        """Return whether the server waits for the rest of a request."""
+        is_incomplete = self._is_in_head or self._arriving is not None
+        return is_incomplete and not (self._is_reading_paused and len(self._exchanges) > 1)
 
     def sweep(self, now: float) -> None:
-        """End a connection that is past its deadline."""
+        """Close the connection if its deadline has passed."""
         if now < self.deadline:
             return
         if self._close_by is not None:
@@ -767,14 +771,14 @@ class Connection(asyncio.Protocol):
                 self.abort()
             else:
                 self.app.metrics.rejected.labels("request-timeout").inc()
-                self._refuse(Problem("request-timeout", "send the whole request in less time"))
+                self._refuse(Problem("request-timeout", "send the request faster"))
         elif self._exchanges:
-            self.abort()  # its client does not read, or nothing has answered
+            self.abort()  # the client does not read, or the application did not answer
         else:
             self._end(lingers=False)
 
     def shutdown(self) -> None:
-        """End after what has arrived is answered; uvicorn calls this when the server stops."""
+        """Close once all requests that arrived are answered. Uvicorn calls this at shutdown."""
         if self._exchanges or self._is_in_head or self._close_by is not None:
             return
         if self._has_begun:

@@ -1,4 +1,4 @@
-"""Whose word about the client's address is believed: the proxies that a request came through."""
+"""Trusted reverse proxies, whose `X-Forwarded` headers give the client's address."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from image_classifier.errors import SettingsError
 
 
 class TrustedProxies:
-    """The addresses whose `X-Forwarded` headers are believed.
+    """The addresses whose `X-Forwarded` headers are trusted.
 
     Args:
-        text: addresses and networks, with commas, or * for all.
+        text: IP addresses and networks, separated by commas, or * for all.
 
     Raises:
-        SettingsError: one of them is none.
+        SettingsError: one of them is invalid.
     """
 
     def __init__(self, text: str) -> None:
@@ -23,10 +23,11 @@ class TrustedProxies:
             names = [] if self._trusts_all else text.split(",")
             self._networks = [ipaddress.ip_network(name.strip(), strict=False) for name in names]
         except ValueError as error:
-            raise SettingsError(f"--trusted_proxies takes addresses or networks, with commas, or *: {error}") from error
+            takes = "--trusted_proxies takes IP addresses or networks, separated by commas, or *"
+            raise SettingsError(f"{takes}: {error}") from error
 
     def trusts(self, address: str) -> bool:
-        """Say whether an address is one of theirs."""
+        """Return whether an address is a trusted proxy's."""
         if self._trusts_all:
             return True
         try:
@@ -36,10 +37,11 @@ class TrustedProxies:
         return any(ip in network for network in self._networks)
 
     def find_client(self, peer: str, forwarded: bytes | None) -> str:
-        """Find the client's address: the last in `X-Forwarded-For` that is no trusted proxy.
+        """Find the client's address: the last one in `X-Forwarded-For` that is not a trusted proxy's.
 
         Args:
-            peer: address of the connection.
+            peer: remote address of the connection.
+            forwarded: value of `X-Forwarded-For`.
         """
         address = peer
         hops = [] if forwarded is None else forwarded.decode("latin-1").split(",")

@@ -1,4 +1,4 @@
-"""Bodies of `POST /predict` to tickets: raw pixels, image files, multipart, or JSON with base64."""
+"""Parses bodies of `POST /predict` into tickets: raw pixels, image files, multipart, or JSON with base64."""
 
 from __future__ import annotations
 
@@ -20,44 +20,53 @@ FORM = b"multipart/form-data"
 IMAGE_TYPES = {b"image/png": ("PNG",), b"image/jpeg": ("JPEG",), b"image/webp": ("WEBP",), b"image/bmp": ("BMP",)}
 TYPES = (*IMAGE_TYPES, PIXELS, JSON, FORM)
 MAX_JSON_PARTS = 1000
-"""Commas and brackets of a document beside those of its images; it is refused before it is parsed."""
+"""Limit of commas and brackets outside the images of a JSON document; more are refused before parsing."""
 
 COUNTED_BYTES = 2**18
-"""Of a document in which marks are counted at a time."""
+"""Bytes in which characters are counted at a time."""
 
 Parsed = tuple[list[Ticket], PredictOptions]
 
 
 def parse_body(body: bytes, content_type: bytes, headers: Mapping[str, str], max_images: int, side: int) -> Parsed:
-    """Read the images in a body, and the options that multipart and JSON may hold.
+    """Parse the images of a body, and the options of multipart and JSON bodies.
 
     Args:
-        side: in pixels, of images that come as pixels.
+        side: of raw images in pixels.
 
     Raises:
-        Problem: another type than is taken, or not what the type says, or too many images.
+        Problem: the media type is not supported, the body does not match it, or there are too many images.
     """
     kind = content_type.partition(b";")[0].strip().lower()
-    if headers.get("content-encoding", "identity") != "identity":
-        raise Problem("unsupported-media-type", "bodies are taken as they are, without Content-Encoding")
+    check_encoding(headers)
     if kind == PIXELS:
         return _parse_pixels(body, max_images, side), PredictOptions()
     if kind in IMAGE_TYPES:
         if not body:
-            raise Problem("no-image", "the body is empty; send the bytes of an image file")
+            raise Problem("no-image", "the body is empty; send an image file")
         return [Ticket(None, body, IMAGE_TYPES[kind])], PredictOptions()
     if kind == JSON:
         return _parse_json(body, max_images)
     if kind == FORM:
         return _parse_multipart(content_type, body, max_images)
     types = ", ".join(name.decode() for name in TYPES)
-    raise Problem("unsupported-media-type", f"Content-Type is none of {types}")
+    raise Problem("unsupported-media-type", f"Content-Type must be one of {types}")
+
+
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Refuse a compressed body.
+
+    Raises:
+        Problem: `unsupported-media-type`.
+    """
+    if headers.get("content-encoding", "identity") != "identity":
+        raise Problem("unsupported-media-type", "Content-Encoding is not supported; send the body uncompressed")
 
 
 def describe_bodies(side: int) -> dict[str, Any]:
-    """Describe the bodies that `parse_body` takes, as OpenAPI does."""
-    becomes = f"An image file; it becomes {side} by {side} pixels"
-    image = {"type": "string", "format": "binary", "description": becomes}
+    """Describe the bodies that `parse_body` accepts, in OpenAPI."""
+    resized = f"An image file, which is resized to {side} x {side} pixels"
+    image = {"type": "string", "format": "binary", "description": resized}
     document = PredictDocument.model_json_schema()
     options = {name: document["properties"][name] for name in PredictOptions.model_fields}
     pixels = {
@@ -68,7 +77,7 @@ def describe_bodies(side: int) -> dict[str, Any]:
     }
     form = {
         "type": "object",
-        "description": "Image files, one a part",
+        "description": "Image files, one per part",
         "required": ["image"],
         "properties": {"image": {"type": "array", "items": image, "minItems": 1}, **options},
     }
@@ -78,30 +87,30 @@ def describe_bodies(side: int) -> dict[str, Any]:
 
 
 def _describe_pixels(side: int) -> str:
-    return f"{3 * side**2:,} bytes an image: {side} rows of {side} pixels, each red, green, blue"
+    return f"{3 * side**2:,} bytes per image: {side} rows of {side} RGB pixels"
 
 
 def _check_number(number: int, max_images: int) -> None:
     if number > max_images:
-        raise Problem("too-many-images", f"a request may hold {max_images} images")
+        raise Problem("too-many-images", f"a request may have {max_images} images")
     if number == 0:
-        raise Problem("no-image", "the request holds no image")
+        raise Problem("no-image", "the request has no image")
 
 
 def check_parts(body: bytes, max_parts: int) -> None:
-    """Refuse JSON of more values than any good request has, which would take many times its size when parsed.
+    """Refuse JSON with more values than a valid request can have: parsed, it would take many times its size.
 
     Raises:
-        Problem: `too-many-images` or, where they are nested, `bad-request`.
+        Problem: `bad-request` for too many lists or objects, `too-many-images` for too many values.
     """
     if _has_more(body, b"[", max_parts) or _has_more(body, b"{", max_parts):
-        raise Problem("bad-request", "the JSON has more lists and objects than any request")
+        raise Problem("bad-request", "the JSON has too many lists and objects")
     if _has_more(body, b",", max_parts):
-        raise Problem("too-many-images", "the JSON has more values than a request of as many images as may be")
+        raise Problem("too-many-images", "the JSON has too many values")
 
 
 def _has_more(body: bytes, mark: bytes, most: int) -> bool:
-    """Say whether a mark comes more often than that; stops counting soon after, and lets other threads in between."""
+    """Return whether a character occurs more than `most` times. Counting in pieces lets other threads run."""
     number = 0
     for start in range(0, len(body), COUNTED_BYTES):
         number += body.count(mark, start, start + COUNTED_BYTES)
@@ -116,8 +125,8 @@ def _parse_pixels(body: bytes, max_images: int, side: int) -> list[Ticket]:
     if rest or not number:
         raise Problem(
             "bad-request",
-            f"{PIXELS.decode()} takes {_describe_pixels(side)}; got {len(body):,}. Declare the type of an image file, "
-            "such as image/png",
+            f"{PIXELS.decode()} takes {_describe_pixels(side)}; got {len(body):,} bytes. An image file needs its own "
+            "Content-Type, such as image/png",
         )
     _check_number(number, max_images)
     return [Ticket(body[start : start + num_bytes]) for start in range(0, len(body), num_bytes)]
@@ -131,22 +140,22 @@ def _parse_json(body: bytes, max_images: int) -> Parsed:
         raise Problem("bad-request", explain_invalid(error)) from None
     _check_number(len(document.images), max_images)
     if not all(document.images):
-        raise Problem("no-image", f"images.{document.images.index(b'')}: is empty")
+        raise Problem("no-image", f"images.{document.images.index(b'')} is empty")
     return [Ticket(None, content, FORMATS) for content in document.images], document
 
 
 class _Parser(MultiPartParser):
-    spool_max_size = 2**62  # in memory, where the body lies already: a server may have no disk to write to
+    spool_max_size = 2**62  # keeps files in memory, as the body is: a server may have no writable disk
 
 
 def _run(parsing: Coroutine[Any, Any, FormData]) -> FormData:
-    """Run a coroutine that has nothing to wait for to its end, on whatever thread this is."""
+    """Run a coroutine that never waits, without an event loop."""
     try:
         parsing.send(None)
     except StopIteration as end:
         form: FormData = end.value
         return form
-    raise RuntimeError("the parser waits for something although all of the body is there")
+    raise RuntimeError("the multipart parser waits although it has the whole body")
 
 
 def _parse_multipart(content_type: bytes, body: bytes, max_images: int) -> Parsed:
@@ -158,7 +167,7 @@ def _parse_multipart(content_type: bytes, body: bytes, max_images: int) -> Parse
     try:
         form = _run(parser.parse())
     except (MultiPartException, KeyError, UnicodeDecodeError, ValueError) as error:
-        message = str(getattr(error, "message", "")) or "the body is not what its boundary says"
+        message = str(getattr(error, "message", "")) or "the body does not match its boundary"
         is_many = message.startswith("Too many files")
         raise Problem("too-many-images" if is_many else "bad-request", f"multipart: {message[:100]}") from error
     files: list[tuple[bytes, bytes]] = []
@@ -176,14 +185,14 @@ def _parse_multipart(content_type: bytes, body: bytes, max_images: int) -> Parse
 
 
 def parse_options(pairs: list[tuple[str, str]], where: str) -> PredictOptions:
-    """Read options that came as text.
+    """Parse options that came as text.
 
     Raises:
-        Problem: one is unknown, does not take the value, or comes twice.
+        Problem: an option is unknown, invalid or repeated.
     """
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise Problem("bad-request", f"{where}an option comes twice")
+        raise Problem("bad-request", f"{where}an option is repeated")
     try:
         return PredictOptions.model_validate(values)
     except ValidationError as error:

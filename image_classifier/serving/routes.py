@@ -1,6 +1,6 @@
-"""How a route is declared, once: what it answers, in which types and statuses, and whether anybody may ask.
+"""Declares a route once: its answers, statuses and types, and whether it needs authentication.
 
-The application takes from it whom to let in, and `/openapi.json` what to say.
+The application and `/openapi.json` both use this declaration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from image_classifier.serving.schemas import InferenceError, InferenceRequest, P
 JSON_TYPE = "application/json"
 REFERENCE = "#/components/schemas/{model}"
 COMMON = ("bad-request", "request-timeout", "unknown-host", "head-too-large", "internal", "too-many-connections")
-"""Problems that any request may meet."""
+"""Problems that every route can answer with."""
 
 RATE = {"Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
 SECURITY = {
@@ -45,11 +45,11 @@ def add_route(
     """Add a route.
 
     Args:
-        answer: type of its JSON, or the media type of what is none.
-        kinds: problems that it may answer with, beside those that any route may.
-        is_open: anybody may ask, without a key.
-        others: by status, schemas by media type that it may answer with, too.
-        extra: what OpenAPI says of the operation beside all that.
+        answer: type of the JSON answer, or the media type of any other answer.
+        kinds: problems that it can answer with, in addition to `COMMON`.
+        is_open: it needs no authentication.
+        others: further answers: schemas by media type, by status.
+        extra: further fields of the OpenAPI operation.
     """
     is_v2 = path.startswith("/v2")
     responses = describe_refusals((*COMMON, *kinds, *(() if is_open else ("unauthorized", "rate-limited"))), is_v2)
@@ -65,16 +65,14 @@ def add_route(
         summary=summary,
         operation_id=("v2_" if is_v2 else "") + endpoint.__name__ + ("_version" if "{version}" in path else ""),
         response_model=answer,
-        response_class=(
-            Response if answer is None else JSONResponse
-        ),  # as the description says; answers are built by `answer_json`
+        response_class=Response if answer is None else JSONResponse,  # for OpenAPI alone: `answer_json` builds answers
         responses=responses,
         openapi_extra={**({"security": []} if is_open else {}), **(extra or {})},
     )
 
 
 def describe_refusals(kinds: Iterable[str], is_v2: bool) -> dict[int | str, dict[str, Any]]:
-    """Describe the problems of a route by status."""
+    """Build the OpenAPI responses of a route's problems, by status."""
     titles: dict[int, list[str]] = defaultdict(list)
     responses: dict[int | str, dict[str, Any]] = {}
     media_type, schema = (JSON_TYPE, InferenceError) if is_v2 else (CONTENT_TYPE.decode(), ProblemDetails)
@@ -89,22 +87,22 @@ def describe_refusals(kinds: Iterable[str], is_v2: bool) -> dict[int | str, dict
 
 
 def refer_to(kind: type) -> dict[str, str]:
-    """Refer to the schema of a type that `complete_openapi` adds."""
+    """Build a reference to the schema of a type that `complete_openapi` adds."""
     return {"$ref": REFERENCE.format(model=kind.__name__)}
 
 
 def is_open_route(route: APIRoute) -> bool:
-    """Say whether anybody may ask."""
+    """Return whether a route needs no authentication."""
     return "security" in (route.openapi_extra or {})
 
 
 def answer_json(document: Any, status: int = 200) -> Response:
-    """Answer with JSON."""
+    """Build a JSON answer."""
     return Response(orjson.dumps(document), status, media_type=JSON_TYPE)
 
 
 def complete_openapi(document: dict[str, Any]) -> dict[str, Any]:
-    """Complete FastAPI's description with what it cannot know, and take out its own problems, which are never sent."""
+    """Add authentication and schemas to FastAPI's OpenAPI document; remove FastAPI's own 422, which is never sent."""
     document["security"] = [{name: []} for name in SECURITY] + [{}]
     components = document["components"]
     components["securitySchemes"] = SECURITY

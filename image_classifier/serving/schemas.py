@@ -1,4 +1,4 @@
-"""What the routes take and give, as types: pydantic checks what comes, mypy what goes, and OpenAPI shows both."""
+"""Types of requests and answers. Pydantic validates requests, mypy checks answers, and OpenAPI documents both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_LABELS = 1000
 
 
 def _read_whole(value: object) -> object:
-    """Read a whole number that came as text, of digits alone."""
+    """Parse an integer of digits only; leave any other value for pydantic to refuse."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10 else value
 
 
@@ -27,11 +27,11 @@ def _read_flag(value: object) -> object:
 
 def _read_base64(value: object) -> bytes:
     if not isinstance(value, str):
-        raise ValueError("takes a text")
+        raise ValueError("must be a string")
     try:
         return binascii.a2b_base64(value.encode("ascii"), strict_mode=True)
     except ValueError:
-        raise ValueError("is no base64") from None
+        raise ValueError("is not valid base64") from None
 
 
 Whole = Annotated[int, BeforeValidator(_read_whole)]
@@ -41,28 +41,30 @@ Base64 = Annotated[
 
 
 class PredictOptions(BaseModel):
-    """What may be asked for with an image."""
+    """Options of a prediction."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    top_k: Whole = Field(default=DEFAULT_TOP_K, ge=1, le=99_999, description="Classes to name")
+    top_k: Whole = Field(
+        default=DEFAULT_TOP_K, ge=1, le=99_999, description="Number of most probable classes to return"
+    )
     request_id: str = Field(
         default_factory=str,
         min_length=1,
         max_length=MAX_REQUEST_ID,
         pattern="^[ -~]+$",
-        description="Comes back in the answer",
+        description="Id that the answer repeats",
     )
     show_input: Annotated[bool, BeforeValidator(_read_flag)] = Field(
-        default=False, description="Answer with the pixels that the network saw"
+        default=False, description="Return the pixels of the network's input"
     )
 
 
 class PredictDocument(PredictOptions):
-    """Image files in base64, and options."""
+    """Base64-encoded image files, and options."""
 
     images: Annotated[list[Base64], Field(fail_fast=True)] = Field(
-        description="Image files in base64", json_schema_extra={"minItems": 1}
+        description="Base64-encoded image files", json_schema_extra={"minItems": 1}
     )
 
 
@@ -77,7 +79,7 @@ class Prediction(Score):
 
 
 class Predictions(TypedDict):
-    """A prediction for each image, in their order."""
+    """One prediction per image, in the order of the request."""
 
     predictions: Annotated[list[Prediction], Field(min_length=1)]
     request_id: str
@@ -86,7 +88,7 @@ class Predictions(TypedDict):
 
 
 class Tensor(TypedDict):
-    """What a model takes or gives; None where any number of images is."""
+    """Type and shape of a model's input or output; null stands for the batch size."""
 
     datatype: str
     shape: list[int | None]
@@ -94,7 +96,7 @@ class Tensor(TypedDict):
 
 
 class Verdict(TypedDict):
-    """What somebody says about the run of a model; the signer is None where no policy has checked who that is."""
+    """A verdict about a model's run. The signer is null unless a policy checked the signature."""
 
     verdict: Literal["IDENTICAL", "DIFFERENT"]
     signer: str | None
@@ -104,7 +106,7 @@ class Verdict(TypedDict):
 
 
 class ModelDescription(TypedDict):
-    """A model: what it takes and gives, what it comes from, its card, and verdicts about its run."""
+    """A model: input, output, run, model card, and verdicts about its run."""
 
     name: str
     version: str
@@ -124,13 +126,13 @@ class ModelDescription(TypedDict):
 
 
 class Status(TypedDict):
-    """How the server is."""
+    """State of the server."""
 
     status: str
 
 
 class ProblemDetails(TypedDict):
-    """What is wrong, as RFC 9457 has it."""
+    """An error, as defined by RFC 9457."""
 
     type: str
     title: str
@@ -151,7 +153,7 @@ Images = Annotated[list[Image], Field(fail_fast=True)]
 
 def _refuse_shared_memory(value: object) -> object:
     if isinstance(value, dict) and "shared_memory_region" in value:
-        raise ValueError("shared memory is not offered")
+        raise ValueError("shared memory is not supported")
     return value
 
 
@@ -160,43 +162,45 @@ class _Protocol(BaseModel):
 
 
 class InputParameters(_Protocol):
-    """How a tensor comes."""
+    """Encoding of an input tensor."""
 
-    binary_data_size: int | None = Field(default=None, ge=0, description="Bytes of this tensor, which follow the JSON")
+    binary_data_size: int | None = Field(default=None, ge=0, description="Size in bytes of the tensor after the JSON")
 
 
 class InputTensor(_Protocol):
-    """The images."""
+    """The images, uint8 [N, S, S, 3]."""
 
     name: Literal["images"]
     datatype: Literal["UINT8"]
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=4, max_length=4)]
     parameters: Annotated[InputParameters, BeforeValidator(_refuse_shared_memory)] = InputParameters()
-    data: Bytes | Images | None = Field(default=None, description="Flat, or nested as the shape says")
+    data: Bytes | Images | None = Field(default=None, description="Flat, or nested according to the shape")
 
 
 class OutputParameters(_Protocol):
-    """How a tensor is wanted."""
+    """Encoding of an output tensor."""
 
     binary_data: bool | None = None
-    classification: int = Field(default=0, ge=0, le=MAX_LABELS, description="Labels an image, instead of numbers")
+    classification: int = Field(
+        default=0, ge=0, le=MAX_LABELS, description="Number of labels per image to return instead of probabilities"
+    )
 
 
 class OutputWanted(_Protocol):
-    """The probabilities."""
+    """The probabilities, float32 [N, C]."""
 
     name: Literal["probabilities"]
     parameters: Annotated[OutputParameters, BeforeValidator(_refuse_shared_memory)] = OutputParameters()
 
 
 class RequestParameters(_Protocol):
-    """How all tensors are wanted."""
+    """Encoding of all output tensors."""
 
     binary_data_output: bool = False
 
 
 class InferenceRequest(_Protocol):
-    """Images to compute the probabilities of."""
+    """A request to classify images."""
 
     id: str = Field(default_factory=str)
     parameters: RequestParameters = RequestParameters()
@@ -204,7 +208,7 @@ class InferenceRequest(_Protocol):
     outputs: Annotated[list[OutputWanted], Field(min_length=1, max_length=1)] = [OutputWanted(name="probabilities")]
 
 
-assert (INPUT, OUTPUT) == ("images", "probabilities")  # the names above, which types can only spell out
+assert (INPUT, OUTPUT) == ("images", "probabilities")  # the types above need literals
 
 
 class OutputTensor(TypedDict):
@@ -218,7 +222,7 @@ class OutputTensor(TypedDict):
 
 
 class InferenceAnswer(TypedDict):
-    """The probabilities."""
+    """The answer of an inference request."""
 
     model_name: str
     model_version: str
@@ -227,13 +231,13 @@ class InferenceAnswer(TypedDict):
 
 
 class InferenceError(TypedDict):
-    """What is wrong."""
+    """An error of the Open Inference Protocol."""
 
     error: str
 
 
 class ServerMetadata(TypedDict):
-    """The server."""
+    """Name, version and protocol extensions of the server."""
 
     name: str
     version: str
@@ -241,7 +245,7 @@ class ServerMetadata(TypedDict):
 
 
 class TensorMetadata(TypedDict):
-    """A tensor; -1 where any number of images is."""
+    """Type and shape of a tensor; -1 stands for the batch size."""
 
     name: str
     datatype: str
@@ -249,7 +253,7 @@ class TensorMetadata(TypedDict):
 
 
 class ModelMetadata(TypedDict):
-    """The model's tensors."""
+    """Inputs and outputs of the model."""
 
     name: str
     versions: list[str]
@@ -259,20 +263,20 @@ class ModelMetadata(TypedDict):
 
 
 class Live(TypedDict):
-    """Whether the server answers."""
+    """Liveness."""
 
     live: bool
 
 
 class Ready(TypedDict):
-    """Whether requests should be sent."""
+    """Readiness."""
 
     name: NotRequired[str]
     ready: bool
 
 
 def explain_invalid(error: ValidationError | Any) -> str:
-    """What is wrong with what came, in one line; nothing of it is repeated but the names of fields."""
+    """Describe the first validation error on one line, without values from the request."""
     first = error.errors()[0]
     place = ".".join(str(part)[:40] for part in first["loc"] if part not in ("query", "header", "path"))
     text = f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -1,4 +1,4 @@
-"""From settings to a listening server, and from SIGTERM to its end: nothing that was accepted is lost."""
+"""Starts and stops the server. Every accepted request is answered before the process ends."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ from image_classifier.serving.source import ModelSource
 from image_classifier.serving.telemetry import Metrics, VersionMetrics, configure_logging, limit_lines
 
 SWEEP_S = 0.5
-"""How often the deadlines of connections are looked at."""
+"""Interval at which the deadlines of connections are checked."""
 
 END_S = 5.0
-"""How long the end waits for captured images to be written, and for the shadow's last batch."""
+"""Time that shutdown waits for captured images to be written, and for the shadow's last batch."""
 
 BACKLOG = 2048
-"""Connections that the kernel holds until they are taken."""
+"""Length of the kernel's queue of connections that are not yet accepted."""
 
 SWITCH_S = 0.0005
-"""After so long a thread of Python lets another one go on, if one waits; 5 ms unless it is set."""
+"""Interpreter's switch interval between threads (default: 5 ms)."""
 
 logger = logging.getLogger(__name__)
 
 
 class Server:
-    """A server of one model: uvicorn, with our protocol and our end.
+    """A server of one model: uvicorn with our own protocol and shutdown.
 
     Args:
-        candidate: where the canary or shadow comes from; None where there is none.
+        candidate: source of the canary or shadow; None if there is none.
 
     Attributes:
-        exit_status: of the process: 0, or 1 if nothing computes any more.
+        exit_status: of the process: 0, or 1 if an inference thread died.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Server:
         self._uvicorn = uvicorn.Server(config)
 
     def _build_observers(self, settings: ServerSettings, metrics: Metrics) -> list[Observer]:
-        """Build what hears of batches: the metrics, and with a second model also those by version, and the shadow."""
+        """Build the batcher's observers: metrics, and with a second model the metrics by version and the shadow."""
         observers: list[Observer] = [metrics]
         if self._second is not None:
             observers.append(VersionMetrics(metrics))
@@ -124,26 +124,26 @@ class Server:
         return observers
 
     def run(self) -> int:
-        """Serve until a signal comes, and return the exit status."""
+        """Serve until a signal arrives, and return the exit status."""
         configure_logging(self._settings.log_format)
         limit_lines(self._app.log.limit)
-        self._uvicorn.run(sockets=[])  # of none: `_live` has the connections taken, by our protocol
+        self._uvicorn.run(sockets=[])  # no sockets: `_live` accepts connections, with our protocol
         return self.exit_status
 
     @asynccontextmanager
     async def _live(self, api: FastAPI) -> AsyncIterator[None]:
-        """Do what goes on beside requests, from the start to the end."""
+        """Run everything outside requests, from startup to shutdown."""
         loop = asyncio.get_running_loop()
-        with suppress(ValueError):  # signals come to the main thread alone
+        with suppress(ValueError):  # only the main thread gets signals
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop, number)
-            loop.add_signal_handler(signal.SIGHUP, self._look_again)
+            loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         self._service.batcher.start()
         if self._service.recorder is not None:
             await self._service.recorder.start()
         if self._shadow is not None:
             self._shadow.start()
-        tasks = [loop.create_task(work()) for work in (self._sweep, self._follow, self._follow_keys)]
+        tasks = [loop.create_task(work()) for work in (self._sweep, self._watch_models, self._watch_keys)]
         self._build_connection = partial(Connection, self._app, self._uvicorn.server_state)
         self._accepting = await loop.create_server(self._build_connection, sock=self._listener, backlog=BACKLOG)
         self._announce()
@@ -159,7 +159,7 @@ class Server:
                 await asyncio.to_thread(self._shadow.stop, END_S)
 
     def _stop(self, number: int) -> None:
-        """Say not ready, and end after a while; after a second signal at once."""
+        """Report not ready, and end after `drain_s`; a second signal ends at once."""
         if self._service.is_draining:
             self._uvicorn.should_exit = self._uvicorn.force_exit = True
             return
@@ -168,14 +168,15 @@ class Server:
         asyncio.get_running_loop().call_later(drain_s, self._end)
 
     def _end(self) -> None:
-        """Take the connections that the kernel has, and no more; uvicorn ends when those that are there are answered.
+        """Accept the connections in the kernel's queue and no more; uvicorn ends when all are answered.
 
-        Closing resets what nobody has taken. The loop's own server closes later, so nothing may come until then.
+        Closing a socket resets connections in its queue, and the event loop closes it later. So the socket must refuse
+        new connections until then.
         """
         if self._uvicorn.should_exit:
             return
         loop, tasks = asyncio.get_running_loop(), self._uvicorn.server_state.tasks
-        with suppress(OSError):  # there are no more
+        with suppress(OSError):  # the queue is empty
             while True:
                 task = loop.create_task(self._connect(self._listener.accept()[0]))
                 tasks.add(task)
@@ -185,11 +186,11 @@ class Server:
         self._uvicorn.should_exit = True
 
     async def _connect(self, connection: socket.socket) -> None:
-        with suppress(OSError):  # its client has left
+        with suppress(OSError):  # the client disconnected
             await asyncio.get_running_loop().connect_accepted_socket(self._build_connection, connection)
 
     def _die(self, error: BaseException) -> None:
-        """End because nothing computes any more."""
+        """Shut down because an inference thread died."""
         self.exit_status = 1
         self._service.is_draining = True
         self._end()
@@ -200,7 +201,7 @@ class Server:
         model = self._service.batcher.classifier.model
         seconds = time.time() - _find_start()
         logger.info(
-            "serving %s, version %s, at http://%s:%d%s/ (ready %.2f s after the start)",
+            "serving %s, version %s, at http://%s:%d%s/ (startup took %.2f s)",
             *(self._source.name, model.version, host, port, self._settings.root_path, seconds),
         )
 
@@ -211,65 +212,59 @@ class Server:
         while True:
             await asyncio.sleep(SWEEP_S)
             before, now = now, loop.time()
-            if now - before > 2 * SWEEP_S:  # the loop was held up: what clients sent meanwhile is read first
+            if now - before > 2 * SWEEP_S:  # the loop was blocked: first read what clients sent meanwhile
                 continue
             for connection in list(connections):
                 connection.sweep(now)
 
-    def _look_again(self) -> None:
+    def _reload_all(self) -> None:
         self._reload.set()
         self._reload_keys.set()
 
-    async def _follow_keys(self) -> None:
-        """Have the keys read again; apart from the model, whose loading may take longer than they may be old."""
+    async def _watch_keys(self) -> None:
+        """Reload the keys regularly, apart from the model, whose loading may take longer than keys live."""
         gate = self._app.gate
         every_s = min(self._settings.reload_every_s or math.inf, gate.refresh_s)
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._reload_keys.wait(), None if every_s == math.inf else every_s)
-            self._reload_keys.clear()
+            await wait(self._reload_keys, every_s)
             await asyncio.to_thread(gate.refresh)
 
-    async def _follow(self) -> None:
-        """Load another version when the alias has moved; the one before serves on until then, or if that fails."""
-        every_s = self._settings.reload_every_s or None
+    async def _watch_models(self) -> None:
+        """Load another version when the alias or the file changes."""
+        every_s = self._settings.reload_every_s or math.inf
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._reload.wait(), every_s)
-            self._reload.clear()
-            await self._load_again(self._source, self._take_model)
+            await wait(self._reload, every_s)
+            await self._reload_model(self._source, self._take_model)
             if self._candidate is not None:
-                await self._load_again(self._candidate, self._take_second)
+                await self._reload_model(self._candidate, self._take_second)
 
-    async def _load_again(self, source: ModelSource, take: Callable[[Predictor], None]) -> None:
-        """Load what a name stands for now, if it moved, to take its place; if that fails, the one before stays."""
+    async def _reload_model(self, source: ModelSource, take: Callable[[Predictor], None]) -> None:
+        """Load a model if it changed, and replace the current one; after an error, keep the current one."""
         reloads = self._app.metrics.reloads
         try:
             predictor = await asyncio.to_thread(source.load_if_moved)
             if predictor is None:
                 return
             take(predictor)
-        except ImageClassifierError as error:
+        except Exception as error:
             reloads.labels("failed").inc()
-            logger.error("the model was not loaded again, the one before serves on: %s", error)
-        except Exception:
-            reloads.labels("failed").inc()
-            logger.exception("the model was not loaded again, the one before serves on")
+            trace = None if isinstance(error, ImageClassifierError) else error
+            logger.error("reloading the model failed, the previous one stays in service: %s", error, exc_info=trace)
         else:
             reloads.labels("done").inc()
-            logger.info("serving version %s from now on", predictor.model.version)
+            logger.info("now serving version %s", predictor.model.version)
 
     def _take_model(self, predictor: Predictor) -> None:
-        """Let another model answer from now on."""
+        """Make a model the champion."""
         check_same_size(predictor.model, self._service.batcher.image_size)
         if self._second is not None:
             check_same_answers(self._second.model, predictor.model)
-        self._service.batcher.replace_classifier(predictor)
+        self._service.batcher.classifier = predictor
         self._app.metrics.show_model(self._source.name, predictor.model)
         self._watch_drift(predictor.model)
 
     def _take_second(self, predictor: Predictor) -> None:
-        """Let another model be the canary or shadow from now on."""
+        """Make a model the canary or shadow."""
         service = self._service
         check_same_answers(predictor.model, service.batcher.classifier.model)
         self._second = predictor
@@ -280,7 +275,7 @@ class Server:
         service.metrics.show_candidate("canary" if self._shadow is None else "shadow", predictor.model)
 
     def _watch_drift(self, model: PublishedModel) -> None:
-        """Watch another version for drift; one without a reference is served all the same."""
+        """Watch another version for drift. A missing reference does not stop the server."""
         try:
             if self._settings.drift_window:
                 self._app.metrics.drift.watch(model, self._settings.drift_window)
@@ -288,16 +283,23 @@ class Server:
             logger.warning("the metrics show no drift: %s", error)
 
 
+async def wait(event: asyncio.Event, within_s: float) -> None:
+    """Wait for an event and clear it, or for a number of seconds, which may be infinite."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), None if within_s == math.inf else within_s)
+    event.clear()
+
+
 def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) -> Recorder | None:
-    """Build what keeps answered images; None where nothing is to be kept.
+    """Build the recorder of answered images; None if capture is off.
 
     Raises:
-        SettingsError: the extra `capture` is missing, or what fsspec needs for the URL.
+        SettingsError: the extra `capture` or fsspec's library for the URL is missing.
     """
     if not settings.capture:
         return None
     check_extra("pyarrow", "capture")
-    open_place(settings.capture)  # refused now rather than by the process that writes there
+    open_place(settings.capture)  # fail now rather than in the writer process
     return Recorder(
         settings.capture,
         image_size=image_size,
@@ -310,23 +312,23 @@ def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) 
 
 
 def check_same_size(model: PublishedModel, image_size: int) -> None:
-    """Check that a model that is to take another one's place takes images of the same size, as clients send them.
+    """Check that a new champion has the same image size, which clients rely on.
 
     Raises:
-        ModelError: it takes others.
+        ModelError: it has another one.
     """
     if model.image_size != image_size:
         raise ModelError(
-            f"{model.path} takes images of {model.image_size} x {model.image_size} pixels, and {image_size} x "
-            f"{image_size} are served: start the server again for it"
+            f"{model.path} takes images of {model.image_size} x {model.image_size} pixels instead of {image_size} x "
+            f"{image_size}; restart the server to serve it"
         )
 
 
 def keep_loop_free() -> None:
-    """Let nothing else of this process hold up the event loop for long.
+    """Reduce pauses of the event loop.
 
-    What has been made until now stays: the garbage collector would look through it now and then, for 50 ms and more.
-    And a thread that parses or decodes gives way to the loop sooner than Python has it by itself.
+    Garbage collection skips the objects that exist now; scanning them would take 50 ms and more. Threads that parse or
+    decode yield to the event loop sooner than by Python's default.
     """
     gc.freeze()
     gc.enable()
@@ -334,7 +336,7 @@ def keep_loop_free() -> None:
 
 
 def _find_start() -> float:
-    """Find when this process was started, in seconds since the epoch."""
+    """Find the start time of this process, in seconds since the epoch."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
@@ -344,7 +346,7 @@ def bind(settings: ServerSettings) -> socket.socket:
     """Bind the address of the settings.
 
     Raises:
-        SettingsError: it is in use, or not one of this machine's.
+        SettingsError: it is in use, or is not an address of this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -362,16 +364,16 @@ def bind(settings: ServerSettings) -> socket.socket:
 
 
 def serve(settings: ServerSettings, source: ModelSource, candidate: ModelSource | None = None) -> int:
-    """Serve until a signal comes, and return the exit status.
+    """Serve until a signal arrives, and return the exit status.
 
     Args:
-        candidate: where the canary or shadow comes from; None where there is none.
+        candidate: source of the canary or shadow; None if there is none.
 
     Raises:
-        ImageClassifierError: the model, the keys or the address are not as they should be.
+        ImageClassifierError: the model or the keys cannot be loaded, or the address cannot be bound.
     """
     with bind(settings) as listener:
         server = Server(settings, source, listener, candidate)
-        Image.preinit()  # the decoders, which would be imported while the first client waits
+        Image.preinit()  # import the decoders before the first request
         keep_loop_free()
         return server.run()

@@ -1,4 +1,4 @@
-"""What every route stands on: bodies within limits, images computed, answers built, and what went wrong explained."""
+"""What all prediction routes share: size limits of bodies, batching, caching, answers and errors."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics
 
 LARGE_BYTES = 64 * 2**10
-"""Bodies from here on are parsed off the event loop, one at a time."""
+"""Bodies from this size on are parsed in another thread, one at a time."""
 
 MAX_BODIES_BYTES = 64 * 2**20
-"""Bytes of all bodies that are held at once, at most; however many clients send large ones."""
+"""Limit of all request bodies in memory together."""
 
 T = TypeVar("T")
 
 
 class Caller(NamedTuple):
-    """Who asks.
+    """The sender of a request.
 
     Attributes:
-        name: of the key or token; empty where nobody has to show one.
-        payer: for whom requests, pixels and decoding time count.
+        name: of the API key or token; empty without authentication.
+        payer: whose rate limits and share of the decoding time the request uses.
     """
 
     name: str
@@ -46,17 +46,18 @@ class Caller(NamedTuple):
 
 
 class ClientLeft(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 class Service:
-    """What the application does for a request, whatever its route.
+    """What all prediction routes share.
 
     Args:
-        name: the model's, in the Open Inference Protocol.
+        name: of the model in the Open Inference Protocol.
 
     Attributes:
-        recorder: keeps what is answered; None where nothing is kept.
+        recorder: captures answers; None if capture is off.
+        is_draining: the server is shutting down.
     """
 
     def __init__(
@@ -75,21 +76,21 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a balancer should send requests here."""
+        """Whether a load balancer should send requests."""
         return not self.is_draining and self.batcher.is_beating()
 
     # Bodies
 
     @asynccontextmanager
     async def hold_body(self, request: Request) -> AsyncIterator[list[bytes]]:
-        """Read the body of a request, in the parts that `parse` takes, and count it until the block ends.
+        """Read the body of a request as chunks for `parse`. It counts against the memory limit until the block ends.
 
         Raises:
-            Problem: the body is too large, or too many are held.
-            ClientLeft: the client did not send all of it.
+            Problem: the body is too large, or there is no memory for it.
+            ClientLeft: the client disconnected.
         """
         limit = self.settings.max_body_bytes
-        too_large = Problem("body-too-large", f"a body may have {limit:,} bytes")
+        too_large = Problem("body-too-large", f"the limit is {limit:,} bytes")
         declared = request.headers.get("content-length", "0")
         if len(declared) > 15 or int(declared) > limit:
             raise too_large
@@ -100,7 +101,7 @@ class Service:
                 if length + len(chunk) > limit:
                     raise too_large
                 if self._bodies_bytes + len(chunk) > MAX_BODIES_BYTES:
-                    raise Problem("queue-full", "too many large bodies at once; try again")
+                    raise Problem("queue-full", "too many large bodies at once; try again later")
                 length += len(chunk)
                 self._bodies_bytes += len(chunk)
                 chunks.append(chunk)
@@ -111,7 +112,7 @@ class Service:
             self._bodies_bytes -= length
 
     async def parse(self, chunks: list[bytes], function: Callable[..., T], *arguments: Any) -> T:
-        """Call what parses a body, off the event loop if that may take long; its parts are gone afterwards."""
+        """Parse a body by `function`, in another thread if it is large. This empties `chunks`."""
 
         def parse() -> T:
             body = b"".join(chunks)
@@ -125,13 +126,13 @@ class Service:
     # Images
 
     async def compute(self, tickets: Sequence[Ticket], request: Request) -> list[Ticket]:
-        """Compute images of one request, all with the same model.
+        """Compute the images of one request, all with the same model.
 
         Raises:
-            Problem: no room, too late, or an image that cannot be read.
-            ClientLeft: nobody waits any more.
+            Problem: the queue is full, the deadline passed, or an image cannot be decoded.
+            ClientLeft: the client disconnected.
         """
-        call = request.scope.get("call")  # `protocol.Call`, which cancels what it waits for when the client leaves
+        exchange = request.scope.get("exchange")  # `protocol.AppExchange` cancels `waiting` if the client disconnects
         payer = request.scope["caller"].payer
         for ticket in tickets:
             ticket.caller = payer
@@ -139,10 +140,10 @@ class Service:
             self.limits.charge(payer, await asyncio.to_thread(count_all_pixels, tickets))
         try:
             self.batcher.check_room(len(tickets))
-            computed = await self._submit_all(tickets, call)
+            computed = await self._submit_all(tickets, exchange)
             if self.batcher.canary is not None and len({id(ticket.classifier) for ticket in computed}) > 1:
-                pinned = [PinnedTicket(ticket.pixels) for ticket in computed]  # the canary has failed some of them
-                computed = await self._submit_all(pinned, call)
+                pinned = [PinnedTicket(ticket.pixels) for ticket in computed]  # the canary failed for some of them
+                computed = await self._submit_all(pinned, exchange)
             return computed
         except (QueueFullError, DeadlineError, InferenceError, ImageError) as error:
             raise self.explain(error) from error
@@ -152,34 +153,34 @@ class Service:
                 raise
             raise ClientLeft from error
 
-    async def _submit_all(self, tickets: Sequence[Ticket], call: Any) -> list[Ticket]:
-        submit = self.batcher.submit if self.settings.cache_size == 0 else self._submit_or_find
+    async def _submit_all(self, tickets: Sequence[Ticket], exchange: Any) -> list[Ticket]:
+        submit = self.batcher.submit if self.settings.cache_size == 0 else self._submit_cached
         futures = [submit(ticket) for ticket in tickets]
-        if call is not None:
-            call.waiting = futures
+        if exchange is not None:
+            exchange.waiting = futures
         try:
             return [await future for future in futures]
         finally:
-            if call is not None:
-                call.waiting = ()
+            if exchange is not None:
+                exchange.waiting = ()
             if len(futures) > 1:
                 for future in futures:
                     future.cancel()
                     if future.done() and not future.cancelled():
-                        future.exception()  # seen: the first one is what the client hears of
+                        future.exception()  # marks it as retrieved: the client gets the first error
 
     def explain(self, error: Exception) -> Problem:
-        """Turn what the batcher says into what the client hears."""
+        """Convert an error of the batcher to a problem."""
         if isinstance(error, QueueFullError):
-            return Problem("queue-full", f"{self.batcher.max_queue} images wait already; try again")
+            return Problem("queue-full", f"{self.batcher.max_queue} images are waiting; try again later")
         if isinstance(error, DeadlineError):
-            return Problem("deadline", f"no answer within {self.batcher.timeout_s:g} s; try again")
+            return Problem("deadline", f"no answer within {self.batcher.timeout_s:g} s; try again later")
         if isinstance(error, ImageError):
             return Problem("unreadable-image", str(error))
-        return Problem("not-ready", "the server is about to end")
+        return Problem("not-ready", "the server is stopping")
 
-    def _submit_or_find(self, ticket: Ticket) -> asyncio.Future[Ticket]:
-        """Submit an image unless its answer by the same model is kept; keep the answer when it comes."""
+    def _submit_cached(self, ticket: Ticket) -> asyncio.Future[Ticket]:
+        """Return the cached answer of the current model for an image; otherwise submit it and cache the answer."""
         kind = b"pixels" if ticket.pixels else " ".join(ticket.formats).encode()
         key = hashlib.sha256(kind + b"\0" + (ticket.pixels or ticket.content or b"")).digest()
         kept = self._cache.get(key)
@@ -206,14 +207,14 @@ class Service:
     def build_answer(
         self, tickets: Sequence[Ticket], request_id: str, top_k: int = DEFAULT_TOP_K, *, shows_input: bool = False
     ) -> bytes:
-        """Build the answer of `/predict` as JSON."""
+        """Build the JSON answer of `/predict`."""
         model = tickets[0].classifier.model
         names = model.classes
         predictions: list[Prediction] = []
         for ticket in tickets:
             row = ticket.row
             best = [{"class": names[index], "probability": round(row[index], 6)} for index in ticket.order[:top_k]]
-            prediction: Prediction = {**best[0], "top_k": best}  # type: ignore[typeddict-item]  # `class` is a keyword
+            prediction: Prediction = {**best[0], "top_k": best}  # type: ignore[typeddict-item]  # `class` is reserved
             if shows_input:
                 assert ticket.pixels is not None
                 prediction["input"] = base64.b64encode(ticket.pixels).decode()
@@ -228,7 +229,7 @@ class Service:
 
 
 def count_all_pixels(tickets: Sequence[Ticket]) -> int:
-    """Count the pixels of images before they are decoded."""
+    """Count the pixels of images without decoding them."""
     return sum(
         count_pixels(each.content, each.formats) if each.content else len(each.pixels or b"") // 3 for each in tickets
     )

@@ -1,4 +1,4 @@
-"""Every setting of the server: frozen, and checked when made."""
+"""Settings of the server: immutable, and validated on construction."""
 
 from __future__ import annotations
 
@@ -18,62 +18,61 @@ LogFormat = Literal["plain", "ecs"]
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What is served, where, to whom, and within which limits.
+    """Settings of the server.
 
     Attributes:
-        model: Published folder or ONNX file, or its URL such as s3://bucket/folder, or models:/NAME@ALIAS of the
-            registry.
-        tracking_uri: MLflow server or database that models:/ names are looked up in; by default the SQLite file under
-            experiments_folder.
-        experiments_folder: Folder that holds all experiments, and the registry's file.
+        model: Published folder or ONNX file, its URL such as s3://bucket/folder, or models:/NAME@ALIAS of the registry.
+        tracking_uri: MLflow server or database of the registry; by default the SQLite file in experiments_folder.
+        experiments_folder: Folder of all experiments, and of the registry's file.
         model_name: Name of the model in the Open Inference Protocol; by default the registry's name, or
             image_classifier.
-        public_key: Key that the model's signature must be made with; without it signatures are not checked.
-        policy: YAML file that says by whom the model's run must have been verified; without it nobody is asked for.
-        precision: fp32, or the int8 network where one was published.
+        public_key: Public key of the model's signature; without it, signatures are not checked.
+        policy: YAML file that defines who must have verified the model's run; without it, verdicts are not checked.
+        precision: fp32, or int8 if such a model was published.
         host: Address to listen on; any but a loopback address needs api_keys_file, jwt_issuer or no_auth.
-        port: Port to listen on; 0 takes a free one.
-        num_threads: Threads that compute, each a batch of its own; 0 for one a core.
-        max_batch: Images that are computed at once, at most.
-        max_queue: Images that may wait; one more is refused with 429.
-        timeout_s: Seconds from a request's acceptance to its answer; later it is given up with 503.
-        max_body_bytes: Bytes of a request's body.
-        max_pixels: Pixels of an image file that are decoded. Those of a JPEG count at the scale at which it is decoded,
-            1/8 for most photos, unless it is progressive. Those of a WebP count one and a half times.
-        max_images: Images in one request.
-        max_connections: Open connections of one process; one more is refused with 503.
-        header_timeout_s: Seconds that a client may take to send the head of a request.
-        body_timeout_s: Seconds that a client may take to send the body.
-        keep_alive_s: Seconds that a connection may idle between two requests.
-        drain_s: Seconds after SIGTERM in which the server says not ready and still takes requests.
-        grace_s: Seconds after that in which accepted requests are finished.
-        cache_size: Answers that are kept for images that come again; 0 for none.
-        rate_limit: Requests a second of one caller, to each worker; one more is refused with 429. 0 for no limit.
-        pixel_rate_limit: Pixels a second that one caller may have decoded, by each worker; 0 for no limit.
-        reload_every_s: Seconds between two looks at whether the alias moved, or the model or the keys changed; 0 for
-            never. SIGHUP looks at once.
-        api_keys_file: File with a line NAME:SHA256 for each key that is accepted.
-        jwt_issuer: Issuer (iss) of the JSON web tokens that are accepted.
-        jwt_audience: Audience (aud) that such a token must name.
-        jwt_jwks: File or https address of the issuer's public keys (JWKS).
+        port: Port to listen on; 0 chooses a free one.
+        num_threads: Inference threads, each with its own batch; 0 for one per core.
+        max_batch: Maximum batch size.
+        max_queue: Maximum number of waiting images; further ones get status 429.
+        timeout_s: Maximum seconds from a request's acceptance to its answer; later ones get status 503.
+        max_body_bytes: Maximum size of a request's body.
+        max_pixels: Maximum number of pixels of an image file. A JPEG counts at the scale at which it is decoded, 1/8
+            for most photos, unless it is progressive. A WebP counts 1.5 times.
+        max_images: Maximum number of images per request.
+        max_connections: Maximum number of open connections per process; further ones get status 503.
+        header_timeout_s: Maximum seconds to receive the head of a request.
+        body_timeout_s: Maximum seconds to receive the body.
+        keep_alive_s: Maximum idle seconds between two requests of a connection.
+        drain_s: Seconds after SIGTERM in which the server is not ready but still accepts requests.
+        grace_s: Seconds after that to finish accepted requests.
+        cache_size: Number of answers cached for repeated images; 0 for no cache.
+        rate_limit: Requests per second, caller and worker; further ones get status 429. 0 for no limit.
+        pixel_rate_limit: Decoded pixels per second, caller and worker; 0 for no limit.
+        reload_every_s: Interval in seconds to check for a moved alias, a changed model or changed keys; 0 for never.
+            SIGHUP checks at once.
+        api_keys_file: File with one line NAME:SHA256 per accepted API key.
+        jwt_issuer: Issuer (iss) of accepted JSON Web Tokens.
+        jwt_audience: Audience (aud) that a token must name.
+        jwt_jwks: File or https URL of the issuer's public keys (JWKS).
         no_auth: Answer everybody, on any address.
-        allowed_hosts: Names, with commas, that the Host header of a request may have beside IP addresses; * for any.
-            By default localhost, host and the name of this machine; with keys or tokens any.
-        root_path: Path under which a proxy in front shows the server.
-        trusted_proxies: Addresses or networks, with commas, whose X-Forwarded headers are trusted.
-        log_format: Lines for people (plain) or JSON in the Elastic Common Schema (ecs).
-        log_lines_per_s: Lines in a second, at most, and as many of errors; the next line says how many were left out.
-        drift_window: Latest images whose drift from the model's test set the metrics show, 200 or more; 0 for none.
-        traces: Send OpenTelemetry traces to where the OTEL_EXPORTER_OTLP_ variables say.
+        allowed_hosts: Names, separated by commas, that the Host header may have besides IP addresses; * for any. By
+            default localhost, host and this machine's name; with keys or tokens any.
+        root_path: Path of the server behind a reverse proxy.
+        trusted_proxies: IP addresses or networks, separated by commas, whose X-Forwarded headers are trusted.
+        log_format: Plain text (plain), or JSON in the Elastic Common Schema (ecs).
+        log_lines_per_s: Maximum log lines per second, and as many for errors; the next line says how many were
+            omitted.
+        drift_window: Number of latest images, 200 or more, whose drift from the test set the metrics show; 0 for none.
+        traces: Send OpenTelemetry traces, configured by the OTEL_EXPORTER_OTLP_ variables.
         canary: A second model, named as MODEL is, that answers a part of the callers; by default none.
-        canary_fraction: Fraction of the callers that the canary answers, the same ones always.
-        shadow: A second model that computes what was answered, and is compared; nobody gets its answers.
+        canary_fraction: Fraction of the callers that the canary answers, always the same callers.
+        shadow: A second model that computes answered images for comparison; clients never get its answers.
         shadow_fraction: Fraction of the images that the shadow computes.
-        capture: Folder, or URL that fsspec understands, at which answered images are kept; by default nowhere.
-        capture_fraction: Fraction of the requests that are kept.
-        capture_flush_s: Seconds of answers that are lost from the capture, at most, when the server is killed.
-        capture_max_bytes: Bytes of all captured files there; when they have so many, no more are written.
-        capture_memory_bytes: Bytes of images that wait to be written; what comes then is dropped from the capture.
+        capture: Folder, or URL that fsspec supports, for captured images; by default none.
+        capture_fraction: Fraction of the requests that are captured.
+        capture_flush_s: Maximum seconds of answers that the capture loses if the server is killed.
+        capture_max_bytes: Maximum size of all captured files; then nothing more is captured.
+        capture_memory_bytes: Maximum memory of images that wait to be written; further ones are not captured.
     """
 
     model: str
@@ -130,9 +129,8 @@ class ServerSettings:
         for name, kind in (("precision", ServingPrecision), ("log_format", LogFormat)):
             self._check(name, getattr(self, name) in get_args(kind), f"one of {', '.join(get_args(kind))}")
         self._check("port", 0 <= self.port <= 65535, "a whole number from 0 to 65535")
-        for name in ("max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_images"):
-            self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
-        for name in ("max_connections", "keep_alive_s", "capture_max_bytes", "capture_memory_bytes"):
+        positive = ("max_batch", "max_queue", "max_body_bytes", "max_pixels", "max_images", "max_connections")
+        for name in (*positive, "keep_alive_s", "capture_max_bytes", "capture_memory_bytes"):
             self._check(name, getattr(self, name) >= 1, "a whole number of 1 or more")
         for name in ("num_threads", "cache_size", "log_lines_per_s"):
             self._check(name, getattr(self, name) >= 0, "a whole number of 0 or more")
@@ -144,7 +142,7 @@ class ServerSettings:
             self._check(name, 0 < getattr(self, name) <= 1, "a number above 0, up to 1")
         if self.canary and (self.shadow or self.cache_size):
             raise SettingsError("--canary excludes --shadow and --cache_size; leave one of them out")
-        is_window = self.drift_window == 0 or self.drift_window >= 200  # of fewer, chance alone may look like drift
+        is_window = self.drift_window == 0 or self.drift_window >= 200  # fewer images may look like drift by chance
         self._check("drift_window", is_window, "0, or a whole number of 200 or more")
         self._check("max_images", self.max_images <= self.max_queue, "no more than --max_queue")
         is_path = self.root_path == "" or (self.root_path.startswith("/") and not self.root_path.endswith("/"))
@@ -153,7 +151,7 @@ class ServerSettings:
         if any(jwt) and not all(jwt):
             raise SettingsError("--jwt_issuer, --jwt_audience and --jwt_jwks are needed together; give all three")
         is_source = is_file_or_https(self.jwt_jwks)
-        self._check("jwt_jwks", is_source, "a file, or an https address without a name and password in it")
+        self._check("jwt_jwks", is_source, "a file, or an https URL without user name and password")
         if self.no_auth and (self.api_keys_file or any(jwt)):
             raise SettingsError("--no_auth contradicts --api_keys_file and --jwt_issuer; leave one of them out")
         if not (self.no_auth or self.has_auth or self.is_local):
@@ -168,12 +166,12 @@ class ServerSettings:
 
     @property
     def has_auth(self) -> bool:
-        """Whether callers must say who they are."""
+        """Whether callers must authenticate."""
         return self.api_keys_file is not None or bool(self.jwt_issuer)
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the address."""
+        """Whether the address is a loopback address."""
         if self.host == "localhost":
             return True
         try:
@@ -182,13 +180,13 @@ class ServerSettings:
             return False
 
     def count_threads(self) -> int:
-        """Count the threads that compute."""
+        """Return the number of inference threads."""
         return self.num_threads or len(os.sched_getaffinity(0))
 
     def find_allowed_hosts(self) -> frozenset[str] | None:
-        """Find the names that a request's Host header may have beside addresses, in lower case; None for any.
+        """Return the lower-case names that the Host header may have besides IP addresses; None for any.
 
-        Where nobody has to show a key, a web page could give its own name this server's address, and then ask it.
+        Without authentication, this prevents DNS rebinding: a web page whose name resolves to this server's address.
         """
         if self.allowed_hosts == "*" or (not self.allowed_hosts and self.has_auth):
             return None
@@ -197,7 +195,7 @@ class ServerSettings:
 
 
 def is_file_or_https(source: str) -> bool:
-    """Say whether a text is a file's path, or an https address that names a host and no user."""
+    """Return whether a text is a file's path, or an https URL with a host and no user name."""
     try:
         address = urlsplit(source)
     except ValueError:

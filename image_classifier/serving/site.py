@@ -1,4 +1,4 @@
-"""What people look at in a browser: the page at `/` and the documents at `/docs`; no script or style from elsewhere."""
+"""The demo page at `/` and the API documentation at `/docs`. All scripts and styles come from this server."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ HEADERS = {
 
 
 def add_routes(api: FastAPI, describe: Callable[[], dict[str, Any]]) -> None:
-    """Add the routes of the page and the documents.
+    """Add the routes of the demo page and of the API documentation.
 
     Args:
-        describe: describes all routes in OpenAPI.
+        describe: returns the OpenAPI document.
     """
     folder = resources.files("image_classifier") / "serving" / "page"
     for path, (name, kind) in FILES.items():
         show = _build_show((folder / name).read_bytes(), kind)
         show.__name__ = f"page_{name.partition('.')[0]}"
-        add_route(api, path, show, f"The page to try the model: {name}", kind, is_open=True)
+        add_route(api, path, show, f"Demo page: {name}", kind, is_open=True)
 
     async def docs() -> Response:
         return Response(build_documents(describe()), headers=HEADERS, media_type="text/html")
 
-    add_route(api, "/docs", docs, "This description to read", "text/html", is_open=True)
+    add_route(api, "/docs", docs, "This API as a web page", "text/html", is_open=True)
 
 
 def _build_show(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
@@ -57,7 +57,7 @@ def _build_show(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
 
 
 def build_documents(openapi: dict[str, Any]) -> str:
-    """Build a page of an OpenAPI description: each operation, what it takes and answers, and a form to send it."""
+    """Build an HTML page of an OpenAPI document: each operation with its parameters, bodies, answers and a form."""
     return "".join(_iterate_documents(openapi))
 
 
@@ -70,8 +70,8 @@ def _iterate_documents(openapi: dict[str, Any]) -> Iterator[str]:
     yield '<meta name="color-scheme" content="light dark"><link rel="icon" href="page/icon.svg">'
     yield '<script src="page/docs.js" defer></script></head><body class="documents"><main>'
     yield f"<h1>{title} <small>{html.escape(info['version'])}</small></h1><p>{html.escape(info['description'])}</p>"
-    yield '<p><a href="openapi.json">openapi.json</a> · <a href="./">page to try the model</a></p>'
-    yield '<form id="key-form"><label for="key">Key or token, where the server asks for one</label><div class="row">'
+    yield '<p><a href="openapi.json">openapi.json</a> · <a href="./">demo page</a></p>'
+    yield '<form id="key-form"><label for="key">API key or token, if the server needs one</label><div class="row">'
     yield '<input id="key" type="password" autocomplete="off"><button>Use it</button></div></form>'
     for path, operations in openapi["paths"].items():
         for method, operation in operations.items():
@@ -108,7 +108,7 @@ def _iterate_table(heading: str, rows: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def _iterate_form(method: str, path: str, parameters: list[dict[str, Any]], types: list[str]) -> Iterator[str]:
-    """Build the form that `page/docs.js` sends: a field for each parameter, and a body of one of the types."""
+    """Build the form that `page/docs.js` sends: a field for each parameter, and a body."""
     yield f'<form class="try" data-method="{method}" data-path="{html.escape(path)}">'
     for item in parameters:
         name, hint = html.escape(item["name"]), html.escape(str(item["schema"].get("default", "")).lower())

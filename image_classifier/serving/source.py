@@ -1,4 +1,4 @@
-"""Where a served model comes from: a path, a URL or the registry; loaded at the start, and again when it has moved."""
+"""Loads the served model from a path, a URL or the registry, and loads it again when it changes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from image_classifier.serving.settings import ServerSettings
 
 DEFAULT_NAME = "image_classifier"
 WEIGHTS_BYTES = 64 * 2**10
-"""Of an allocation that is given back while a model is loaded; afterwards, only those of images are."""
+"""Size from which allocations are returned to the system while a model is loaded."""
 
 Resolve = Callable[[str], tuple[Path, str | None]]
-"""From models:/NAME@ALIAS or a URL to the published folder, and the version that the alias names now."""
+"""Maps models:/NAME@ALIAS or a URL to the published folder and the version of the alias."""
 
 
 class ModelSource:
-    """Where the model comes from, and which version of it was loaded last.
+    """The source of a model, which remembers the version that it loaded last.
 
     Args:
-        resolve: looks up registry names and URLs; not needed where the model is a path.
-        model: what it is; by default the settings' model.
+        resolve: looks up registry names and URLs; not used if the model is a path.
+        model: path, URL or registry name; by default `settings.model`.
     """
 
     def __init__(self, settings: ServerSettings, resolve: Resolve | None, model: str = "") -> None:
@@ -40,16 +40,16 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """The model's name in the Open Inference Protocol."""
+        """Name of the model in the Open Inference Protocol."""
         settings = self._settings
         is_registered = self._model.startswith(REGISTERED)
         registered = self._model.removeprefix(REGISTERED).partition("@")[0] if is_registered else ""
         return settings.model_name or registered or DEFAULT_NAME
 
     def begin(self) -> None:
-        """Begin to load in a thread, for which `load` waits: most of it is a process of its own that tries the model.
+        """Start loading in a thread; `load` waits for it. Most of the time goes to the process that tests the model.
 
-        Nothing is begun where that imports more than ONNX Runtime: two threads that import one package may meet in it.
+        Sources that import more than ONNX Runtime do not start here: two threads must not import one package at once.
         """
         settings = self._settings
         if self._resolve is None and not (settings.public_key or settings.policy):
@@ -59,18 +59,18 @@ class ModelSource:
             pool.shutdown(wait=False)
 
     def load(self) -> Predictor:
-        """Load what the name stands for now.
+        """Load the current model.
 
         Raises:
-            ImageClassifierError: it is missing, damaged, not signed or verified as asked for, or not registered.
+            ImageClassifierError: it is missing, damaged, not registered, or fails the signature or policy check.
         """
         predictor = self._load_if_moved() if self._first is None else self._first.result()
         assert predictor is not None
-        predictor.measure()  # now that nothing else goes on
+        predictor.measure()  # after loading, so that nothing else uses the cores
         return predictor
 
     def load_if_moved(self) -> Predictor | None:
-        """Load what the name stands for now, if that is something else than before."""
+        """Load the current model if it has changed since the last load; otherwise return None."""
         predictor = self._load_if_moved()
         if predictor is not None:
             predictor.measure()
@@ -81,7 +81,7 @@ class ModelSource:
         path, version, mark = self._find()
         if mark == self._loaded:
             return None
-        give_memory_back(WEIGHTS_BYTES)  # the holes between a network's weights would stay the process's memory
+        give_memory_back(WEIGHTS_BYTES)  # otherwise the heap stays fragmented by the old weights
         try:
             predictor = load_predictor(
                 path,
@@ -98,13 +98,13 @@ class ModelSource:
         return predictor
 
     def _find(self) -> tuple[Path, str | None, object]:
-        """Find the path, the version if it has a name, and what differs when it is another model."""
+        """Find the path, the version if it has a name, and a fingerprint that changes with the model."""
         if self._resolve is not None:
             path, version = self._resolve(self._model)
             return path, version, (path, version)
-        path = Path(self._model).resolve()  # a link may have been pointed somewhere else
+        path = Path(self._model).resolve()  # follow links, whose target may change
         try:
             facts = (path / MANIFEST if path.is_dir() else path).stat()
         except OSError:
-            return path, None, path  # loading says what is wrong
+            return path, None, path  # loading reports the error
         return path, None, (path, facts.st_mtime_ns, facts.st_ino, facts.st_size)

@@ -1,4 +1,4 @@
-"""What is seen of the server from outside: Prometheus metrics, and a line a request."""
+"""Prometheus metrics and logs of the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from image_classifier.serving.settings import LogFormat
 from image_classifier.text import one_line
 
 HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""OpenTelemetry's for `http.server.request.duration`."""
+"""Buckets that OpenTelemetry recommends for `http.server.request.duration`."""
 
 FINE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -36,10 +36,10 @@ CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1
 DIFFERENCE_BUCKETS = (0, 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.5, 1)
 REQUEST_LOGGER = "image_classifier.serving.request"
 LIFE_LOGGERS = frozenset(("uvicorn.error", "image_classifier.serving.server"))
-"""What these say at level INFO is about the server's start, its end, or another version of its model."""
+"""Loggers whose INFO lines are about start, shutdown or a new model version."""
 
 ECS_VERSION = "9.0.0"
-"""Of the Elastic Common Schema; ecs-logging would say 1.6.0, which has no http.request.id."""
+"""Version of the Elastic Common Schema. The default of ecs-logging, 1.6.0, has no http.request.id."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 
 
 class Metrics(Observer):
-    """Every metric of the server; those of a batch are noted when it is done."""
+    """All metrics of the server."""
 
     # Over 50 lines: a list of metrics.
     def __init__(self) -> None:
@@ -55,28 +55,28 @@ class Metrics(Observer):
         own: dict[str, Any] = {"namespace": "image_classifier", "registry": registry}
         self.requests = Histogram(
             "http_server_request_duration_seconds",
-            "Duration of HTTP requests, from the head to the answer",
+            "Duration of HTTP requests, from the request head to the answer",
             ("http_request_method", "http_route", "http_response_status_code"),
             buckets=HTTP_BUCKETS,
             registry=registry,
         )
         fine: dict[str, Any] = {**own, "buckets": FINE_BUCKETS}
-        waited = "Wait of an image from its acceptance to its batch, decoding included"
-        self.inference = Histogram("inference_duration_seconds", "Computing of a batch", **fine)
+        waited = "Time of an image from acceptance to the start of its batch, including decoding"
+        self.inference = Histogram("inference_duration_seconds", "Inference time of a batch", **fine)
         self.queue_wait = Histogram("queue_wait_seconds", waited, **fine)
-        self.batch_size = Histogram("batch_size", "Images of a batch", buckets=BATCH_BUCKETS, **own)
+        self.batch_size = Histogram("batch_size", "Images in a batch", buckets=BATCH_BUCKETS, **own)
         self.pending = Gauge("pending_images", "Images that wait or are being computed", **own)
         self.connections = Gauge("open_connections", "Open connections", **own)
-        refused = "Requests and images that got no prediction, by reason"
+        refused = "Requests and images without a prediction, by reason"
         self.rejected = Counter("rejected", refused, ("reason",), **own)
-        self.cache = Counter("cache_lookups", "Look-ups in the cache", ("result",), **own)
+        self.cache = Counter("cache_lookups", "Cache lookups", ("result",), **own)
         self.predicted = Counter("predictions", "Predicted images, by class", ("class",), **own)
         sure = "Probability of the predicted class"
         self.confidence = Histogram("confidence", sure, buckets=CONFIDENCE_BUCKETS, **own)
-        self.reloads = Counter("reloads", "Attempts to load another version", ("result",), **own)
-        reread = "Attempts to read again who may ask, by the option that names it"
+        self.reloads = Counter("reloads", "Attempts to load another model version", ("result",), **own)
+        reread = "Attempts to reload API keys or the keys of tokens, by option"
         self.key_reloads = Counter("key_reloads", reread, ("option", "result"), **own)
-        kept = "Answered images that were to be captured, by what became of them"
+        kept = "Images selected for capture, by result"
         self.captured = Counter("captured_images", kept, ("result",), **own)
         by_version = "with a canary or shadow, by version"
         self.version_images = Counter("version_images", f"Answered images {by_version}", ("version",), **own)
@@ -86,15 +86,15 @@ class Metrics(Observer):
         )
         self.version_inference = Histogram(
             "version_inference_duration_seconds",
-            f"Computing of a batch {by_version}",
+            f"Inference time of a batch {by_version}",
             buckets=FINE_BUCKETS,
             **of_version,
         )
-        failed = "Images that the canary failed to compute, and the champion computed"
+        failed = "Images that the canary failed to compute and the champion computed instead"
         self.canary_fallbacks = Counter("canary_fallbacks", failed, **own)
-        compared = "Images that the shadow was to compute, by how its answer compares"
+        compared = "Images selected for the shadow, by comparison with the answer"
         self.shadowed = Counter("shadow_images", compared, ("result",), **own)
-        largest = "Largest difference of a probability between the answer and the shadow's"
+        largest = "Largest difference of a probability between answer and shadow"
         self.shadow_difference = Histogram("shadow_difference", largest, buckets=DIFFERENCE_BUCKETS, **own)
         which = ("role", "version", "run_name")
         self.candidate = Gauge("candidate_info", "The canary or shadow, as labels", which, **own)
@@ -108,7 +108,7 @@ class Metrics(Observer):
         self.observe_request = cache(self._get_observer)
 
     def _begin_at_zero(self) -> None:
-        """Show counters whose labels are known from the start, so that their first increase is seen."""
+        """Create counters with known labels at zero, so that Prometheus sees their first increase."""
         for reason in ("queue-full", "rate-limited", "deadline", "client_left"):
             self.rejected.labels(reason)
         for result in ("hit", "miss"):
@@ -126,17 +126,17 @@ class Metrics(Observer):
         return self.requests.labels(method if method in METHODS else "_OTHER", route, str(status)).observe
 
     def show_model(self, name: str, model: PublishedModel) -> None:
-        """Say which model is served from now on."""
+        """Set the metric that names the champion."""
         self.model.clear()
         self.model.labels(name, model.version, model.experiment_name, model.run_name, model.data_digest).set(1)
 
     def show_candidate(self, role: str, model: PublishedModel) -> None:
-        """Say which model is the canary or shadow from now on."""
+        """Set the metric that names the canary or shadow."""
         self.candidate.clear()
         self.candidate.labels(role, model.version, model.run_name).set(1)
 
     def count_shadowed(self, result: str, number: int) -> None:
-        """Count images of the shadow; called from several threads."""
+        """Count images of the shadow. Thread-safe."""
         self.shadowed.labels(result).inc(number)
 
     def on_batch(self, tickets: Sequence[Ticket], seconds: float) -> None:
@@ -148,7 +148,7 @@ class Metrics(Observer):
         self.count_predictions(tickets)
 
     def count_predictions(self, tickets: Sequence[Ticket]) -> None:
-        """Count what was predicted, also where it was kept from an earlier request."""
+        """Count predicted images, computed or from the cache."""
         classes = tickets[0].classifier.model.classes
         observe = self.confidence.observe
         counts: dict[int, int] = {}
@@ -161,28 +161,28 @@ class Metrics(Observer):
         self.drift.add(tickets)
 
     def count_refusal(self, kind: str) -> None:
-        """Count a request that was refused for want of room, or of its caller's share; a deadline with its image."""
+        """Count a request that was refused for its load; `on_drop` counts deadlines."""
         if kind in ("queue-full", "rate-limited"):
             self.rejected.labels(kind).inc()
 
     def count_key_reload(self, option: str, is_done: bool) -> None:
-        """Count an attempt to read API keys or an issuer's keys again."""
+        """Count an attempt to reload API keys or an issuer's keys."""
         self.key_reloads.labels(option, "done" if is_done else "failed").inc()
 
     def count_captured(self, result: str, number: int) -> None:
-        """Count captured images; called from several threads."""
+        """Count captured images. Thread-safe."""
         self.captured.labels(result).inc(number)
 
     def on_drop(self, ticket: Ticket, reason: str) -> None:
         self.rejected.labels(reason).inc()
 
     def render(self) -> bytes:
-        """Render all metrics in Prometheus's text format."""
+        """Render all metrics in Prometheus text format."""
         return generate_latest(self.registry)
 
 
 class VersionMetrics(Observer):
-    """Notes in the metrics by version what each model computes, where there are two."""
+    """Metrics by model version, for a server with a canary or shadow."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -199,31 +199,31 @@ class VersionMetrics(Observer):
     def on_fallback(self, tickets: Sequence[Ticket], error: Exception) -> None:
         self._metrics.canary_fallbacks.inc(len(tickets))
         if not self._has_failed:
-            logger.error("the canary fails, and the champion answers instead: %s", one_line(error))
+            logger.error("the canary failed, the champion answers instead: %s", one_line(error))
         self._has_failed = True
 
 
 class LineLimit(logging.Filter):
-    """Lets so many lines a second through; the next line says how many were left out.
+    """Limits log lines per second. The next line says how many were omitted.
 
-    Errors have as many lines for themselves, one at least: what clients send cannot crowd them out, and they cannot
-    fill the disk. What is critical, and what tells of the server's start and end, is always written.
+    Errors have a separate limit of the same size, at least one line, so that requests cannot displace them. Critical
+    lines, and lines about start and shutdown, are never omitted.
 
     Args:
-        clock: gives seconds, from any beginning.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, lines_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._room = (lines_per_s, max(1, lines_per_s))  # for lines, and for errors
+        self._room = (lines_per_s, max(1, lines_per_s))  # for other lines, and for errors
         self._written = [0, 0]
         self._second = 0
-        self._left_out = 0
-        self._lock = threading.Lock()  # many threads write
+        self._num_omitted = 0
+        self._lock = threading.Lock()  # several threads log
 
     def has_room(self, *, is_error: bool = False) -> bool:
-        """Say whether a line may be written now, and count it."""
+        """Return whether a line may be written now, and count it."""
         second = int(self._clock())
         with self._lock:
             if second != self._second:
@@ -231,28 +231,28 @@ class LineLimit(logging.Filter):
             if self._written[is_error] < self._room[is_error]:
                 self._written[is_error] += 1
                 return True
-            self._left_out += 1
+            self._num_omitted += 1
             return False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let a record through if there is room for it, with the number of lines that were left out before."""
+        """Pass a record if the limit allows it, with the number of lines omitted before."""
         is_life = record.levelno >= logging.CRITICAL or (record.levelno == logging.INFO and record.name in LIFE_LOGGERS)
         is_counted = record.name == REQUEST_LOGGER and record.levelno < logging.ERROR
         if not (is_life or is_counted or self.has_room(is_error=record.levelno >= logging.ERROR)):
             return False
         with self._lock:
-            left_out, self._left_out = self._left_out, 0
-        if left_out:
-            record.msg, record.args = f"{record.getMessage()} ({left_out} lines left out before)", ()
-            setattr(record, "labels.lines_left_out", left_out)
+            num_omitted, self._num_omitted = self._num_omitted, 0
+        if num_omitted:
+            record.msg, record.args = f"{record.getMessage()} ({num_omitted} lines omitted before)", ()
+            setattr(record, "labels.lines_left_out", num_omitted)
         return True
 
 
 class RequestLog:
-    """Writes a line a request, where `limit` has room for it. Nothing of a request's body is ever written.
+    """Writes one line per request, within a limit, and nothing of the request's body.
 
     Attributes:
-        limit: of all lines, for the handler that writes them.
+        limit: filter for the handler, shared by all lines.
     """
 
     def __init__(self, lines_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -261,7 +261,7 @@ class RequestLog:
         self._logger = logging.getLogger(REQUEST_LOGGER)
 
     def write(self, method: str, path: str, status: int, seconds: float, **fields: Any) -> None:
-        """Write the line of a request, for which `has_room` has said yes."""
+        """Write the line of a request, after `has_room` returned True."""
         extra: dict[str, Any] = {
             "http.request.method": method,
             "url.path": path[:256],
@@ -274,7 +274,7 @@ class RequestLog:
 
 
 def build_formatter(log_format: LogFormat) -> logging.Formatter:
-    """Build what makes a line of a record: for people, or JSON in the Elastic Common Schema, version `ECS_VERSION`."""
+    """Build the formatter of log lines: plain text, or JSON in the Elastic Common Schema (ECS)."""
     if log_format == "plain":
         return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     import ecs_logging
@@ -283,12 +283,12 @@ def build_formatter(log_format: LogFormat) -> logging.Formatter:
         def format_to_ecs(self, record: logging.LogRecord) -> dict[str, Any]:
             return {**super().format_to_ecs(record), "ecs.version": ECS_VERSION}
 
-    # log.original is the message again, and no field of this version.
+    # log.original repeats the message, and is not in this version of ECS.
     return Formatter(extra={"service": {"name": "image_classifier"}}, exclude_fields=["log.original"])
 
 
 def configure_logging(log_format: LogFormat) -> None:
-    """Send all logs to stderr, as lines for people or as JSON in the Elastic Common Schema."""
+    """Send all logs to stderr, as plain text or as JSON in the Elastic Common Schema."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(build_formatter(log_format))
     logging.getLogger().handlers[:] = [handler]
@@ -296,6 +296,6 @@ def configure_logging(log_format: LogFormat) -> None:
 
 
 def limit_lines(limit: LineLimit) -> None:
-    """Hold whatever `configure_logging` has sent to stderr to a limit."""
+    """Apply a line limit to the handlers of `configure_logging`."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(limit)

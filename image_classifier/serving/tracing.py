@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, one span a request, for those who ask for them with `--traces true`."""
+"""OpenTelemetry traces with one span per request (`--traces true`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from image_classifier.extras import load_extra
 
 
 def trace(app: Any) -> Any:
-    """Wrap an ASGI application so that each request is a span, sent as the OTEL_ variables of the environment say.
+    """Wrap an ASGI application so that each request is a span. The `OTEL_` variables configure the export.
 
     Raises:
         SettingsError: the extra `traces` is not installed.

@@ -8,7 +8,7 @@ from typing import Any
 
 from image_classifier.errors import ModelError, RunError
 from image_classifier.progress import track
-from image_classifier.published.folder import PUBLISHED, check_published
+from image_classifier.published.folder import PUBLISHED, read_published
 from image_classifier.text import list_first, quote_unprintable
 from image_classifier.tracking.layout import (
     CHECKPOINTS,
@@ -92,8 +92,8 @@ def verify_files(folder: Path) -> tuple[str, ...]:
     lines = [f"{quote_unprintable(name)} {what}" for name, what in sorted(differences.items())]
     if os.path.lexists(folder / PUBLISHED):
         try:
-            published = check_published(folder / PUBLISHED)
-            if published.get("run_manifest_digest") != read_manifest(folder)["digest"]:
+            manifest = read_published(folder / PUBLISHED).manifest
+            if manifest.get("run_manifest_digest") != read_manifest(folder)["digest"]:
                 raise ModelError(f"{folder / PUBLISHED} was published from another run")
         except ModelError as error:
             lines.append(str(error))
@@ -104,7 +104,7 @@ def describe_others(folder: Path) -> tuple[str, ...]:
     """Say of a run whose files are right what lies beside them: what its own manifest covers, and what none does."""
     lines = []
     if os.path.lexists(folder / PUBLISHED):
-        num_files = len(check_published(folder / PUBLISHED)["files"])
+        num_files = len(read_published(folder / PUBLISHED).manifest["files"])
         lines.append(f"{num_files} files of {PUBLISHED}/ match their manifest")
     others = [
         quote_unprintable(name) + ("" if kind == "file" else f", which {KINDS[kind]}")

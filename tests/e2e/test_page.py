@@ -352,7 +352,7 @@ def test_it_asks_for_the_key_and_keeps_the_image_meanwhile(
         expect(page.locator("#status")).to_contain_text("Enter the key")
         page.locator("#key").fill("wrong")
         page.keyboard.press("Enter")
-        expect(page.locator("#status")).to_contain_text("not known")
+        expect(page.locator("#status")).to_contain_text("does not accept")
         page.locator("#key").fill(KEY)
         page.keyboard.press("Enter")
         expect(page.locator("#bars li")).to_have_count(10)

@@ -76,7 +76,7 @@ def test_a_run_that_stops_early_says_so_and_goes_on_from_where_it_was_killed(
     assert (resumed.folder / "digests.jsonl").read_bytes() == (whole.folder / "digests.jsonl").read_bytes()
     assert len(read_epochs(resumed.folder)) == len(read_epochs(whole.folder)) < 9
     assert notes[0] == notes[1] and notes[0].startswith("--early_stopping ended the run after epoch ")
-    assert ("the schedule is cut at a learning rate of" in notes[0]) == (schedule == "triangular")
+    assert ("the schedule ended at a learning rate of" in notes[0]) == (schedule == "triangular")
 
 
 ALL_THAT_IS_OFF: list[dict[str, Any]] = [

@@ -250,7 +250,7 @@ def test_what_this_machine_lacks_is_named_as_the_cause(sound: Path, tmp_path: Pa
     assert finding.cause is not None and finding.cause.kind == "library"
     assert finding.cause.reason.startswith("engine eager instead of compiled: ")
     assert finding.values is not None and finding.values.ulps is not None  # of the run's checkpoint of step 10
-    assert any(line.startswith("A was not trained again as it was: engine: ") for line in finding.replays)
+    assert any(line.startswith("A was trained again with a change: engine: ") for line in finding.replays)
 
 
 def test_runs_that_agree_are_the_same(sound: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -71,9 +71,9 @@ def test_a_canary_answers_its_callers_until_it_fails(tmp_path: Path, models: tup
         assert {ask(server, caller) for caller in CALLERS} == {versions[0]}
         metrics = httpx.get(f"{server.url}/metrics", headers=headers).text
         assert "image_classifier_canary_fallbacks_total 0.0" not in metrics
-        assert log.read_text().count("the canary fails, and the champion answers instead") == 1
+        assert log.read_text().count("the canary failed, the champion answers instead") == 1
         write_model(tmp_path / "other.onnx", classes=["a", "b"]).rename(canary)
-        wait_until(lambda: "has other classes than" in log.read_text())
+        wait_until(lambda: "differ in classes, image size or fit" in log.read_text())
     kept = [
         (caller, version)
         for each in read_captures(tmp_path / "captured")
@@ -112,7 +112,7 @@ def test_a_shadow_computes_and_answers_nobody(tmp_path: Path, models: tuple[Path
     ("options", "message"),
     [
         (("--canary", "nowhere.onnx"), "there is no published model"),
-        (("--shadow", "OTHER"), "has other classes than"),
+        (("--shadow", "OTHER"), "differ in classes, image size or fit"),
     ],
 )
 def test_a_second_model_that_cannot_be_loaded_is_an_error(

@@ -51,9 +51,9 @@ def test_a_store_that_is_gone_loses_files_is_told_of_once_and_used_again(
     for _ in range(2):
         writer.take(build_message(build_row()))
         assert writer.flush() == ({"failed": 1}, MESSAGE_BYTES)
-    assert len(caplog.records) == 1 and "cannot be captured, and are given all the same" in caplog.text
+    assert len(caplog.records) == 1 and "capture failed, answering continues" in caplog.text
     bucket.proxy.choose_upload = lambda line: None
     writer.take(build_message(build_row("kept")))
     assert writer.flush() == ({"written": 1}, MESSAGE_BYTES)
-    assert f"captured again at {place}" in caplog.text
+    assert f"capture resumed at {place}" in caplog.text
     assert [captured.request_ids for captured in read_captures(place)] == [["kept"]]

@@ -299,7 +299,7 @@ def take_permission(place: Place) -> None:
 
 def try_permission(place: Place, reference: Path) -> None:
     message = call(train_until_refused, place, take_permission, 15)
-    check_refusal(message, place, "Permission denied; choose a folder that can be written")
+    check_refusal(message, place, "Permission denied; choose a writable folder")
     for path in (place.run_folder, *place.run_folder.rglob("*")):
         path.chmod(path.stat().st_mode | 0o200)
     assert call(resume_and_compare, place, reference) == 10
@@ -362,7 +362,7 @@ def try_full_disk(place: Place, reference: Path) -> None:
 def try_read_only_disk(place: Place, reference: Path) -> None:
     mount_small_disk(place)
     message = call(train_until_refused, place, remount_read_only, 15)
-    check_refusal(message, place, "Read-only file system; choose a folder that can be written")
+    check_refusal(message, place, "Read-only file system; choose a writable folder")
     mount(place.experiments, MS_REMOUNT, "size=4m")
     assert call(resume_and_compare, place, reference) == 10
 

@@ -140,7 +140,7 @@ def test_a_file_system_without_locks_is_used_with_a_word(number: int, shim: Shim
     line = [sys.executable, "-m", "image_classifier", "data", "ingest", str(tmp_path / "data"), "--dataset", "shapes"]
     environment = os.environ | without_locks | {"PYTHONPATH": str(PROJECT)}
     result = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and "has no locks: let no other process write there" in result.stderr
+    assert result.returncode == 0 and "has no locks: no other process may write there" in result.stderr
 
 
 # Links, long names, folders that may not be written.

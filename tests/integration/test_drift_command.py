@@ -59,7 +59,7 @@ def test_darker_images_are_found_and_shown(captures: Path, published_run: Path, 
     assert "200 of 201 are of captured images" in output
     assert "brightness" in output.splitlines()[-1] and output.splitlines()[-1].startswith("DRIFT in ")
     text = page.read_text()
-    assert text.count('<img src="data:image/png;base64,') > 30 and "Accuracy of the answers" in text
+    assert text.count('<img src="data:image/png;base64,') > 30 and "Accuracy of labelled predictions" in text
     assert not re.findall(r"(?:src|href)=\"(?!data:)", text) and "<script" not in text
     assert list(tmp_path.iterdir()) == [page]
 
@@ -98,17 +98,17 @@ def change(published_run: Path, tmp_path: Path, *, classes: list[str] | None = N
     ("kind", "line"),
     [
         ("no reference", "has no drift_reference.json: it was published by an earlier version"),
-        ("other classes", "has answers for other classes, or images of another size"),
-        ("other model", "has answers of another model than"),
-        ("no capture", "holds no captures"),
+        ("other classes", "has predictions for other classes, or images of another size"),
+        ("other model", "has predictions of another model than"),
+        ("no capture", "has no captures"),
         ("few images", "has 0 images of version 9; drift needs 100"),
         ("labels of others", "none of the 1 labels belongs to a captured image"),
-        ("no labels", "holds no labels: its first line names no column"),
-        ("no folder for the page", "see whether its folder is there"),
+        ("no labels", "is not a valid label file: its header has no column"),
+        ("no folder for the page", "check that its folder exists"),
         ("window", "--window takes a whole number of 100 or more, got: 99"),
         ("level", "--level takes a number between 0 and 1, got: 1.0"),
         ("time", "--since takes a time such as 2026-11-30T12:00, got: 'noon'"),
-        ("later", "holds no captures of this time"),
+        ("later", "has no captures in this period"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

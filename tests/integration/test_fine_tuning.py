@@ -219,7 +219,7 @@ def test_verify_needs_the_same_weights_and_says_what_is_missing(
     content["state"]["network.head.bias"] += 1
     torch.save(content, weights)
     assert verify_main([str(folder)]) == 2
-    assert "its pretrained is another: its digest was " in capsys.readouterr().err
+    assert "different pretrained: its digest was " in capsys.readouterr().err
     weights.unlink()
     assert verify_main([str(folder)]) == 2
     assert f"there is no model file {weights}" in capsys.readouterr().err

@@ -210,7 +210,7 @@ def build_slowly(parameters, settings):
         ("--model bad_nets:Random", "gives other answers to the same images"),
         ("--model bad_nets:build_lazily", "cannot be built for 10 classes and images of 32 pixels: RuntimeError"),
         ("--model bad_nets:build_for_32 --image_sizes 24", "ValueError: takes 32 pixels, not 24"),
-        ("--model bad_nets:number", "is int, nothing that can be called"),
+        ("--model bad_nets:number", "is int, not a callable"),
         ("--model bad_nets:absent", "cannot be imported: AttributeError"),
         ("--model no_such_package:build", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
         ("--model broken_net:build", "cannot be imported: SyntaxError"),
@@ -226,7 +226,7 @@ def build_slowly(parameters, settings):
             "must optimize exactly the 4 parameters that it was given",
         ),
         ("--model resnet --optimizer own_adamw --instruction_set portable", "portable has kernels for the package's"),
-        ("--model bad_nets:Net --instruction_set portable", "has weights that torch draws"),
+        ("--model bad_nets:Net --instruction_set portable", "torch draws the weights of"),
     ],
 )
 def test_what_a_plugin_lacks_is_said_in_one_line_and_nothing_is_written(
@@ -308,8 +308,8 @@ def test_other_code_than_was_trained_is_refused_or_said(plugins: Path, tiny_data
     code.write_text(NETWORKS + "\n")
 
     verified = call(plugins, "verify", run, **here)
-    assert verified.returncode == 2 and "its plugins is another: model was changing:build_vit " in verified.stderr
-    assert "--allow_code_change trains it all the same" in verified.stderr
+    assert verified.returncode == 2 and "different plugins: model was changing:build_vit " in verified.stderr
+    assert "--allow_code_change trains it nevertheless" in verified.stderr
     verified = call(plugins, "verify", run, "--allow_code_change", **here)
     assert verified.returncode == 0 and verified.stdout.startswith("IDENTICAL")
     evaluated = call(plugins, "evaluate", run, **here)

@@ -76,7 +76,7 @@ def test_a_verdict_is_signed_and_counted(copy: Path, keys: dict[str, tuple[Path,
     verdict, *lines = capsys.readouterr().out.splitlines()
     assert (verdict, lines[0]) == ("ACCEPTED", "  1 of 2 verifiers have found it IDENTICAL, and 1 are asked for")
     assert f"{public[0]}: IDENTICAL, all 40 steps, on " in lines[1] and lines[2] == f"  missing: {public[1]}"
-    assert lines[3].endswith("it is of the kind segment, and all counts")
+    assert lines[3].endswith("its kind is segment, but the policy accepts all")
     assert main([str(copy), "--threshold", "2-of-2", "--public_key", *public]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "1 of 2 verdicts; missing: " in line
@@ -137,9 +137,9 @@ BAD_STATEMENTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "of other weights": (lambda s: s["subject"][0]["digest"].update(sha256="0" * 64), "about another run"),
     "of a model that nobody published": (
         lambda s: s["subject"].append({"name": EXPORT, "digest": {"sha256": "0" * 64}}),
-        "holds no published model",
+        "has no published model",
     ),
-    "of another kind": (lambda s: s.update(predicateType="x"), "cannot be used: it is no verdict of this package"),
+    "of another kind": (lambda s: s.update(predicateType="x"), "cannot be used: it is not a verdict of this package"),
     "of a later version": (lambda s: s["predicate"].update(format_version=2), "cannot be used: it has the format 2"),
 }
 
@@ -168,12 +168,12 @@ def test_a_statement_in_another_form_or_about_changed_files_is_not_signed(
     assert f"error: the statement {path} cannot be read: No such file" in capsys.readouterr().err
     path.write_bytes(b" " + serialize_statement(state(copy)))
     assert attest_command.main(words) == 2
-    assert "it is not in the one form that statements are written in" in capsys.readouterr().err
+    assert "its encoding is not canonical" in capsys.readouterr().err
     path.write_bytes(serialize_statement(state(copy)))
     with (copy / "model.pth").open("ab") as weights:
         weights.write(b"x")
     assert attest_command.main(words) == 2
-    assert "its files are not as its manifest has them" in capsys.readouterr().err
+    assert "its files do not match its manifest" in capsys.readouterr().err
     assert not (copy / "attestations").exists()
 
 
@@ -186,7 +186,7 @@ BAD_LINES = {
     "--statement new.json --files_only": "--files_only trains nothing",
     "--statement none/new.json": "lies in no folder",
     "--threshold 1-of-1 --public_key PUBLIC --statement new.json": "--statement is for a verification that trains",
-    "--threshold 3-of-2 --public_key PUBLIC": "how many of how many, such as 2-of-3",
+    "--threshold 3-of-2 --public_key PUBLIC": "K-of-N, such as 2-of-3",
     "--threshold 2-of-3": "--public_key of each of N verifiers",
     "--public_key PUBLIC": "--public_key of each of N verifiers",
     "--threshold 1-of-2 --public_key PUBLIC": "is of 2 verifiers, and 1 are named",
@@ -196,7 +196,7 @@ BAD_LINES = {
     "--sample 0": "--sample takes a whole number of 1 or more",
     "--sample 5": "has 4 segments between checkpoints",
     "--sample 1 --segment 10:20": "--segment and --sample contradict",
-    "--nonce a": "--nonce is what --sample draws with",
+    "--nonce a": "--nonce needs --sample",
 }
 
 
@@ -222,7 +222,7 @@ def test_a_sample_is_trained_and_signed_as_one(
     assert lines[2].endswith("of 1 with probability 50.0%, 2 with probability 83.3%")
     public = {"lab": keys["lab"][1]}
     assert main([str(copy), "--policy", str(write_policy(tmp_path / "all", public))]) == 2
-    assert "it is of the kind sample, and all counts" in capsys.readouterr().err
+    assert "its kind is sample, but the policy accepts all" in capsys.readouterr().err
     assert main([str(copy), "--policy", str(write_policy(tmp_path / "sample", public, kinds=["sample"]))]) == 0
     assert "lab: IDENTICAL, drawn segments " in capsys.readouterr().out
 

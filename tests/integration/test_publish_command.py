@@ -18,7 +18,7 @@ from image_classifier.cli.verify import main as verify
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import StorageError
-from image_classifier.published.folder import check_published
+from image_classifier.published.folder import read_published
 from image_classifier.published.predictor import load_predictor
 from image_classifier.publishing import publish as publishing
 from image_classifier.publishing import quantize as quantization
@@ -81,7 +81,7 @@ def test_verdicts_are_carried_along_and_no_signature_is_over_them(
     check_samples(published, load_snapshot(sample_dataset))
     assert (published / "attestations" / path.name).read_bytes() == path.read_bytes()
     put(published, sign(state(run), private))
-    check_published(published, public)
+    read_published(published, public)
     assert verify([str(run), "--files_only"]) == 0
 
 
@@ -153,7 +153,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_published(
     else:
         assert len(disk.calls) < fault_at or disk.calls[-1][0] == "remove"  # an emptied folder
     if (run / "published").exists():
-        check_published(run / "published")
+        read_published(run / "published")
     assert find_changed_files(run) == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.published.folder import check_published
+from image_classifier.published.folder import read_published
 from tests import forked
 from tests.attestations import put
 from tests.conftest import find_port
@@ -42,7 +42,7 @@ def test_a_published_model_is_there_with_its_card(published_run: Path, hub: Hub,
     (tmp_path / "pulled").mkdir()
     for name, content in files.items():
         (tmp_path / "pulled" / name).write_bytes(content)
-    assert check_published(tmp_path / "pulled")["run_name"]
+    assert read_published(tmp_path / "pulled").manifest["run_name"]
 
 
 def test_files_of_an_earlier_version_go_and_those_of_others_stay(published_run: Path, hub: Hub) -> None:
@@ -73,7 +73,7 @@ def test_what_cannot_be_pushed_is_one_line(published_run: Path, hub: Hub, tmp_pa
     secret = "hf_" + "secret" * 6
     for words, endpoint, token, message in (
         (("me/cifar", changed), hub.url, TOKEN, "was changed after it was published"),
-        (("me/cifar", tmp_path), hub.url, TOKEN, "holds no published model"),
+        (("me/cifar", tmp_path), hub.url, TOKEN, "has no published model"),
         (("no name!", published_run), hub.url, TOKEN, "cannot push to no name!"),
         (("me/cifar", published_run), hub.url, secret, "the token in HF_TOKEN"),
         (("me/cifar", published_run), nowhere, TOKEN, f"cannot push to me/cifar at {nowhere}"),

@@ -122,7 +122,7 @@ def test_what_writes_is_refused_in_one_line_with_the_remedy(system: System) -> N
     other = Path(shutil.copytree(system.dataset, system.folder / "other", ignore=shutil.ignore_patterns(".snapshots")))
     new = system.folder / "new"
     written, temporary, cache = (
-        "choose a folder that can be written",
+        "choose a writable folder",
         "in TMPDIR",
         "set IMAGE_CLASSIFIER_CACHE to a writable folder",
     )

@@ -163,7 +163,7 @@ def test_the_recorded_package_verifies_its_run_in_its_own_environment(
 
 EARLY: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another Python": (lambda e: e["python"].update(version="3.99.1"), "trained with Python 3.99, and no python3.99"),
-    "no version": (lambda e: e["python"].update(version="../x"), "'../x' is no version of Python"),
+    "no version": (lambda e: e["python"].update(version="../x"), "'../x' is not a version of Python"),
     "another platform": (lambda e: e["python"].update(platform="none"), "the run's wheels are for none, and this"),
     "an unknown commit": (lambda e: e["package"].update(commit="0" * 40), "of commit 000000000000, which is not here"),
     "an option as commit": (lambda e: e["package"].update(commit="--output=x"), "had uncommitted changes: put its"),
@@ -173,8 +173,8 @@ EARLY: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an option as name": (lambda e: e["distributions"].update({"--pre": e["distributions"]["tool"]}), "is damaged"),
     "a URL as version": (lambda e: e["distributions"]["other"].update(version="1 @ file:///x"), "is damaged"),
     "a false sha256": (lambda e: e["distributions"]["tool"].update(wheels=["0\n-e ."]), "is damaged"),
-    "another run's": (lambda e: e["distributions"].pop("tool"), "is of another run: run.json has tool 1.0"),
-    "other code": (lambda e: e["package"].update(digest="0" * 64), "is of another run: it names other code"),
+    "another run's": (lambda e: e["distributions"].pop("tool"), "is from another run: run.json has tool 1.0"),
+    "other code": (lambda e: e["package"].update(digest="0" * 64), "is from another run: it names other code"),
     "a later format": (lambda e: e.update(format_version=9), "has the format 9; this version reads up to 1"),
     "no form": (lambda e: e.pop("python"), "is missing or damaged: it has no python"),
 }
@@ -198,7 +198,7 @@ def test_a_run_that_went_on_elsewhere_or_was_changed_is_not_made_again(
 ) -> None:
     change(run, lambda record: record.update(changes=[{"resumed_at": "", "environment": {}}]), "run.json")
     assert main([str(run), "--recreate"]) == 2
-    assert "went on with another environment: no one environment" in capsys.readouterr().err
+    assert "was continued with another environment: no single environment" in capsys.readouterr().err
     (run / "environment.json").write_text("{}")
     assert main([str(run), "--recreate"]) == 3
     assert capsys.readouterr().out == "DIFFERENT\n  environment.json is not what the manifest says\n"
@@ -212,7 +212,7 @@ def test_a_run_that_went_on_elsewhere_or_was_changed_is_not_made_again(
     ("options", "line"),
     [
         (["--wheels", "."], "--wheels is for --recreate"),
-        (["--recreate", "--wheels", "nowhere"], "--wheels takes a folder with wheels, and nowhere is none"),
+        (["--recreate", "--wheels", "nowhere"], "--wheels takes a folder with wheels; nowhere is not a folder"),
         (["--recreate", "--files_only"], "--recreate and --files_only contradict each other"),
         (["--recreate", "--allow_code_change"], "--recreate and --allow_code_change contradict"),
         (["--recreate", "--attest", "--sign_key", "k"], "write a --statement, and sign it with `attest`"),
@@ -231,7 +231,7 @@ def test_a_wheel_of_another_sha256_and_one_that_is_missing_are_refused(
 ) -> None:
     pip = Pip(Path(sys.executable), tmp_path, wheels)
     change(run, lambda e: e["distributions"]["tool"].update(wheels=["0" * 64]))
-    with pytest.raises(RunError, match=r"again: tool==1\.0 of .* has not the sha256 that the run has for it"):
+    with pytest.raises(RunError, match=r"recreated: tool==1\.0 of .* does not have the recorded sha256"):
         fetch_wheels(read(run), tmp_path / "one", pip)
     change(run, lambda e: e["distributions"]["other"].update(version="2.1"))
     with pytest.raises(RunError, match=r"has no wheel of other==2\.1 for this Python"):
@@ -264,16 +264,16 @@ def test_each_file_of_a_wheel_is_what_the_run_had(run: Path, tmp_path: Path) -> 
     ):
         check(run, folder)
     write_wheel(folder, "other", "2.0", OTHER, false=["other.py"])
-    with pytest.raises(RunError, match=r"is damaged: other\.py is not what its list of files says"):
+    with pytest.raises(RunError, match=r"is damaged: other\.py does not match its list of files"):
         check(run, folder)
     write_wheel(folder, "other", "2.0", OTHER)
     with zipfile.ZipFile(other, "a") as archive:
         archive.writestr("more.pth", "import os")
-    with pytest.raises(RunError, match=r"is damaged: more\.pth is not what"):
+    with pytest.raises(RunError, match=r"is damaged: more\.pth does not match its list"):
         check(run, folder)
     write_wheel(folder, "other", "2.0", OTHER)
     strange = write_wheel(folder, "strange", "1.0", {"strange.py": ""})
-    with pytest.raises(RunError, match=r"names strange, which nothing in it needs: it is not installed"):
+    with pytest.raises(RunError, match=r"names strange, which no other distribution needs: it is not installed"):
         check(run, folder, {"strange": describe(strange, hashed=True)})
 
 

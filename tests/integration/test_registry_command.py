@@ -337,7 +337,7 @@ def test_nothing_is_registered_that_was_not_checked(
 ) -> None:
     folder = shutil.copytree(models["good"], tmp_path / "model")
     (folder / "notes.txt").write_text("whatever")
-    with pytest.raises(ModelError, match="holds 'notes.txt', which its manifest.json does not name"):
+    with pytest.raises(ModelError, match="has 'notes.txt', which its manifest.json does not list"):
         registry.add(folder, "checked", proof=proof)
     (folder / "notes.txt").unlink()
     contents = read_published(folder).files

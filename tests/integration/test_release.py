@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[Callable[[Scene], None], str]] = {
     "the model's run is no number": (set_model("41/artifacts"), "takes the number of a workflow run"),
     "the model's run does not exist": (set_model("99"), "GitHub does not answer"),
     "the model is not signed": (leave_unsigned, "is not signed: it has no model.sig"),
-    "a file was added to the model": (add_file, "which its manifest.json does not name"),
+    "a file was added to the model": (add_file, "which its manifest.json does not list"),
     "the model was changed": (change_content, "is not signed by"),
     "the model is signed on another branch": (
         lambda scene: scene.publish(identity=IDENTITY.replace("main", "aside")),

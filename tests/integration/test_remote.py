@@ -198,7 +198,7 @@ def test_a_name_that_no_file_can_have_is_refused(names: dict[str, bytes], bucket
 def test_a_full_disk_leaves_nothing(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = bucket.upload("data", draw_files(1, 100))
     (tmp_path / "cache").write_text("no folder")
-    with pytest.raises(StorageError, match="a file, or a link to nothing, is where a folder must be"):
+    with pytest.raises(StorageError, match="a file or a broken link is in the place of a folder"):
         localize(url, FAST)
     monkeypatch.setattr(cache, "find_cache", lambda: None)
     with pytest.raises(SettingsError, match="set IMAGE_CLASSIFIER_CACHE to a folder"):

@@ -593,7 +593,7 @@ def test_a_dead_inference_thread_ends_the_process(tmp_path: Path) -> None:
         answer = httpx.post(f"{server.url}/predict", content=b"\xff" * 3072, headers=PIXELS)
         assert answer.status_code == 503
         assert server.process.wait(30) == 1
-        assert "computing failed, and the server ends" in server.log.read_text()
+        assert "inference failed, the server stops" in server.log.read_text()
 
 
 def test_a_new_version_takes_over_without_losing_a_request(tmp_path: Path) -> None:
@@ -644,9 +644,7 @@ def test_a_new_version_of_another_size_is_not_taken(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert httpx.get(f"{server.url}/model").json() == before
         assert httpx.post(f"{server.url}/predict", content=NOISE.tobytes(), headers=PIXELS).status_code == 200
-        assert (
-            "takes images of 64 x 64 pixels, and 32 x 32 are served: start the server again" in server.log.read_text()
-        )
+        assert "takes images of 64 x 64 pixels instead of 32 x 32; restart the server" in server.log.read_text()
 
 
 def test_images_that_come_again_are_answered_from_the_cache(model: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_tritons_client_hears_why_not(client: Any) -> None:
     wrong.set_data_from_numpy(draw_images(1))
     with pytest.raises(InferenceServerException, match="inputs.0.name"):
         client.infer("cifar", [wrong])
-    with pytest.raises(InferenceServerException, match="there is no such model"):
+    with pytest.raises(InferenceServerException, match="no such model"):
         client.get_model_metadata("other")
 
 

@@ -121,7 +121,7 @@ def test_one_flipped_bit_in_a_weight_under_a_forged_manifest_is_found_and_measur
     verification = verify_folder(copy)
     assert verification.verdict is Verdict.DIFFERENT
     (reason,) = verification.reasons
-    assert reason == f"1 of 12 tensors of model.pth differ, most of all network.fc2.weight: by up to {difference:.3g}"
+    assert reason == f"1 of 12 tensors of model.pth differ, most of all network.fc2.weight, by up to {difference:.3g}"
 
 
 def test_one_changed_setting_is_found_at_its_first_step(copy: Path) -> None:
@@ -143,7 +143,7 @@ def test_one_changed_image_is_found(copy: Path, dataset: Path, tmp_path: Path) -
     content = bytearray(batch.read_bytes())
     content[100] ^= 1
     batch.write_bytes(content)
-    with pytest.raises(RunError, match="its data is another: its digest was [0-9a-f]{12}, is [0-9a-f]{12}"):
+    with pytest.raises(RunError, match="different data: its digest was [0-9a-f]{12}, is [0-9a-f]{12}"):
         verify_folder(copy, dataset_folder=other)
 
 
@@ -153,7 +153,7 @@ def test_a_forged_digest_in_the_chain_is_found(copy: Path) -> None:
     (copy / "digests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     reseal(copy)
     assert verify_folder(copy) == Verification(
-        Verdict.DIFFERENT, ("the first difference is at step 30: the chain before it is another",)
+        Verdict.DIFFERENT, ("the first difference is at step 30: the chain before it differs",)
     )
 
 
@@ -161,12 +161,12 @@ def test_a_chain_with_a_line_too_many_is_found(copy: Path) -> None:
     chain = copy / "digests.jsonl"
     chain.write_text(chain.read_text() + json.dumps({"step": 50, "digest": "0" * 64, "tensors": {}}) + "\n")
     reseal(copy)
-    assert verify_folder(copy).reasons == ("the record has digests of steps that the run does not come to",)
+    assert verify_folder(copy).reasons == ("the record has digests of steps that the run did not reach",)
 
 
 def test_other_code_is_refused_unless_it_is_allowed(copy: Path) -> None:
     change_record(copy, lambda record: record["code"].update(digest="0" * 64))
-    with pytest.raises(RunError, match="its code is another: .* --allow_code_change trains it all the same"):
+    with pytest.raises(RunError, match="different code: .* --allow_code_change trains it nevertheless"):
         verify_folder(copy)
     assert verify_folder(copy, allow_code_change=True).verdict is Verdict.IDENTICAL
 
@@ -177,7 +177,7 @@ def test_other_libraries_are_refused_by_name_unless_they_are_allowed(copy: Path)
         record["environment"]["digest"] = "0" * 64
 
     change_record(copy, change)
-    with pytest.raises(RunError, match="its environment is another: torch was 1.0, is .*--allow_environment_change"):
+    with pytest.raises(RunError, match="different environment: torch was 1.0, is .*--allow_environment_change"):
         verify_folder(copy)
     assert verify_folder(copy, allow_environment_change=True).verdict is Verdict.IDENTICAL
 
@@ -223,7 +223,9 @@ def test_what_this_machine_lacks_is_named_and_replaced_by_the_nearest_if_anyway(
     change_record(copy, lambda record: record["settings"].update(recorded))
     assert main([str(copy)]) == 4
     answer = capsys.readouterr().out.splitlines()
-    assert answer[0] == "NOT COMPARABLE" and answer[-1] == "  --anyway trains, and says how far apart it ends"
+    assert (
+        answer[0] == "NOT COMPARABLE" and answer[-1] == "  --anyway trains nevertheless, and measures the differences"
+    )
     for setting, value in recorded.items():
         assert any(line.startswith(f"  {setting} was {value}: ") for line in answer)
     for options in ([], ["--segment", "20:40"]):
@@ -268,7 +270,7 @@ def test_another_torch_is_trained_with_anyway_and_named(copy: Path) -> None:
     verification = verify_folder(copy, anyway=True)
     assert verification.verdict is Verdict.IDENTICAL
     assert verification.reasons[1].startswith("torch was 1.0, is ")
-    assert verification.reasons[2].startswith("its environment is another: torch was 1.0, is ")
+    assert verification.reasons[2].startswith("different environment: torch was 1.0, is ")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("warp_factor", 9), ("model", "vgg"), ("shards", "two")])

@@ -120,7 +120,7 @@ def test_attempts_end(ask: Ask) -> None:
     assert len(bodies) == 3
     with socket.socket() as listener:  # which nobody listens at
         listener.bind(("127.0.0.1", 0))
-        with pytest.raises(ServerError, match="cannot be asked") as caught:
+        with pytest.raises(ServerError, match="cannot be reached") as caught:
             ask(f"http://127.0.0.1:{listener.getsockname()[1]}", num_retries=1)
     assert caught.value.status == 0
 

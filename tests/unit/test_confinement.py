@@ -29,7 +29,7 @@ def test_frames_come_as_they_were_sent() -> None:
         ("crash", "ended the process that read it with SIGSEGV; get it again"),
         ("leave", "ended the process that read it with exit status 3; get it again"),
         ("torn frame", "ended the process that read it with exit status 0; get it again"),
-        ("large frame", "holds a value of more than the 100 bytes that are read"),
+        ("large frame", "holds a value of more than the 100 bytes allowed"),
     ],
 )
 def test_what_goes_wrong_is_one_reason(deed: str, reason: str) -> None:

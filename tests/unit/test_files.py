@@ -136,7 +136,7 @@ def test_any_text_is_yaml_or_a_value_error(tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize(
     "text, reason",
     [
-        (build_laughs(), r"the alias \*a0: write out what that stands for"),
+        (build_laughs(), r"the alias \*a0; aliases are not supported"),
         ("{a: " * 3000 + "1" + "}" * 3000, "nested deeper than the 32 levels"),
         ("- " * 3000 + "1", "nested deeper than the 32 levels"),
         ("a: " + "x" * MAX_YAML_BYTES, "more than the 65,536 bytes"),
@@ -169,7 +169,7 @@ def test_a_value_that_is_yaml_has_the_same_limits() -> None:
 def test_a_file_is_read_whole_up_to_its_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert read_file(tmp_path / "file", 5) == b"12345"
-    with pytest.raises(LimitError, match="more than the 4 bytes that are read"):
+    with pytest.raises(LimitError, match="more than the 4 bytes allowed"):
         read_file(tmp_path / "file", 4)
     os.truncate(tmp_path / "file", 2**40)  # a hole, of which nothing may be read
     with pytest.raises(LimitError, match="more than the 1,048,576 bytes"):
@@ -179,7 +179,7 @@ def test_a_file_is_read_whole_up_to_its_limit(tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
-        with pytest.raises(LimitError, match="it is no regular file"):
+        with pytest.raises(LimitError, match="it is not a regular file"):
             read_file(path, 100)
     with pytest.raises(IsADirectoryError):
         read_file(tmp_path, 100)

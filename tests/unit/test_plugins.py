@@ -108,7 +108,7 @@ def test_the_digest_is_over_the_source_files_of_the_top_level_package(folder: Pa
     assert after[0] != before[0] and after[1] == before[1]
     (folder / "some_module.py").write_text("build = tuple\n")
     assert describe("model", names[1]) != after[1]
-    with pytest.raises(SettingsError, match="source files of no_such_package are not found"):
+    with pytest.raises(SettingsError, match="no_such_package has no source files"):
         describe("model", "no_such_package:build")
 
 

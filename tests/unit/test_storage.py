@@ -175,7 +175,7 @@ def test_a_folder_whose_replacement_is_killed_at_any_call_is_the_old_or_the_new_
 
 def test_a_folder_that_is_there_stays_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
     write_folder_atomically(tmp_path / "folder", OTHER_FILES)
-    with pytest.raises(StorageError, match="File exists; another process has made it"):
+    with pytest.raises(StorageError, match="File exists; it exists already"):
         write_folder_atomically(tmp_path / "folder", FILES)
     assert read_files(tmp_path / "folder") == OTHER_FILES and list_names(tmp_path)[0] == "folder"
     (tmp_path / "empty").mkdir()
@@ -329,7 +329,7 @@ def test_a_file_system_without_locks_is_written_and_no_leftover_taken_for_dead(
     write_atomically(tmp_path / "file", NEW)
     assert leftover.is_dir() and (tmp_path / "file").read_bytes() == NEW
     with locked_folder(tmp_path, StorageError("busy")):
-        assert "has no locks: let no other process write there" in caplog.text
+        assert "has no locks: no other process may write there" in caplog.text
 
 
 def test_the_lock_of_a_folder_is_refused_or_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -375,8 +375,8 @@ def test_an_append_that_a_limit_cuts_short_is_an_error(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "free some space"),
         (errno.EFBIG, "ulimit -f"),
-        (errno.EROFS, "choose a folder that can be written"),
-        (errno.EACCES, "choose a folder that can be written"),
+        (errno.EROFS, "choose a writable folder"),
+        (errno.EACCES, "choose a writable folder"),
         (errno.EIO, "check the disk"),
     ],
 )

@@ -40,7 +40,7 @@ async function loadModel() {
   return true;
 }
 
-/* What the server knows of the model beside its answers. */
+/* Shows the model's run, accuracy, input, classes, verdicts and card. */
 function describe() {
   const { manifest, verdicts, card, image_size: size } = model;
   const facts = {
@@ -69,7 +69,7 @@ function describe() {
 }
 
 function describeVerdicts(verdicts) {
-  if (!verdicts.length) return [makeElement("p", "None lies beside the model. image_classifier verify RUN --attest adds one.")];
+  if (!verdicts.length) return [makeElement("p", "There are none. image_classifier verify RUN --attest adds one.")];
   const rows = verdicts.map((each) => [
     each.verdict,
     each.signer ?? "not checked",
@@ -77,7 +77,7 @@ function describeVerdicts(verdicts) {
     each.processor_family,
     each.verified_at.slice(0, 10),
   ]);
-  const words = "A verdict is that of somebody who trained the run again. The server has checked the signatures of those whom its --policy names, and no others.";
+  const words = "Each verdict is from someone who trained the run again. The server checked only the signatures of signers that its --policy names.";
   return [
     makeElement("p", words, { class: "soft" }),
     makeTable("Verdicts", ["verdict", "signed by", "trained again", "processor", "date"], rows),
@@ -129,9 +129,9 @@ async function classify(file, trueClass = null) {
       find("key").focus();
       return;
     }
-    say("Looking …");
+    say("Classifying …");
     const body = await convert(file).catch(() => {
-      throw new Error(`${file.name || "this"} is no image that the browser can read`);
+      throw new Error(`The browser cannot read ${file.name || "this file"} as an image.`);
     });
     const began = performance.now();
     const answer = await ask(`predict?show_input=true&top_k=${model.classes.length}`, {
@@ -141,7 +141,7 @@ async function classify(file, trueClass = null) {
     });
     const document_ = await answer.json();
     const milliseconds = performance.now() - began;
-    if (turn !== latest) return; // another image was given meanwhile
+    if (turn !== latest) return; // a newer image replaced this one
     if (answer.status === 401) {
       model = null;
       find("key-form").hidden = false;
@@ -211,7 +211,7 @@ function draw(base64) {
 function take(files) {
   const file = [...files].find((each) => each.type.startsWith("image/"));
   if (file) classify(file);
-  else say("That is no image.", true);
+  else say("This is not an image.", true);
 }
 
 for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
@@ -249,7 +249,7 @@ find("key-form").addEventListener("submit", async (event) => {
       say("");
       if (pending) classify(...pending);
     } else {
-      say("This key is not known here.", true);
+      say("The server does not accept this key.", true);
     }
   } catch (error) {
     say(error.message, true);

@@ -1,6 +1,6 @@
 "use strict";
 
-/* A model card's Markdown as elements; all of its text stays text, and its links stay unfollowed. */
+/* Renders a model card's Markdown as elements. Text is never parsed as HTML, and links stay plain text. */
 
 function makeElement(tag, text = "", attributes = {}) {
   const element = document.createElement(tag);
@@ -23,7 +23,7 @@ function makeTable(label, heading, rows) {
   return frame;
 }
 
-/* Code between backticks, and characters behind a backslash, which stand for themselves. */
+/* Renders code between backticks, and removes the backslash before an escaped character. */
 function withInlines(element, text) {
   for (const part of text.split(/(`[^`]*`)/)) {
     if (/^`[^`]*`$/.test(part)) element.append(makeElement("code", part.slice(1, -1)));

@@ -1,6 +1,6 @@
 "use strict";
 
-/* Sends the requests of the description's forms. */
+/* Sends the requests of the forms in the API documentation. */
 
 const MAX_SHOWN = 100_000; // characters
 const isJson = (type) => type === "application/json";
@@ -11,7 +11,7 @@ function getHeaders() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/* The model's name, version and size fill what they can. */
+/* Fills in the model's name, version and image size. */
 async function loadModel() {
   const answer = await fetch("model", { headers: getHeaders() });
   if (!answer.ok) return;
@@ -20,7 +20,7 @@ async function loadModel() {
   document.querySelectorAll("form.try").forEach(adapt);
 }
 
-/* Shows the input that the chosen type of body takes. */
+/* Shows the input element for the chosen media type. */
 function adapt(form) {
   const type = form.elements.type?.value;
   if (type === undefined) return;
@@ -35,7 +35,7 @@ function adapt(form) {
   }
 }
 
-/* An image file as the document that POST /predict takes. */
+/* Fills in an image file as JSON for POST /predict. */
 async function fill(form) {
   const [file] = form.elements.file.files;
   if (!file || !isJson(form.elements.type.value)) return;

@@ -25,20 +25,20 @@ def test_labels_are_read_whatever_the_order_of_the_columns(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "names no column request_id"),
-        ("request_id,label\na,cat\n", "names no column image_index"),
-        ("request_id,image_index,label\na,0\n", "line 2: not a request_id, a whole number, and one of the 2 classes"),
+        ("", "has no column request_id"),
+        ("request_id,label\na,cat\n", "has no column image_index"),
+        ("request_id,image_index,label\na,0\n", "line 2: not a request_id, a whole number and one of the 2 classes"),
         ("request_id,image_index,label\na,0,bird\n", "line 2: not a request_id"),
         ("request_id,image_index,label\na,-1,cat\n", "line 2: not a request_id"),
         ("request_id,image_index,label\n,0,cat\n", "line 2: not a request_id"),
-        ('request_id,image_index,label\na,0,cat\na,0,"dog, small"\n', "line 3: another label for an image"),
+        ('request_id,image_index,label\na,0,cat\na,0,"dog, small"\n', "line 3: a second, different label for an image"),
         ('request_id,image_index,label\na,0,"cat\n', "unexpected end of data"),
         (f"request_id,image_index,label\na,{'9' * 5000},cat\n", "Exceeds the limit"),
         (f"request_id,image_index,label\na,0,{'c' * 200_000}\n", "field larger than field limit"),
     ],
 )
 def test_what_is_no_list_of_labels_is_refused(tmp_path: Path, text: str, reason: str) -> None:
-    with pytest.raises(DataError, match=f"holds no labels: .*{reason}.*; it is CSV with the columns"):
+    with pytest.raises(DataError, match=f"is not a valid label file: .*{reason}.*; it is CSV with the columns"):
         load_labels(write(tmp_path / "l.csv", text), CLASSES)
 
 

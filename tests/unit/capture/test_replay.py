@@ -95,7 +95,7 @@ def test_other_versions_are_named_and_broken_files_left_out(
     assert command.main([str(tmp_path), str(other)]) == 2
     versions = rf"of version {predictor.model.version}, {re.escape(named)}; name the model"
     assert re.search(versions, capsys.readouterr().err)
-    with pytest.raises(DataError, match="all are broken"):
+    with pytest.raises(DataError, match="all files are broken"):
         folder = tmp_path / "broken"
         (folder / broken).parent.mkdir(parents=True)
         (folder / broken).write_bytes(b"")
@@ -109,7 +109,7 @@ def test_other_versions_are_named_and_broken_files_left_out(
         (["CAPTURE", "nowhere.onnx"], "there is no published model nowhere.onnx"),
         (["CAPTURE", "MODEL", "--since", "tomorrow"], "--since takes a time such as"),
         (["CAPTURE", "MODEL", "--since", "0001-01-01T00:00+23:00"], "--since takes a time such as"),
-        (["CAPTURE", "MODEL", "--since", "2026-01-01"], "holds no captures of this time"),
+        (["CAPTURE", "MODEL", "--since", "2026-01-01"], "has no captures in this period"),
     ],
 )
 def test_bad_input_is_explained(
@@ -140,5 +140,5 @@ def test_each_image_is_computed_in_a_batch_of_its_size(tmp_path: Path, predictor
     again = compute_again(captured, Watched(None, predictor.model))
     assert sizes == [1, 1, 2, 3, 3]
     assert again.tobytes() == captured.probabilities.tobytes()
-    with pytest.raises(DataError, match="which no server computes"):
+    with pytest.raises(DataError, match="has an invalid batch size"):
         compute_again(replace(captured, batch_sizes=captured.batch_sizes * 10**8), predictor)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from image_classifier.monitoring.drift import DriftTest, compute_tests, correct, find_strangest
+from image_classifier.monitoring.drift import DriftTest, compute_tests, correct, rank_by_drift
 from image_classifier.published.reference import MEASURES, Reference, build_reference, embed, measure
 
 CLASSES = tuple("abcd")
@@ -113,5 +113,5 @@ def _answer(generator: np.random.Generator, weights: NDArray[np.float64], number
 def test_the_strangest_images_are_those_that_the_reference_has_not(reference: Reference) -> None:
     images, probabilities = draw(200, 1)
     images[:30] = 255 - images[:30] // 8
-    order = find_strangest(reference.sample, embed(measure(images, probabilities), probabilities))
+    order = rank_by_drift(reference.sample, embed(measure(images, probabilities), probabilities))
     assert set(order[:20]) <= set(range(30))

@@ -58,14 +58,16 @@ def test_too_few_are_refused(tmp_path: Path) -> None:
 
 def test_a_place_without_captures_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "none"):
-        with pytest.raises(DataError, match="holds no captures|cannot be read"):
+        with pytest.raises(DataError, match="has no captures|cannot be read"):
             load_window(str(place), SERVED, 1000)
 
 
 def test_answers_of_another_model_are_refused_or_left_out(tmp_path: Path) -> None:
     capture(tmp_path, 120, 0)
     capture(tmp_path, 120, 120, facts=replace(FACTS, model_digest="e" * 64), version="2")
-    with pytest.raises(DataError, match=r"has answers of another model than the model, of version 2; --model_version"):
+    with pytest.raises(
+        DataError, match=r"has predictions of another model than the model, of version 2; --model_version"
+    ):
         load_window(str(tmp_path), SERVED, 1000)
     for version, first in (("1", "12:00"), ("2", "14:00")):
         window = load_window(str(tmp_path), replace(SERVED, version=version), 1000)

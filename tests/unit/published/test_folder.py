@@ -25,7 +25,6 @@ from image_classifier.published.folder import (
     MODEL,
     SIGNATURE,
     check_identity_signature,
-    check_published,
     describe_content,
     find_published,
     read_manifest,
@@ -57,7 +56,7 @@ def signed(published_run: Path, keys: tuple[Path, Path], tmp_path: Path) -> Path
 
 def test_a_signed_folder_is_accepted_also_under_another_name(signed: Path, keys: tuple[Path, Path]) -> None:
     moved = signed.rename(signed.with_name("moved"))
-    assert check_published(moved, keys[1])["run_name"] == "run"
+    assert read_published(moved, keys[1]).manifest["run_name"] == "run"
     assert load_predictor(moved, public_key=keys[1]).model.run_name == "run"
 
 
@@ -112,25 +111,25 @@ def test_every_file_changed_by_one_bit_is_refused(signed: Path, keys: tuple[Path
             changed[position] ^= 1 << chance.randrange(8)
             (signed / name).write_bytes(changed)
             with pytest.raises(ModelError):
-                check_published(signed, None if name == MANIFEST else keys[1])
+                read_published(signed, None if name == MANIFEST else keys[1])
         (signed / name).write_bytes(content)
-    check_published(signed, keys[1])
+    read_published(signed, keys[1])
 
 
 def test_a_file_that_is_missing_or_was_added_is_refused(signed: Path, keys: tuple[Path, Path]) -> None:
     for name in ("more.txt", ".hidden", "-n", "new\nline"):
         (signed / name).write_text("more")
         for public_key in (keys[1], None):
-            with pytest.raises(ModelError, match=r"^.* holds '[^\n]*', which its manifest.json does not name[^\n]*$"):
+            with pytest.raises(ModelError, match=r"^.* has '[^\n]*', which its manifest.json does not list[^\n]*$"):
                 load_predictor(signed, public_key=public_key)
         (signed / name).unlink()
     (signed / "folder").mkdir()
-    with pytest.raises(ModelError, match="holds 'folder', which its manifest"):
-        check_published(signed)
+    with pytest.raises(ModelError, match="has 'folder', which its manifest"):
+        read_published(signed)
     (signed / "folder").rmdir()
     (signed / "parity.json").unlink()
     with pytest.raises(ModelError, match="parity.json cannot be read"):
-        check_published(signed)
+        read_published(signed)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +157,8 @@ def test_a_manifest_names_files_of_its_folder_alone(
     manifest = read_manifest(folder)
     manifest["files"][name] = manifest["files"]["parity.json"] | facts
     (folder / MANIFEST).write_bytes(serialize_manifest(manifest))
-    with pytest.raises(ModelError, match="is no name of a file with size and sha256"):
-        check_published(folder)
+    with pytest.raises(ModelError, match="is not a file name with size and sha256"):
+        read_published(folder)
 
 
 def test_no_more_is_read_of_a_file_than_a_model_may_have(published_run: Path, tmp_path: Path) -> None:
@@ -186,8 +185,8 @@ def test_a_key_of_the_wrong_kind_is_refused(kind: str, signed: Path, tmp_path: P
     )()
     if kind == "noise":
         path.write_bytes(b"noise")
-    with pytest.raises(SettingsError, match="no public key that can verify"):
-        check_published(signed, path)
+    with pytest.raises(SettingsError, match="is not a usable public key"):
+        read_published(signed, path)
 
 
 IDENTITY = "https://github.com/somebody/image-classifier/.github/workflows/training.yaml@refs/heads/main"
@@ -199,7 +198,7 @@ def test_a_workflow_signs_with_its_identity(signed: Path, tmp_path: Path) -> Non
     sigstore.sign(signed, IDENTITY)
     check_identity_signature(signed, read_published(signed), IDENTITY, GITHUB_ISSUER, config)
     (signed / "more.txt").write_text("more")
-    with pytest.raises(ModelError, match="'more.txt', which its manifest.json does not name"):
+    with pytest.raises(ModelError, match="'more.txt', which its manifest.json does not list"):
         read_published(signed)
 
 
@@ -234,7 +233,7 @@ def test_an_identity_that_another_sigstore_vouched_for_is_refused(signed: Path, 
         )
     (tmp_path / "noise").write_bytes(b"noise")
     for path in (tmp_path / "noise", tmp_path / "missing"):
-        with pytest.raises(SettingsError, match=f"Sigstore's keys cannot be had from {path}"):
+        with pytest.raises(SettingsError, match=f"Sigstore's keys cannot be loaded from {path}"):
             check_identity_signature(signed, read_published(signed), IDENTITY, GITHUB_ISSUER, path)
 
 
@@ -254,7 +253,7 @@ def test_a_key_that_cannot_sign_is_refused_before_any_work(kind: str, tmp_path: 
 
 def test_a_run_that_was_not_published_has_no_published_model(trained_run: Path, published_run: Path) -> None:
     assert find_published(published_run.parent) == find_published(published_run) == published_run
-    with pytest.raises(ModelError, match="holds no published model"):
+    with pytest.raises(ModelError, match="has no published model"):
         find_published(trained_run)
 
 
@@ -269,7 +268,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, name: str, sig
     else:
         (signed / name).symlink_to("/dev/zero" if kind == "device" else "/nowhere")
     with pytest.raises(ModelError, match="cannot be read|it has no manifest.json"):
-        check_published(signed)
+        read_published(signed)
 
 
 @pytest.mark.parametrize("files", [[], ["model.onnx"], None, 3, "model.onnx"])
@@ -277,7 +276,7 @@ def test_a_manifest_whose_files_are_none_is_refused(files: object, signed: Path)
     manifest = json.loads((signed / MANIFEST).read_text()) | {"files": files}
     (signed / MANIFEST).write_bytes(serialize_manifest(manifest))
     with pytest.raises(ModelError, match="was changed or is damaged"):
-        check_published(signed)
+        read_published(signed)
 
 
 def test_a_folder_that_is_replaced_while_it_is_read_is_the_old_or_the_new_one(
@@ -335,5 +334,5 @@ def test_a_signature_that_cannot_be_checked_for_want_of_room_says_so(
     signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
-    with pytest.raises(ModelError, match="cannot be copied: there is no room for temporary files .* in TMPDIR"):
+    with pytest.raises(ModelError, match="cannot be copied: temporary files cannot be created .* TMPDIR"):
         read_published(signed, keys[1])

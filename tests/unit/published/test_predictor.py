@@ -105,7 +105,7 @@ def test_a_model_that_is_missing_or_no_model_is_refused(tmp_path: Path, publishe
     stranger = onnx.load(published_run / MODEL)
     del stranger.metadata_props[:]
     onnx.save(stranger, tmp_path / "stranger.onnx")
-    with pytest.raises(ModelError, match="no model that this package published"):
+    with pytest.raises(ModelError, match="not a model published by this package"):
         load_predictor(tmp_path / "stranger.onnx")
 
 
@@ -114,7 +114,7 @@ def test_a_model_that_speaks_of_itself_in_no_text_is_refused(tmp_path: Path, pub
     digest = f"{METADATA_PREFIX}data_digest".encode() + b"\x12@"
     start = content.index(digest) + len(digest)
     (tmp_path / "model.onnx").write_bytes(content[:start] + b"\xeb" + content[start + 1 :])
-    with pytest.raises(ModelError, match="no model that this package published: it has no valid .*can't decode byte"):
+    with pytest.raises(ModelError, match="not a model published by this package: it has no valid .*can't decode byte"):
         load_predictor(tmp_path / "model.onnx")
 
 
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_computed_is_refused_when_it_is_measured(tmp_path
         if entry.key == f"{METADATA_PREFIX}classes":
             entry.value = '["cat", "dog"]'
     onnx.save(narrow, tmp_path / "narrow.onnx")
-    with pytest.raises(ModelError, match=r"cannot be computed here: \(10,\) answers an image for 2 classes"):
+    with pytest.raises(ModelError, match=r"cannot be computed: it returns \(10,\) values per image for 2 classes"):
         load_predictor(tmp_path / "narrow.onnx").measure()
 
 
@@ -157,7 +157,7 @@ def test_an_opset_of_the_future_is_refused_in_one_line(tmp_path: Path, published
     [
         (build_onnx_of_zeros(10**10), "takes more than 1024 MB of memory to read; get it again"),
         (build_onnx_of_zeros(2 * 10**8), "takes more than 1024 MB of memory to read; get it again"),
-        (build_onnx_of_zeros(10), "is no model that this package published"),
+        (build_onnx_of_zeros(10), "is not a model published by this package"),
         (b"noise", "cannot be loaded by ONNX Runtime .*: .*"),
     ],
     ids=["40 GB", "0.8 GB twice", "small", "noise"],

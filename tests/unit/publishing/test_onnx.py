@@ -158,5 +158,5 @@ def test_a_published_model_says_how_images_are_fitted(fit: Fit, tmp_path: Path) 
     assert load_predictor(tmp_path / "model.onnx").model.fit == fit
     content = export_model(replace(build_model("lenet"), fit="bend"))  # type: ignore[arg-type]
     (tmp_path / "model.onnx").write_bytes(content)
-    with pytest.raises(ModelError, match="is no model that this package published: it has no valid fit"):
+    with pytest.raises(ModelError, match="is not a model published by this package: it has no valid fit"):
         load_predictor(tmp_path / "model.onnx")

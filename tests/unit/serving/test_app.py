@@ -94,7 +94,7 @@ def test_a_problem_says_what_rfc_9457_asks_for() -> None:
     document = json.loads(Problem("queue-full", "try again").build_body("id"))
     assert document == {
         "type": "urn:image-classifier:problem:queue-full",
-        "title": "As many images wait as may wait",
+        "title": "The queue is full",
         "status": 429,
         "detail": "try again",
         "request_id": "id",

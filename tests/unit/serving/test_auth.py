@@ -121,10 +121,10 @@ def test_others_are_asked_for_a_key(keys: Gate, headers: dict[bytes, bytes]) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no key"),
+        ("", "has no key"),
         ("alice", "line 1"),
         ("alice:abc", "line 1"),
-        (f"alice:{'0' * 64}\nalice:{'1' * 64}", "a second time"),
+        (f"alice:{'0' * 64}\nalice:{'1' * 64}", "repeats the name alice"),
         (f"alice:{'G' * 64}", "hexadecimal"),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_file_without_public_keys_is_refused(tmp_path: Path, content: str) -> 
 @pytest.mark.parametrize("changes", [{"use": "enc"}, {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}])
 def test_keys_for_something_else_verify_nothing(tmp_path: Path, issuer: Issuer, changes: dict[str, str]) -> None:
     (tmp_path / "jwks.json").write_text(json.dumps({"keys": [issuer.jwk | changes]}))
-    with pytest.raises(SettingsError, match="no public key to verify signatures with"):
+    with pytest.raises(SettingsError, match="no public key that can verify signatures"):
         TokenGate(ISSUER, AUDIENCE, str(tmp_path / "jwks.json"))
 
 
@@ -267,7 +267,7 @@ def test_a_file_that_is_half_written_locks_nobody_out(
     assert knows(keys, "first") and knows(keys, "second")
     assert counts == {("api_keys_file", False): 1}
     (record,) = caplog.records
-    assert record.levelno == logging.ERROR and "still accepted" in record.getMessage()
+    assert record.levelno == logging.ERROR and "stay valid" in record.getMessage()
     write_keys(path, bob="second")
     keys.refresh()
     assert not knows(keys, "first") and counts[("api_keys_file", True)] == 1
@@ -293,7 +293,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
 def test_a_redirect_is_not_followed(key_server: KeyServer, jwks: Path, status: int, scheme: str) -> None:
     key_server.status = status
     key_server.location = f"file://{jwks}" if scheme == "file" else key_server.url.replace("https", scheme) + "2"
-    with pytest.raises(SettingsError, match=f"status {status} is a redirect, which is not followed"):
+    with pytest.raises(SettingsError, match=f"the request redirects, which is not allowed .status {status}"):
         TokenGate(ISSUER, AUDIENCE, key_server.url)
     assert key_server.asked == ["/jwks.json"]
 
@@ -369,7 +369,7 @@ def test_the_keys_live_for_an_hour_without_their_issuer(
     clock.now += KEYS_LIVE_S - 100
     gate.refresh()
     wait_for(lambda: counts == {("jwt_jwks", False): 1})
-    assert "count for 100 s more: the answer's status 500 is no success" in caplog.text
+    assert "stay valid for 100 s: the request failed (status 500)" in caplog.text
     assert knows(gate, token)
     clock.now += 101
     assert not knows(gate, token)

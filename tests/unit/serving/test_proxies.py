@@ -28,5 +28,5 @@ def test_the_client_is_the_last_that_no_trusted_proxy_is(
 
 
 def test_what_is_no_address_is_named() -> None:
-    with pytest.raises(SettingsError, match="--trusted_proxies takes addresses or networks"):
+    with pytest.raises(SettingsError, match="--trusted_proxies takes IP addresses or networks"):
         TrustedProxies("proxy.example")

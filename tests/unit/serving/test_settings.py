@@ -50,7 +50,7 @@ def test_any_other_address_needs_a_word_about_who_may_ask(host: str) -> None:
         ({"root_path": "classifier"}, "--root_path takes"),
         ({"precision": "fp16"}, "--precision takes one of fp32, int8"),
         ({"jwt_issuer": "i"}, "needed together"),
-        ({**TOKENS, "jwt_jwks": "http://issuer.example/keys"}, "--jwt_jwks takes a file, or an https address"),
+        ({**TOKENS, "jwt_jwks": "http://issuer.example/keys"}, "--jwt_jwks takes a file, or an https URL"),
         ({**TOKENS, "jwt_jwks": "HTTP://issuer.example/keys"}, "--jwt_jwks takes"),
         ({**TOKENS, "jwt_jwks": "file:///keys"}, "--jwt_jwks takes"),
         ({**TOKENS, "jwt_jwks": "https:///keys"}, "--jwt_jwks takes"),

@@ -48,7 +48,7 @@ def test_lines_of_all_kinds_share_the_limit_and_the_next_one_says_what_is_missin
     assert output.lines == 3 * ["Invalid HTTP request received."]
     clock.now += 1
     output.log("image_classifier.serving.app", logging.WARNING, "100 % sure", 2)
-    assert output.lines[3:] == ["100 % sure (197 lines left out before)", "100 % sure"]
+    assert output.lines[3:] == ["100 % sure (197 lines omitted before)", "100 % sure"]
 
 
 def test_requests_take_from_the_same_limit() -> None:
@@ -69,16 +69,16 @@ def test_requests_take_from_the_same_limit() -> None:
     finally:
         logger.removeHandler(output.handler)
         logger.setLevel(logging.NOTSET)
-    assert re.fullmatch(r"GET /a%20b\\n 200 1\.0 ms \(5 lines left out before\)", output.lines[-1])
+    assert re.fullmatch(r"GET /a%20b\\n 200 1\.0 ms \(5 lines omitted before\)", output.lines[-1])
 
 
 def test_errors_have_lines_for_themselves() -> None:
     clock = Clock()
     output = Output(LineLimit(2, clock))
     output.log("uvicorn.error", logging.WARNING, "a warning", 100)
-    output.log("image_classifier.serving.server", logging.ERROR, "the model was not loaded again", 100)
-    assert output.lines == [*2 * ["a warning"], "the model was not loaded again (98 lines left out before)"] + [
-        "the model was not loaded again"
+    output.log("image_classifier.serving.server", logging.ERROR, "reloading the model failed", 100)
+    assert output.lines == [*2 * ["a warning"], "reloading the model failed (98 lines omitted before)"] + [
+        "reloading the model failed"
     ]
 
 
@@ -86,7 +86,7 @@ def test_without_any_lines_the_first_error_is_written() -> None:
     output = Output(LineLimit(0, Clock()))
     output.log("image_classifier.serving.app", logging.WARNING, "a warning", 3)
     output.log("image_classifier.serving.app", logging.ERROR, "an error", 3)
-    assert output.lines == ["an error (3 lines left out before)"]
+    assert output.lines == ["an error (3 lines omitted before)"]
 
 
 @pytest.mark.parametrize(

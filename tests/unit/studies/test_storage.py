@@ -94,7 +94,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="a file, or a link to nothing, is where a folder must be"):
+    with pytest.raises(StorageError, match="a file or a broken link is in the place of a folder"):
         Storage(parse_storage(None, tmp_path / "file" / "x"), "study").change(lambda study: None)
 
 

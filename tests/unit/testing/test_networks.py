@@ -150,7 +150,7 @@ BAD: dict[str, tuple[Callable[..., object], int, str]] = {
     "remembers in steps": (RememberingInSteps, 32, "other gradients in the same step: it remembers something"),
     "other draws": (OtherDraws, 32, "other gradients .* draws numbers from another generator than torch's"),
     "draws in evaluation": (DrawsInEvaluation, 32, "or draws numbers in evaluation"),
-    "of the batch": (OfTheBatch, 32, "by what else is in its batch"),
+    "of the batch": (OfTheBatch, 32, "logits that depend on the other images"),
     "other shape": (OtherShape, 32, r"gives float32 \[4, 9\] for images of 32 pixels instead of logits \[4, 10\]"),
     "no tensor": (NoTensor, 32, r"gives tuple instead of a tensor of logits \[4, 10\]"),
     "not finite": (NotFinite, 32, "logits that are not finite"),

@@ -79,7 +79,10 @@ BAD: dict[str, tuple[Build, str]] = {
     "some parameters": (lambda p, s: torch.optim.SGD(p[1:], lr=0.1), "must optimize exactly the 4 parameters"),
     "no optimizer": (lambda p, s: p, "returns list; it must return a torch.optim.Optimizer"),
     "cannot be built": (lambda p, s: torch.optim.SGD(p, lr=-1.0), "cannot be built: ValueError: Invalid learning rate"),
-    "holding": (lambda p, s: Holding(p, lr=0.1), "more in its state_dict.. than checkpoints take: .*TrainingSettings"),
+    "holding": (
+        lambda p, s: Holding(p, lr=0.1),
+        "values in its state_dict.. that checkpoints cannot store: .*TrainingSettings",
+    ),
 }
 
 

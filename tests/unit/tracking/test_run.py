@@ -158,7 +158,7 @@ def test_a_file_in_the_place_of_a_folder_is_reported(kind: str, tmp_path: Path) 
         (tmp_path / "experiments").write_text("not a folder")
     else:
         (tmp_path / "experiments").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(StorageError, match="Not a directory; a file, or a link to nothing, is where a folder must be"):
+    with pytest.raises(StorageError, match="Not a directory; a file or a broken link is in the place of a folder"):
         with open_run_folder(tmp_path / "experiments" / "experiment" / "run", resume=False):
             pass
 
@@ -509,7 +509,7 @@ def test_predictions_that_unpack_to_too_much_are_refused(tmp_path: Path) -> None
         ("run.json", {"settings": {"model": "lenet"}}, "settings has no seed"),
         ("run.json", {"command": [1]}, r"command\[0\] is a whole number instead of a text"),
         ("evaluation.json", {"views": ["one"]}, "views is a list instead of a text"),
-        ("evaluation.json", {"accuracy": "high"}, "accuracy is a text instead of a number"),
+        ("evaluation.json", {"accuracy": "high"}, "accuracy is a string instead of a number"),
         ("evaluation.json", {"per_class": {"a": {}}}, r"per_class\['a'\] has no accuracy"),
         ("evaluation.json", {"confusion_matrix": [[1, 2]]}, "confusion_matrix does not have 10 classes"),
         ("manifest.json", {"files": {"a": {"size": True, "sha256": ""}}}, "size is true or false instead of a whole"),
