@@ -36,7 +36,10 @@ def build_fetch_parser() -> ArgumentParser:
     parser.add_argument("--data_digest", type=str | None, default=None, help="the data set's digest")
     parser.add_argument("--run", type=Path | None, default=None, help="a run whose record has the digest")
     parser.add_argument(
-        "--part", type=Literal["train", "validation", "test"], default="train", help="the part that --images counts in"
+        "--part",
+        type=Literal["train", "validation", "test"] | None,
+        default=None,
+        help="the part that --images counts in; train by default",
     )
     parser.add_argument(
         "--images",
@@ -65,6 +68,8 @@ def _fetch(argv: Sequence[str] | None) -> int:
     options = parse_arguments(build_fetch_parser(), argv)
     if (options.images is None) == (options.since is None):
         raise SettingsError("give the --images to fetch, or --since for what is new or relabelled")
+    if options.since is not None and options.part is not None:
+        raise SettingsError("--part goes with --images; --since looks at all parts")
     wanted = None if options.images is None else parse_range(options.images)
     digest, record = find_data_digest(options)
     if record is not None and record["data"].get("digest_format", 1) == 1:
@@ -80,7 +85,8 @@ def _fetch(argv: Sequence[str] | None) -> int:
     with track("looking at the trees"):
         snapshot = PartialSnapshot(RangeReader(options.snapshot), digest)
         if wanted is not None:
-            places: dict[str, Sequence[int]] = {options.part: snapshot.find_indices(options.part, *wanted)}
+            part = options.part or "train"
+            places: dict[str, Sequence[int]] = {part: snapshot.find_indices(part, *wanted)}
         else:
             old = PartialSnapshot(RangeReader(options.since))
             changes = snapshot.find_changes(old)

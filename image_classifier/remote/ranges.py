@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from image_classifier.errors import RemoteError
+from image_classifier.errors import RemoteError, SettingsError
 from image_classifier.references import get_url
 from image_classifier.remote.store import Object, Patience, RetryError, Store
 from image_classifier.storage import storage_error
@@ -21,11 +21,13 @@ class RangeReader:
         num_bytes: read so far.
 
     Raises:
-        SettingsError: the URL is none, or what reaches it is not installed.
+        SettingsError: the URL is none, is signed for one file, or what reaches it is not installed.
     """
 
     def __init__(self, place: Path | str, patience: Patience = Patience()) -> None:
         self._url = get_url(place)
+        if self._url is not None and self._url.query.reveal():
+            raise SettingsError(f"{self._url} is signed for one file; give the address of a folder, without a ?")
         self._path = Path(place) if self._url is None else self._url.find_local_path()
         self._patience = patience
         self._remote: dict[str, tuple[Store, Object]] = {}

@@ -138,6 +138,9 @@ def test_a_web_server_without_parts_or_files_is_refused(
     assert data(["fetch", web.url, *words]) == 2
     message = capsys.readouterr().err
     assert "comes only as a whole, not in parts; download the folder" in message and message.count("\n") == 1
+    assert data(["fetch", f"{web.url}?signature=secret", *words]) == 2
+    message = capsys.readouterr().err
+    assert "is signed for one file; give the address of a folder" in message and "secret" not in message
     web.has_ranges = True
     (exported / "tree.bin").rename(exported / "gone")
     try:
@@ -222,6 +225,7 @@ def test_a_run_gives_the_digest_and_bad_words_are_refused(
         ([*run, "--images", "1:2:3"], "--images takes START:STOP such as 100:200, or a number, got: '1:2:3'"),
         ([*run, "--images", "-1"], "--images"),
         ([*run], "give the --images to fetch, or --since for what is new or relabelled"),
+        ([*run, "--since", "x", "--part", "train"], "--part goes with --images; --since looks at all parts"),
         ([*run, "--images", "1", "--since", "x"], "give the --images to fetch, or --since"),
         (["--images", "1"], "give the data set's --data_digest, or the --run that has it"),
         ([*run, *by_digest, "--images", "1"], "give the data set's --data_digest, or the --run that has it"),

@@ -8,7 +8,7 @@ import pytest
 
 from image_classifier.data.levels import Branches, compute_size, count_levels, find_changes, find_runs, iterate_levels
 from image_classifier.data.merkle import ENTRY_BYTES, Tree, find_path
-from tests.unit.data.test_merkle import SIZES, make_entries
+from tests.trees import SIZES, make_entries
 
 START = 100
 """What lies before the tree in its file."""

@@ -24,6 +24,7 @@ from image_classifier.errors import DataError, SettingsError, StorageError
 from image_classifier.progress import Task
 from image_classifier.remote.ranges import RangeReader
 from tests.datasets import make_arrays, write_cifar10_python
+from tests.mutate import change_bytes
 
 WANTED = {"train": range(100, 140)}
 IMAGE_BYTES = 3072
@@ -151,6 +152,26 @@ def test_what_is_not_read_does_not_matter(snapshot: Snapshot, copy: Path) -> Non
         DataError, match="the labels in the test part of image 5; the pixels in the test part of image 19 differ"
     ):
         read(copy, snapshot.digest, {"test": range(20)})
+
+
+def test_mutated_files_are_refused_or_give_the_same_images(snapshot: Snapshot, copy: Path) -> None:
+    chance, num_refused = Random(0), 0
+    for name in ("snapshot.json", TREE_FILE, "labels.npy"):
+        content = (copy / name).read_bytes()
+        for _ in range(200):
+            (copy / name).write_bytes(change_bytes(chance, content))
+            try:
+                images = read(copy, snapshot.digest)
+            except DataError as error:
+                num_refused += 1
+                assert "\n" not in str(error)
+            else:
+                assert [(number, label) for number, label, _ in images] == [
+                    (number, snapshot.labels[number]) for number in WANTED["train"]
+                ]
+                assert all(np.array_equal(pixels, snapshot.images[number]) for number, _, pixels in images)
+        (copy / name).write_bytes(content)
+    assert num_refused > 300
 
 
 def edit(**values: Any) -> Callable[[Path], None]:
