@@ -19,10 +19,11 @@ from image_classifier.text import count, make_printable
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from image_classifier.data.partial_snapshot import Change, PartialSnapshot
-    from image_classifier.data.proof import Proof
+    from image_classifier.data.partial_snapshot import Change, Entry, PartialSnapshot
 
 _NUM_LISTED = 20
+_LEAST_PROOF_BYTES = 100
+"""Of an image, at the least: a proof that is too large by this is not even built."""
 
 
 def build_fetch_parser() -> ArgumentParser:
@@ -90,18 +91,16 @@ def _fetch(argv: Sequence[str] | None) -> int:
         else:
             old = PartialSnapshot(RangeReader(options.since))
             changes = snapshot.find_changes(old)
+            if not changes:
+                raise DataError(f"{snapshot.folder} has no image that {old.folder} does not have: nothing to fetch")
             places = {part: [each.index for each in changes if each.part == part] for part in snapshot.counts}
-        if not any(places.values()):
-            raise DataError(
-                f"{snapshot.folder} has no image that {options.since} does not have: there is nothing to fetch"
-            )
-        proof = snapshot.prove(places)
-    _write(snapshot, places, proof, options)
+        entries = snapshot.list_entries(places)
+    _write(snapshot, entries, options)
     print("ACCEPTED")
     print(f"  data {snapshot.digest}")
     if old is not None:
         print(f"  since data {old.digest}")
-    for line in _describe(snapshot, proof, changes, old):
+    for line in _describe(snapshot, entries, changes, old):
         print(make_printable(f"  {line}"))
     num_read = snapshot.folder.num_bytes + (old.folder.num_bytes if old else 0)
     print(f"  read {num_read:,} bytes of {snapshot.num_bytes + (old.num_bytes if old else 0):,}")
@@ -121,61 +120,70 @@ def parse_range(text: str) -> tuple[int, int]:
     return start, start + 1 if match[2] is None else int(match[2])
 
 
-def _write(snapshot: PartialSnapshot, places: dict[str, Sequence[int]], proof: Proof, options: Namespace) -> None:
+def _write(snapshot: PartialSnapshot, entries: Sequence[Entry], options: Namespace) -> None:
     """Read and check the images; write them and their proof where that is asked for."""
     from image_classifier.data.export import check_folder_names, encode_image, new_folder
-    from image_classifier.data.proof import MAX_BYTES, serialize_proof
     from image_classifier.storage import DISK
 
-    content = serialize_proof(proof) if options.proof is not None else b""
-    if len(content) > MAX_BYTES:
-        raise SettingsError(
-            f"--proof: the proof of {count(len(proof.images), 'image')} takes {len(content):,} bytes, of which at most "
-            f"{MAX_BYTES:,} are read: fetch fewer images at once, or leave --proof out"
-        )
-    parts = {snapshot.get_number(image.part, image.index): image.part for image in proof.images}
+    proof = None if options.proof is None else _serialize_proof(snapshot, entries)
     with ExitStack() as stack:
-        task = stack.enter_context(track("fetching the images", len(parts), "images"))
+        task = stack.enter_context(track("fetching the images", len(entries), "images"))
         folder = None
         if options.output is not None:
             check_folder_names(snapshot.classes, "leave --output out")
             folder = stack.enter_context(new_folder(options.output))
-        for number, label, image in snapshot.iterate(places, task):
+        for entry, image in snapshot.iterate(entries, task):
             if folder is not None:
-                path = folder / parts[number] / snapshot.classes[label] / f"{number:08d}.png"
+                name = f"{snapshot.get_number(entry):08d}.png"
+                path = folder / entry.part / snapshot.classes[entry.label] / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 DISK.write_file(path, encode_image(image))
-        if options.proof is not None:
-            write_atomically(options.proof, content)
-    if options.proof is not None:
+        if proof is not None:
+            write_atomically(options.proof, proof)
+    if proof is not None:
         say(f"the proof is {options.proof}; `image_classifier data check-proof` checks it")
 
 
+def _serialize_proof(snapshot: PartialSnapshot, entries: Sequence[Entry]) -> bytes:
+    from image_classifier.data.proof import MAX_BYTES, serialize_proof
+
+    least = len(entries) * _LEAST_PROOF_BYTES
+    content = b"" if least > MAX_BYTES else serialize_proof(snapshot.prove(entries))
+    if max(least, len(content)) > MAX_BYTES:
+        raise SettingsError(
+            f"--proof: the proof of {count(len(entries), 'image')} has more than the {MAX_BYTES:,} bytes that are "
+            "read: fetch fewer images at once, or leave --proof out"
+        )
+    return content
+
+
 def _describe(
-    snapshot: PartialSnapshot, proof: Proof, changes: Sequence[Change], old: PartialSnapshot | None
+    snapshot: PartialSnapshot, entries: Sequence[Entry], changes: Sequence[Change], old: PartialSnapshot | None
 ) -> list[str]:
     """Describe the images that were fetched, the first of them one by one where they are changes."""
-    first, last = proof.images[0], proof.images[-1]
-    lines = []
-    if old is None and first != last:
-        lines.append(f"images {first.index:,} to {last.index:,} of the {first.part} part")
-    for place, image in enumerate(proof.images[:_NUM_LISTED] if old is not None or first == last else []):
-        line = describe_image(image.part, image.index, snapshot.classes[image.label], image.image_digest)
-        was = changes[place].was if old is not None else None
-        if old is not None and was is None:
-            line += ", is new"
-        elif was is not None:
-            other_pixels = ", had other pixels" if was[1] != image.image_digest else ""
-            line += f", was of class {snapshot.classes[was[0]]}{other_pixels}"
-        lines.append(line)
-    if old is not None:
-        if len(proof.images) > _NUM_LISTED:
-            lines.append(f"and {count(len(proof.images) - _NUM_LISTED, 'other image')}")
-        lines += [
-            f"no longer at the end of the {part} part: {count(number - snapshot.counts.get(part, 0), 'image')}"
-            for part, number in old.counts.items()
-            if number > snapshot.counts.get(part, 0)
-        ]
+    if old is None and len(entries) > 1:
+        return [f"images {entries[0].index:,} to {entries[-1].index:,} of the {entries[0].part} part"]
+    lines = [
+        describe_image(entry.part, entry.index, snapshot.classes[entry.label], entry.image_digest)
+        for entry in entries[:_NUM_LISTED]
+    ]
+    if old is None:
+        return lines
+    for place, entry in enumerate(entries[:_NUM_LISTED]):
+        was = changes[place].was
+        if was is None:
+            lines[place] += ", is new"
+        else:
+            had_others = ", had other pixels" if was.image_digest != entry.image_digest else ""
+            lines[place] += f", was of class {old.classes[was.label]}{had_others}"
+    if len(entries) > _NUM_LISTED:
+        lines.append(f"and {count(len(entries) - _NUM_LISTED, 'other image')}")
+    gone = {part: number - snapshot.counts.get(part, 0) for part, number in old.counts.items()}
+    lines += [
+        f"no longer at the end of the {part} part: {count(number, 'image')}"
+        for part, number in gone.items()
+        if number > 0
+    ]
     return lines
 
 

@@ -11,7 +11,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -42,17 +42,27 @@ _FORM: dict[str, Any] = {"digest": str, "classes": [str], "num_train": int, "num
 
 
 @dataclass(frozen=True)
+class Entry:
+    """What the tree says of an image: its place, its label, and the sha256 of its pixels."""
+
+    part: str
+    index: int
+    label: int
+    image_digest: str
+
+
+@dataclass(frozen=True)
 class Change:
     """An image that another version of the data set does not have at its place.
 
     Attributes:
         index: in its part.
-        was: what there was before: label, and sha256 of the pixels; None for an image that was added.
+        was: what there was before; None for an image that was added.
     """
 
     part: str
     index: int
-    was: tuple[int, str] | None
+    was: Entry | None
 
 
 class PartialSnapshot:
@@ -171,9 +181,10 @@ class PartialSnapshot:
             )
         return range(start, stop)
 
-    def get_number(self, part: str, index: int) -> int:
+    def get_number(self, entry: Entry) -> int:
         """Get the number of an image in the data set, the training images first."""
-        return index + sum(number for each, number in self.counts.items() if PARTS.index(each) < PARTS.index(part))
+        parts = list(self.counts)
+        return entry.index + sum(self.counts[part] for part in parts[: parts.index(entry.part)])
 
     def find_changes(self, old: PartialSnapshot) -> list[Change]:
         """Find the images that an older version does not have at their place, with the same label and pixels.
@@ -199,13 +210,13 @@ class PartialSnapshot:
                     f"{self.folder} or {old.folder} does not lead to its digest: {one_line(error)} of the {part} part; "
                     f"get {TREE_FILE} again"
                 ) from error
-            for index in indices:
-                entry = before.get_node(0, index) if index < before.num_entries else None
-                changes.append(Change(part, index, None if entry is None else _split(entry)))
+            is_there = [index for index in indices if index < before.num_entries]
+            was = {entry.index: entry for entry in old.list_entries({part: is_there})}
+            changes += [Change(part, index, was.get(index)) for index in indices]
         return changes
 
-    def prove(self, places: Mapping[str, Sequence[int]]) -> Proof:
-        """Prove that images are in the data set.
+    def list_entries(self, places: Mapping[str, Sequence[int]]) -> list[Entry]:
+        """List what the tree says of images, after it was checked.
 
         Args:
             places: indices in each part, ascending.
@@ -213,39 +224,42 @@ class PartialSnapshot:
         Raises:
             DataError: the tree does not lead to the digest.
         """
-        images = []
-        for part in (part for part in PARTS if part in places):
-            self._open(part, places[part])
-            for index in places[part]:
-                label, image_digest = _split(self._branches[part].get_node(0, index))
-                images.append(ProvedImage(part, index, label, image_digest, self._branches[part].find_path(index)))
-        return Proof(self.header, images)
-
-    def _open(self, part: str, indices: Sequence[int]) -> None:
-        try:
-            self._branches[part].open_entries(indices)
-        except ValueError as error:
-            raise self._tree_error(f"{error} of the {part} part") from error
-        labels = [_split(self._branches[part].get_node(0, index))[0] for index in indices]
-        if not all(0 <= label < len(self.classes) for label in labels):
+        entries = []
+        for part, branches in self._branches.items():
+            try:
+                branches.open_entries(places.get(part, ()))
+            except ValueError as error:
+                raise self._tree_error(f"{error} of the {part} part") from error
+            entries += [Entry(part, index, *_split(branches.get_node(0, index))) for index in places.get(part, ())]
+        if not all(0 <= entry.label < len(self.classes) for entry in entries):
             raise DataError(f"{self.folder} has an image of a class that the data set does not have")
+        return entries
 
-    def iterate(self, places: Mapping[str, Sequence[int]], task: Task) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-        """Read images, a few at a time: yield number (the training images first), label, and pixels [3, S, S].
+    def prove(self, entries: Sequence[Entry]) -> Proof:
+        """Prove that images are in the data set, which were listed before."""
+        paths = [self._branches[entry.part].find_path(entry.index) for entry in entries]
+        pairs = zip(entries, paths, strict=True)
+        return Proof(self.header, [ProvedImage(**asdict(entry), path=path) for entry, path in pairs])
+
+    def iterate(self, entries: Sequence[Entry], task: Task) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
+        """Read images that were listed before, a few at a time: yield each with its pixels [3, S, S].
 
         Raises:
             DataError: after the last of them, if pixels or labels are not those of the digest; it names the images.
         """
         wrong: dict[str, list[str]] = {}
-        first = 0
-        for part, num_images in self.counts.items():
-            indices = places.get(part, ())
-            self._open(part, indices)
-            for run in find_runs(indices):
-                for index, label, image in self._read_run(part, first, run, wrong):
-                    task.advance()
-                    yield first + index, label, image
-            first += num_images
+        numbers = [self.get_number(entry) for entry in entries]
+        places = dict(zip(numbers, entries, strict=True))
+        for run in find_runs(numbers):
+            for number, pixels, label in self._read_run(run):
+                task.advance()
+                entry = places[number]
+                is_right = hashlib.sha256(pixels).hexdigest() == entry.image_digest
+                for what, fits in (("pixels", is_right), ("labels", label == entry.label)):
+                    if not fits:
+                        wrong.setdefault(f"the {what} in the {entry.part} part of image", []).append(str(entry.index))
+                if is_right and label == entry.label:
+                    yield entry, np.frombuffer(pixels, np.uint8).reshape(self.shape)
         if wrong:
             damaged = [f"{what} {list_first(named, _NUM_NAMED)}" for what, named in wrong.items()]
             raise DataError(
@@ -253,27 +267,19 @@ class PartialSnapshot:
                 "or from elsewhere"
             )
 
-    def _read_run(
-        self, part: str, first: int, run: range, wrong: dict[str, list[str]]
-    ) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    def _read_run(self, run: range) -> Iterator[tuple[int, bytes, int]]:
+        """Read images that follow each other: yield number, pixels and label, which nothing has checked."""
         size = math.prod(self.shape)
         step = max(1, _BYTES_AT_ONCE // size)
         for start in range(run.start, run.stop, step):
-            indices = range(start, min(start + step, run.stop))
+            numbers = range(start, min(start + step, run.stop))
             pixels, labels = (
-                self.folder.read(name, self._heads[name] + (first + start) * width, len(indices) * width)
+                self.folder.read(name, self._heads[name] + start * width, len(numbers) * width)
                 for name, width in (("images.npy", size), ("labels.npy", 8))
             )
-            for place, index in enumerate(indices):
-                label, digest = _split(self._branches[part].get_node(0, index))
-                content = pixels[place * size : (place + 1) * size]
-                is_right = hashlib.sha256(content).hexdigest() == digest
-                has_label = int.from_bytes(labels[place * 8 : (place + 1) * 8], "little", signed=True) == label
-                for what, fits in (("pixels", is_right), ("labels", has_label)):
-                    if not fits:
-                        wrong.setdefault(f"the {what} in the {part} part of image", []).append(str(index))
-                if is_right and has_label:
-                    yield index, label, np.frombuffer(content, np.uint8).reshape(self.shape)
+            for place, number in enumerate(numbers):
+                label = int.from_bytes(labels[place * 8 : (place + 1) * 8], "little", signed=True)
+                yield number, pixels[place * size : (place + 1) * size], label
 
 
 def _split(entry: bytes) -> tuple[int, str]:

@@ -206,7 +206,7 @@ def test_the_documented_commands_fetch_images_and_prove_a_correction(
     assert data(words) == 2
     assert "do not prove a correction: the proofs are not about the same places" in capsys.readouterr().err
     assert data(["fetch", "shapes-2", "--data_digest", new, "--since", "shapes-2"]) == 2
-    assert "there is nothing to fetch" in capsys.readouterr().err
+    assert "has no image that shapes-2 does not have: nothing to fetch" in capsys.readouterr().err
 
 
 def test_a_run_gives_the_digest_and_bad_words_are_refused(
@@ -264,5 +264,8 @@ def test_nothing_is_left_of_images_that_are_damaged_or_of_a_proof_that_is_too_la
     monkeypatch.setattr("image_classifier.data.proof.MAX_BYTES", 100_000)
     assert data(["fetch", str(exported), *words]) == 2
     message = capsys.readouterr().err
-    assert "--proof: the proof of 60 images takes" in message and "fetch fewer images at once" in message
+    assert (
+        "--proof: the proof of 60 images has more than the 100,000 bytes" in message
+        and "fetch fewer images at once" in message
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]

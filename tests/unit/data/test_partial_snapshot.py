@@ -17,7 +17,7 @@ import pytest
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.export import write_snapshot
 from image_classifier.data.levels import TREE_FILE
-from image_classifier.data.partial_snapshot import Change, PartialSnapshot
+from image_classifier.data.partial_snapshot import Change, Entry, PartialSnapshot
 from image_classifier.data.proof import Entries, Proof, check_proof, find_corrections, parse_proof, serialize_proof
 from image_classifier.data.snapshot import Snapshot, compute_digest
 from image_classifier.errors import DataError, SettingsError, StorageError
@@ -67,7 +67,13 @@ class Noting(RangeReader):
 
 def read(folder: Path, digest: str | None, places: Any = WANTED) -> list[tuple[int, int, Any]]:
     """Read and check some images."""
-    return list(PartialSnapshot(RangeReader(folder), digest).iterate(places, Task("")))
+    return iterate(PartialSnapshot(RangeReader(folder), digest), places)
+
+
+def iterate(partial: PartialSnapshot, places: Any = WANTED) -> list[tuple[int, int, Any]]:
+    """Read and check some images: number, label and pixels."""
+    images = partial.iterate(partial.list_entries(places), Task(""))
+    return [(partial.get_number(entry), entry.label, pixels) for entry, pixels in images]
 
 
 def relabel(snapshot: Snapshot, labels: dict[int, int], **values: Any) -> Snapshot:
@@ -83,7 +89,7 @@ def test_a_range_is_read_alone_and_is_right(snapshot: Snapshot, exported: Path) 
     folder = Noting(exported)
     partial = PartialSnapshot(folder, snapshot.digest)
     assert partial.header == Entries(snapshot).prove([0]).header
-    images = list(partial.iterate({"train": range(100, 140), "test": [3, 5]}, Task("")))
+    images = iterate(partial, {"train": range(100, 140), "test": [3, 5]})
     assert [number for number, _, _ in images] == [*range(100, 140), 303, 305]
     for number, label, pixels in images:
         assert label == snapshot.labels[number] and np.array_equal(pixels, snapshot.images[number])
@@ -101,7 +107,7 @@ def test_the_store_has_the_same_files(snapshot: Snapshot, exported: Path) -> Non
 
 def test_proofs_are_those_that_data_prove_makes(snapshot: Snapshot, exported: Path) -> None:
     partial = PartialSnapshot(RangeReader(exported), snapshot.digest)
-    proof = partial.prove({"train": [0, 17, 299], "test": [4]})
+    proof = partial.prove(partial.list_entries({"train": [0, 17, 299], "test": [4]}))
     assert serialize_proof(proof) == serialize_proof(Entries(snapshot).prove([0, 17, 299, 304]))
     check_proof(parse_proof(serialize_proof(proof)), snapshot.digest)
 
@@ -110,8 +116,8 @@ def test_a_validation_part_counts(snapshot: Snapshot, tmp_path: Path) -> None:
     other = relabel(snapshot, {}, num_train=200, num_validation=100)
     write_snapshot(other, tmp_path / "out")
     partial = PartialSnapshot(RangeReader(tmp_path / "out"), other.digest)
-    ((number, label, _),) = partial.iterate({"validation": [50]}, Task(""))
-    assert (number, label, partial.get_number("test", 1)) == (250, snapshot.labels[250], 301)
+    (number, label, _), (last, _, _) = iterate(partial, {"validation": [50], "test": [1]})
+    assert (number, label, last) == (250, snapshot.labels[250], 301)
 
 
 def flip(path: Path, at: int) -> None:
@@ -122,7 +128,7 @@ def flip(path: Path, at: int) -> None:
 
 def test_every_flipped_byte_of_what_is_read_is_found(snapshot: Snapshot, copy: Path) -> None:
     folder = Noting(copy)
-    list(PartialSnapshot(folder, snapshot.digest).iterate(WANTED, Task("")))
+    iterate(PartialSnapshot(folder, snapshot.digest))
     places = [(name, at) for name, start, size in folder.reads for at in range(start, start + size)]
     by_name = {name: sorted({at for each, at in places if each == name}) for name in {name for name, _ in places}}
     assert by_name.keys() == {"images.npy", "labels.npy", TREE_FILE, "snapshot.json"}
@@ -260,7 +266,7 @@ def prove_both(old: Path, new: Path) -> list[Proof]:
     for this, other in ((old, new), (new, old)):
         partial = PartialSnapshot(RangeReader(this))
         changes = partial.find_changes(PartialSnapshot(RangeReader(other)))
-        proofs.append(partial.prove({"train": [each.index for each in changes]}))
+        proofs.append(partial.prove(partial.list_entries({"train": [each.index for each in changes]})))
     return proofs
 
 
@@ -270,9 +276,10 @@ def test_what_a_correction_changed_is_found_and_read_alone(snapshot: Snapshot, e
     changes = partial.find_changes(before)
     digests = Entries(snapshot)
     assert changes == [
-        Change("train", number, (int(snapshot.labels[number]), digests.get_digest(number))) for number in (17, 18, 250)
+        Change("train", number, Entry("train", number, int(snapshot.labels[number]), digests.get_digest(number)))
+        for number in (17, 18, 250)
     ]
-    images = list(partial.iterate({"train": [17, 18, 250]}, Task("")))
+    images = iterate(partial, {"train": [17, 18, 250]})
     assert [label for _, label, _ in images] == [(int(snapshot.labels[number]) + 1) % 10 for number in (17, 18, 250)]
     assert partial.folder.num_bytes < 3 * IMAGE_BYTES + 5000 and before.folder.num_bytes < 5000
     assert before.find_changes(PartialSnapshot(RangeReader(exported))) == []
@@ -289,6 +296,16 @@ def test_added_images_are_changes_too(snapshot: Snapshot, exported: Path, tmp_pa
     write_snapshot(other, tmp_path / "other")
     with pytest.raises(DataError, match="of another size or other classes than .*: compare versions of one data set"):
         grown.find_changes(PartialSnapshot(RangeReader(tmp_path / "other")))
+
+
+def test_a_label_that_is_no_class_is_refused(snapshot: Snapshot, exported: Path, tmp_path: Path) -> None:
+    for label in (10, -1):
+        hostile = tmp_path / str(label)
+        write_snapshot(relabel(snapshot, {17: label}), hostile)
+        with pytest.raises(DataError, match="has an image of a class that the data set does not have"):
+            read(hostile, None, {"train": [17]})
+        with pytest.raises(DataError, match=f"{hostile} has an image of a class"):
+            PartialSnapshot(RangeReader(exported)).find_changes(PartialSnapshot(RangeReader(hostile)))
 
 
 def test_a_damaged_tree_hides_no_correction(copy: Path, corrected: Path) -> None:
