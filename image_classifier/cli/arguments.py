@@ -43,7 +43,10 @@ OTHER_VARIABLES = {
 }
 """Variables with the package's prefix that are no options."""
 
-TAKES_URLS = ("dataset", "dataset_folder", "mirror", "model", "new", "old", "run", "runs", "source", "target")
+TAKES_URLS = (
+    *("dataset", "dataset_folder", "mirror", "model", "new", "old", "run", "runs", "since", "snapshot", "source"),
+    "target",
+)
 """Options and arguments with a path that may also be a URL."""
 
 _TYPES: dict[Any, str] = {

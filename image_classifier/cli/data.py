@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from image_classifier.access import DATABASE_FOLDER, DATASET_FOLDER
-from image_classifier.cli import database, prove
+from image_classifier.cli import database, fetch, prove
 from image_classifier.cli.access import (
     add_access_options,
     add_reading_options,
@@ -241,5 +241,12 @@ def _prune(argv: Sequence[str] | None) -> int:
     return ExitStatus.DONE
 
 
-ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS, **prove.ACTIONS}
-PARSERS = (build_prepare_parser, build_info_parser, build_prune_parser, *database.PARSERS, *prove.PARSERS)
+ACTIONS = {"prepare": _prepare, "info": _info, "prune": _prune, **database.ACTIONS, **prove.ACTIONS, **fetch.ACTIONS}
+PARSERS = (
+    build_prepare_parser,
+    build_info_parser,
+    build_prune_parser,
+    *database.PARSERS,
+    *prove.PARSERS,
+    *fetch.PARSERS,
+)

@@ -124,11 +124,17 @@ def build_relabel_parser() -> ArgumentParser:
 
 def build_export_parser() -> ArgumentParser:
     """Build the parser of `data export`."""
-    parser = _build_parser("export", "Write a data set out, as images by class or as Parquet.")
+    parser = _build_parser(
+        "export",
+        "Write a data set out, as images by class or as Parquet; or as a snapshot, of which `data fetch` reads and "
+        "checks single images.",
+    )
     parser.add_argument("dataset", type=Path, help="db:NAME[@VERSION], or a dataset folder")
     add_image_size_option(parser)
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--format", type=Literal["folder", "parquet"], default="folder", help="what to write")
+    parser.add_argument(
+        "--format", type=Literal["folder", "parquet", "snapshot"], default="folder", help="what to write"
+    )
     return parser
 
 
@@ -264,15 +270,15 @@ def relabel(argv: Sequence[str] | None) -> int:
 
 
 def export(argv: Sequence[str] | None) -> int:
-    """write a version out, as a folder of images or as Parquet"""
+    """write a version out, as a folder of images, as Parquet or as a snapshot"""
     options = _parse(build_export_parser(), argv)
     access = build_access(options, options.dataset_folder)
 
     from image_classifier.data.dataset import load_snapshot
-    from image_classifier.data.export import write_folder, write_parquet
+    from image_classifier.data.export import write_folder, write_parquet, write_snapshot
 
     loaded = load_snapshot(options.dataset, access, Reading(image_size=options.image_size))
-    write = write_folder if options.format == "folder" else write_parquet
+    write = {"folder": write_folder, "parquet": write_parquet, "snapshot": write_snapshot}[options.format]
     write(loaded, options.output)
     say(f"{len(loaded.labels):,} images of {loaded.database or describe_place(options.dataset)}")
     print(options.output)

@@ -17,7 +17,7 @@ from image_classifier.storage import temporary_files_beside, write_atomically
 from image_classifier.text import is_digest, make_printable
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
     from image_classifier.data.snapshot import Snapshot
 
@@ -57,6 +57,12 @@ def build_check_proof_parser() -> ArgumentParser:
         type=Path | None,
         default=None,
         help="a run whose record has it; says in which steps the image was seen",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path | None,
+        default=None,
+        help="proof of the same images in an earlier version: check that only their labels were corrected since",
     )
     parser.add_argument("--image", type=Path | None, default=None, help="image file that the proof is to be about")
     parser.add_argument("--fit", type=Fit, default="squeeze", help="how the file is fitted to the data set's size")
@@ -103,7 +109,8 @@ def _prove(argv: Sequence[str] | None) -> int:
         print("  an image that was resized or encoded otherwise has others, and is not found")
     for number in numbers:
         part, index = find_place(snapshot, number)
-        print(make_printable(_describe(part, index, snapshot.classes[snapshot.labels[number]], digest)))
+        name_of_class = snapshot.classes[snapshot.labels[number]]
+        print(make_printable(f"  {describe_image(part, index, name_of_class, digest)}"))
         steps = count_steps(options.run)
         labels = snapshot.labels[: snapshot.num_train]
         print(make_printable(f"  {_describe_steps(name, record, part, index, snapshot.num_train, steps, labels)}"))
@@ -136,8 +143,9 @@ def _compute_image_digest(path: Path, side: int, fit: Fit) -> str:
     return hashlib.sha256(load_image(path, side=side, fit=fit).transpose(2, 0, 1).tobytes()).hexdigest()
 
 
-def _describe(part: str, index: int, name: str, digest: str) -> str:
-    return f"  image {index:,} of the {part} part, class {name}, sha256 of its pixels {digest[:12]}"
+def describe_image(part: str, index: int, name: str, digest: str) -> str:
+    """Describe an image by its place, its class and its pixels' sha256."""
+    return f"image {index:,} of the {part} part, class {name}, sha256 of its pixels {digest[:12]}"
 
 
 def _describe_steps(
@@ -178,39 +186,66 @@ def _list_doubts(record: dict[str, Any]) -> list[str]:
 def _check_proof(argv: Sequence[str] | None) -> int:
     """check a proof that an image is in a data set, by the data set's digest alone"""
     options = parse_arguments(build_check_proof_parser(), argv)
-    if (options.data_digest is None) == (options.run is None):
-        raise SettingsError("give the --data_digest that the proof is to lead to, or the --run that has it")
-    digest = options.data_digest
-    if digest is not None and not is_digest(digest.lower()):
-        raise SettingsError(f"--data_digest takes 64 hexadecimal digits, got: {digest}")
+    digest, record = find_data_digest(options)
 
     from image_classifier.data.proof import load_proof
 
-    record = None
-    if options.run is not None:
-        from image_classifier.tracking.reading import read_record
-
-        record = read_record(options.run)
-        digest = record["data"]["digest"]
-    proof = load_proof(options.proof, digest.lower())
+    proof = load_proof(options.proof, digest)
     if options.image is not None:
         found = _compute_image_digest(options.image, proof.header["shape"][-1], options.fit)
         if found not in {image.image_digest for image in proof.images}:
             raise DataError(f"{options.proof} is about other pixels than {options.image} has (sha256 {found[:12]})")
+    corrections = None if options.before is None else _find_corrections(options, proof)
     print("ACCEPTED")
     print(f"  data {proof.digest}")
     for image in proof.images:
         name = proof.header["classes"][image.label]
-        print(make_printable(_describe(image.part, image.index, name, image.image_digest)))
+        print(make_printable(f"  {describe_image(image.part, image.index, name, image.image_digest)}"))
         if record is not None:
             from image_classifier.tracking.seen import count_steps
 
             run = f"{record['experiment_name']}/{record['run_name']}"
             steps, num_train = count_steps(options.run), proof.header["num_train"]
             print(make_printable(f"  {_describe_steps(run, record, image.part, image.index, num_train, steps)}"))
-    for line in _list_doubts(record) if record is not None else []:
+    for line in [*(corrections or ()), *(_list_doubts(record) if record is not None else ())]:
         print(make_printable(f"  {line}"))
     return ExitStatus.DONE
+
+
+def find_data_digest(options: Namespace) -> tuple[str, dict[str, Any] | None]:
+    """Find the digest that --data_digest or --run gives, and the run's record.
+
+    Raises:
+        SettingsError: neither is given, or both, or what is no digest.
+    """
+    if (options.data_digest is None) == (options.run is None):
+        raise SettingsError("give the data set's --data_digest, or the --run that has it")
+    if options.run is not None:
+        from image_classifier.tracking.reading import read_record
+
+        record = read_record(options.run)
+        return str(record["data"]["digest"]), record
+    digest: str = options.data_digest.lower()
+    if not is_digest(digest):
+        raise SettingsError(f"--data_digest takes 64 hexadecimal digits, got: {options.data_digest}")
+    return digest, None
+
+
+def _find_corrections(options: Namespace, after: Any) -> list[str]:
+    """Describe what was corrected since the proof of --before, which this proof is to be the only difference from."""
+    from image_classifier.data.proof import find_corrections, load_proof
+
+    before = load_proof(options.before)
+    try:
+        pairs = find_corrections(before, after)
+    except ValueError as error:
+        raise DataError(f"{options.before} and {options.proof} do not prove a correction: {error}") from error
+    names = after.header["classes"]
+    lines = [
+        f"image {pair.after.index:,} of the {pair.after.part} part was of class {names[pair.before.label]} before"
+        for pair in pairs
+    ]
+    return [*lines, f"nothing else differs from data {before.digest}"]
 
 
 ACTIONS = {"prove": _prove, "check-proof": _check_proof}

@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,17 @@ HASH_BYTES = 32
 _BYTES_AT_ONCE = 2**21
 _BYTES_FOR_THREADS = 8192
 """Of an image: of smaller ones, threads wait for the interpreter for as long as they hash."""
+
+
+class Rooted(Protocol):
+    """What has the root of a part's tree."""
+
+    @property
+    def num_entries(self) -> int:
+        """Number of images."""
+
+    def compute_root(self) -> bytes:
+        """Give the root."""
 
 
 class Tree:
@@ -122,7 +133,7 @@ def join_entries(labels: NDArray[np.int64], hashes: bytes) -> bytes:
     return entries.tobytes()
 
 
-def build_header(classes: Sequence[str], trees: Mapping[str, Tree], shape: Sequence[int]) -> dict[str, Any]:
+def build_header(classes: Sequence[str], trees: Mapping[str, Rooted], shape: Sequence[int]) -> dict[str, Any]:
     """Build the header of a data set's digest; it does not speak of a validation part without images.
 
     Args:

@@ -18,6 +18,7 @@ import numpy as np
 from image_classifier import files
 from image_classifier.data.merkle import (
     ENTRY_BYTES,
+    FANOUT,
     FORMAT,
     Tree,
     build_entry,
@@ -131,15 +132,18 @@ def serialize_proof(proof: Proof) -> bytes:
     return (json.dumps(content, sort_keys=True, indent=1) + "\n").encode("ascii")
 
 
-def load_proof(path: Path, data_digest: str) -> Proof:
+def load_proof(path: Path, data_digest: str | None = None) -> Proof:
     """Load a proof, and check that it leads to the digest of a data set.
+
+    Args:
+        data_digest: None takes the digest that the proof has itself.
 
     Raises:
         DataError: it cannot be read, is no proof, or proves something else.
     """
     try:
         proof = parse_proof(files.read_file(path, MAX_BYTES))
-        check_proof(proof, data_digest)
+        check_proof(proof, data_digest or proof.digest)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -211,3 +215,59 @@ def check_proof(proof: Proof, data_digest: str) -> None:
         root = compute_root_of_path(entry, image.index, proof.header[f"num_{image.part}"], image.path)
         if root.hex() != proof.header["roots"][image.part]:
             raise ValueError(f"image {image.index} of the {image.part} part does not lead to the root of that part")
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """An image of two versions of a data set that has another label in each."""
+
+    before: ProvedImage
+    after: ProvedImage
+
+
+def find_corrections(before: Proof, after: Proof) -> list[Relabelled]:
+    """Find which labels were corrected between two data sets, and check that nothing else differs.
+
+    All other nodes of the trees are the same in both proofs, so all other images are, too.
+
+    Args:
+        before, after: checked proofs of the same places.
+
+    Raises:
+        ValueError: something else differs, or may differ, for all that the proofs say.
+    """
+    places = [[(image.part, image.index) for image in proof.images] for proof in (before, after)]
+    if places[0] != places[1]:
+        raise ValueError("the proofs are not about the same places of the data")
+    changed = {part for part, _ in places[0]}
+    headers = [_strip_roots(proof.header, changed) for proof in (before, after)]
+    if headers[0] != headers[1]:
+        raise ValueError("the data sets differ in more than these images: in their classes, their size or another part")
+    siblings = [_list_siblings(proof) for proof in (before, after)]
+    if siblings[0] != siblings[1]:
+        raise ValueError("the data sets differ in more images than the proofs are about")
+    pairs = [Relabelled(*pair) for pair in zip(before.images, after.images, strict=True)]
+    for pair in pairs:
+        if pair.before.image_digest != pair.after.image_digest:
+            raise ValueError(
+                f"image {pair.after.index} of the {pair.after.part} part has other pixels, not only a label"
+            )
+    return [pair for pair in pairs if pair.before.label != pair.after.label]
+
+
+def _strip_roots(header: Mapping[str, Any], parts: set[str]) -> dict[str, Any]:
+    """Give a header without the roots of some parts."""
+    return {**header, "roots": {part: root for part, root in header["roots"].items() if part not in parts}}
+
+
+def _list_siblings(proof: Proof) -> dict[tuple[str, int, int], str]:
+    """List the nodes of a proof, by part, height and number, that no proved image is below."""
+    siblings, above = {}, set()
+    for image in proof.images:
+        for height, children in enumerate(image.path):
+            number = image.index // FANOUT**height
+            above.add((image.part, height, number))
+            first = number - number % FANOUT
+            others = [each for each in range(first, first + len(children) + 1) if each != number]
+            siblings.update({(image.part, height, other): node for other, node in zip(others, children, strict=True)})
+    return {place: node for place, node in siblings.items() if place not in above}

@@ -5,6 +5,7 @@ It lies in a store: `<dataset_folder>/.snapshots/`, or the user's cache where th
     <digest>/images.npy       uint8 [N, 3, S, S]
     <digest>/labels.npy       int64 [N]
     <digest>/snapshot.json    format_version, digest, classes, num_train, num_validation, num_test, shape
+    <digest>/tree.bin         the Merkle tree, as `levels` has it; snapshots of before have none
     index/<fingerprint>.json  which snapshot the files of a source were frozen into, the data set's name, and what was
                               found while they were read
     unfinished-<fingerprint>/ one that is being written, or whose writer was killed
@@ -26,11 +27,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ from image_classifier.data.balance import find_imbalances
 from image_classifier.data.content import Batch, Content
 from image_classifier.data.decoding import resize_content
 from image_classifier.data.findings import Findings, restore_findings
+from image_classifier.data.levels import TREE_FILE, iterate_entries, write_tree
 from image_classifier.data.mapping import iterate_blocks
-from image_classifier.data.merkle import Tree, build_header, compute_entries, compute_header_digest
+from image_classifier.data.merkle import Tree, build_header, compute_header_digest
 from image_classifier.data.metadata import METADATA_FILE, load_metadata
 from image_classifier.data.parts import PARTS
 from image_classifier.data.source import Source, find_source, get_folder
@@ -113,9 +114,7 @@ class Snapshot:
     @property
     def parts(self) -> dict[str, slice]:
         """Which of the images are those of each part, in their order; a validation part only where there is one."""
-        cut = self.num_train + self.num_validation
-        validation = {"validation": slice(self.num_train, cut)} if self.num_validation else {}
-        return {"train": slice(0, self.num_train), **validation, "test": slice(cut, len(self.labels))}
+        return find_parts(self.num_train, self.num_validation, len(self.labels))
 
     @property
     def train(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -267,13 +266,11 @@ def compute_digest(
     num_validation: int = 0,
 ) -> str:
     """Compute a data set's digest, as `merkle` has it; images [N, 3, S, S], labels [N], the training set first."""
-    cuts = [0, num_train, num_train + num_validation, len(labels)]
-    trees = {part: Tree() for part in PARTS}
-    for tree, (start, stop) in zip(trees.values(), pairwise(cuts), strict=True):
-        for block in iterate_blocks(images[start:stop]):
-            for entries in compute_entries(block, labels[start : start + len(block)]):
-                tree.extend(entries)
-            start += len(block)
+    trees = {}
+    for part, place in find_parts(num_train, num_validation, len(labels)).items():
+        trees[part] = Tree()
+        for entries in iterate_entries(images[place], labels[place]):
+            trees[part].extend(entries)
     return compute_header_digest(build_header(classes, trees, images.shape[1:]))
 
 
@@ -521,16 +518,12 @@ def _write_snapshot(
         check_counts(title, counts)
         images, labels = (np.load(temporary / name, mmap_mode="r") for name in ("images.npy", "labels.npy"))
         frozen = images, labels, content.classes, counts["train"], counts["validation"]
-        digest, version = compute_digest(*frozen), FORMAT_VERSION
+        parts = find_parts(counts["train"], counts["validation"], len(labels))
+        digest = write_tree(temporary / TREE_FILE, images, labels, content.classes, parts)
+        version = FORMAT_VERSION
         if expected not in (None, digest) and compute_flat_digest(*frozen) == expected:
             digest, version = expected, 1  # what was frozen by an earlier version is stored, and found, as it was then
-        record = {
-            "format_version": version,
-            "digest": digest,
-            "classes": content.classes,
-            **{f"num_{part}": count for part, count in counts.items()},
-            "shape": build_shape(content.image_size),
-        }
+        record = build_record(content.classes, counts, content.image_size, digest, version)
         if expected not in (None, digest):
             raise DataError(
                 f"{title} has the digest {expected}, but its images now have {digest}: rows "
@@ -545,6 +538,26 @@ def _write_snapshot(
                 DISK.rename_new(temporary, target)
             DISK.sync(store)
         return target.name
+
+
+def build_record(
+    classes: Sequence[str], counts: Mapping[str, int], image_size: int, digest: str, version: int = FORMAT_VERSION
+) -> dict[str, Any]:
+    """Build what snapshot.json says; the counts are of each part's images."""
+    return {
+        "format_version": version,
+        "digest": digest,
+        "classes": classes,
+        **{f"num_{part}": number for part, number in counts.items()},
+        "shape": build_shape(image_size),
+    }
+
+
+def find_parts(num_train: int, num_validation: int, num_images: int) -> dict[str, slice]:
+    """Find which of the images are those of each part; a validation part only where there is one."""
+    cut = num_train + num_validation
+    validation = {"validation": slice(num_train, cut)} if num_validation else {}
+    return {"train": slice(0, num_train), **validation, "test": slice(cut, num_images)}
 
 
 def build_shape(image_size: int) -> tuple[int, int, int]:

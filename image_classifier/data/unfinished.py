@@ -29,6 +29,7 @@ from typing import BinaryIO
 import numpy as np
 
 from image_classifier.data.content import Content
+from image_classifier.data.levels import TREE_FILE
 from image_classifier.errors import Interrupted
 from image_classifier.files import check_form, load_json
 from image_classifier.progress import track
@@ -134,7 +135,8 @@ def write_arrays(folder: Path, content: Content, is_kept: bool) -> tuple[Path, d
     """
     target = folder / "snapshot"
     target.mkdir(exist_ok=is_kept)
-    (target / "snapshot.json").unlink(missing_ok=True)  # of a process that was killed at the very end
+    for name in (TREE_FILE, "snapshot.json"):
+        (target / name).unlink(missing_ok=True)  # of a process that was killed at the very end
     shape = (3, content.image_size, content.image_size)
     with open(target / _IMAGES, "a+b") as images, open(folder / _LABELS, "a+b") as labels:
         files = {"images": _File(images), "labels": _File(labels)}

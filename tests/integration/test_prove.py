@@ -115,7 +115,7 @@ def test_an_image_file_is_proved_and_the_proof_needs_no_data(
     for words, refusal in (
         (["--data_digest", "0" * 64], "proves nothing: it is about data of the digest"),
         (["--data_digest", "0" * 63], "takes 64 hexadecimal digits"),
-        ([], "give the --data_digest that the proof is to lead to, or the --run that has it"),
+        ([], "give the data set's --data_digest, or the --run that has it"),
         (["--run", str(record), "--image", str(other)], "is about other pixels than"),
         (["--run", str(record), "--image", str(proof)], "proof.json"),
     ):

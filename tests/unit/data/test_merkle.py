@@ -15,12 +15,7 @@ from image_classifier.data.merkle import (
     find_path,
     get_width,
 )
-
-SIZES = (1, 2, 15, 16, 17, 31, 32, 255, 256, 257, 272, 273, 4096, 4097)
-
-
-def make_entries(num: int) -> bytes:
-    return Random(num).randbytes(num * ENTRY_BYTES)
+from tests.trees import SIZES, make_entries
 
 
 def compute_root(entries: bytes) -> bytes:
