@@ -198,4 +198,7 @@ def list_notes(
             yield f"the weights of --pretrained_model are of images of {size} pixels, not {training.image_sizes[-1]}"
     if 0 < num_steps < len(training.image_sizes):
         used = [compute_image_size(training, number, num_steps) for number in range(1, num_steps + 1)]
-        yield f"of the --image_sizes the {num_steps} steps have {','.join(map(str, used))} alone"
+        yield (
+            f"the run has {num_steps} steps, fewer than --image_sizes has sizes: it trains at "
+            f"{','.join(map(str, used))}, and evaluates at {training.image_sizes[-1]}"
+        )
