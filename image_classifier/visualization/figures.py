@@ -271,7 +271,7 @@ def _draw_loss(axes: Axes, epochs: Sequence[dict[str, Any]], evaluation: dict[st
     axes.plot(position, losses, color=theme.training, label="training", marker="o" if len(losses) == 1 else "")
     _draw_by_epoch(axes, epochs, "validation_loss", "validation", theme.validation, "s")
     _draw_test(axes, epochs, evaluation["loss"], f"test {evaluation['loss']:.3f}", theme)
-    highest = max((loss for loss in [*losses, evaluation["loss"]] if not math.isnan(loss)), default=1.0)
+    highest = max((loss for loss in [*losses, evaluation["loss"]] if not math.isnan(loss)), default=0.0) or 1.0
     validation = [_to_number(epoch["validation_loss"]) for epoch in epochs if "validation_loss" in epoch]
     # A validation loss far above, as early batch statistics give, leaves the picture.
     axes.set_ylim(0, 1.15 * max([highest, *(loss for loss in validation if loss < 2 * highest)]))

@@ -101,6 +101,8 @@ def test_what_is_at_the_edge_of_the_curves_is_drawn_whole() -> None:
         png = draw_curves([{**epoch, name: value} for epoch in epochs], {**evaluation, "accuracy": 0.1, "loss": 1.0})
         return int(find_colour(png, LIGHT.validation).sum())
 
+    learned = [{**epoch, "loss_by_part": [0.0]} for epoch in build_epochs(2)]
+    assert find_colour(draw_curves(learned, {**evaluation, "loss": 0.0}), LIGHT.training).any()
     assert draw("validation_accuracy", 1.0) >= 0.98 * draw("validation_accuracy", 0.75)
     highest = max(loss for epoch in epochs for loss in epoch["loss_by_part"])
     assert draw("validation_loss", 1.7 * highest) >= 0.98 * draw("validation_loss", 0.5)
