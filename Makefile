@@ -126,7 +126,7 @@ load-test: $(VENV)/.develops ## Load a server of its own with Locust; MODEL= a p
 	python -m load_test $(if $(MODEL),--model "$(MODEL)") $(OPTIONS)
 
 run: $(VENV)/.develops ## Serve MODEL (default: the last published run of quickstart) at PORT; OPTIONS adds options
-	@[ -n "$(MODEL)" ] || { echo 'error: nothing is published yet: image_classifier publish RUN, or MODEL=...' >&2; exit 1; }
+	@[ -n "$(MODEL)" ] || { echo 'error: no run in experiments/$(EXPERIMENT) is published: publish one, or give MODEL=FOLDER, a published model' >&2; exit 1; }
 	image_classifier serve "$(MODEL)" --port $(PORT) $(OPTIONS)
 
 example-request: ## Ask the server at PORT what is in an image

@@ -141,7 +141,7 @@ def decode_image(
             `fit` refuses that. The message is the reason.
     """
     if not content:
-        raise ImageError("the file is empty")
+        raise ImageError("the image is empty")
     if len(content) > max_bytes:
         raise ImageError(f"more than {max_bytes:,} bytes; scale it down")
     try:
@@ -170,7 +170,8 @@ def decode_image(
     except MemoryError as error:
         raise ImageError("there is not enough memory to decode the image") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"no image in one of the formats {', '.join(formats)}") from error
+        names = " or ".join(", ".join(part) for part in (formats[:-1], formats[-1:]) if part)
+        raise ImageError(f"not a {names} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageSizeError(f"more than {max_pixels:,} pixels") from error
     except Exception as error:  # decoders raise struct.error, SyntaxError, zlib.error and more

@@ -260,7 +260,10 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
             value = getattr(value, part)
     except (Exception, SystemExit) as error:  # third-party code
         logger.debug("%s cannot be imported", target, exc_info=error)
-        raise SettingsError(f"{_name(kind, name)} cannot be imported: {explain(error)}") from error
+        remedy = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            remedy = "; install its package, or name the folder that holds it in PYTHONPATH"
+        raise SettingsError(f"{_name(kind, name)} cannot be imported: {explain(error)}{remedy}") from error
     if not callable(value):
         raise SettingsError(f"{_name(kind, name)} is {type(value).__name__}, not a callable")
     called: Callable[..., Any] = value

@@ -21,9 +21,9 @@ from image_classifier.errors import ModelError, SettingsError
 from image_classifier.model.catalog import build_classifier
 from image_classifier.model.classifier import Classifier
 from image_classifier.plugins import is_own, load
-from image_classifier.recipe import load_recipe
+from image_classifier.recipe import check_batch_size
 from image_classifier.settings import RunSettings, TrainingSettings
-from image_classifier.text import list_classes
+from image_classifier.text import count, list_classes
 from image_classifier.tracking.layout import RECORD
 from image_classifier.tracking.pretrained import Pretrained, check_pretrained, load_pretrained, start_from
 from image_classifier.tracking.reading import read_record
@@ -89,12 +89,8 @@ def split_training_set(snapshot: Snapshot, training: TrainingSettings) -> tuple[
             f"{asking} needs images on which to judge what is best: a --validation_fraction above 0, or data with a "
             "validation part"
         )
-    if training.num_epochs > 0 and training.batch_size > len(trained):
-        fitting = "--recipe small" if len(trained) >= load_recipe("small")["batch_size"] else "--recipe default"
-        raise SettingsError(
-            f"--batch_size takes at most the {len(trained)} images that are trained on, got: {training.batch_size}; "
-            f"choose {fitting}, or --batch_size {len(trained)} or less"
-        )
+    if training.num_epochs > 0:
+        check_batch_size(training.batch_size, len(trained))
     return trained, validated
 
 
@@ -198,4 +194,7 @@ def list_notes(
             yield f"the weights of --pretrained_model are of images of {size} pixels, not {training.image_sizes[-1]}"
     if 0 < num_steps < len(training.image_sizes):
         used = [compute_image_size(training, number, num_steps) for number in range(1, num_steps + 1)]
-        yield f"of the --image_sizes the {num_steps} steps have {','.join(map(str, used))} alone"
+        yield (
+            f"the run has {count(num_steps, 'step')}, fewer than --image_sizes has sizes: it trains at "
+            f"{','.join(map(str, used))}, and evaluates at {training.image_sizes[-1]}"
+        )

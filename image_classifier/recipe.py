@@ -70,3 +70,17 @@ def load_default_recipe(num_images: int, given: Mapping[str, Any]) -> dict[str, 
         reason += f"; its batch_size of {recipe['batch_size']} is cut to {num_images}"
         recipe["batch_size"] = num_images
     return {**freeze_lists(recipe), **given, "recipe": name, "recipe_reason": reason}
+
+
+def check_batch_size(batch_size: int, num_images: int) -> None:
+    """Check that there are enough images to train on for a batch.
+
+    Raises:
+        SettingsError: there are not; the message names a recipe that fits.
+    """
+    if batch_size > num_images:
+        fitting = "--recipe small" if num_images >= load_recipe("small")["batch_size"] else "--recipe default"
+        raise SettingsError(
+            f"--batch_size takes at most the {num_images} images that are trained on, got: {batch_size}; "
+            f"choose {fitting}, or --batch_size {num_images} or less"
+        )

@@ -253,7 +253,7 @@ def _check_network(settings: TrainingSettings) -> None:
     if not has_rates:
         raise SettingsError(
             f"--optimizer muon has rates for the airbench networks; with --model {settings.model} choose "
-            "--optimizer sgd and its --learning_rate and --momentum, such as 0.4 and 0.9"
+            "--optimizer sgd and its --learning_rate and --momentum, such as 0.1 and 0.9"
         )
     if settings.instruction_set == "portable" and not is_own("optimizer", settings.optimizer):
         raise SettingsError(

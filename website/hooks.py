@@ -25,7 +25,8 @@ PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md
 """Documents outside of docs/ that mkdocs.yml names in its navigation."""
 
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))|(<(?:img|a) [^>]*?(?:src|href)=\")([^\"]+)(\")")
-GENERATED = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+GENERATED = re.compile(r"^<!-- generated: (\w+) -->$.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
+"""What the build of the site fills; until then, the text inside says where the filled page is."""
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -94,7 +95,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the generated part where a page has its mark, and rewrite the links of what is a file of the repository."""
+    """Put the generated parts between their marks, and rewrite the links of what is a file of the repository."""
     from website.reference import build_parts
 
     parts = build_parts()

@@ -25,6 +25,7 @@ from jsonargparse import ArgumentParser
 from image_classifier.cli.arguments import OTHER_VARIABLES, describe_type, get_options
 from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.commands import COMMANDS, iterate_parsers
+from image_classifier.cli.help import format_default
 from image_classifier.kernels.builder import LIBRARIES
 from image_classifier.plugins import OWN
 from image_classifier.recipe import RECIPES, get_recipe_path, load_recipe
@@ -108,11 +109,6 @@ def build_options_table(
         default = "" if field.name in FLAGS else format_default(recipe.get(field.name, field.default))
         rows.append((f"`--{field.name}`", takes, default, format_meaning(meanings[field.name])))
     return build_table(("option", "takes", "default", "meaning"), rows)
-
-
-def format_default(value: object) -> str:
-    """Format a default as the command line would have it; nothing where there is none."""
-    return "" if value in ("", None) else str(value).lower().strip("()[]").replace(", ", ",")
 
 
 def format_meaning(text: str) -> str:

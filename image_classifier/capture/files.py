@@ -259,8 +259,6 @@ class FileMemory:
     """An in-memory file for pyarrow that computes its digest and pauses after each page. The next file overwrites it.
 
     The memory is kept: in a virtual machine, touching new memory costs several times as much as writing to it.
-
-    It is kept because memory that is new costs a virtual machine several times what is written into it.
     """
 
     closed = False  # pyarrow asks

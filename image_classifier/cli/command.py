@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from image_classifier import __version__
+from image_classifier.cli.help import HelpFormatter
 from image_classifier.cli.spelling import suggest
 from image_classifier.credentials import hide_in_urls
 from image_classifier.errors import ImageClassifierError, VerdictError
@@ -66,6 +67,7 @@ def build_parser(command: str, description: str, *, version: str | None = __vers
     parser = ArgumentParser(
         prog=prog,
         description=description,
+        formatter_class=HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
         version=version,

@@ -34,7 +34,7 @@ from image_classifier.errors import Interrupted, SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.plugins import PLUGGABLE, describe
 from image_classifier.progress import track
-from image_classifier.recipe import DEFAULT_RECIPE, load_default_recipe
+from image_classifier.recipe import DEFAULT_RECIPE, check_batch_size, load_default_recipe
 from image_classifier.settings import RunSettings, TrainingSettings
 from image_classifier.storage import compute_file_digest, temporary_files_beside, write_atomically
 from image_classifier.studies.settings import SweepSettings
@@ -295,16 +295,19 @@ class Trials:
         """Build the settings of a run, which is gone on with where it is begun.
 
         Raises:
-            SettingsError: they do not go together.
+            SettingsError: they do not go together, or not with the data set.
         """
-        values = settle_weights(complete_settings({**self.given, **searched, "run_name": run_name}))
-        if values["recipe"] == DEFAULT_RECIPE:
-            from image_classifier.data.split import count_validation_images
+        from image_classifier.data.split import count_validation_images
 
-            fraction = values.get("validation_fraction", 0)
-            num_validation = count_validation_images(self._snapshot.num_train, fraction)
-            values = load_default_recipe(self._snapshot.num_train - num_validation, values)
-        return go_on(build_settings(values))
+        values = settle_weights(complete_settings({**self.given, **searched, "run_name": run_name}))
+        num_images = self._snapshot.num_train
+        num_images -= count_validation_images(num_images, values.get("validation_fraction", 0))
+        if values["recipe"] == DEFAULT_RECIPE:
+            values = load_default_recipe(num_images, values)
+        settings = build_settings(values)
+        if settings.training.num_epochs > 0:
+            check_batch_size(settings.training.batch_size, num_images)
+        return go_on(settings)
 
 
 def go_on(settings: RunSettings) -> RunSettings:

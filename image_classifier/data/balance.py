@@ -32,6 +32,11 @@ def find_imbalances(classes: Sequence[str], counts: Mapping[str, NDArray[np.int6
         warnings.append(f"fewer than {FEW_IMAGES} training images: {list_first(names, _NUM_LISTED)}")
     if len(untested):
         warnings.append(f"no test image: {list_first([classes[label] for label in untested], _NUM_LISTED)}")
+    if np.count_nonzero(train) == 1:
+        warnings.append(
+            f"only one class has training images, {classes[int(train.argmax())]}, so the network can learn nothing; "
+            "of a folder of images, each subfolder is a class"
+        )
     largest, smallest = int(train.argmax()), int(np.where(train > 0, train, train.max()).argmin())
     ratio = train[largest] / train[smallest]
     if ratio > LARGEST_MIX:

@@ -7,6 +7,7 @@ positions, the training images first; so the same version has the same digest fr
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -145,7 +146,7 @@ def find_version(database: Database, reference: Reference) -> Version:
     if not found:
         raise DatabaseError(
             f"the data set {dataset.name} has no version yet: finish its ingest, or create a version with "
-            f"`image_classifier data snapshot --dataset {dataset.name}`"
+            f"`image_classifier data snapshot --dataset {shlex.quote(dataset.name)}`"
         )
     for version in found:
         if version.number == (reference.version or found[-1].number):

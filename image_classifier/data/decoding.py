@@ -88,7 +88,7 @@ def decode_images(
     if num_bad:
         more = f"; and {num_bad - _NUM_LISTED:,} more" if num_bad > _NUM_LISTED else ""
         raise DataError(
-            f"{num_bad:,} of the images cannot be read; mend or remove them, or leave them out with --skip_bad: "
+            f"{num_bad:,} of the images cannot be read; repair or remove them, or leave them out with --skip_bad: "
             f"{'; '.join(reasons)}{more}"
         )
     if images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,8 @@ from image_classifier.choices import Fit
 from image_classifier.files import check_form
 from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 
-_NUM_SIZES = 10  # that are listed, the most frequent first
+_NUM_SIZES = 10  # that are recorded, the most frequent first
+_NUM_NAMED = 3  # of these, in a sentence
 _FORM = {"num_fitted": int, "sizes": {str: int}, "largest_ratio": float, "left_out": [str], "image_size": int}
 
 
@@ -42,8 +44,9 @@ class Findings:
         """Describe it for people, in sentences of a line each; nothing where there is nothing to say."""
         lines = []
         if self.num_fitted:
-            listed = ", ".join(f"{size} ({count:,})" for size, count in self.sizes.items())
-            more = "" if sum(self.sizes.values()) == self.num_fitted else " and others"
+            named = dict(itertools.islice(self.sizes.items(), _NUM_NAMED))
+            listed = ", ".join(size if len(self.sizes) == 1 else f"{size} ({n:,})" for size, n in named.items())
+            more = "" if sum(named.values()) == self.num_fitted else " and others"
             counted = _count(self.num_fitted)
             fitted = f"{self.image_size} x {self.image_size}"
             lines.append(f"{counted} resized to {fitted}, from {listed}{more}{self._describe_fit()}")
@@ -61,7 +64,7 @@ class Findings:
             return f"; up to {1 - 1 / ratio:.0%} of one was cut off"
         if self.fit == "pad":
             return f"; up to {1 - 1 / ratio:.0%} of one is a black border"
-        return f"; sides up to {ratio:.2f} : 1 became equal (--fit crop or --fit pad keeps the ratio)"
+        return f"; aspect ratios of up to {ratio:.2f} became 1 (--fit crop or --fit pad keeps them)"
 
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +103,7 @@ def find_sources(path: Path) -> list[Source]:
 def _advise(path: Path) -> str:
     return (
         "name your data with --dataset_folder, or download CIFAR-10 with "
-        f"`image_classifier data prepare --dataset_folder {path}` (--source sample: a generated set)"
+        f"`image_classifier data prepare --dataset_folder {shlex.quote(str(path))}` (--source sample: a generated set)"
     )
 
 

@@ -124,6 +124,7 @@ def _describe_use(facts: CardFacts) -> str:
         f"`{MODEL}` takes `images`, uint8 [N, {side}, {side}, 3], RGB, any N, and gives `probabilities`, "
         "float32 [N, C], in the order of the classes below. Scaling and softmax are inside. "
         f"{views} Operators: ONNX opset {facts.opset}.",
+        _FITS[facts.record["execution"].get("fit", "squeeze")].format(size=_describe_size(facts)),
         "```python\n"
         "import numpy as np\n"
         "import onnxruntime\n\n"
@@ -203,14 +204,21 @@ def _describe_weaknesses(facts: CardFacts) -> str:
     order = np.argsort(-wrong, axis=None, kind="stable")[:NUM_WEAKNESSES]
     pairs = [divmod(int(index), len(classes)) for index in order]
     lines = [
-        f"- {wrong[true, given]} of {support[true]:,} images of {_escape(classes[true])} are predicted as "
-        f"{_escape(classes[given])} ({_percent(wrong[true, given] / support[true])})."
+        f"- {_escape(classes[true])} predicted as {_escape(classes[given])}: {wrong[true, given]} of "
+        f"{support[true]:,} images ({_percent(wrong[true, given] / support[true])})."
         for true, given in pairs
         if wrong[true, given]
     ]
     return "The most frequent confusions:\n\n" + "\n".join(lines) if lines else "No test image is misclassified."
 
 
+_FITS = {
+    "squeeze": "As in the training, resize other images to {size} pixels with antialiasing, whatever their ratio.",
+    "crop": "As in the training, crop other images to the central square, and resize it to {size} pixels with "
+    "antialiasing.",
+    "pad": "As in the training, resize other images into {size} pixels with antialiasing, and pad them with black.",
+    "refuse": "The training took no images of other sizes.",
+}
 _LIMITS = (
     "It predicts one of its classes for every image, also for one that shows none of them. It takes images of {size} "
     "pixels; larger ones are scaled down and lose their detail. Its figures hold for images that were taken as those "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from image_classifier.errors import DataError, ModelError
 from image_classifier.metrics import compute_metrics
 from image_classifier.progress import track
 from image_classifier.published.folder import MODEL, Published
-from image_classifier.published.predictor import build_predictor
+from image_classifier.published.predictor import Predictor
 from image_classifier.text import one_line
 
 METRICS = ("accuracy", "top5_accuracy", "loss")
@@ -41,12 +40,18 @@ class Evidence:
 
 
 def compute_evidence(
-    title: str, published: Published, snapshot: Snapshot, *, say: Callable[[str], None] = lambda line: None
+    title: str,
+    published: Published,
+    predictor: Predictor,
+    snapshot: Snapshot,
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Evidence:
     """Compute how a published model does on the test set of its data.
 
     Args:
         title: what messages call the model.
+        predictor: built of its `model.onnx`.
         say: told before what takes time.
 
     Raises:
@@ -59,7 +64,6 @@ def compute_evidence(
             f"{title} was tested on data with the digest {str(digest)[:12]}, but this is {snapshot.name} with "
             f"{snapshot.digest[:12]}; name the right data with --dataset_folder"
         )
-    predictor = build_predictor(published.files[MODEL], Path(title))
     _check_metadata(title, published.manifest, predictor.model)
     images, labels = snapshot.test
     say(f"computing the answers of {title} to {len(labels):,} images")

@@ -19,7 +19,7 @@ from image_classifier.errors import DataError, ImageClassifierError, ModelError,
 from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import ATTESTATIONS, MODEL, Published, read_published, written_out
 from image_classifier.published.policy import Policy, check_published
-from image_classifier.published.predictor import build_predictor, load_predictor
+from image_classifier.published.predictor import PublishedModel, build_predictor, load_predictor
 from image_classifier.publishing.evidence import Evidence, check_claims, compute_evidence, read_claims
 from image_classifier.references import get_reference, get_url
 from image_classifier.storage import find_cache, locked_folder, storage_error, written_beside
@@ -111,22 +111,30 @@ class Proof:
         """
         if self.believes_signer:
             return read_claims(title, published)
-        return compute_evidence(title, published, self._load_snapshot(self.find_reading(published)), say=self.say)
+        if not (get_reference(self._place) or get_url(self._place) or self._place.exists()):
+            self._load_snapshot(Reading())  # says that there is none, without the runtime that the model takes
+        predictor = build_predictor(published.files[MODEL], Path(title))
+        snapshot = self._load_snapshot(self._choose_reading(predictor.model))
+        return compute_evidence(title, published, predictor, snapshot, say=self.say)
 
-    def is_same_data(self, *digests: str, reading: Reading = Reading()) -> bool:
-        """Say whether digests are of the same data; where they are of two formats, the data itself tells."""
+    def is_same_data(self, *digests: str, published: Published | None = None) -> bool:
+        """Say whether digests are of the same data; where they are of two formats, the data itself tells.
+
+        Args:
+            published: a model that reads the data as is to be read here.
+        """
         if len(set(digests)) == 1:
             return True
         if self.believes_signer:
             return False
+        reading = Reading()
+        if published is not None:
+            reading = self._choose_reading(build_predictor(published.files[MODEL], Path(MODEL)).model)
         snapshot = self._load_snapshot(reading)
         return all(snapshot.recognize(digest).digest == digest for digest in digests)
 
-    def find_reading(self, published: Published) -> Reading:
-        """Find how a model reads image files: to which size, and how they are fitted to it."""
-        if not (get_reference(self._place) or get_url(self._place) or self._place.exists()):
-            return Reading()  # there are none, which is said without the runtime that the model takes
-        model = build_predictor(published.files[MODEL], Path(MODEL)).model
+    def _choose_reading(self, model: PublishedModel) -> Reading:
+        """Choose how image files are read for a model: to which size, and how they are fitted to it."""
         if get_reference(self._place):
             return Reading(image_size=model.image_size)
         return Reading(fit=model.fit, skip_bad=self.skip_bad, image_size=model.image_size)
@@ -352,7 +360,7 @@ class Registry:
         except ModelError as error:
             raise ModelError(f"{former.title}, to compare with: {error}; --allow_loss promotes without") from error
         digests = (champion.manifest["data_digest"], published.manifest["data_digest"])
-        if not proof.is_same_data(*digests, reading=proof.find_reading(published)):
+        if not proof.is_same_data(*digests, published=published):
             raise RegistryError(
                 f"the new version and {former.title} were tested on different data, so it is unknown which is "
                 "better; --allow_loss promotes it anyway"

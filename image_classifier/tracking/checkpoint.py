@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -239,7 +240,9 @@ def load_tensors(raw: bytes, path: Path, kind: str) -> Any:
         ModelError: it is a Git LFS pointer, damaged or hostile.
     """
     if raw.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull --include {path}")
+        raise ModelError(
+            f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull --include {shlex.quote(str(path))}"
+        )
     try:
         return torch.load(io.BytesIO(rebuild_tensor_file(raw)), map_location="cpu", weights_only=True)
     except PickleError as error:

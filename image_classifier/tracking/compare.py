@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.errors import ImageClassifierError, RunError
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 from image_classifier.progress import track
 from image_classifier.tracking.checking import check_finished
 from image_classifier.tracking.reading import (
@@ -254,10 +255,22 @@ def _check_same_data(runs: Sequence[_Run]) -> None:
                     f"of the later "
                     "run, or compare with --allow_different_data"
                 )
+            resized = _describe_resizing(runs[0], run)
+            remedy = f"; {resized}, so compare their validation accuracies" if resized else ""
             raise RunError(
-                f"{runs[0].folder} and {run.folder} used different data ({first} and {other}), so a difference "
-                "says nothing about their settings; --allow_different_data shows them side by side anyway"
+                f"{runs[0].folder} and {run.folder} used different data ({first} and {other}){remedy}; a test needs "
+                "the same test images, and --allow_different_data shows the results without one"
             )
+
+
+def _describe_resizing(first: _Run, other: _Run) -> str:
+    """Describe how the images of two runs were resized differently; "" where that was done alike."""
+    places = (("image_size", "settings", DEFAULT_IMAGE_SIZE), ("fit", "execution", "squeeze"))  # of earlier versions
+    options = []
+    for name, part, default in places:
+        values = [run.record[part].get(name, default) for run in (first, other)]
+        options += [f"--{name} was {values[0]} and {values[1]}"] if values[0] != values[1] else []
+    return " and ".join(options)
 
 
 def _group_by_conditions(runs: Sequence[_Run]) -> list[_Group]:

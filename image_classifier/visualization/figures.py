@@ -134,7 +134,7 @@ def draw_reliability(
     with apply_style(theme):
         figure = build_figure(5.6, 5.3)
         axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
-        axes.bar(centres[filled], accuracy[filled], 0.9 * width, color=theme.bar, label="accuracy of the bin")
+        axes.bar(centres[filled], accuracy[filled], 0.9 * width, color=theme.bar, label="accuracy of a bin")
         axes.plot([0, 1], [0, 1], color=theme.muted, linestyle=_DASHES, label="perfect calibration")
         axes.plot(
             confidence[filled],
@@ -142,15 +142,13 @@ def draw_reliability(
             "o",
             color=theme.test,
             markersize=4,
-            label="mean confidence of the bin",
+            label="mean confidence",
         )
-        axes.set_title("Reliability diagram")
+        axes.set_title(f"Reliability diagram: expected calibration error {100 * expected_error:.1f} %")
         axes.set_ylabel("accuracy")
-        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlim=(0, 1), ylim=(0, _TOP), yticks=_TICKS)
         axes.tick_params(labelbottom=False)
-        title = f"expected calibration error {100 * expected_error:.1f} %"
-        legend = axes.legend(loc="upper left", title=title, frameon=True, edgecolor="none", framealpha=0.85)
-        legend.set_alignment("left")
+        figure.legend(loc="outside lower center", ncols=3)
         histogram.bar(centres, 100 * count / max(count.sum(), 1), 0.9 * width, color=theme.muted)
         histogram.set_xlabel("confidence: probability of the predicted class")
         histogram.set_ylabel("% of images")
@@ -197,6 +195,8 @@ def compute_calibration_bins(
 
 
 _DASHES = (0, (4, 3))
+_TOP = 1.04  # of an axis with percentages, so that a point at 100 % is whole
+_TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 _PANEL_TITLE: dict[str, Any] = {"x": 0.015, "ha": "left", "size": 10.5, "weight": "bold"}
 _GROUP_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _GROUP_MARKERS = ("o", "s", "^", "v")
@@ -271,8 +271,10 @@ def _draw_loss(axes: Axes, epochs: Sequence[dict[str, Any]], evaluation: dict[st
     axes.plot(position, losses, color=theme.training, label="training", marker="o" if len(losses) == 1 else "")
     _draw_by_epoch(axes, epochs, "validation_loss", "validation", theme.validation, "s")
     _draw_test(axes, epochs, evaluation["loss"], f"test {evaluation['loss']:.3f}", theme)
-    highest = max((loss for loss in [*losses, evaluation["loss"]] if not math.isnan(loss)), default=1.0)
-    axes.set_ylim(0, 1.15 * highest)  # a validation loss far above, as early batch statistics give, leaves the picture
+    highest = max((loss for loss in [*losses, evaluation["loss"]] if not math.isnan(loss)), default=0.0) or 1.0
+    validation = [_to_number(epoch["validation_loss"]) for epoch in epochs if "validation_loss" in epoch]
+    # A validation loss far above, as early batch statistics give, leaves the picture.
+    axes.set_ylim(0, 1.15 * max([highest, *(loss for loss in validation if loss < 2 * highest)]))
     axes.legend()
 
 
@@ -284,9 +286,8 @@ def _draw_accuracy(axes: Axes, epochs: Sequence[dict[str, Any]], evaluation: dic
     _draw_by_epoch(axes, epochs, "train_accuracy", "training", theme.training, "o")
     _draw_by_epoch(axes, epochs, "validation_accuracy", "validation", theme.validation, "s")
     _draw_test(axes, epochs, test, f"test {100 * test:.1f} %", theme)
-    axes.set_ylim(0, 1)
+    axes.set(ylim=(0, _TOP), yticks=_TICKS, xlabel="epoch")
     axes.yaxis.set_major_formatter(_PERCENT)
-    axes.set_xlabel("epoch")
     axes.legend()
 
 

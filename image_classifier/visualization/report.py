@@ -343,7 +343,8 @@ def _build_verification(facts: RunFacts) -> str:
     if facts.chain:
         head = facts.chain[-1]
         breaks = sum("break" in line for line in facts.chain)
-        links = f"{count(len(facts.chain), 'digest')} of the whole state, each over the one before it"
+        links = f"{count(len(facts.chain), 'digest')} of the whole state"
+        links += ", each over the one before it" if len(facts.chain) > 1 else ""
         links += f", {breaks} of them for a change of the machine" if breaks else ""
         paragraphs.append(
             f'<p>Head of the digest chain, at step {escape(str(head["step"]))}: '

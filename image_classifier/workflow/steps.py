@@ -255,6 +255,7 @@ def promote(document: Document, data: Values, published: Path) -> Values | None:
         public_key=asked.public_key,
         dataset_folder=run.dataset,
         access=run.database_access,
+        skip_bad=run.skip_bad,
         policy=load_policy(asked.policy) if asked.policy else None,
         say=say,
     )

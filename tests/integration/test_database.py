@@ -264,11 +264,11 @@ def test_bad_images_are_left_out_when_asked_for_and_named(home: Home, tmp_path: 
     ingested = ingest(folder, "birds", home.access, reading=Reading(fit="refuse", skip_bad=True))
     assert ingested.findings is not None and ingested.added.num_added == 30
     bad, large = ingested.findings.left_out
-    assert "bad.png: no image" in bad and "large.png: 30 x 40 pixels instead of 32 x 32" in large
+    assert "bad.png: not a PNG" in bad and "large.png: 30 x 40 pixels instead of 32 x 32" in large
     for path in folder.rglob("*.png"):
         path.write_bytes(b"no image")
     read = partial(ingest, folder, "fish", home.access, reading=Reading(skip_bad=True))
-    refuse(DataError, "source has no readable image, such as .*no image in one of the formats", read)
+    refuse(DataError, "source has no readable image, such as .*not a PNG, JPEG, WEBP or BMP image", read)
 
 
 # Versions.

@@ -84,13 +84,13 @@ def test_bad_images_are_listed_and_left_out_only_when_asked_for(data: Data, tmp_
     (folder / "train" / "cat" / "bad.png").write_bytes(b"no image")
     (folder / "train" / "cat" / "odd.png").write_bytes(encode(np.zeros((3, 40, 30), np.uint8)))
     words = ("ingest", folder, "--dataset", "birds")
-    message = "1 of the images cannot be read; mend or remove them, or leave them out with --skip_bad: "
+    message = "1 of the images cannot be read; repair or remove them, or leave them out with --skip_bad: "
     assert_refused(data(*words), message)
     assert_refused(data(*words, "--fit", "refuse"), "2 of the images cannot be read")
     result = data(*words, "--skip_bad", "--fit", "refuse")
     assert (result.returncode, result.stdout) == (5, "birds@1\n")
     bad, large = [line for line in result.stderr.splitlines() if line.startswith("left out: ")]
-    assert "bad.png: no image in one of the formats" in bad and "30 x 40 pixels" in large
+    assert "bad.png: not a PNG, JPEG, WEBP or BMP image" in bad and "30 x 40 pixels" in large
     assert "note: 2 images were left out because they could not be read, such as " in result.stderr
 
 

@@ -186,7 +186,7 @@ def test_the_record_says_what_was_found_in_the_data_and_the_model_fits_as_it_was
     findings = record["data"]["findings"]
     assert findings["sizes"] == {"64 x 32": 1} and len(findings["left_out"]) == 1
     resized, left_out, untested = record["data"]["notes"]
-    assert resized.startswith("note: 1 image was resized to 32 x 32, from 64 x 32 (1); up to 50% of one was cut off")
+    assert resized.startswith("note: 1 image was resized to 32 x 32, from 64 x 32; up to 50% of one was cut off")
     assert left_out == f"note: 1 image was left out because it could not be read: {findings['left_out'][0]}"
     assert untested == "warning: no test image: light"
     assert load_model(result.folder / "model.pth").fit == "crop"
@@ -425,7 +425,9 @@ def test_images_sizes_that_no_step_has_are_noted(dataset: Path, tmp_path: Path) 
     notes = Notes()
     sizes: dict[str, Any] = {"model": "resnet", "image_sizes": (16, 20, 24, 28, 32), "batch_size": 100, "num_epochs": 1}
     run(make_settings(tmp_path, dataset, **sizes), reporter=notes)
-    assert notes.texts == ["of the --image_sizes the 2 steps have 16,24 alone"]
+    assert notes.texts == [
+        "the run has 2 steps, fewer than --image_sizes has sizes: it trains at 16,24, and evaluates at 32"
+    ]
 
 
 def test_a_validation_part_of_no_image_is_refused(dataset: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ModelError, RegistryError, SettingsError
 from image_classifier.published.folder import MANIFEST, read_published, serialize_manifest
+from image_classifier.published.predictor import Predictor, build_predictor
 from image_classifier.publishing.registry import Proof, Registry, Version
 from image_classifier.publishing.signing import build_signer
 from tests import forked
@@ -144,6 +145,20 @@ def registry(models: dict[str, Path], proof: Proof, tmp_path_factory: pytest.Tem
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without the usual data set."""
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_model_is_loaded_once_to_be_registered(
+    registry: Registry, models: dict[str, Path], proof: Proof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def count(content: bytes, path: Path) -> Predictor:
+        loaded.append(path)
+        return build_predictor(content, path)
+
+    monkeypatch.setattr("image_classifier.publishing.registry.build_predictor", count)
+    registry.add(models["good"], "shapes", proof=proof)
+    assert loaded == [models["good"]]
 
 
 def test_a_difference_that_may_be_chance_is_no_loss(registry: Registry, models: dict[str, Path], proof: Proof) -> None:

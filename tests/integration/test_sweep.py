@@ -256,6 +256,7 @@ def test_postgresql_is_stopped_and_started_in_the_middle(
         (["--run_name", "x"], "--run_name is no option"),
         (["--search", "best"], "--search takes one of tpe, random, grid, got: best"),
         (["--batch_size", "0"], "--batch_size takes a whole number of 1 or more, got: 0"),
+        (["--batch_size", "5000"], "images that are trained on, got: 5000; choose --recipe "),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(

@@ -165,6 +165,22 @@ def test_a_promotion_that_is_repeated_registers_nothing_twice(flow: Path, monkey
     assert len(Registry(None, Path("experiments")).list()) == 1
 
 
+def test_a_promotion_leaves_out_what_the_training_left_out(flow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(flow)
+    monkeypatch.syspath_prepend(flow)
+    content = load_document(Path("workflow.yaml"))
+    document = parse_document({**content, "training": {**content["training"], "skip_bad": True}})
+    bad = Path("stripes/test/down/bad.png")
+    bad.write_bytes(b"no image")
+    try:
+        with computing(AssertionError):
+            data, _ = take_snapshot(document)
+            promotion = promote(document, data, Path("experiments/stripes/final/published"))
+    finally:
+        bad.unlink()
+    assert promotion is not None and promotion["version"] == "1"
+
+
 def test_data_that_changed_since_the_snapshot_is_refused(flow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(flow)
     monkeypatch.syspath_prepend(flow)

@@ -36,6 +36,11 @@ def test_the_metrics_are_those_of_torchmetrics(num_images: int, num_classes: int
     assert metrics["confusion_matrix"] == confusion.tolist()
 
 
+def test_the_loss_of_certain_predictions_is_0_without_a_sign() -> None:
+    metrics = compute_metrics(np.eye(2, dtype=np.float32), np.array([0, 1]), ["a", "b"])
+    assert f"{metrics['loss']:.4f}" == "0.0000"
+
+
 def test_an_empty_test_set_is_an_error() -> None:
     nothing = np.empty((0, 2), np.float32)
     with pytest.raises(DataError, match="no images"):

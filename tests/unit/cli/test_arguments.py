@@ -34,6 +34,19 @@ PYTHON = re.compile(
 )
 
 
+@pytest.mark.parametrize("prog", PARSERS)
+def test_help_says_what_an_option_takes_without_a_word_of_python(prog: str) -> None:
+    text = " ".join(PARSERS[prog].format_help().partition("options:")[2].split())
+    assert not PYTHON.search(text.replace("state_dict", "")) and not re.search(r"type:|null|: \)|default: False", text)
+
+
+def test_help_names_numbers_lists_and_defaults() -> None:
+    text = " ".join(TRAINER.format_help().split())
+    assert "Number of passes over the training set; 0 only evaluates. (a whole number; default: 8)" in text
+    assert "(whole numbers such as 16,24; default: 16,16,24,32,32,32,32,32)" in text
+    assert "or refused. (default: squeeze)" in text
+
+
 def find_refusal(parse: Callable[[], Any]) -> str | None:
     """Return the message of a refusal, which is one line without a word of Python; None if nothing is refused."""
     try:

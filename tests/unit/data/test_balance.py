@@ -23,7 +23,14 @@ def find(train: list[int], test: list[int]) -> list[str]:
         ([10, 101], [1, 1], ["classes differ in size by 10 : 1: 101 training images of c1, 10 of c0"]),
         ([50, 9, 50], [1, 1, 1], ["fewer than 10 training images: c1 (9)"]),
         ([50, 50], [1, 0], ["no test image: c1"]),
-        ([50], [5], []),
+        (
+            [50],
+            [5],
+            [
+                "only one class has training images, c0, so the network can learn nothing; "
+                "of a folder of images, each subfolder is a class"
+            ],
+        ),
         (
             [1000, 0, 1],
             [1, 1, 0],

@@ -23,7 +23,7 @@ def build(fit: Fit, sizes: list[tuple[int, int]], left_out: list[str]) -> Findin
 @pytest.mark.parametrize(
     ("fit", "said"),
     [
-        ("squeeze", "; sides up to 4.00 : 1 became equal (--fit crop or --fit pad keeps the ratio)"),
+        ("squeeze", "; aspect ratios of up to 4.00 became 1 (--fit crop or --fit pad keeps them)"),
         ("crop", "; up to 75% of one was cut off"),
         ("pad", "; up to 75% of one is a black border"),
     ],
@@ -37,8 +37,9 @@ def test_of_many_sizes_the_most_frequent_are_listed() -> None:
     findings = build("squeeze", [(side, side) for side in range(40, 60)] + [(64, 64)] * 3, [])
     assert findings.num_fitted == 23 and next(iter(findings.sizes)) == "64 x 64" and len(findings.sizes) == 10
     (line,) = findings.describe()
-    assert line.startswith("23 images were resized to 32 x 32, from 64 x 64 (3), 40 x 40 (1)")
-    assert line.endswith(" and others")  # squares lose no ratio
+    # Squares lose no ratio.
+    assert line == "23 images were resized to 32 x 32, from 64 x 64 (3), 40 x 40 (1), 41 x 41 (1) and others"
+    assert build("squeeze", [(64, 64)] * 2, []).describe() == ["2 images were resized to 32 x 32, from 64 x 64"]
 
 
 def test_what_was_left_out_is_counted_and_named() -> None:

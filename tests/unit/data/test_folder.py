@@ -138,7 +138,7 @@ def test_what_file_managers_leave_behind_is_left_aside(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_in_a_class_is_named_with_the_reason(tmp_path: Path) -> None:
-    for name, content, reason in (("1.png", b"", "the file is empty"), ("notes.txt", b"text", "no image in one of")):
+    for name, content, reason in (("1.png", b"", "the image is empty"), ("notes.txt", b"text", "not a PNG")):
         write_images(tmp_path / name, ["train/ant/0.png", "test/ant/0.png"])
         path = tmp_path / name / "train" / "ant" / name
         path.write_bytes(content)
@@ -151,7 +151,7 @@ def test_all_unreadable_images_are_counted_and_some_listed(tmp_path: Path) -> No
     for number in range(12, 20):
         (tmp_path / "train" / "ant" / f"{number}.png").write_bytes(b"no image")
     with pytest.raises(
-        DataError, match=r"^8 of the images cannot be read; .*ant/12\.png: no image .*ant/16\.png: .*; and 3 more$"
+        DataError, match=r"^8 of the images cannot be read; .*ant/12\.png: not a PNG.*ant/16\.png: .*; and 3 more$"
     ):
         collect(read_images(list_all(tmp_path), Metadata()))
 

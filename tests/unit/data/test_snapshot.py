@@ -606,7 +606,7 @@ def test_images_that_cannot_be_read_are_left_out_only_when_asked_for(tmp_path: P
         snapshot = load_snapshot(folder, reading=Reading(skip_bad=True))
         assert snapshot.num_train == 42 and snapshot.findings is not None
         (reason,) = snapshot.findings.left_out
-        assert reason.startswith(f"{folder}/train/cat/bad.png: no image in one of the formats")
+        assert reason.startswith(f"{folder}/train/cat/bad.png: not a PNG, JPEG, WEBP or BMP image")
     with pytest.raises(DataError, match="cannot be read"):
         load_snapshot(folder)
     (folder / "train" / "cat" / "bad.png").unlink()

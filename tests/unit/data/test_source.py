@@ -82,6 +82,8 @@ def test_what_is_missing_is_named_with_how_to_get_it(tmp_path: Path) -> None:
         DataError, match="no data set at .*none: .*`image_classifier data prepare --dataset_folder .*none`"
     ):
         find_source(tmp_path / "none")
+    with pytest.raises(DataError, match="--dataset_folder '.*my images'`"):
+        find_source(tmp_path / "my images")
     with pytest.raises(
         DataError,
         match="looked for CIFAR-10 and CIFAR-100 .* Parquet files, WebDataset tars, and subfolders with images",

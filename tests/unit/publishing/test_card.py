@@ -53,9 +53,24 @@ def test_it_says_how_good_and_where_it_is_weak() -> None:
         for given in range(10)
         if true != given
     )
-    assert f"- {worst[0]} of 100 images of " in text
+    assert f"- {worst[1]} predicted as {worst[2]}: {worst[0]} of 100 images (" in text
     assert "2.5 times the speed" in text
     assert "There is no `model.int8.onnx`: it is not faster." in build_card(build_facts(int8=False))
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [
+        ("squeeze", "resize other images to 32 x 32 pixels"),
+        ("crop", "crop other images to the central square, and resize it to 32 x 32 pixels"),
+        ("pad", "resize other images into 32 x 32 pixels with antialiasing, and pad them with black"),
+        ("refuse", "The training took no images of other sizes."),
+    ],
+)
+def test_it_says_how_images_of_other_sizes_were_fitted(fit: str, said: str) -> None:
+    facts = build_facts()
+    facts.record["execution"]["fit"] = fit
+    assert said in build_card(facts)
 
 
 def test_names_from_others_stay_text() -> None:

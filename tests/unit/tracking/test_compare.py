@@ -197,6 +197,15 @@ def test_different_data_is_refused_unless_allowed_and_never_tested(tmp_path: Pat
     assert "different test images" in comparison["notes"][0]
 
 
+def test_runs_that_resized_their_images_differently_are_told_apart_by_the_option(tmp_path: Path) -> None:
+    first = write_run(tmp_path, "e/first", data="32")
+    second = write_run(tmp_path, "e/second", data="64", image_size=64, changes={"execution": {"fit": "pad"}})
+    with pytest.raises(
+        RunError, match="; --image_size was 32 and 64 and --fit was squeeze and pad, so compare their validation"
+    ):
+        compare_runs([first, second])
+
+
 def test_equal_accuracies_of_all_seeds_are_not_judged(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, f"e/{c}{s}", accuracy=1.0, seed=s, cutout=c) for c in (0, 8) for s in range(2)]
 

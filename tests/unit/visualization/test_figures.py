@@ -22,6 +22,7 @@ from image_classifier.visualization.figures import (
     compute_calibration_bins,
     draw_comparison_figure,
     draw_curves,
+    draw_reliability,
     draw_run_figure,
     shorten,
 )
@@ -93,6 +94,21 @@ def test_curves_are_there_if_something_was_trained_and_validated() -> None:
     assert count(build_epochs(1), LIGHT.test) > 200
 
 
+def test_what_is_at_the_edge_of_the_curves_is_drawn_whole() -> None:
+    evaluation, epochs = build_evaluation(), build_epochs(3, validation=True)
+
+    def draw(name: str, value: float) -> int:
+        png = draw_curves([{**epoch, name: value} for epoch in epochs], {**evaluation, "accuracy": 0.1, "loss": 1.0})
+        return int(find_colour(png, LIGHT.validation).sum())
+
+    learned = [{**epoch, "loss_by_part": [0.0]} for epoch in build_epochs(2)]
+    assert find_colour(draw_curves(learned, {**evaluation, "loss": 0.0}), LIGHT.training).any()
+    assert draw("validation_accuracy", 1.0) >= 0.98 * draw("validation_accuracy", 0.75)
+    highest = max(loss for epoch in epochs for loss in epoch["loss_by_part"])
+    assert draw("validation_loss", 1.7 * highest) >= 0.98 * draw("validation_loss", 0.5)
+    assert draw("validation_loss", 9 * highest) < 0.98 * draw("validation_loss", 0.5)
+
+
 def test_a_class_without_images_has_no_bar_and_breaks_nothing() -> None:
     probabilities, labels = draw_predictions(0.8, 300, 3)
     probabilities = np.pad(probabilities, ((0, 0), (0, 1)))  # a fourth class that is neither met nor predicted
@@ -155,6 +171,14 @@ def test_the_bins_of_the_diagram_add_up_to_the_calibration_error() -> None:
     metrics = compute_metrics(probabilities, labels, CLASSES)
     assert error == pytest.approx(metrics["expected_calibration_error"], abs=1e-6)
     assert count.sum() == 1000
+
+
+def test_nothing_covers_the_bars_of_the_reliability_diagram() -> None:
+    confidence = np.linspace(0.52, 0.99, 60, dtype=np.float32)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    png = draw_reliability(probabilities, np.zeros(60, np.int64), 0.2)
+    heights = find_colour(png, LIGHT.bar).sum(axis=0)
+    assert heights[heights > 100].min() > 0.9 * heights.max()
 
 
 def test_a_certain_prediction_is_in_the_last_bin() -> None:

@@ -225,6 +225,8 @@ def test_a_class_without_images_has_a_dash() -> None:
 
 def test_breaks_and_changes_are_said() -> None:
     facts = build_facts()
+    single = dataclasses.replace(facts, chain=facts.chain[:1])
+    assert "1 digest of the whole state<" in build_report(single, "no images")
     chain = [*facts.chain, {"step": 300, "digest": "b" * 64, "break": {"processor": "another"}}]
     changes = [{"resumed_at": "2026-01-02", "machine": "processor was one, is another"}]
     facts = dataclasses.replace(facts, chain=chain, record=facts.record | {"changes": changes})
