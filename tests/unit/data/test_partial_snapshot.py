@@ -32,16 +32,22 @@ FLIP = 1
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 300 images to train and 20 to test with."""
     folder = tmp_path_factory.mktemp("partial") / "data"
     write_cifar10_python(folder, make_arrays(num_train=300, num_test=20))
-    return load_snapshot(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def snapshot(source: Path) -> Snapshot:
+    """Its snapshot in the store."""
+    return load_snapshot(source)
 
 
 @pytest.fixture(scope="module")
 def exported(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its snapshot, written out."""
+    """The same snapshot, written out."""
     folder = tmp_path_factory.mktemp("exported") / "snapshot"
     write_snapshot(snapshot, folder)
     return folder
@@ -98,8 +104,8 @@ def test_a_range_is_read_alone_and_is_right(snapshot: Snapshot, exported: Path) 
     assert folder.num_bytes == sum(size for _, _, size in folder.reads)
 
 
-def test_the_store_has_the_same_files(snapshot: Snapshot, exported: Path) -> None:
-    (stored,) = exported.parents[1].glob(f"partial0/data/.snapshots/{snapshot.digest}")
+def test_the_store_has_the_same_files(source: Path, snapshot: Snapshot, exported: Path) -> None:
+    stored = source / ".snapshots" / snapshot.digest
     assert {path.name for path in stored.iterdir()} == {path.name for path in exported.iterdir()}
     assert (stored / TREE_FILE).read_bytes() == (exported / TREE_FILE).read_bytes()
     assert len(read(stored, snapshot.digest)) == 40
