@@ -101,4 +101,4 @@ def test_pixels_are_resized_as_files_are_and_counted() -> None:
         Image.fromarray(expected.transpose(1, 2, 0)).save(buffer, "PNG")
         assert np.array_equal(image.transpose(1, 2, 0), decode_image(buffer.getvalue(), side=64))
     assert resized.findings is not None
-    assert resized.findings.describe() == ["7 images were resized to 64 x 64, from 32 x 32 (7)"]
+    assert resized.findings.describe() == ["7 images were resized to 64 x 64, from 32 x 32"]

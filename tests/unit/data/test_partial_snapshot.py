@@ -204,7 +204,7 @@ def edit(**values: Any) -> Callable[[Path], None]:
         (shutil.rmtree, "there is no snapshot.json"),
         (edit(format_version=1), "it has format_version 1 instead of 2; `image_classifier data export"),
         (edit(format_version=3), "it has format_version 3 instead of 2"),
-        (edit(format_version="2"), "format_version is a text instead of a whole number"),
+        (edit(format_version="2"), "format_version is a string instead of a whole number"),
         (edit(digest="0" * 64), "holds data of the digest 000000000000, not"),
         (edit(digest="x"), "has classes or a digest in another form"),
         (edit(classes=["a"] * 10), "does not lead to the digest .* the roots are not what it is of"),

@@ -600,7 +600,9 @@ def write_odd_folder(folder: Path) -> Path:
 
 def test_images_that_cannot_be_read_are_left_out_only_when_asked_for(tmp_path: Path) -> None:
     folder = write_odd_folder(tmp_path / "odd")
-    with pytest.raises(DataError, match="1 of the images cannot be read; mend .* or leave them out with --skip_bad: "):
+    with pytest.raises(
+        DataError, match="1 of the images cannot be read; repair .* or leave them out with --skip_bad: "
+    ):
         load_snapshot(folder)
     for _ in range(2):  # the second time from the store
         snapshot = load_snapshot(folder, reading=Reading(skip_bad=True))
@@ -667,7 +669,7 @@ def test_each_image_size_has_its_snapshot_from_whatever_source(side: ImageSize, 
         pixels = Image.fromarray(original.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BICUBIC)
         assert np.array_equal(image.transpose(1, 2, 0), np.asarray(pixels))
     assert np.array_equal(first.labels, arrays.labels)
-    notes = [] if side == 32 else [f"note: 30 images were resized to {side} x {side}, from 32 x 32 (30)"]
+    notes = [] if side == 32 else [f"note: 30 images were resized to {side} x {side}, from 32 x 32"]
     assert [note for note in first.describe_notes() if note.startswith("note")] == notes
     assert (first.digest == load_snapshot(tmp_path / "binary").digest) == (side == 32)
     record = json.loads((tmp_path / "binary" / ".snapshots" / first.digest / "snapshot.json").read_text())
