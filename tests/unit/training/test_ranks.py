@@ -33,6 +33,7 @@ def test_a_store_that_is_cut_off_is_not_waited_for(monkeypatch: pytest.MonkeyPat
             group = GroupedRanks(torch.device("cpu"), store)
             assert group.is_first_to_fail() and not group.is_first_to_fail()
             os.kill(server.pid, signal.SIGSTOP)
+            os.waitpid(server.pid, os.WUNTRACED)  # until all its threads have stopped
             monkeypatch.setattr(ranks, "ANSWER_S", 0.5)  # not before: a busy machine may take as long to answer
             started = time.monotonic()
             assert group.is_first_to_fail()
