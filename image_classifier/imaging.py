@@ -143,7 +143,7 @@ def decode_image(
             refused; the message is the reason.
     """
     if not content:
-        raise ImageError("the image is empty")
+        raise ImageError("the file is empty")
     if len(content) > max_bytes:
         raise ImageError(f"more than {max_bytes:,} bytes; scale it down")
     try:
