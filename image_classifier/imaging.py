@@ -141,7 +141,7 @@ def decode_image(
             `fit` refuses that. The message is the reason.
     """
     if not content:
-        raise ImageError("the image is empty")
+        raise ImageError("the file is empty")
     if len(content) > max_bytes:
         raise ImageError(f"more than {max_bytes:,} bytes; scale it down")
     try:

@@ -15,6 +15,7 @@ from image_classifier.errors import SettingsError
 from image_classifier.extras import check_extra, load_extra
 from image_classifier.references import REGISTERED, get_url
 from image_classifier.serving.settings import ServerSettings
+from image_classifier.text import one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -103,7 +104,7 @@ def load_environment_file(path: Path) -> None:
     try:
         values = load_extra("dotenv", "serve").dotenv_values(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read {path}: {error}") from error
+        raise SettingsError(f"cannot read {path}: {one_line(error)}") from error
     for name, value in values.items():
         if name.startswith(("IMAGE_CLASSIFIER_", "OTEL_")) and value is not None:
             os.environ.setdefault(name, value)

@@ -27,6 +27,7 @@ from image_classifier.errors import DataError, SettingsError
 from image_classifier.files import read_file
 from image_classifier.progress import track
 from image_classifier.references import Reference
+from image_classifier.text import one_line
 
 MAX_CORRECTIONS_BYTES = 2**23
 
@@ -61,7 +62,7 @@ def read_corrections(path: Path) -> list[Correction]:
                 )
             wanted.append(Correction(int(image), row["label"].strip()))
     except (OSError, ValueError, csv.Error) as error:
-        raise SettingsError(f"--corrections: {path} cannot be read: {error}; correct it") from None
+        raise SettingsError(f"--corrections: {path} cannot be read: {one_line(error)}; correct it") from None
     return wanted
 
 

@@ -16,6 +16,7 @@ from image_classifier.capture.judging import Judged, judge
 from image_classifier.data.dataset import load_snapshot
 from image_classifier.data.snapshot import Snapshot
 from image_classifier.errors import DataError, ImageClassifierError, ModelError, RegistryError, SettingsError
+from image_classifier.image_sizes import DEFAULT_IMAGE_SIZE
 from image_classifier.published.attestation import read_attestations
 from image_classifier.published.folder import ATTESTATIONS, MODEL, Published, read_published, written_out
 from image_classifier.published.policy import Policy, check_published
@@ -361,8 +362,10 @@ class Registry:
             raise ModelError(f"{former.title}, to compare with: {error}; --allow_loss promotes without") from error
         digests = (champion.manifest["data_digest"], published.manifest["data_digest"])
         if not proof.is_same_data(*digests, published=published):
+            sizes = [each.manifest.get("image_size", DEFAULT_IMAGE_SIZE) for each in (published, champion)]
+            resized = f" (images of {sizes[0]} and of {sizes[1]} pixels)" if sizes[0] != sizes[1] else ""
             raise RegistryError(
-                f"the new version and {former.title} were tested on different data, so it is unknown which is "
+                f"the new version and {former.title} were tested on different data{resized}, so it is unknown which is "
                 "better; --allow_loss promotes it anyway"
             )
         known = proof.gather(former.title, champion)

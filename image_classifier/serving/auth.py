@@ -108,7 +108,7 @@ def load_keys(path: Path) -> dict[str, bytes]:
     try:
         lines = read_file(path, MAX_KEYS_BYTES).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"--api_keys_file: cannot read {path}: {error}") from error
+        raise SettingsError(f"--api_keys_file: cannot read {path}: {one_line(error)}") from error
     keys: dict[str, bytes] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):

@@ -144,7 +144,7 @@ def read_model_file(path: Path) -> bytes:
     try:
         return read_file(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; choose another model") from error
+        raise ModelError(f"{path} cannot be read: {one_line(error)}; choose another model") from error
 
 
 def parse_model(raw: bytes, path: Path, named: str | None = None) -> Model:

@@ -181,6 +181,12 @@ def test_models_tested_on_other_data_are_not_compared(
     version = registry.add(folder, "cifar", proof=others)
     with pytest.raises(RegistryError, match="were tested on different data, so it is unknown which is better"):
         registry.promote(f"cifar/{version.number}", proof=others)
+    changes = {"data_digest": other.digest, "image_size": 64}
+    larger = registry.add(
+        write_published(tmp_path / "larger", models["good"], other, 190, **changes), "cifar", proof=others
+    )
+    with pytest.raises(RegistryError, match=r"different data \(images of 64 and of 32 pixels\), so it is unknown"):
+        registry.promote(f"cifar/{larger.number}", proof=others)
     with pytest.raises(
         DataError, match="model was tested on data with the digest .*; name the right data with --dataset_folder"
     ):

@@ -233,7 +233,7 @@ def test_of_one_format_another_one_is_refused() -> None:
 
 
 def test_no_bytes_are_refused() -> None:
-    with pytest.raises(ImageError, match="the image is empty"):
+    with pytest.raises(ImageError, match="the file is empty"):
         decode_image(b"")
 
 

@@ -66,3 +66,5 @@ def test_a_file_that_is_no_table_is_refused(content: bytes, tmp_path: Path) -> N
     (tmp_path / "corrections.csv").write_bytes(content)
     with pytest.raises(SettingsError, match="--corrections: .*corrections.csv cannot be read: .*; correct it"):
         read_corrections(tmp_path / "corrections.csv")
+    with pytest.raises(SettingsError, match="none.csv cannot be read: No such file or directory; correct it"):
+        read_corrections(tmp_path / "none.csv")

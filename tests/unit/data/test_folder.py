@@ -138,7 +138,7 @@ def test_what_file_managers_leave_behind_is_left_aside(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_in_a_class_is_named_with_the_reason(tmp_path: Path) -> None:
-    for name, content, reason in (("1.png", b"", "the image is empty"), ("notes.txt", b"text", "not a PNG")):
+    for name, content, reason in (("1.png", b"", "the file is empty"), ("notes.txt", b"text", "not a PNG")):
         write_images(tmp_path / name, ["train/ant/0.png", "test/ant/0.png"])
         path = tmp_path / name / "train" / "ant" / name
         path.write_bytes(content)

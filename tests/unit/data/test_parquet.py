@@ -101,7 +101,7 @@ def test_unreadable_images_are_listed_with_row_and_reason(tmp_path: Path) -> Non
     write_parquet_file(tmp_path / "test.parquet", [good], [0], NAMES)
     with pytest.raises(
         DataError,
-        match=r"2 of the images .* \S+train.parquet row 1: not a PNG.* \S+train.parquet row 3: the image is empty",
+        match=r"2 of the images .* \S+train.parquet row 1: not a PNG.* \S+train.parquet row 3: the file is empty",
     ):
         collect(read_all(tmp_path))
     rows = [("0.png", good), ("1.png", b"none"), ("2.png", good), ("3.png", None)]

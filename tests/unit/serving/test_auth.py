@@ -140,6 +140,8 @@ def test_a_file_with_keys_is_read_up_to_a_limit(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(SettingsError, match="--api_keys_file: .* more than the 1,048,576 bytes"):
         load_keys(tmp_path / "keys")
+    with pytest.raises(SettingsError, match="--api_keys_file: cannot read .*/none: No such file or directory$"):
+        load_keys(tmp_path / "none")
     with pytest.raises(SettingsError, match="--jwt_jwks: .* more than the 1,048,576 bytes"):
         TokenGate(ISSUER, AUDIENCE, str(tmp_path / "keys"))
 
