@@ -23,7 +23,7 @@ Resolve = Callable[[str], tuple[Path, str | None]]
 
 
 class ModelSource:
-    """The source of a model, which remembers the version that it loaded last.
+    """Loads a model, and remembers which version it loaded last.
 
     Args:
         resolve: looks up registry names and URLs; not used if the model is a path.
