@@ -236,19 +236,19 @@ class Client(_Common[httpx.Client]):
         self._http.close()
 
     def predict(self, *images: Image, top_k: int | None = None, request_id: str | None = None) -> Predictions:
-        """Classify image files, or their bytes: PNG, JPEG, WebP or BMP, all in one request."""
+        """Classify images, given as paths or file contents (PNG, JPEG, WebP or BMP), in one request."""
         return self._run(self._predict(images, top_k, request_id))
 
     def predict_pixels(self, pixels: Any, top_k: int | None = None, request_id: str | None = None) -> Predictions:
-        """Classify pixels: uint8 [N, S, S, 3], as bytes or an array of NumPy; S is the model's `image_size`."""
+        """Classify raw pixels, uint8 [N, S, S, 3], as bytes or a NumPy array; S is the model's `image_size`."""
         return self._run(self._predict_pixels(pixels, top_k, request_id))
 
     def describe_model(self) -> Model:
-        """Describe the model that is served."""
+        """Describe the served model."""
         return self._run(self._describe_model())
 
     def is_ready(self) -> bool:
-        """Say whether the server should get requests now; it is asked once."""
+        """Return whether the server is ready for requests, without retries."""
         try:
             answer: httpx.Response = self._http.get("/health/ready")
             return answer.status_code == 200
@@ -291,19 +291,19 @@ class AsyncClient(_Common[httpx.AsyncClient]):
         await self._http.aclose()
 
     async def predict(self, *images: Image, top_k: int | None = None, request_id: str | None = None) -> Predictions:
-        """Classify image files, or their bytes: PNG, JPEG, WebP or BMP, all in one request."""
+        """Classify images, given as paths or file contents (PNG, JPEG, WebP or BMP), in one request."""
         return await self._run(self._predict(images, top_k, request_id))
 
     async def predict_pixels(self, pixels: Any, top_k: int | None = None, request_id: str | None = None) -> Predictions:
-        """Classify pixels: uint8 [N, S, S, 3], as bytes or an array of NumPy; S is the model's `image_size`."""
+        """Classify raw pixels, uint8 [N, S, S, 3], as bytes or a NumPy array; S is the model's `image_size`."""
         return await self._run(self._predict_pixels(pixels, top_k, request_id))
 
     async def describe_model(self) -> Model:
-        """Describe the model that is served."""
+        """Describe the served model."""
         return await self._run(self._describe_model())
 
     async def is_ready(self) -> bool:
-        """Say whether the server should get requests now; it is asked once."""
+        """Return whether the server is ready for requests, without retries."""
         try:
             answer: httpx.Response = await self._http.get("/health/ready")
             return answer.status_code == 200

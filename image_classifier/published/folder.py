@@ -177,7 +177,9 @@ def read_published(folder: Path, public_key: Path | None = None) -> Published:
             contents |= {name: read_file(folder, name, manifest) for name in manifest["files"]}
             if os.path.lexists(folder / SIGNATURE):
                 contents[SIGNATURE] = _read_bytes(folder / SIGNATURE)
-            _check_names(folder, manifest)
+            if unknown := sorted(set(os.listdir(folder)) - {SIGNATURE, ATTESTATIONS, *contents}):
+                reason = f"has {unknown[0]!a}, which its {MANIFEST} does not list"
+                raise ModelError(f"{folder} {reason}; remove it, or publish the run again")
             published = Published(manifest, contents)
             if public_key is not None:
                 check_signature(folder, published, public_key)
@@ -187,15 +189,6 @@ def read_published(folder: Path, public_key: Path | None = None) -> Published:
                 raise
             time.sleep(0.02)
     raise AssertionError
-
-
-def _check_names(folder: Path, manifest: dict[str, Any]) -> None:
-    known = {MANIFEST, SIGNATURE, ATTESTATIONS, *manifest["files"]}
-    unknown = sorted(name for name in os.listdir(folder) if name not in known)
-    if unknown:
-        raise ModelError(
-            f"{folder} has {unknown[0]!a}, which its {MANIFEST} does not list; remove it, or publish the run again"
-        )
 
 
 def check_signature(folder: Path, published: Published, public_key: Path) -> None:

@@ -267,7 +267,19 @@ def _check(folder: Path, subject: Subject, policy: Policy, now: datetime | None)
     contents, refused = read_attestations(folder)
     tally = count(subject, contents, policy, now or datetime.now(UTC))
     tally.ignored.update(refused)
-    _require(subject, tally, policy)
+    families = {attestation.predicate["machine"]["processor_family"] for attestation in tally.counted}
+    num_signers = len(policy.verifiers) - len(tally.missing)
+    lacks = []
+    if num_signers < policy.threshold:
+        lacks.append(f"{num_signers} of {policy.threshold} verdicts; missing: {', '.join(tally.missing)}")
+    if tally.counted and len(families) < policy.min_processor_families:
+        named = ", ".join(sorted(families))
+        lacks.append(f"{len(families)} of {policy.min_processor_families} processor families: {named}")
+    if lacks:
+        others = [f"{name}: {reason}" for name, reason in sorted(tally.ignored.items())]
+        more = [f"{len(others) - _NUM_NAMED} more"] if len(others) > _NUM_NAMED else []
+        lacks += [f"not counted: {line}" for line in others[:_NUM_NAMED] + more]
+        raise ModelError(f"{subject.title} is not verified as {policy.source} requires: {'; '.join(lacks)}")
     return tally
 
 
@@ -319,19 +331,3 @@ def _check_accepted(attestation: Attestation, subject: Subject, policy: Policy, 
         raise ValueError(f"it is older than {policy.max_age_days:g} days: {attestation.predicate['verified_at']}")
     if kind not in policy.kinds:
         raise ValueError(f"its kind is {kind}, but the policy accepts {', '.join(policy.kinds)}")
-
-
-def _require(subject: Subject, tally: Tally, policy: Policy) -> None:
-    families = {attestation.predicate["machine"]["processor_family"] for attestation in tally.counted}
-    num_signers = len(policy.verifiers) - len(tally.missing)
-    lacks = []
-    if num_signers < policy.threshold:
-        lacks.append(f"{num_signers} of {policy.threshold} verdicts; missing: {', '.join(tally.missing)}")
-    if tally.counted and len(families) < policy.min_processor_families:
-        named = ", ".join(sorted(families))
-        lacks.append(f"{len(families)} of {policy.min_processor_families} processor families: {named}")
-    if lacks:
-        others = [f"{name}: {reason}" for name, reason in sorted(tally.ignored.items())]
-        more = [f"{len(others) - _NUM_NAMED} more"] if len(others) > _NUM_NAMED else []
-        lacks += [f"not counted: {line}" for line in others[:_NUM_NAMED] + more]
-        raise ModelError(f"{subject.title} is not verified as {policy.source} requires: {'; '.join(lacks)}")

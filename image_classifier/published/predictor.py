@@ -31,8 +31,8 @@ from image_classifier.published.folder import (
     SAMPLES,
     read_published,
 )
+from image_classifier.published.model_process import build_options, get_image_size
 from image_classifier.published.policy import Policy, check_published
-from image_classifier.published.session import build_options, get_image_size
 from image_classifier.published.verdicts import Verdict, read_verdicts
 from image_classifier.text import one_line
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -30,7 +28,7 @@ from image_classifier.serving.requests import describe_bodies, parse_body
 from image_classifier.serving.routes import add_route, answer_json, complete_openapi, is_open_route
 from image_classifier.serving.service import Caller, ClientLeft, Service
 from image_classifier.serving.settings import ServerSettings
-from image_classifier.serving.telemetry import Metrics, RequestLog
+from image_classifier.serving.telemetry import LineLimit, Metrics, log_request
 
 QUIET_PATHS = frozenset(("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"))
 """Routes that probes poll all the time. Only failures are logged."""
@@ -66,9 +64,7 @@ class App:
         self._rendered, self._rendered_at, self._render_credit_s = b"", 0.0, 0.0
         self.proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self.predict_path = f"{settings.root_path}/predict"
-        self.log = RequestLog(settings.log_lines_per_s)
-        prefix = secrets.token_hex(6)
-        self._ids = (f"{prefix}-{number:x}" for number in itertools.count())
+        self.log_limit = LineLimit(settings.log_lines_per_s)
         self.api = self._build_api(lifespan)
         self._routes = [route for route in self.api.routes if isinstance(route, APIRoute)]
         self._handle: Any = self._handle_request
@@ -155,27 +151,15 @@ class App:
         """
         seconds = time.perf_counter() - began
         self.metrics.observe_request(method, route, status)(seconds)
-        if (status >= 400 or route not in QUIET_PATHS) and self.log.has_room():
+        if (status >= 400 or route not in QUIET_PATHS) and self.log_limit.has_room():
             trace = headers.get(b"traceparent", b"").split(b"-")
-            self.log.write(
-                method,
-                path,
-                status,
-                seconds,
-                http__request__id=request_id,
-                client__ip=client[0] if client else None,
-                user__name=caller,
-                trace__id=trace[1][:32].decode("latin-1") if len(trace) == 4 else None,
-            )
-
-    def find_id(self, headers: Mapping[bytes, bytes]) -> str:
-        """Return the valid `X-Request-ID` of a request, or a new id."""
-        given = headers.get(b"x-request-id")
-        if given is not None and len(given) <= schemas.MAX_REQUEST_ID:
-            text = given.decode("latin-1")
-            if text.isascii() and text.isprintable() and text:
-                return text
-        return next(self._ids)
+            fields = {
+                "http.request.id": request_id,
+                "client.ip": client[0] if client else None,
+                "user.name": caller,
+                "trace.id": trace[1][:32].decode("latin-1") if len(trace) == 4 else None,
+            }
+            log_request(method, path, status, seconds, fields)
 
     def _find_route(self, path: str) -> tuple[str, bool]:
         """Return the template of the route that matches a path, and whether it is open to unauthenticated callers."""
@@ -195,7 +179,7 @@ class App:
             answer = answer_json(schemas.InferenceError(error=problem.printable), problem.status)
         else:
             scope = request.scope
-            scope["request_id"] = scope["request_id"] or self.find_id(dict(scope["headers"]))
+            scope["request_id"] = scope["request_id"] or self.service.find_id(dict(scope["headers"]))
             body = problem.build_body(scope["request_id"])
             answer = Response(body, problem.status, media_type=CONTENT_TYPE.decode())
         answer.headers.update(headers)
@@ -238,7 +222,7 @@ class App:
         add_route(api, "/metrics", self.show_metrics, "Metrics in Prometheus text format", "text/plain")
         add_route(api, "/openapi.json", self.openapi, "This API in OpenAPI 3.1", dict[str, Any], is_open=True)
         site.add_routes(api, self.describe)
-        InferenceProtocol(self.service, self.find_id).add_routes(api)
+        InferenceProtocol(self.service).add_routes(api)
         return api
 
     def describe(self) -> dict[str, Any]:
@@ -267,9 +251,8 @@ class App:
             )
             own_options = own.model_dump(include=set(schemas.PredictOptions.model_fields), exclude_unset=True)
             options = options.model_copy(update=own_options)
-            request.scope["request_id"] = request_id = options.request_id or self.find_id(
-                dict(request.scope["headers"])
-            )
+            request_id = options.request_id or service.find_id(dict(request.scope["headers"]))
+            request.scope["request_id"] = request_id
             num_classes = len(service.batcher.classifier.model.classes)
             if options.top_k > num_classes and "top_k" in options.model_fields_set:
                 raise Problem("bad-request", f"top_k takes at most the number of classes, {num_classes}")

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ _LINE = re.compile(r"([\w.@-]{1,64}):([0-9a-f]{64})")
 
 
 class Gate:
-    """Authenticates callers. This one accepts everybody.
+    """Authenticates callers. This one accepts a caller that any of several gates accepts; without gates, everybody.
 
     Attributes:
         refresh_s: longest time between two calls of `refresh`, in seconds; infinite if nothing expires.
@@ -64,19 +65,28 @@ class Gate:
 
     refresh_s = float("inf")
 
+    def __init__(self, *gates: Gate) -> None:
+        self._gates = gates
+        self.refresh_s = min((gate.refresh_s for gate in gates), default=self.refresh_s)
+
     def recognise(self, headers: Mapping[bytes, bytes]) -> str:
         """Return the caller's name, from the headers of a request.
 
         Raises:
             Problem: `unauthorized`.
         """
-        return ""
+        for gate in self._gates[:-1]:
+            with suppress(Problem):
+                return gate.recognise(headers)
+        return self._gates[-1].recognise(headers) if self._gates else ""
 
     def refresh(self) -> None:
         """Reload the keys, over the network in a background thread.
 
         A failure is logged and counted, and the previous keys stay valid.
         """
+        for gate in self._gates:
+            gate.refresh()
 
 
 def _ignore(option: str, is_done: bool) -> None:
@@ -94,9 +104,7 @@ def build_gate(settings: ServerSettings, count: Count = _ignore) -> Gate:
         gates.append(KeyGate(settings.api_keys_file, count))
     if settings.jwt_issuer:
         gates.append(TokenGate(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks, count=count))
-    if len(gates) == 2:
-        return EitherGate(gates)
-    return gates[0] if gates else Gate()
+    return gates[0] if len(gates) == 1 else Gate(*gates)
 
 
 def load_keys(path: Path) -> dict[str, bytes]:
@@ -202,12 +210,7 @@ class TokenGate(Gate):
     refresh_s = REFRESH_S
 
     def __init__(
-        self,
-        issuer: str,
-        audience: str,
-        jwks: str,
-        clock: Callable[[], float] = time.monotonic,
-        count: Count = _ignore,
+        self, issuer: str, audience: str, jwks: str, clock: Callable[[], float] = time.monotonic, count: Count = _ignore
     ) -> None:
         self._count = count
         self._issuer = issuer
@@ -350,23 +353,3 @@ def _fetch(address: str) -> bytes:
         what = "redirects, which is not allowed" if 300 <= error.code < 400 else "failed"
         raise OSError(f"the request {what} (status {error.code})") from error
     return content
-
-
-class EitherGate(Gate):
-    """Accepts callers that any of several gates accepts."""
-
-    def __init__(self, gates: list[Gate]) -> None:
-        self._gates = gates
-        self.refresh_s = min(gate.refresh_s for gate in gates)
-
-    def refresh(self) -> None:
-        for gate in self._gates:
-            gate.refresh()
-
-    def recognise(self, headers: Mapping[bytes, bytes]) -> str:
-        for gate in self._gates[:-1]:
-            try:
-                return gate.recognise(headers)
-            except Problem:
-                continue
-        return self._gates[-1].recognise(headers)

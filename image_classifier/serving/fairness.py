@@ -17,7 +17,7 @@ HALF_LIFE_S = 10.0
 """Half-life of a caller's used decoding time."""
 
 MAX_CALLERS = 1000
-"""Number of callers from which on idle ones are forgotten."""
+"""Number of callers at which idle ones are forgotten."""
 
 Item = TypeVar("Item")
 

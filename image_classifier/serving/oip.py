@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,15 +32,10 @@ HeaderLength = Annotated[
 
 
 class InferenceProtocol:
-    """The routes below `/v2`.
+    """The routes below `/v2`."""
 
-    Args:
-        find_id: returns the id of a request, from its headers.
-    """
-
-    def __init__(self, service: Service, find_id: Callable[[Mapping[bytes, bytes]], str]) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._find_id = find_id
 
     def add_routes(self, api: FastAPI) -> None:
         """Add the routes."""
@@ -117,7 +110,7 @@ class InferenceProtocol:
             tickets = await service.compute(tickets, request)
         served = tickets[0].classifier.model
         if service.recorder is not None:
-            request_id = asked.id[: schemas.MAX_REQUEST_ID] or self._find_id(dict(request.scope["headers"]))
+            request_id = asked.id[: schemas.MAX_REQUEST_ID] or service.find_id(dict(request.scope["headers"]))
             service.recorder.record(served, tickets, request_id, request.scope["caller"].name)
         rows = np.array([ticket.row for ticket in tickets], np.float32)
         answer: schemas.InferenceAnswer = {
@@ -213,6 +206,5 @@ def build_tensor(rows: NDArray[np.float32], classes: tuple[str, ...], num_labels
         return tensor, rows.tobytes()
     order = np.argsort(-rows, axis=1, kind="stable")[:, :num_labels]
     data = [f"{rows[row, index]:f}:{index}:{classes[index]}" for row in range(len(rows)) for index in order[row]]
-    parts = [text.encode() for text in data]
-    content = b"".join(itertools.chain(*((len(part).to_bytes(4, "little"), part) for part in parts)))
+    content = b"".join(len(part).to_bytes(4, "little") + part for part in map(str.encode, data))
     return {"name": OUTPUT, "datatype": "BYTES", "shape": list(order.shape), "data": data}, content

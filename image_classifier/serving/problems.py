@@ -32,14 +32,8 @@ KINDS: Mapping[str, tuple[HTTPStatus, str]] = {
 }
 """Status and title of each kind of problem. The RFC's `type` is `urn:image-classifier:problem:<kind>`."""
 
-RETRY_AFTER_S = {
-    "queue-full": 1,
-    "deadline": 1,
-    "too-many-connections": 1,
-    "not-ready": 5,
-    "out-of-memory": 5,
-    "rate-limited": 1,
-}
+RETRY_AFTER_S = dict.fromkeys(("queue-full", "deadline", "too-many-connections", "rate-limited"), 1)
+RETRY_AFTER_S |= dict.fromkeys(("not-ready", "out-of-memory"), 5)
 
 
 @dataclass

@@ -13,9 +13,9 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -55,12 +55,6 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 logger = logging.getLogger(__name__)
-
-
-class Cancellable(Protocol):
-    """A future of an image."""
-
-    def cancel(self) -> object: ...
 
 
 class Head:
@@ -231,7 +225,7 @@ class Refusal(Exchange):
     def start(self) -> None:
         app, head = self.connection.app, self.head
         app.metrics.count_refusal(self._problem.kind)
-        request_id = app.find_id(head.fields) if head else None
+        request_id = app.service.find_id(head.fields) if head else None
         self.write(build_raw_head(self._problem), self._problem.build_body(request_id))
         if not self._is_noted:
             method, path = (head.method.decode("latin-1"), head.target.decode("latin-1")) if head else ("-", "-")
@@ -293,7 +287,7 @@ class SmallImage(Exchange):
     def set_result(self, ticket: Ticket) -> None:
         """Answer with the prediction."""
         app = self.connection.app
-        request_id = app.find_id(self.head.fields)
+        request_id = app.service.find_id(self.head.fields)
         try:
             body = app.service.build_answer((ticket,), request_id)
         except Exception:  # concerns this request, not the batch
@@ -308,7 +302,7 @@ class SmallImage(Exchange):
         """Answer with an error."""
         app = self.connection.app
         problem = error if isinstance(error, Problem) else app.service.explain(error)
-        request_id = app.find_id(self.head.fields)
+        request_id = app.service.find_id(self.head.fields)
         app.metrics.count_refusal(problem.kind)
         self.write(build_raw_head(problem), problem.build_body(request_id))
         self._note(problem.status, request_id)
@@ -351,7 +345,7 @@ class AppExchange(Exchange):
 
     def __init__(self, connection: Connection, head: Head) -> None:
         super().__init__(connection, head)
-        self.waiting: Iterable[Cancellable] = ()
+        self.waiting: Sequence[asyncio.Future[Ticket]] = ()
         self._body = bytearray()
         self._change = asyncio.Event()
         self._has_left = self._is_chunked = self._is_read = False

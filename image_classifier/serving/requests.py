@@ -69,12 +69,7 @@ def describe_bodies(side: int) -> dict[str, Any]:
     image = {"type": "string", "format": "binary", "description": resized}
     document = PredictDocument.model_json_schema()
     options = {name: document["properties"][name] for name in PredictOptions.model_fields}
-    pixels = {
-        "type": "string",
-        "format": "binary",
-        "minLength": 3 * side**2,
-        "description": _describe_pixels(side),
-    }
+    pixels = {"type": "string", "format": "binary", "minLength": 3 * side**2, "description": _describe_pixels(side)}
     form = {
         "type": "object",
         "description": "Image files, one per part",

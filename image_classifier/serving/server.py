@@ -34,7 +34,7 @@ from image_classifier.serving.protocol import Connection
 from image_classifier.serving.service import Service
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.source import ModelSource
-from image_classifier.serving.telemetry import Metrics, VersionMetrics, configure_logging, limit_lines
+from image_classifier.serving.telemetry import Metrics, VersionMetrics, configure_logging
 
 SWEEP_S = 0.5
 """Interval at which the deadlines of connections are checked."""
@@ -125,8 +125,7 @@ class Server:
 
     def run(self) -> int:
         """Serve until a signal arrives, and return the exit status."""
-        configure_logging(self._settings.log_format)
-        limit_lines(self._app.log.limit)
+        configure_logging(self._settings.log_format, self._app.log_limit)
         self._uvicorn.run(sockets=[])  # no sockets: `_live` accepts connections, with our protocol
         return self.exit_status
 
@@ -256,7 +255,10 @@ class Server:
 
     def _take_model(self, predictor: Predictor) -> None:
         """Make a model the champion."""
-        check_same_size(predictor.model, self._service.batcher.image_size)
+        size, served = predictor.model.image_size, self._service.batcher.image_size
+        if size != served:  # which clients rely on
+            reason = f"takes images of {size} x {size} pixels instead of {served} x {served}"
+            raise ModelError(f"{predictor.model.path} {reason}; restart the server to serve it")
         if self._second is not None:
             check_same_answers(self._second.model, predictor.model)
         self._service.batcher.classifier = predictor
@@ -309,19 +311,6 @@ def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) 
         memory_bytes=settings.capture_memory_bytes,
         count=metrics.count_captured,
     )
-
-
-def check_same_size(model: PublishedModel, image_size: int) -> None:
-    """Check that a new champion has the same image size, which clients rely on.
-
-    Raises:
-        ModelError: it has another one.
-    """
-    if model.image_size != image_size:
-        raise ModelError(
-            f"{model.path} takes images of {model.image_size} x {model.image_size} pixels instead of {image_size} x "
-            f"{image_size}; restart the server to serve it"
-        )
 
 
 def keep_loop_free() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
+import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +22,7 @@ from image_classifier.serving.batching import Batcher, DeadlineError, InferenceE
 from image_classifier.serving.candidates import PinnedTicket
 from image_classifier.serving.limits import CallerLimits, count_pixels
 from image_classifier.serving.problems import Problem
-from image_classifier.serving.schemas import API_VERSION, DEFAULT_TOP_K, Prediction, Predictions
+from image_classifier.serving.schemas import API_VERSION, DEFAULT_TOP_K, MAX_REQUEST_ID, Prediction, Predictions
 from image_classifier.serving.settings import ServerSettings
 from image_classifier.serving.telemetry import Metrics
 
@@ -70,6 +72,8 @@ class Service:
         self.recorder = recorder
         self.limits = CallerLimits(settings.rate_limit, settings.pixel_rate_limit)
         self.is_draining = False
+        prefix = secrets.token_hex(6)
+        self._ids = (f"{prefix}-{number:x}" for number in itertools.count())
         self._bodies_bytes = 0
         self._cache: OrderedDict[bytes, Ticket] = OrderedDict()
         self._parser = ThreadPoolExecutor(1, "parser")
@@ -78,6 +82,15 @@ class Service:
     def is_ready(self) -> bool:
         """Whether a load balancer should send requests."""
         return not self.is_draining and self.batcher.is_beating()
+
+    def find_id(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the valid `X-Request-ID` of a request, or a new id."""
+        given = headers.get(b"x-request-id")
+        if given is not None and len(given) <= MAX_REQUEST_ID:
+            text = given.decode("latin-1")
+            if text.isascii() and text.isprintable() and text:
+                return text
+        return next(self._ids)
 
     # Bodies
 

@@ -23,7 +23,7 @@ Resolve = Callable[[str], tuple[Path, str | None]]
 
 
 class ModelSource:
-    """The source of a model, which remembers the version that it loaded last.
+    """Loads a model, and remembers which version it loaded last.
 
     Args:
         resolve: looks up registry names and URLs; not used if the model is a path.
@@ -64,16 +64,16 @@ class ModelSource:
         Raises:
             ImageClassifierError: it is missing, damaged, not registered, or fails the signature or policy check.
         """
-        predictor = self._load_if_moved() if self._first is None else self._first.result()
+        predictor = self.load_if_moved()
         assert predictor is not None
-        predictor.measure()  # after loading, so that nothing else uses the cores
         return predictor
 
     def load_if_moved(self) -> Predictor | None:
         """Load the current model if it has changed since the last load; otherwise return None."""
-        predictor = self._load_if_moved()
+        first, self._first = self._first, None
+        predictor = self._load_if_moved() if first is None else first.result()
         if predictor is not None:
-            predictor.measure()
+            predictor.measure()  # after loading, so that nothing else uses the cores
         return predictor
 
     def _load_if_moved(self) -> Predictor | None:

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -42,6 +42,7 @@ ECS_VERSION = "9.0.0"
 """Version of the Elastic Common Schema. The default of ecs-logging, 1.6.0, has no http.request.id."""
 
 logger = logging.getLogger(__name__)
+request_logger = logging.getLogger(REQUEST_LOGGER)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"))
 
@@ -248,29 +249,21 @@ class LineLimit(logging.Filter):
         return True
 
 
-class RequestLog:
-    """Writes one line per request, within a limit, and nothing of the request's body.
+def log_request(method: str, path: str, status: int, seconds: float, fields: Mapping[str, Any]) -> None:
+    """Log a request for which `LineLimit.has_room` returned True, without anything of its body.
 
-    Attributes:
-        limit: filter for the handler, shared by all lines.
+    Args:
+        fields: further fields of the Elastic Common Schema; empty ones are omitted.
     """
-
-    def __init__(self, lines_per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limit = LineLimit(lines_per_s, clock)
-        self.has_room = self.limit.has_room
-        self._logger = logging.getLogger(REQUEST_LOGGER)
-
-    def write(self, method: str, path: str, status: int, seconds: float, **fields: Any) -> None:
-        """Write the line of a request, after `has_room` returned True."""
-        extra: dict[str, Any] = {
-            "http.request.method": method,
-            "url.path": path[:256],
-            "http.response.status_code": status,
-            "event.duration": round(seconds * 1e9),
-            **{name.replace("__", "."): value for name, value in fields.items() if value},
-        }
-        printable = path[:256].encode("unicode_escape").decode()
-        self._logger.info("%s %s %d %.1f ms", method, printable, status, seconds * 1e3, extra=extra)
+    extra: dict[str, Any] = {
+        "http.request.method": method,
+        "url.path": path[:256],
+        "http.response.status_code": status,
+        "event.duration": round(seconds * 1e9),
+        **{name: value for name, value in fields.items() if value},
+    }
+    printable = path[:256].encode("unicode_escape").decode()
+    request_logger.info("%s %s %d %.1f ms", method, printable, status, seconds * 1e3, extra=extra)
 
 
 def build_formatter(log_format: LogFormat) -> logging.Formatter:
@@ -287,15 +280,10 @@ def build_formatter(log_format: LogFormat) -> logging.Formatter:
     return Formatter(extra={"service": {"name": "image_classifier"}}, exclude_fields=["log.original"])
 
 
-def configure_logging(log_format: LogFormat) -> None:
+def configure_logging(log_format: LogFormat, limit: LineLimit) -> None:
     """Send all logs to stderr, as plain text or as JSON in the Elastic Common Schema."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(build_formatter(log_format))
+    handler.addFilter(limit)
     logging.getLogger().handlers[:] = [handler]
     set_log_level("INFO")
-
-
-def limit_lines(limit: LineLimit) -> None:
-    """Apply a line limit to the handlers of `configure_logging`."""
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(limit)

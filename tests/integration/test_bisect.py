@@ -208,7 +208,7 @@ def forge_digest(lines: list[dict[str, Any]]) -> None:
 
 FORGED: dict[str, tuple[Callable[[list[dict[str, Any]]], None], int | None, str]] = {
     "a line too many": (add_line, 41, "the chain of this machine ends after step 40; the other goes on"),
-    "another digest": (forge_digest, None, "what differs is digests.jsonl: its digests are not over these states"),
+    "another digest": (forge_digest, None, "the difference is in digests.jsonl: its digests do not match these states"),
 }
 
 

@@ -176,7 +176,7 @@ def test_links_to_folders_are_followed_and_those_to_nothing_are_named(
         names = ("--experiments_folder", experiments, "--experiment_name", experiment, "--run_name", name)
         for more in ((), ("--resume",)):
             line = call(tmp_path, *words, *names, *more, status=2)
-            assert any(part in line for part in ("a link to nothing", "exists already", "there is no run")), line
+            assert any(part in line for part in ("a broken link", "exists already", "there is no run")), line
     assert "there is neither a folder nor a file" in call(
         tmp_path, "data", "info", "--dataset_folder", "nowhere", status=2
     )

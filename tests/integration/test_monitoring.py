@@ -315,7 +315,7 @@ def test_every_line_of_the_log_is_a_document_of_the_elastic_common_schema(tmp_pa
         time.sleep(1)
         model.write_bytes(b"no model")
         server.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "not loaded again" in log.read_text(), "the failed reload is logged")
+        wait_for(lambda: "reloading the model failed" in log.read_text(), "the failed reload is logged")
     lines = [check_line(line) for line in log.read_text().splitlines()]
     assert {line["ecs.version"] for line in lines} == {ECS_VERSION}
     assert {line["log.level"] for line in lines} >= {"info", "error"}

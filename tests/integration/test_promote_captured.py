@@ -82,7 +82,7 @@ def test_a_canary_that_is_worse_on_captured_images_is_not_promoted(
     status, shown = promote(1, labels)
     assert status == 0 and "champion is no other version, so captured images compare nothing" in shown
     status, shown = promote(2, labels)
-    assert status == 2 and "that was captured; serve it as a canary first" in shown
+    assert status == 2 and "serve the model as a canary first" in shown
     capture(captured, predictors["better"], snapshot, range(180, 200))
     capture(captured, predictors["good"], snapshot, range(180, 200), later_us=1000)  # the first answers count
     status, shown = promote(2, write_labels(tmp_path / "shifted.csv", snapshot, shift=1))

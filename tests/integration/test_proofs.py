@@ -262,7 +262,7 @@ def test_a_checkpoint_that_is_not_the_state_of_the_chain_is_found(copy: Path) ->
     forge_checkpoint(copy, 20, change_weight)
     reseal(copy)
     verdict, reason = audit(copy)
-    assert verdict is Verdict.DIFFERENT and "the checkpoint of step 20 is not the state" in reason
+    assert verdict is Verdict.DIFFERENT and "the checkpoint of step 20 does not match the digest chain" in reason
 
 
 def test_learning_rates_are_those_of_the_settings_and_not_of_a_checkpoint(copy: Path) -> None:

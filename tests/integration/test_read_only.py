@@ -123,7 +123,7 @@ def test_what_writes_is_refused_in_one_line_with_the_remedy(system: System) -> N
     new = system.folder / "new"
     written, temporary, cache = (
         "choose a writable folder",
-        "in TMPDIR",
+        "set TMPDIR to a writable folder",
         "set IMAGE_CLASSIFIER_CACHE to a writable folder",
     )
     refusals: list[tuple[list[str | Path], str]] = [

@@ -162,14 +162,17 @@ def test_the_recorded_package_verifies_its_run_in_its_own_environment(
 
 
 EARLY: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another Python": (lambda e: e["python"].update(version="3.99.1"), "trained with Python 3.99, and no python3.99"),
+    "another Python": (
+        lambda e: e["python"].update(version="3.99.1"),
+        "trained with Python 3.99, but there is no working python3.99",
+    ),
     "no version": (lambda e: e["python"].update(version="../x"), "'../x' is not a version of Python"),
     "another platform": (lambda e: e["python"].update(platform="none"), "the run's wheels are for none, and this"),
     "an unknown commit": (lambda e: e["package"].update(commit="0" * 40), "of commit 000000000000, which is not here"),
     "an option as commit": (lambda e: e["package"].update(commit="--output=x"), "had uncommitted changes: put its"),
     "changes": (lambda e: e["package"].update(uncommitted_changes=True), "had uncommitted changes: put its wheel"),
     "a wheel": (lambda e: e["package"].update(commit=None, wheel="0" * 64), "was installed from a wheel: put its"),
-    "an editable one": (lambda e: e["distributions"]["other"].update(files=None), "does not say what other had"),
+    "an editable one": (lambda e: e["distributions"]["other"].update(files=None), "does not record the files of other"),
     "an option as name": (lambda e: e["distributions"].update({"--pre": e["distributions"]["tool"]}), "is damaged"),
     "a URL as version": (lambda e: e["distributions"]["other"].update(version="1 @ file:///x"), "is damaged"),
     "a false sha256": (lambda e: e["distributions"]["tool"].update(wheels=["0\n-e ."]), "is damaged"),

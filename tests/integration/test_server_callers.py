@@ -90,7 +90,7 @@ def test_an_issuer_without_tls_is_refused_in_one_line(model: Path) -> None:
     command = [sys.executable, "-m", "image_classifier", "serve", str(model), *words]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
-    assert "--jwt_jwks takes a file, or an https address" in result.stderr
+    assert "--jwt_jwks takes a file, or an https URL" in result.stderr
 
 
 def check_refusal(answer: httpx.Response, kind: str = "rate-limited") -> None:

@@ -19,7 +19,6 @@ from image_classifier.serving import auth
 from image_classifier.serving.auth import (
     KEYS_LIVE_S,
     MAX_KEYS_BYTES,
-    EitherGate,
     Gate,
     KeyGate,
     TokenGate,
@@ -205,7 +204,7 @@ def test_a_new_key_of_the_issuer_is_fetched(tokens: TokenGate, issuer: Issuer, j
 def test_an_issuers_keys_are_due_again_sooner_than_they_end(tokens: TokenGate, tmp_path: Path) -> None:
     keys = KeyGate(write_keys(tmp_path / "keys", alice="first"))
     assert keys.refresh_s == Gate().refresh_s == float("inf")
-    assert EitherGate([keys, tokens]).refresh_s == tokens.refresh_s < KEYS_LIVE_S
+    assert Gate(keys, tokens).refresh_s == tokens.refresh_s < KEYS_LIVE_S
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"keys": [{"kty": "EC"}]}'])

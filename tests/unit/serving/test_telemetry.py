@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from image_classifier.serving.telemetry import LineLimit, RequestLog
+from image_classifier.serving.telemetry import LineLimit, log_request
 
 
 class Clock:
@@ -53,10 +53,10 @@ def test_lines_of_all_kinds_share_the_limit_and_the_next_one_says_what_is_missin
 
 def test_requests_take_from_the_same_limit() -> None:
     clock = Clock()
-    log = RequestLog(5, clock)
-    output = Output(log.limit)
+    limit = LineLimit(5, clock)
+    output = Output(limit)
     output.log("uvicorn.error", logging.WARNING, "Invalid HTTP request received.", 3)
-    assert [log.has_room() for _ in range(4)] == [True, True, False, False]
+    assert [limit.has_room() for _ in range(4)] == [True, True, False, False]
     output.log("uvicorn.error", logging.WARNING, "Invalid HTTP request received.", 3)
     assert len(output.lines) == 3
     clock.now += 1
@@ -64,8 +64,8 @@ def test_requests_take_from_the_same_limit() -> None:
     logger.addHandler(output.handler)
     logger.setLevel(logging.INFO)
     try:
-        assert log.has_room()
-        log.write("GET", "/a%20b\n", 200, 0.001, client__ip="192.0.2.1")
+        assert limit.has_room()
+        log_request("GET", "/a%20b\n", 200, 0.001, {"client.ip": "192.0.2.1"})
     finally:
         logger.removeHandler(output.handler)
         logger.setLevel(logging.NOTSET)
