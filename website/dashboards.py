@@ -50,6 +50,12 @@ Line = tuple[str, list[Any]]
 """Legend of a line, and its values with their times, as Prometheus gives them."""
 
 
+def compute_digest(dashboard: dict[str, Any]) -> str:
+    """Compute the digest of what a picture shows of a dashboard: all but the descriptions."""
+    panels = [{key: value for key, value in panel.items() if key != "description"} for panel in dashboard["panels"]]
+    return hashlib.sha256(json.dumps([dashboard["title"], panels], sort_keys=True).encode()).hexdigest()
+
+
 def list_queries(dashboard: dict[str, Any], range_s: float) -> Iterator[tuple[int, str, str]]:
     """List each panel's index, queries and legends, with Grafana's variables filled in."""
     for index, panel in enumerate(dashboard["panels"]):
@@ -240,10 +246,9 @@ def main() -> None:
             start_s = time.time()
             asyncio.run(load(f"http://127.0.0.1:{port}", images.reshape(-1, side, side, 3)))
             for name in NAMES:
-                text = (DASHBOARDS / f"{name}.json").read_bytes()
-                dashboard = json.loads(text)
+                dashboard = json.loads((DASHBOARDS / f"{name}.json").read_text())
                 figure = draw(dashboard, ask(prometheus, dashboard, start_s, time.time()), start_s)
-                metadata = {"Software": "", "Source": hashlib.sha256(text).hexdigest()}
+                metadata = {"Software": "", "Source": compute_digest(dashboard)}
                 figure.savefig(FOLDER / f"dashboard_{name}.png", dpi=90, metadata=metadata)
 
 
