@@ -24,6 +24,7 @@ from image_classifier.tracking.state import TrainingState
 
 CALLS: list[tuple[Any, str]] = [
     (experiment, "build_record"),
+    (experiment, "build_environment"),
     (TrainingState, "append_digest"),
     (TrainingState, "get_tensors"),
     (TrainingState, "append_epoch"),
