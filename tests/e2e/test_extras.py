@@ -364,7 +364,7 @@ WITHOUT_TORCH = {
     "sweep --space space.yaml --num_trials 1 --experiment_name a": "pip install 'image-classifier[sweep]'\n",
     "verify RUN": BASE,
     "verify RUN --files_only": "",
-    "verify RUN --threshold 1-of-1 --public_key none": "can verify: No such file or directory\n",
+    "verify RUN --threshold 1-of-1 --public_key none": "usable public key: No such file or directory\n",
     "trace RUN": BASE,
     "data prepare --source sample --dataset_folder new": "",
     "data info --dataset_folder SAMPLE": "",
