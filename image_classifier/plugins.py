@@ -254,6 +254,7 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
     """
     target = find_target(kind, name)
     module_name, _, path = target.partition(":")
+    title = _name(kind, name).removeprefix("--")  # a record may name it, too
     try:
         value: Any = importlib.import_module(module_name)
         for part in path.split("."):
@@ -263,9 +264,9 @@ def load(kind: Kind, name: str) -> Callable[..., Any]:
         remedy = ""
         if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
             remedy = "; install its package, or name the folder that holds it in PYTHONPATH"
-        raise SettingsError(f"{_name(kind, name)} cannot be imported: {explain(error)}{remedy}") from error
+        raise SettingsError(f"{title} cannot be imported: {explain(error)}{remedy}") from error
     if not callable(value):
-        raise SettingsError(f"{_name(kind, name)} is {type(value).__name__}, not a callable")
+        raise SettingsError(f"{title} is {type(value).__name__}, not a callable")
     called: Callable[..., Any] = value
     return called
 

@@ -27,7 +27,7 @@ from image_classifier.extras import load_extra
 from image_classifier.progress import say, track
 from image_classifier.references import Reference, describe_place, get_reference, parse_reference
 from image_classifier.storage import temporary_files_beside, write_atomically
-from image_classifier.text import make_printable
+from image_classifier.text import count, make_printable
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -262,9 +262,8 @@ def relabel(argv: Sequence[str] | None) -> int:
         wanted = read_corrections(options.corrections)
     with open_database(build_access(options, options.dataset_folder)) as database:
         version, num_changed = correct_labels(database, reference, wanted, options.reason)
-    if not num_changed:
-        say("the labels are these already: nothing was changed")
-    say(f"{num_changed:,} labels corrected; digest {version.digest}")
+    done = f"{count(num_changed, 'label')} corrected" if num_changed else "the labels are these already"
+    say(f"{done}; digest {version.digest}")
     print(version.reference)
     return ExitStatus.DONE
 

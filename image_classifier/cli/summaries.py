@@ -9,7 +9,7 @@ from image_classifier.cli.command import ExitStatus
 from image_classifier.cli.table import format_table
 from image_classifier.data.parts import PARTS
 from image_classifier.progress import say
-from image_classifier.text import make_printable
+from image_classifier.text import count, make_printable
 
 if TYPE_CHECKING:
     from image_classifier.data.database import Summary, Version
@@ -39,7 +39,7 @@ def format_summary(summary: Summary) -> str:
     dataset = summary.dataset
     heading = (
         f"{dataset.name}: {summary.num_samples:,} images of {len(dataset.classes):,} classes, "
-        f"{summary.num_corrections:,} labels corrected"
+        f"{count(summary.num_corrections, 'label')} corrected"
     )
     parts = ["train", *(["validation"] if any(v.num_validation for v in summary.versions) else []), "test"]
     rows = [["version", "frozen", "by", "digest", *parts, "limited to"]]

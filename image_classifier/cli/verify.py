@@ -245,12 +245,13 @@ def _count(path: Path, *, threshold: str | None, public_key: list[Path], policy:
     if bool(public_key) == (policy is not None) or (public_key and threshold is None):
         raise SettingsError("give --threshold K-of-N with the --public_key of each of N verifiers, or give a --policy")
     number, total = parse_threshold(threshold) if threshold is not None else (0, 0)
-    asked = load_policy(policy) if policy is not None else build_policy(number, public_key)
-    if threshold is not None:
-        if total != len(asked.verifiers):
-            raise SettingsError(
-                f"--threshold {threshold} is of {total} verifiers, and {len(asked.verifiers)} are named"
-            )
+    asked = load_policy(policy) if policy is not None else None
+    num_named = len(public_key) if asked is None else len(asked.verifiers)
+    if threshold is not None and total != num_named:
+        raise SettingsError(f"--threshold {threshold} is of {total} verifiers, and {num_named} are named")
+    if asked is None:
+        asked = build_policy(number, public_key)
+    elif threshold is not None:
         asked = replace(asked, threshold=number)
     if (path / MODEL).is_file():
         tally = check_published(path, read_published(path), asked)
@@ -261,7 +262,7 @@ def _count(path: Path, *, threshold: str | None, public_key: list[Path], policy:
         tally = check_run(path, manifest, asked)
     lines = [f"{len(asked.verifiers) - len(tally.missing)} of {len(asked.verifiers)} verifiers have found it IDENTICAL"]
     lines[0] += f", and {asked.threshold} are asked for"
-    lines += sorted(attestation.describe() for attestation in tally.counted)
+    lines += sorted({attestation.describe() for attestation in tally.counted})
     lines += [f"missing: {name}" for name in tally.missing]
     lines += [f"not counted: {name}: {reason}" for name, reason in sorted(tally.ignored.items())]
     return _print_verdict("ACCEPTED", [make_printable(line) for line in lines])

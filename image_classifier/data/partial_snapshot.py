@@ -116,7 +116,8 @@ class PartialSnapshot:
         self._sizes = {name: size for name, size in sizes.items() if size is not None}
         missing = [name for name in sizes if name not in self._sizes]
         if missing:
-            raise ValueError(f"there is no {missing[0]}; {_EXPORT}")
+            correct = "correct the path, for there is none of its files" if len(missing) == len(sizes) else _EXPORT
+            raise ValueError(f"there is no {missing[0]}; {correct}")
         if self._sizes[_RECORD_FILE] > _MAX_RECORD_BYTES:
             raise ValueError(f"{_RECORD_FILE} has more than the {_MAX_RECORD_BYTES:,} bytes that are read")
         record = files.parse_json(self.folder.read(_RECORD_FILE, 0, self._sizes[_RECORD_FILE]))

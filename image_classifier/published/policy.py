@@ -26,7 +26,13 @@ from image_classifier.published.attestation import (
     load_key,
     read_attestations,
 )
-from image_classifier.published.folder import MODEL, Published, check_identity_signature, check_signature
+from image_classifier.published.folder import (
+    ATTESTATIONS,
+    MODEL,
+    Published,
+    check_identity_signature,
+    check_signature,
+)
 from image_classifier.text import one_line
 
 FORMAT_VERSION = 1
@@ -276,6 +282,8 @@ def _check(folder: Path, subject: Subject, policy: Policy, now: datetime | None)
         named = ", ".join(sorted(families))
         lacks.append(f"{len(families)} of {policy.min_processor_families} processor families: {named}")
     if lacks:
+        if not contents and not refused:
+            lacks.append(f"{ATTESTATIONS}/ is missing or empty; a web server shows it only in its index pages")
         others = [f"{name}: {reason}" for name, reason in sorted(tally.ignored.items())]
         more = [f"{len(others) - _NUM_NAMED} more"] if len(others) > _NUM_NAMED else []
         lacks += [f"not counted: {line}" for line in others[:_NUM_NAMED] + more]

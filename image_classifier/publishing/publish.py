@@ -38,7 +38,12 @@ from image_classifier.published.reference import build_reference, serialize_refe
 from image_classifier.publishing.card import CardFacts, build_card
 from image_classifier.publishing.onnx import DEFAULT_OPSET, export_model
 from image_classifier.publishing.parity import TOLERANCE, check_parity, compute_parity
-from image_classifier.publishing.quantize import NUM_CALIBRATION_IMAGES, compare_precisions, quantize
+from image_classifier.publishing.quantize import (
+    NUM_CALIBRATION_IMAGES,
+    compare_precisions,
+    describe_comparison,
+    quantize,
+)
 from image_classifier.publishing.samples import check_num_samples, choose_samples, encode_samples
 from image_classifier.publishing.sbom import build_sbom
 from image_classifier.publishing.signing import build_signer
@@ -124,6 +129,7 @@ def _publish(run: Path, settings: PublishSettings, say: Callable[[str], None], d
         lines, answers = _compare(predictor, model, images, views)
         say("quantizing it")
         int8 = _write_quantized(files, predictor, content, snapshot)
+        say(describe_comparison(int8))
         proof = {"num_images": len(images), "views": views, "tolerance": TOLERANCE, "fp32": lines, "int8": int8}
         parity: dict[str, Any] = {"format_version": 1, **proof}
         metrics = {"num_images": len(images), **compute_metrics(answers, labels, model.classes)}

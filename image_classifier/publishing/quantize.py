@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,15 @@ def compare_precisions(
         "batch_size": scale_batch(TIMED_BATCH_SIZE, images.shape[-1]),
         "verdict": verdict,
     }
+
+
+def describe_comparison(comparison: Mapping[str, Any]) -> str:
+    """Describe on one line what `compare_precisions` has found."""
+    if comparison["verdict"] is not None:
+        return f"int8 is left out, because {comparison['verdict']}"
+    speed, accuracy = comparison["images_per_second"], comparison["accuracy"]
+    gain = speed["int8"] / speed["fp32"]
+    return f"int8: {gain:.1f} times as fast as fp32, accuracy {accuracy['int8']:.2%} instead of {accuracy['fp32']:.2%}"
 
 
 def measure_speed(predictors: dict[str, Predictor], pixels: NDArray[np.uint8]) -> dict[str, list[float]]:

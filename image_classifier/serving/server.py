@@ -198,10 +198,10 @@ class Server:
         host, port = self._listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         model = self._service.batcher.classifier.model
-        seconds = time.time() - _find_start()
+        seconds, prefix = time.time() - _find_start(), self._settings.root_path
         logger.info(
-            "serving %s, version %s, at http://%s:%d%s/ (startup took %.2f s)",
-            *(self._source.name, model.version, host, port, self._settings.root_path, seconds),
+            "serving %s, version %s, at http://%s:%d/%s (startup took %.2f s)",
+            *(self._source.name, model.version, host, port, prefix and f", behind a proxy at {prefix}/", seconds),
         )
 
     async def _sweep(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from image_classifier.errors import RunError, SettingsError
+from image_classifier.text import count
 from image_classifier.tracking.checkpoint import Checkpoints
 from image_classifier.tracking.layout import CHAIN, CHECKPOINTS
 
@@ -104,8 +105,9 @@ def build_audit(
             "--early_stopping depend on it; verify all steps"
         )
     if number > len(segments):
+        present = count(len(segments), "segment")
         raise SettingsError(
-            f"--sample {number}: {folder} has {len(segments)} segments between checkpoints with digests in the chain; "
-            "take fewer, or train with --keep_checkpoints all"
+            f"--sample {number}: {folder} has {present} between checkpoints with digests in the chain; take fewer, or "
+            "train with --keep_checkpoints all"
         )
     return Audit(len(segments), draw_segments(segments, number, manifest["digest"], nonce), last, nonce)

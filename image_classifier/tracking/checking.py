@@ -8,8 +8,8 @@ from typing import Any
 
 from image_classifier.errors import ModelError, RunError
 from image_classifier.progress import track
-from image_classifier.published.folder import PUBLISHED, read_published
-from image_classifier.text import list_first, quote_unprintable
+from image_classifier.published.folder import ATTESTATIONS, PUBLISHED, read_published
+from image_classifier.text import count, list_first, quote_unprintable
 from image_classifier.tracking.layout import (
     CHECKPOINTS,
     KINDS,
@@ -106,10 +106,16 @@ def describe_others(folder: Path) -> tuple[str, ...]:
     if os.path.lexists(folder / PUBLISHED):
         num_files = len(read_published(folder / PUBLISHED).manifest["files"])
         lines.append(f"{num_files} files of {PUBLISHED}/ match their manifest")
+    entries = list_entries(folder)
+    verdicts = {name for name, kind in entries.items() if kind == "file" and name.startswith(f"{ATTESTATIONS}/")}
+    if verdicts:
+        lines.append(
+            f"not checked here: {count(len(verdicts), 'file')} in {ATTESTATIONS}/; `verify --policy` counts verdicts"
+        )
     others = [
         quote_unprintable(name) + ("" if kind == "file" else f", which {KINDS[kind]}")
-        for name, kind in sorted(list_entries(folder).items())
-        if not is_part_of_run(name) and name != MANIFEST and not name.startswith(f"{PUBLISHED}/")
+        for name, kind in sorted(entries.items())
+        if not is_part_of_run(name) and name not in {MANIFEST, *verdicts} and not name.startswith(f"{PUBLISHED}/")
     ]
     if others:
         lines.append(f"not checked, because no manifest lists it: {list_first(others, _NUM_NAMED, '; ')}")

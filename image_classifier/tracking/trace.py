@@ -232,12 +232,12 @@ def _link_verdicts(folder: Path, manifest: dict[str, Any], policy: Policy | None
     contents, refused = read_attestations(folder)
     what = f"{len(contents) + len(refused)} files in {ATTESTATIONS}/"
     if policy is None:
-        return Link("verdicts", what, "", "unchecked", "nobody was named who counts; --policy does")
+        return Link("verdicts", what, "", "unchecked", "nobody was named who counts; `trace --policy` does")
     try:
         tally = check_run(folder, manifest, policy)
     except ModelError as error:
         return Link("verdicts", what, "", "different" if isinstance(error, VerdictError) else "missing", str(error))
-    return Link("verdicts", what, "", "equal", "; ".join(each.describe() for each in tally.counted))
+    return Link("verdicts", what, "", "equal", "; ".join(sorted({each.describe() for each in tally.counted})))
 
 
 def dump_links(links: list[Link]) -> str:

@@ -122,6 +122,10 @@ def test_a_label_is_corrected_and_the_difference_shown(filled: Data, tmp_path: P
     was, wanted = swap_label(old.labels, 25)
     result = filled("relabel", "db:birds", "--image", "25", "--label", wanted, "--reason", "looks so")
     assert_done(result, "birds@2\n")
+    assert result.stderr.splitlines()[-1].startswith("1 label corrected; digest ")
+    again = filled("relabel", "db:birds", "--image", "25", "--label", wanted)
+    assert_done(again, "birds@2\n")
+    assert again.stderr.splitlines()[-1].startswith("the labels are these already; digest ")
     corrections = tmp_path / "corrections.csv"
     corrections.write_text(f"image,label\n0,{swap_label(old.labels, 0)[1]}\n1,{swap_label(old.labels, 1)[1]}\n")
     assert_done(filled("relabel", "db:birds@1", "--corrections", corrections), "birds@3\n")

@@ -233,7 +233,10 @@ def test_a_run_gives_the_digest_and_bad_words_are_refused(
         ([*run, "--images", "1", "--output", str(tmp_path / "there")], "there exists already"),
         ([*run, "--images", "1", "--output", str(tmp_path / "no" / "out")], "there is no folder"),
         ([*run, "--images", "1", "--part", "validation"], "has no validation part; it has train, test"),
-        ([*run, "--since", str(tmp_path)], "is not a snapshot whose images can be checked alone: there is no snap"),
+        (
+            [*run, "--since", str(tmp_path)],
+            "there is no snapshot.json; correct the path, for there is none of its files",
+        ),
     ):
         assert data(["fetch", str(exported), *words]) == 2
         message = capsys.readouterr().err

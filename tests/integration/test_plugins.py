@@ -211,7 +211,7 @@ def build_slowly(parameters, settings):
         ("--model bad_nets:build_lazily", "cannot be built for 10 classes and images of 32 pixels: RuntimeError"),
         ("--model bad_nets:build_for_32 --image_sizes 24", "ValueError: takes 32 pixels, not 24"),
         ("--model bad_nets:number", "is int, not a callable"),
-        ("--model bad_nets:absent", "cannot be imported: AttributeError"),
+        ("--model bad_nets:absent", "error: model bad_nets:absent cannot be imported: AttributeError"),
         ("--model no_such_package:build", "No module named 'no_such_package'; install its package, or name the folder"),
         ("--model broken_net:build", "cannot be imported: SyntaxError"),
         ("--model leaving_net:build", "cannot be imported: SystemExit: 3"),

@@ -81,6 +81,8 @@ def test_a_verdict_is_signed_and_counted(copy: Path, keys: dict[str, tuple[Path,
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "1 of 2 verdicts; missing: " in line
     assert main([str(copy), "--files_only"]) == 0  # they are no part of what the manifest names
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "  not checked here: 2 files in attestations/; `verify --policy` counts verdicts"
 
 
 def test_a_difference_is_signed_and_closes_every_gate(
@@ -190,11 +192,12 @@ BAD_LINES = {
     "--threshold 2-of-3": "--public_key of each of N verifiers",
     "--public_key PUBLIC": "--public_key of each of N verifiers",
     "--threshold 1-of-2 --public_key PUBLIC": "is of 2 verifiers, and 1 are named",
+    "--threshold 3-of-3 --public_key PUBLIC": "--threshold 3-of-3 is of 3 verifiers, and 1 are named",
     "--threshold 1-of-1 --public_key PUBLIC --sample 2": "--sample is for a verification that trains",
     "--threshold 1-of-1 --public_key PUBLIC --attest": "--attest is for a verification that trains",
     "--policy none": "--policy none cannot be read: No such file",
     "--sample 0": "--sample takes a whole number of 1 or more",
-    "--sample 5": "has 4 segments between checkpoints",
+    "--sample 5": "has 4 segments between checkpoints with digests in the chain; take fewer",
     "--sample 1 --segment 10:20": "--segment and --sample contradict",
     "--nonce a": "--nonce needs --sample",
 }

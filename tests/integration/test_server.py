@@ -708,6 +708,7 @@ def test_settings_come_from_the_environment_and_a_file(model: Path, tmp_path: Pa
         answer = httpx.post(f"{server.url}/predict", content=NOISE.tobytes(), headers=PIXELS)
         assert answer.status_code == 200
         assert 'href="page/style.css"' in httpx.get(f"{server.url}/").text
+        assert f"at {server.url}/, behind a proxy at /classifier/ (startup" in server.log.read_text()
     finally:
         assert server.stop() == 0
 

@@ -104,9 +104,14 @@ def test_verdicts_are_held_against_a_policy(run: Path, tmp_path: Path, capsys: C
     private, public = write_keys(tmp_path, "lab", ec.SECP256R1())
     policy = write_policy(tmp_path / "policy.yaml", {"lab": public})
     assert trace(capsys, run, tmp_path, "--policy", policy) == (2, MODEL | RUN | {"verdicts": "missing"})
-    path = put(run, sign(state(run, at=datetime.now(UTC)), private))
+    now = datetime.now(UTC)
+    paths = [put(run, sign(state(run, at=now), private)) for _ in range(2)]  # a signature differs each time
     assert trace(capsys, run, tmp_path, "--policy", policy) == (0, MODEL | RUN | {"verdicts": "equal"})
-    path.unlink()
+    assert main([str(run), "--experiments_folder", str(tmp_path), "--policy", str(policy)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 files in attestations/" in shown and shown.count("IDENTICAL") == 1
+    for path in paths:
+        path.unlink()
     put(run, sign(state(run, verdict=Verdict.DIFFERENT), private))
     assert trace(capsys, run, tmp_path, "--policy", policy) == (3, MODEL | RUN | {"verdicts": "different"})
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from image_classifier.published.predictor import Predictor
-from image_classifier.publishing.quantize import compare_precisions
+from image_classifier.publishing.quantize import compare_precisions, describe_comparison
 from tests.batching import MODEL
 
 IMAGES = np.zeros((200, 3, 32, 32), np.uint8)
@@ -48,3 +48,8 @@ def test_it_must_be_faster_and_nearly_as_good(num_right: int, batch_s: float, ve
     comparison = compare_precisions({"fp32": Timed(180, 0.01), "int8": Timed(num_right, batch_s)}, IMAGES, LABELS)
     assert comparison["accuracy"] == {"fp32": 0.9, "int8": num_right / 200}
     assert comparison["verdict"] == verdict or (verdict or "-") in comparison["verdict"]
+    described = describe_comparison(comparison)
+    if verdict is None:
+        assert described.endswith(f" times as fast as fp32, accuracy {num_right / 200:.2%} instead of 90.00%")
+    else:
+        assert described.startswith(f"int8 is left out, because {verdict}")
