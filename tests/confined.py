@@ -89,6 +89,16 @@ def check_proof(path: Path) -> None:
     load_proof(path, "0" * 64)
 
 
+def open_snapshot(folder: Path) -> None:
+    """Open a snapshot of which single images are to be read; a file that is missing is there, and empty."""
+    from image_classifier.data.partial_snapshot import PartialSnapshot
+    from image_classifier.remote.ranges import RangeReader
+
+    for name in ("snapshot.json", "images.npy", "labels.npy", "tree.bin"):
+        (folder / name).touch()
+    PartialSnapshot(RangeReader(folder))
+
+
 def decode_as_server(*paths: Path) -> None:
     """Decode image files within the server's limits, four at a time."""
     from concurrent.futures import ThreadPoolExecutor

@@ -15,6 +15,7 @@ from image_classifier.data import (
     corrections,
     download,
     parquet_process,
+    partial_snapshot,
     pickles,
     proof,
     webdataset,
@@ -119,6 +120,12 @@ ROWS: dict[str, tuple[str, str]] = {
         "the caller's",
     ),
     "proof of an image": (f"{_size(proof.MAX_BYTES)}, and the limits of JSON; any other encoding", "the caller's"),
+    "snapshot of `data fetch`": (
+        f"`snapshot.json` of {_size(partial_snapshot.MAX_RECORD_BYTES)} and the limits of JSON, NumPy headers of "
+        f"{_size(partial_snapshot.MAX_HEAD_BYTES)}; other sizes than the counts give, trees and images that do not "
+        "match the digest",
+        "the caller's",
+    ),
     "ONNX": (
         f"{_size(published.MAX_BYTES)}; weights in other files",
         _OWN + ", plus 4 times the file's size; the caller's if a given key has signed the file",

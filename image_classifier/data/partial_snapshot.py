@@ -33,8 +33,8 @@ from image_classifier.text import count, is_digest, is_name, list_first, one_lin
 
 _RECORD_FILE = "snapshot.json"
 _EXPORT = "`image_classifier data export --format snapshot` writes a folder that has it"
-_MAX_RECORD_BYTES = 2**20
-_MAX_HEAD_BYTES = 2**12
+MAX_RECORD_BYTES = 2**20
+MAX_HEAD_BYTES = 2**12
 _MAX_IMAGES = 2**40  # far more than any disk holds
 _BYTES_AT_ONCE = 2**23
 _NUM_NAMED = 10
@@ -118,8 +118,8 @@ class PartialSnapshot:
         if missing:
             correct = "correct the path, for there is none of its files" if len(missing) == len(sizes) else _EXPORT
             raise ValueError(f"there is no {missing[0]}; {correct}")
-        if self._sizes[_RECORD_FILE] > _MAX_RECORD_BYTES:
-            raise ValueError(f"{_RECORD_FILE} has more than the {_MAX_RECORD_BYTES:,} bytes that are read")
+        if self._sizes[_RECORD_FILE] > MAX_RECORD_BYTES:
+            raise ValueError(f"{_RECORD_FILE} has more than the {MAX_RECORD_BYTES:,} bytes that are read")
         record = files.parse_json(self.folder.read(_RECORD_FILE, 0, self._sizes[_RECORD_FILE]))
         files.check_form(record, {"format_version": int})
         if record["format_version"] != FORMAT_VERSION:
@@ -147,7 +147,7 @@ class PartialSnapshot:
     def _check_head(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
         start = self.folder.read(name, 0, min(10, self._sizes[name]))
         size = 10 + int.from_bytes(start[8:], "little")
-        if start[:8] != b"\x93NUMPY\1\0" or size > min(_MAX_HEAD_BYTES, self._sizes[name]):
+        if start[:8] != b"\x93NUMPY\1\0" or size > min(MAX_HEAD_BYTES, self._sizes[name]):
             raise ValueError(f"{name} is no array of NumPy")
         head = io.BytesIO(start[8:] + self.folder.read(name, 10, size - 10))
         try:

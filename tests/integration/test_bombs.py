@@ -25,6 +25,7 @@ import pytest
 import torch
 from PIL import Image
 
+from image_classifier.data.levels import compute_size
 from image_classifier.imaging import MAX_PIXELS, MAX_SCANS
 from image_classifier.tracking.run import RunFolder
 from tests.bombs import (
@@ -125,6 +126,14 @@ def put(content: bytes | str) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_long_head(path: Path) -> None:
+    """Write a snapshot of two images, whose array has a header of 65,535 bytes."""
+    record = {"format_version": 2, "digest": "0" * 64, "classes": ["cat"], "shape": [3, 32, 32]}
+    (path.parent / "snapshot.json").write_text(json.dumps(record | {"num_train": 1, "num_test": 1}))
+    (path.parent / "tree.bin").write_bytes(bytes(2 * compute_size(1)))
+    path.write_bytes(b"\x93NUMPY\1\0\xff\xff" + b" " * 2**16)
+
+
 def write_tar(*members: tuple[str, int, bytes], number: int = 1, is_packed: bool = True) -> Callable[[Path], None]:
     """Make what writes an archive with members of a name, a size and a kind, so many times."""
 
@@ -205,6 +214,7 @@ DATASET, RUN = "tests.confined:read_dataset", "image_classifier.tracking.reading
 METADATA, CONFIG = "image_classifier.data.metadata:load_metadata", "tests.confined:read_config"
 PREDICTIONS, MODEL = f"{RUN}:read_predictions", "image_classifier.tracking.checkpoint:load_model"
 STATE = "image_classifier.tracking.pretrained:load_pretrained"
+SNAPSHOT = "tests.confined:open_snapshot"
 PUBLISHED = "image_classifier.published.predictor:load_predictor"
 LABELS = build_npy("{'descr': '<i8', 'fortran_order': False, 'shape': (1,)}") + bytes(8)
 
@@ -365,6 +375,11 @@ BOMBS: dict[str, dict[str, Bomb]] = {
         "nested": Bomb(
             "tests.confined:check_proof", "proof.json", lambda path: path.write_bytes(b"[" * 2**20), "nested deeper"
         ),
+    },
+    "snapshot of `data fetch`": {
+        "size": Bomb(SNAPSHOT, "snapshot.json", write_sparse(2**20 + 1), "more than the 1,048,576 bytes", True),
+        "nested": Bomb(SNAPSHOT, "snapshot.json", put(b"[" * 2**20), "nested deeper", True),
+        "a header": Bomb(SNAPSHOT, "images.npy", write_long_head, "images.npy is no array of NumPy", True),
     },
     "ONNX": {
         "zeros": Bomb(
