@@ -117,9 +117,12 @@ def _decode_in_threads(
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_ahead = max(_FEWEST_AHEAD, 2 * num_cores)
     with ThreadPoolExecutor(num_cores + 1) as threads:
-        for item, label in encoded:
-            pending.append((threads.submit(attempt, item), label))
-            if len(pending) == num_ahead:
+        try:
+            for item, label in encoded:
+                pending.append((threads.submit(attempt, item), label))
+                if len(pending) == num_ahead:
+                    yield finish()
+            while pending:
                 yield finish()
-        while pending:
-            yield finish()
+        finally:
+            threads.shutdown(cancel_futures=True)  # after an error or an interrupt, nobody wants the images ahead

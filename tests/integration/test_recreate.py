@@ -301,16 +301,19 @@ def test_an_interrupt_leaves_nothing(run: Path, clone: Path, tmp_path: Path) -> 
     write_wheel(tmp_path, "image_classifier", "0.0.1", files)
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "image_classifier", "verify", run, "--recreate", "--wheels", tmp_path],
-        env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(PROJECT)},
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: any(scratch.glob("*/venv")), process)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "image_classifier", "verify", run, "--recreate", "--wheels", tmp_path],
+            env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(PROJECT)},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: any(scratch.glob("*/venv")), process)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert list(scratch.iterdir()) == []
+        if "has no wheel of tool==1.0" not in errors:  # else the interrupt came too late
+            break
     assert (process.returncode, output, errors) == (130, "", "interrupted\n")
-    assert list(scratch.iterdir()) == []
