@@ -79,7 +79,7 @@ def _build_claims_table() -> str:
         ),
         (
             "`verify` repeats a recorded run and compares it step by step",
-            f"recording costs {cost['cost']['mean']:.2%} of the training time",
+            f"recording costs {cost['cost']['mean']:.2%} of the training time; runs: {cost['cost']['runs']}",
         ),
         (
             "Any number of threads or processes gives the same bits",

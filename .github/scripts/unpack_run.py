@@ -106,12 +106,7 @@ def open_zip(path: Path, stack: ExitStack) -> Artifact:
     try:
         archive = stack.enter_context(zipfile.ZipFile(path))
         members = archive.infolist()
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-    ) as error:  # zipfile's words for what it cannot read
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # of zipfile, for a damaged file
         raise RunError(f"{path} is no zip file, and no folder: {error}") from error
     if len(members) > MAX_MEMBERS:
         raise RunError(f"{path} holds more than {MAX_MEMBERS:,} files; no run does")
