@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -171,13 +171,17 @@ def _write_part(files: dict[str, _File], content: Content, part: str, counts: di
     num_read = counts["kept"] + counts["left_out"]
     assert num_read == 0 or content.reopen is not None
     batches = content.reopen(part, num_read) if num_read and content.reopen else content.parts[part]
-    for images, labels in batches:
-        files["images"].write(np.ascontiguousarray(images, np.uint8).data)
-        files["labels"].write(np.ascontiguousarray(labels, np.int64).data)
-        counts["kept"] += len(labels)
-        counts["left_out"] = len(left_out) - num_before
-        yield counts["kept"] + counts["left_out"] - num_read
-        num_read = counts["kept"] + counts["left_out"]
+    try:
+        for images, labels in batches:
+            files["images"].write(np.ascontiguousarray(images, np.uint8).data)
+            files["labels"].write(np.ascontiguousarray(labels, np.int64).data)
+            counts["kept"] += len(labels)
+            counts["left_out"] = len(left_out) - num_before
+            yield counts["kept"] + counts["left_out"] - num_read
+            num_read = counts["kept"] + counts["left_out"]
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()  # after an error or an interrupt: else its threads decode on while the error is reported
     counts["left_out"] = len(left_out) - num_before
 
 

@@ -78,13 +78,14 @@ async function send(form) {
     const blob = await answer.blob();
     const milliseconds = performance.now() - began;
     const type = answer.headers.get("content-type") ?? "no content";
-    status.textContent = `${answer.status} ${answer.statusText} · ${type} · ${blob.size.toLocaleString("en")} bytes · ${milliseconds.toFixed(0)} ms`;
     const isImage = type.startsWith("image/");
+    const text = isImage ? "" : format(await blob.text(), type);
+    status.textContent = `${answer.status} ${answer.statusText} · ${type} · ${blob.size.toLocaleString("en")} bytes · ${milliseconds.toFixed(0)} ms`;
     URL.revokeObjectURL(picture.src);
     picture.hidden = !isImage;
     shown.hidden = isImage;
     if (isImage) picture.src = URL.createObjectURL(blob);
-    else shown.textContent = format(await blob.text(), type);
+    else shown.textContent = text;
   } catch {
     status.textContent = "The server cannot be reached.";
     shown.hidden = picture.hidden = true;

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,17 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         load_snapshot(tmp_path)
     (left,) = (tmp_path / ".snapshots").glob("unfinished-*")
     return left
+
+
+def test_nothing_is_decoded_any_more_while_the_error_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[bytes]
+) -> None:
+    write_shards(tmp_path, ARRAYS, OURS)
+    num_threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as error:
+        stop_at(monkeypatch, 5, KeyboardInterrupt())
+        load_snapshot(tmp_path)
+    assert error.traceback and threading.active_count() == num_threads and 24 <= len(decoded) < 90
 
 
 def flip(path: Path) -> None:
