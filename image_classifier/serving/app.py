@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -34,7 +35,7 @@ QUIET_PATHS = frozenset(("/health/live", "/health/ready", "/v2/health/live", "/v
 """Routes that probes poll all the time. Only failures are logged."""
 
 RENDER_SHARE = 0.05
-"""Long-term share of the event loop's time that rendering metrics may take."""
+"""Long-term share of the time in which metrics may be rendered."""
 
 MAX_RENDER_S = 0.25
 """Largest credit of such time that accumulates."""
@@ -62,6 +63,7 @@ class App:
         self.allowed_hosts = settings.find_allowed_hosts()
         self._description: dict[str, Any] | None = None
         self._rendered, self._rendered_at, self._render_credit_s = b"", 0.0, 0.0
+        self._rendering = asyncio.Lock()
         self.proxies = TrustedProxies(settings.trusted_proxies) if settings.trusted_proxies else None
         self.predict_path = f"{settings.root_path}/predict"
         self.log_limit = LineLimit(settings.log_lines_per_s)
@@ -274,15 +276,19 @@ class App:
         return answer_json(schemas.Status(status="ready"))
 
     async def show_metrics(self) -> Response:
-        """Return the metrics; to a client that polls too often the previous ones, so that the event loop stays free."""
-        began = time.perf_counter()
-        credit_s = self._render_credit_s + (began - self._rendered_at) * RENDER_SHARE
-        self._render_credit_s = min(MAX_RENDER_S, credit_s)
-        if self._render_credit_s > 0:
-            self.metrics.pending.set(self.service.batcher.num_pending)
-            self._rendered = self.metrics.render()
-            self._render_credit_s -= time.perf_counter() - began
-        self._rendered_at = began
+        """Return the metrics; to a client that polls too often the previous ones.
+
+        A thread renders them, which takes some milliseconds, so that the event loop stays free.
+        """
+        async with self._rendering:
+            began = time.perf_counter()
+            credit_s = self._render_credit_s + (began - self._rendered_at) * RENDER_SHARE
+            self._render_credit_s = min(MAX_RENDER_S, credit_s)
+            if self._render_credit_s > 0:
+                self.metrics.pending.set(self.service.batcher.num_pending)
+                self._rendered = await asyncio.to_thread(self.metrics.render)
+                self._render_credit_s -= time.perf_counter() - began
+            self._rendered_at = began
         return Response(self._rendered, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def model(self) -> Response:

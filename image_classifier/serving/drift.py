@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ class DriftWindow(Collector):
         self._clock = clock
         self._model: PublishedModel | None = None
         self._reference: Reference
+        self._lock = threading.Lock()
         self._rows: deque[tuple[int, float, float]] = deque()  # class, confidence, brightness
         self._room, self._seen_at = 0.0, 0.0
 
@@ -46,9 +48,9 @@ class DriftWindow(Collector):
             ModelError: the model's reference is missing or damaged. No metrics appear then.
         """
         self._model = None
-        self._reference = parse_reference(model.path, model.reference, model.classes)
-        self._rows = deque(maxlen=size)
-        self._model = model
+        reference = parse_reference(model.path, model.reference, model.classes)
+        with self._lock:
+            self._reference, self._rows, self._model = reference, deque(maxlen=size), model
 
     def add(self, tickets: Sequence[Ticket]) -> None:
         """Add images of one batch, up to the sampling limit. Images of other models are ignored."""
@@ -64,10 +66,17 @@ class DriftWindow(Collector):
             brightness = pixels.reshape(len(chosen), -1).mean(axis=1).tolist()
             bests = [ticket.order[0] for ticket in chosen]
             confidences = [ticket.row[best] for ticket, best in zip(chosen, bests, strict=True)]
-            self._rows.extend(zip(bests, confidences, brightness, strict=True))
+            with self._lock:
+                self._rows.extend(zip(bests, confidences, brightness, strict=True))
+
+    def _copy_full(self) -> tuple[Reference, list[tuple[int, float, float]]] | None:
+        """Copy the window with its reference; None while it is not full."""
+        with self._lock:
+            is_full = self._model is not None and len(self._rows) == self._rows.maxlen
+            return (self._reference, list(self._rows)) if is_full else None
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Compute the metrics; they have no values while the window is not full."""
+        """Compute the metrics, in any thread; they have no values while the window is not full."""
         stability = GaugeMetricFamily(
             "image_classifier_drift_stability",
             "Population stability index of the latest images against the model's test set",
@@ -77,9 +86,10 @@ class DriftWindow(Collector):
             "image_classifier_drift_brightness",
             "Mean brightness of the latest images minus that of the test set, in its standard deviations",
         )
-        if self._model is not None and len(self._rows) == self._rows.maxlen:
-            classes, confidences, levels = (np.array(column) for column in zip(*self._rows, strict=True))
-            reference = self._reference
+        window = self._copy_full()
+        if window is not None:
+            reference, rows = window
+            classes, confidences, levels = (np.array(column) for column in zip(*rows, strict=True))
             bins = get_class_bins(reference.class_counts)
             expected = np.bincount(bins, reference.class_counts).astype(np.int64)
             counts = np.bincount(bins[classes], minlength=len(expected))

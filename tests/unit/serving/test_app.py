@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 from typing import Any
 
 import orjson
@@ -50,6 +52,17 @@ def test_the_committed_description_is_the_servers(app: App) -> None:
     committed = json.loads((PROJECT / "docs" / "openapi.json").read_text(encoding="utf-8"))
     assert committed == json.loads(json.dumps(app.describe())), "python -m tests.openapi"
     assert app.describe() is app.describe(), "it is built again for each who asks, which holds up all others"
+
+
+def test_the_event_loop_goes_on_while_metrics_are_rendered(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gone_on = threading.Event()
+    monkeypatch.setattr(app.metrics, "render", lambda: b"%d" % has_gone_on.wait(30))
+
+    async def ask() -> bytes:
+        asyncio.get_running_loop().call_soon(has_gone_on.set)
+        return bytes((await app.show_metrics()).body)
+
+    assert asyncio.run(ask()) == b"1"
 
 
 def test_anybody_may_see_the_pages_and_the_health_and_nothing_else(app: App) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -128,6 +130,24 @@ def test_at_a_high_load_a_part_is_looked_at(model: PublishedModel) -> None:
     clock.now += 0.02
     window.add(tickets)
     assert read(window)
+
+
+def test_the_window_is_read_in_one_thread_while_another_adds_to_it(model: PublishedModel) -> None:
+    clock, tickets, has_ended = Clock(), build_tickets(model, IMAGES, ANSWERS), Event()
+    window = DriftWindow(clock)
+    window.watch(model, len(tickets))
+
+    def add() -> None:
+        while not has_ended.is_set():
+            clock.now += 1
+            window.add(tickets[: len(tickets) // 2])
+
+    with ThreadPoolExecutor(1) as threads:
+        adding = threads.submit(add)
+        sizes = {len(read(window)) for _ in range(200)}
+        has_ended.set()
+        adding.result()
+    assert 4 in sizes and sizes <= {0, 4}
 
 
 def test_a_model_without_a_reference_or_with_a_damaged_one_is_refused_and_shows_nothing(model: PublishedModel) -> None:
