@@ -90,7 +90,9 @@ def execute(
         with shown(command.__name__.strip("_")) if shows_progress else nullcontext():
             return command(argv)
     except ImageClassifierError as error:
-        print(f"error: {make_printable(hide_in_urls(str(error)))}", file=sys.stderr)
+        from image_classifier.remote.cache import name_urls
+
+        print(f"error: {make_printable(hide_in_urls(name_urls(str(error))))}", file=sys.stderr)
         return ExitStatus.DIFFERENT if isinstance(error, VerdictError) else ExitStatus.EXPECTED_ERROR
     except ModuleNotFoundError as error:
         explanation = explain_missing(error)

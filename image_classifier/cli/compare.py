@@ -13,6 +13,7 @@ from image_classifier.cli.arguments import parse_arguments
 from image_classifier.cli.command import ExitStatus, build_parser, execute
 from image_classifier.cli.table import format_percentage, format_table
 from image_classifier.metrics import MIN_TOP5_CLASSES
+from image_classifier.progress import say
 from image_classifier.remote.cache import localize
 from image_classifier.storage import temporary_files_beside, write_atomically
 
@@ -49,6 +50,7 @@ def _compare(argv: Sequence[str] | None) -> int:
             from image_classifier.visualization.figures import draw_comparison_figure
 
             write_atomically(arguments.output, draw_comparison_figure(comparison))
+        say(f"the picture is {arguments.output}")
     print(json.dumps(comparison, indent=2, allow_nan=False) if arguments.json else format_comparison(comparison))
     return ExitStatus.DONE
 
@@ -131,7 +133,7 @@ def _describe_difference(difference: dict[str, Any]) -> str:
             points += f", 95 % interval {low} to {high}"
     if difference["p_value"] is None:
         return f"{points}. All seeds gave the same accuracy, so there is no variance to test against."
-    p_value = f"p = {difference['p_value']:.2g}"
+    p_value = f"p = {difference['p_value']:.2g}" if difference["p_value"] else "p < 1e-300"
     if difference["corrected_p_value"] != difference["p_value"]:
         p_value += f", {difference['corrected_p_value']:.2g} after Holm's correction for several comparisons"
     verdict = f"{'a' if difference['differ'] else 'no'} significant difference between {subject}"

@@ -201,6 +201,7 @@ def _info(argv: Sequence[str] | None) -> int:
             from image_classifier.visualization.dataset_sheet import draw_dataset_sheet
 
             write_atomically(options.output, draw_dataset_sheet(snapshot))
+        say(f"the picture is {options.output}")
     if options.croissant is not None:
         from image_classifier.data.croissant import write_croissant
         from image_classifier.data.snapshot import find_stores
@@ -208,6 +209,7 @@ def _info(argv: Sequence[str] | None) -> int:
 
         folder = access.dataset_folder if in_database else get_folder(options.dataset_folder)
         write_croissant(snapshot, find_stores(folder), options.croissant)
+        say(f"the Croissant description is {options.croissant}")
     print(format_info(snapshot))
     return ExitStatus.DONE
 

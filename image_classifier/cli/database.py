@@ -237,6 +237,7 @@ def diff(argv: Sequence[str] | None) -> int:
             places = [describe_place(place) for place in (options.old, options.new)]
             title = f"{old.database or places[0]} → {new.database or places[1]}"
             write_atomically(options.output, draw_difference_sheet(old, new, difference, title))
+        say(f"the picture is {options.output}")
     print(format_difference(difference, old.classes, new.classes))
     return ExitStatus.DONE
 

@@ -17,6 +17,7 @@ from image_classifier.cli.times import add_time_options, parse_times
 from image_classifier.errors import SettingsError
 from image_classifier.extras import load_extra
 from image_classifier.monitoring.accuracy import Period
+from image_classifier.progress import say
 from image_classifier.references import REGISTERED
 from image_classifier.storage import temporary_files_beside, write_atomically
 
@@ -108,6 +109,7 @@ def _drift(argv: Sequence[str] | None) -> int:
             found = _compare(arguments, since, until)
             page = _build_page(arguments, found)
             write_atomically(arguments.page, page.encode("utf-8", "backslashreplace"))
+        say(f"the page is {arguments.page}")
     print(json.dumps(describe(found), indent=2, allow_nan=False) if arguments.json else format_found(found))
     return ExitStatus.DIFFERENT if found.num_drifts else ExitStatus.DONE
 

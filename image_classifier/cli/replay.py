@@ -35,9 +35,7 @@ def build_replay_parser() -> ArgumentParser:
         "probability is the same.",
     )
     parser.add_argument("capture", type=str, help="folder or URL that a server captured to")
-    parser.add_argument(
-        "model", type=str, help="published folder, ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION"
-    )
+    parser.add_argument("model", type=str, help="published folder, its run's folder, ONNX file, or models:/NAME@ALIAS")
     add_time_options(parser)
     parser.add_argument(
         "--precision", type=Literal["fp32", "int8"], default="fp32", help="which of the folder's two models"
@@ -59,12 +57,15 @@ def _replay(argv: Sequence[str] | None) -> int:
 
     from image_classifier.capture.files import read_captures
     from image_classifier.capture.replay import replay
+    from image_classifier.published.folder import find_published
     from image_classifier.published.predictor import load_predictor
 
     captures = read_captures(arguments.capture, since=since, until=until)
     path, version = Path(arguments.model), None
     if arguments.model.startswith(REGISTERED):
         path, version = resolve_name(arguments.tracking_uri, arguments.experiments_folder, arguments.model)
+    elif path.is_dir():
+        path = find_published(path)
     predictor = load_predictor(
         path, public_key=arguments.public_key, num_threads=1, precision=arguments.precision, version=version
     )

@@ -22,7 +22,7 @@ from image_classifier.progress import say, track
 from image_classifier.references import get_url
 from image_classifier.remote.cache import localize
 from image_classifier.storage import written_beside
-from image_classifier.text import make_printable
+from image_classifier.text import count, make_printable
 
 if TYPE_CHECKING:
     from image_classifier.verification import Verification
@@ -260,11 +260,11 @@ def _count(path: Path, *, threshold: str | None, public_key: list[Path], policy:
         if changed := verify_files(path):
             return _print_verdict("DIFFERENT", changed)
         tally = check_run(path, manifest, asked)
-    lines = [f"{len(asked.verifiers) - len(tally.missing)} of {len(asked.verifiers)} verifiers have found it IDENTICAL"]
-    lines[0] += f", and {asked.threshold} are asked for"
+    num_found = len(asked.verifiers) - len(tally.missing)
+    lines = [f"found IDENTICAL by {num_found} of {count(len(asked.verifiers), 'verifier')}; needed: {asked.threshold}"]
     lines += sorted({attestation.describe() for attestation in tally.counted})
     lines += [f"missing: {name}" for name in tally.missing]
-    lines += [f"not counted: {name}: {reason}" for name, reason in sorted(tally.ignored.items())]
+    lines += [f"not counted: {line}" for line in tally.describe_ignored()]
     return _print_verdict("ACCEPTED", [make_printable(line) for line in lines])
 
 

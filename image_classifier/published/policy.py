@@ -33,7 +33,7 @@ from image_classifier.published.folder import (
     check_identity_signature,
     check_signature,
 )
-from image_classifier.text import one_line
+from image_classifier.text import list_first, one_line
 
 FORMAT_VERSION = 1
 MAX_SIGNERS = 64
@@ -123,6 +123,13 @@ class Tally:
     counted: tuple[Attestation, ...]
     missing: tuple[str, ...]
     ignored: dict[str, str]
+
+    def describe_ignored(self) -> list[str]:
+        """Describe what does not count: a line for each reason, with its files."""
+        names: dict[str, list[str]] = {}
+        for name, reason in sorted(self.ignored.items()):
+            names.setdefault(reason, []).append(name)
+        return [f"{list_first(group, _NUM_NAMED)}: {reason}" for reason, group in names.items()]
 
 
 def parse_threshold(text: str) -> tuple[int, int]:
@@ -284,9 +291,8 @@ def _check(folder: Path, subject: Subject, policy: Policy, now: datetime | None)
     if lacks:
         if not contents and not refused:
             lacks.append(f"{ATTESTATIONS}/ is missing or empty; a web server shows it only in its index pages")
-        others = [f"{name}: {reason}" for name, reason in sorted(tally.ignored.items())]
-        more = [f"{len(others) - _NUM_NAMED} more"] if len(others) > _NUM_NAMED else []
-        lacks += [f"not counted: {line}" for line in others[:_NUM_NAMED] + more]
+        others = [f"not counted: {line}" for line in tally.describe_ignored()]
+        lacks += [list_first(others, _NUM_NAMED, "; ")] if others else []
         raise ModelError(f"{subject.title} is not verified as {policy.source} requires: {'; '.join(lacks)}")
     return tally
 

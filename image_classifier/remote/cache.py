@@ -42,6 +42,9 @@ from image_classifier.storage import DISK, find_cache, locked_folder, storage_er
 _FOLDER = "remote"
 _SMALLEST_PIECE = 2**16
 
+_urls: dict[str, str] = {}
+"""URLs by the paths of their copies, of this process."""
+
 
 def localize(place: Path | str, patience: Patience = Patience()) -> Path:
     """Give the path on this machine of a folder or file: a path as it is, and for a URL that of a checked copy.
@@ -57,7 +60,18 @@ def localize(place: Path | str, patience: Patience = Patience()) -> Path:
     url = get_url(place)
     if url is None:
         return Path(place)
-    return url.find_local_path() or _fetch(Store(url, patience))
+    local_path = url.find_local_path()
+    if local_path is None:
+        local_path = _fetch(Store(url, patience))
+        _urls[str(local_path)] = str(url)
+    return local_path
+
+
+def name_urls(text: str) -> str:
+    """Replace the paths of copies in a message by the URLs that the user named."""
+    for path, url in _urls.items():
+        text = text.replace(path, url)
+    return text
 
 
 def prune() -> int:

@@ -330,9 +330,11 @@ def _draw_groups(axes: Axes, comparison: dict[str, Any], theme: Theme) -> None:
         axes.plot(accuracies, [2 * position - height] * len(accuracies), "o", color=colour, markersize=6, alpha=0.75)
         axes.annotate(label, (sample["mean"], height), (0, 8), textcoords="offset points", ha="center", size=8.5)
         settings = [f"{name} {values[group['name']]}" for name, values in comparison["settings"].items()]
-        described = "\n".join(shorten(line, 30) for line in settings[:3] or group["runs"][:1])
-        more = f"\nand {len(settings) - 3} more" if len(settings) > 3 else ""
-        labels.append(f"{group['name']}: {described}{more}")
+        num_runs = len(group["runs"])
+        runs = group["runs"][0] if num_runs == 1 else f"{num_runs} runs, {group['runs'][0]} to {group['runs'][-1]}"
+        more = [f"and {len(settings) - 3} more"] if len(settings) > 3 else []
+        lines = [f"{group['name']}: {runs}", *settings[:3], *more]
+        labels.append("\n".join(shorten(line, 34) for line in lines))
     has_intervals = any(group["figures"]["accuracy"]["interval"] for group in comparison["groups"])
     axes.set_title("Test accuracy: runs" + (", mean, 95 % interval of the mean" if has_intervals else ""))
     axes.set_yticks(range(len(labels)), labels, color=theme.text, parse_math=False)

@@ -333,7 +333,7 @@ def test_serve_with_traces(
 def test_serve_with_capture(install: Install, published_run: Path, tmp_path: Path) -> None:
     words = ("serve", published_run, "--capture", "captured", "--capture_fraction", "1")
     assert "pip install 'image-classifier[capture]'" in refuse(install("serve"), *words, cwd=tmp_path)
-    replay = ("replay", "captured", published_run)
+    replay = ("replay", "captured", published_run.parent)
     assert "pip install 'image-classifier[capture]'" in refuse(install("serve"), *replay, cwd=tmp_path)
     python, program = install("serve,capture").with_name("python"), ("-P", "-m", "image_classifier")
     options = ("--capture", tmp_path / "captured", "--capture_fraction", "1")

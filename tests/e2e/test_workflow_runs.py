@@ -233,7 +233,7 @@ def test_a_policy_takes_the_published_model_with_the_verdicts_of_both_runners_an
     assert verdicts == sorted(path.name for path in github.get_artifact("1", "attestations").iterdir())
     assert main(["verify", str(published), "--policy", str(policy)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("ACCEPTED\n  1 of 1 verifiers have found it IDENTICAL") and said.count(", all ") == 2
+    assert said.startswith("ACCEPTED\n  found IDENTICAL by 1 of 1 verifier;") and said.count(", all ") == 2
     for name in verdicts:
         less = shutil.copytree(published, tmp_path / name)
         (less / ATTESTATIONS / name).unlink()

@@ -24,7 +24,8 @@ def test_groups_of_seeds_are_put_side_by_side(tmp_path: Path, capsys: pytest.Cap
 
     assert compare(*low, *high, "--output", picture) == 0
 
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert said == f"the picture is {picture}\n"
     assert [line.split()[1] for line in shown.splitlines()[2:8]] == [f"e/{run.name}" for run in [*low, *high]]
     assert "cutout   0  8" in shown
     assert "B - A: +19.80 points, 95 % interval +1" in shown

@@ -74,7 +74,7 @@ def test_a_verdict_is_signed_and_counted(copy: Path, keys: dict[str, tuple[Path,
         assert "  signed: " in capsys.readouterr().out
     assert main([str(copy), "--threshold", "1-of-2", "--public_key", *public]) == 0
     verdict, *lines = capsys.readouterr().out.splitlines()
-    assert (verdict, lines[0]) == ("ACCEPTED", "  1 of 2 verifiers have found it IDENTICAL, and 1 are asked for")
+    assert (verdict, lines[0]) == ("ACCEPTED", "  found IDENTICAL by 1 of 2 verifiers; needed: 1")
     assert f"{public[0]}: IDENTICAL, all 40 steps, on " in lines[1] and lines[2] == f"  missing: {public[1]}"
     assert lines[3].endswith("its kind is segment, but the policy accepts all")
     assert main([str(copy), "--threshold", "2-of-2", "--public_key", *public]) == 2

@@ -187,6 +187,7 @@ def test_a_model_is_published_to_s3_and_served_from_there(
 ) -> None:
     source, target = bucket.upload_folder("runs/run", trained_run), f"{bucket.url}/models/shapes"
     assert "is published with --target" in refuse(capsys, "publish", source)
+    assert refuse(capsys, "registry", "check", source).startswith(f"error: {source} has no published model")
     words = ["publish", source, "--target", target, "--dataset_folder", str(sample_dataset)]
     assert main(words) == 0
     assert capsys.readouterr().out == f"{target}\n"

@@ -147,6 +147,14 @@ def test_a_signed_statement_that_proves_nothing_does_not_count(
     assert "\n" not in str(caught.value)
 
 
+def test_what_does_not_count_is_described_once_for_each_reason() -> None:
+    ignored = {f"{number}.json": "it is about another run" for number in range(7)} | {"9.json": "it names no key"}
+    assert Tally((), (), ignored).describe_ignored() == [
+        "0.json, 1.json, 2.json, 3.json, 4.json and 2 more: it is about another run",
+        "9.json: it names no key",
+    ]
+
+
 def change_envelope(content: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
     envelope = json.loads(content)
     change(envelope)
