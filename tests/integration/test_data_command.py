@@ -175,7 +175,7 @@ def test_info_shows_each_class_and_split(tmp_path: Path) -> None:
     arrays.labels[arrays.labels == 6] = 5
     write_cifar10_python(tmp_path, arrays)
     result = run_data("info", "--dataset_folder", tmp_path, "--output", tmp_path / "sheet.png")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, f"the picture is {tmp_path / 'sheet.png'}\n")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert lines[:2] == [["name", "cifar10"], ["digest", load_snapshot(tmp_path).digest]]
     table = {line[0]: line[1:] for line in lines if len(line) == 4}
