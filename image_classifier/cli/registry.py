@@ -219,7 +219,7 @@ def _promote(argv: Sequence[str] | None) -> int:
     )
     if promotion.unchecked:
         proof.say(f"note: it was not checked: {promotion.unchecked}")
-    comparison = f"; it was {promotion.former}" if promotion.former else ""
+    comparison = f"; it was {promotion.former}" if promotion.former not in (None, promotion.number) else ""
     if promotion.difference is not None:
         comparison += f", {100 * promotion.difference:+.2f} points of accuracy (p = {promotion.p_value:.2g})"
     if promotion.judged is not None:

@@ -240,7 +240,10 @@ def _verify(folder: Path, published: Published, verifier: Any, signer: object) -
         try:
             verifier.set_hashing_config(ignoring).verify(copy, copy / SIGNATURE)
         except Exception as error:  # a damaged bundle raises many types
-            raise ModelError(f"{folder} is not signed by {signer}: {one_line(error)}") from error
+            reason = one_line(error)
+            raise ModelError(
+                f"{folder} is not signed by {signer}: {reason}; name who signed it, or publish the run again"
+            ) from error
 
 
 @contextmanager

@@ -290,7 +290,10 @@ def _check(folder: Path, subject: Subject, policy: Policy, now: datetime | None)
         lacks.append(f"{len(families)} of {policy.min_processor_families} processor families: {named}")
     if lacks:
         if not contents and not refused:
-            lacks.append(f"{ATTESTATIONS}/ is missing or empty; a web server shows it only in its index pages")
+            lacks.append(
+                f"{ATTESTATIONS}/ is missing or empty (a web server shows it only in its index pages); "
+                "`verify --attest` signs a verdict"
+            )
         others = [f"not counted: {line}" for line in tally.describe_ignored()]
         lacks += [list_first(others, _NUM_NAMED, "; ")] if others else []
         raise ModelError(f"{subject.title} is not verified as {policy.source} requires: {'; '.join(lacks)}")
@@ -335,7 +338,10 @@ def count(subject: Subject, contents: dict[str, bytes], policy: Policy, now: dat
 def _check_accepted(attestation: Attestation, subject: Subject, policy: Policy, now: datetime) -> None:
     for name, digest in subject.digests.items():
         if name not in attestation.subjects:
-            raise ValueError(f"it does not name {name}, and no publisher of the policy signed the model")
+            raise ValueError(
+                f"it does not name {name}, and no publisher of the policy signed the model; "
+                "sign a verdict after publishing, or name who signs models under publishers"
+            )
         if attestation.subjects[name] != digest:
             raise ValueError(f"it is about another {name}")
     verified_at, kind = attestation.verified_at, attestation.predicate["checked"]["kind"]

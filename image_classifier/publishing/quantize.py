@@ -144,7 +144,7 @@ def describe_comparison(comparison: Mapping[str, Any]) -> str:
         return f"int8 is left out, because {comparison['verdict']}"
     speed, accuracy = comparison["images_per_second"], comparison["accuracy"]
     gain = speed["int8"] / speed["fp32"]
-    return f"int8: {gain:.1f} times as fast as fp32, accuracy {accuracy['int8']:.2%} instead of {accuracy['fp32']:.2%}"
+    return f"int8: {gain:.1f} times as fast as fp32, accuracy {accuracy['int8']:.2%}, fp32 {accuracy['fp32']:.2%}"
 
 
 def measure_speed(predictors: dict[str, Predictor], pixels: NDArray[np.uint8]) -> dict[str, list[float]]:

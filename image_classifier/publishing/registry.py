@@ -307,8 +307,8 @@ class Registry:
         evidence, reason = self._gather(version.title, published, proof)
         if evidence is None and not allow_loss:
             raise RegistryError(
-                f"{version.title} cannot be checked: {reason}. Name the data with --dataset_folder, or the signer's "
-                "key with --public_key; --allow_loss promotes without a check"
+                f"{version.title} cannot be checked: {reason}. Name the run's data with --dataset_folder, or the "
+                "signer's key with --public_key; --allow_loss promotes without a check"
             )
         promotion = Promotion(version.name, version.number, alias, former.number if former else None, unchecked=reason)
         if former is not None and former.number != version.number and evidence is not None:

@@ -51,7 +51,7 @@ def rebuild_tensor_file(raw: bytes) -> bytes:
                 new.writestr(f"archive/{name}", old.read(record))
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
         # RuntimeError: zipfile's, of a record that is encrypted or of a later format.
-        raise PickleError(f"is damaged: {one_line(error)}") from error
+        raise PickleError(f"cannot be read: {one_line(error)}; get it again") from error
     return rebuilt.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import ssl
 import subprocess
 from contextlib import suppress
@@ -26,22 +27,21 @@ def read_block(pattern: str) -> str:
 
 def test_the_documented_proxy_gives_answers_links_and_addresses(tmp_path: Path) -> None:
     program = find_nginx() or report_lack("the program nginx is not installed")
-    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=images -addext"
-    run_program("openssl", *words.split(), f"subjectAltName=DNS:{NAME}", cwd=tmp_path)
+    run_program(*shlex.split(read_block("openssl req").replace("\\\n", "")), cwd=tmp_path)
     images = draw_images(1)
     write_published_model(tmp_path / "published", images)
     options = read_block("image_classifier serve MODEL --root_path").split()[3:]
     port = find_port()
     with serving(tmp_path / "published", tmp_path / "log", *options) as server:
         block = read_block("server {").replace("listen 443", f"listen 127.0.0.1:{port}")
-        block = block.replace("/etc/ssl/images.pem", f"{tmp_path}/cert.pem")
-        block = block.replace("/etc/ssl/images.key", f"{tmp_path}/key.pem").replace(":8000/", f":{server.port}/")
+        block = block.replace("/etc/ssl/images.pem", f"{tmp_path}/images.pem")
+        block = block.replace("/etc/ssl/images.key", f"{tmp_path}/images.key").replace(":8000/", f":{server.port}/")
         head = f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/errors; events {{}}\n"
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         places = "".join(f"{kind}_temp_path {tmp_path};\n" for kind in kinds)
         (tmp_path / "nginx.conf").write_text(f"{head}http {{ access_log off; {places}{block} }}\n")
         proxy = subprocess.Popen([program, "-c", str(tmp_path / "nginx.conf")], stderr=subprocess.DEVNULL)
-        context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        context = ssl.create_default_context(cafile=str(tmp_path / "images.pem"))
         hosts, names = {"Host": f"{NAME}:{port}"}, {"sni_hostname": NAME}
         with httpx.Client(base_url=f"https://127.0.0.1:{port}/classifier", headers=hosts, verify=context) as client:
 
