@@ -173,7 +173,7 @@ def _add(argv: Sequence[str] | None) -> int:
     if version.accuracy is not None:
         say(f"accuracy {_format_accuracy(version.accuracy)} of the test set, {_describe_views(version)}")
     if version.unchecked:
-        proof.say(f"note: its accuracy was not checked: {version.unchecked}")
+        proof.say(f"note: its accuracy was not checked: {version.unchecked}; name the run's data with --dataset_folder")
     print(f"{version.name}/{version.number}")
     return ExitStatus.DONE
 

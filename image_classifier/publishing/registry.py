@@ -235,7 +235,7 @@ class Registry:
         except DataError as error:
             if proof.dataset_folder is not None:
                 raise
-            return None, str(error)
+            return None, str(error).partition("; ")[0]  # its remedy may name data that the model was not trained on
         check_claims(title, published, evidence)
         return evidence, ""
 

@@ -227,7 +227,7 @@ def test_a_model_that_claims_what_it_is_not_becomes_no_champion(
     registry: Registry, forged: Path, proof: Proof, sample_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = registry.add(forged, "cifar")  # there is no data here, so that nothing can be said
-    assert version.unchecked.startswith("no data set at data/cifar_dataset")
+    assert version.unchecked == "no data set at data/cifar_dataset: there is neither a folder nor a file"
     (listed,) = [found for found in registry.list("cifar") if found.number == version.number]
     assert listed.accuracy is version.accuracy is None and "accuracy" not in listed.tags
     with pytest.raises(RegistryError, match="cannot be checked: no data set at .* --dataset_folder, .* --public_key"):
