@@ -86,6 +86,16 @@ class LocalPlace:
     def __str__(self) -> str:
         return str(self._folder)
 
+    def check_writable(self) -> None:
+        """Check that the folder, or the nearest one above it that exists, can be written to.
+
+        Raises:
+            SettingsError: it cannot.
+        """
+        above = next(each for each in (self._folder, *self._folder.absolute().parents) if each.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            raise SettingsError(f"--capture: {self._folder} cannot be written to; choose another folder")
+
     def write(self, path: str, content: bytes | memoryview) -> None:
         target = self._folder / path
         try:

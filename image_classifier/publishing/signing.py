@@ -118,7 +118,8 @@ def _get_token() -> Any:
 def _key_error(key: str, error: Exception) -> SettingsError:
     if isinstance(error, OSError):
         return SettingsError(f"--sign_key {key} cannot be read: {error.strerror}")
+    reason = "it is one of another kind, such as RSA" if isinstance(error, AttributeError) else one_line(error)
     return SettingsError(
         f"--sign_key {key} is not a private key on the curve P-256, P-384 or P-521 without a password: "
-        f"{one_line(error)}; make one with: openssl ecparam -genkey -name prime256v1 -noout -out KEY"
+        f"{reason}; make one with: openssl ecparam -genkey -name prime256v1 -noout -out KEY"
     )

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from image_classifier.capture.places import open_place
+from image_classifier.capture.places import LocalPlace, open_place
 from image_classifier.capture.recorder import Recorder
 from image_classifier.errors import ImageClassifierError, ModelError, SettingsError
 from image_classifier.extras import check_extra
@@ -301,7 +301,9 @@ def build_recorder(settings: ServerSettings, image_size: int, metrics: Metrics) 
     if not settings.capture:
         return None
     check_extra("pyarrow", "capture")
-    open_place(settings.capture)  # fail now rather than in the writer process
+    place = open_place(settings.capture)  # fail now rather than in the writer process
+    if isinstance(place, LocalPlace):
+        place.check_writable()
     return Recorder(
         settings.capture,
         image_size=image_size,

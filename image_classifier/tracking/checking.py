@@ -36,8 +36,8 @@ def check_finished(folder: Path) -> None:
         RunError: it does not; the message says what is missing.
     """
     if not folder.is_dir():
-        is_there = "; it is a file, so name the folder of its run" if folder.exists() else ""
-        raise RunError(f"there is no run folder {folder}{is_there}")
+        remedy = "it is a file, so name the folder of its run" if folder.exists() else "correct the path"
+        raise RunError(f"there is no run folder {folder}; {remedy}")
     if not is_finished(folder):
         raise RunError(f"{folder} is not a finished run: it has no {MANIFEST}; continue it with --resume")
     for name, facts in _list_expected(folder).items():

@@ -242,7 +242,7 @@ def _read_json(path: Path, form: Any) -> dict[str, Any]:
         check_form(value, form)
     except (OSError, ValueError) as error:
         if not path.parent.is_dir():
-            raise RunError(f"there is no run folder {path.parent}") from error
+            raise RunError(f"there is no run folder {path.parent}; correct the path") from error
         raise RunError(f"{path} is missing or damaged: {error}") from error
     return value
 

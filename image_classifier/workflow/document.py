@@ -122,8 +122,9 @@ def _load(path: Path, where: str) -> Any:
     try:
         return load_yaml(path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SettingsError(f"{where} cannot be read as YAML: {reason}; correct it") from error
+        if isinstance(error, OSError):
+            raise SettingsError(f"{where} cannot be read: {error.strerror}; correct the path") from error
+        raise SettingsError(f"{where} cannot be read as YAML: {error}; correct it") from error
 
 
 def parse_document(content: Mapping[str, Any]) -> Document:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from image_classifier.capture.places import BLOCK_BYTES, UncachedDisk
+from image_classifier.capture.places import BLOCK_BYTES, LocalPlace, UncachedDisk
+from image_classifier.errors import SettingsError
 
 MEMORY = Path("/dev/shm")
 """A file system in memory, which may have no way past the kernel's."""
@@ -39,6 +40,15 @@ def test_a_file_system_without_direct_access_gets_the_file_too() -> None:
         assert path.read_bytes() == content
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize("name", ["file", "file/captured"])
+def test_a_place_that_nobody_can_write_to_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    LocalPlace(tmp_path / "new" / "captured").check_writable()
+    with pytest.raises(SettingsError, match="--capture: .* cannot be written to; choose another folder"):
+        LocalPlace(tmp_path / name).check_writable()
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_the_disk_has_no_room_for_is_an_error(tmp_path: Path) -> None:

@@ -163,3 +163,8 @@ def test_settings_in_the_environment_are_refused(
     monkeypatch.setenv(variable, "3")
     with pytest.raises(SettingsError, match=f"{variable} .*unset"):
         check_before(load(tmp_path, GOOD))
+
+
+def test_a_file_that_is_missing_is_not_called_broken(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="none.yaml cannot be read: No such file or directory; correct the path"):
+        load_document(tmp_path / "none.yaml")
