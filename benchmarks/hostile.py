@@ -349,7 +349,7 @@ def build_table(result: Mapping[str, Any]) -> str:
     """Build the paragraph of docs/serving.md."""
     before, during = result["honest_before"], result["honest_during"]
     less = during.get("p99_less_waiting_for_cpu_ms")
-    waited = "" if less is None else f" ({less:.1f} ms less what server and clients waited for a processor)"
+    waited = "" if less is None else f" Less what server and clients waited for a processor, it was {less:.1f} ms."
     statuses = ", ".join(f"{status}: {number:,}" for status, number in result["answers"].items())
     streams = result["streams"]
     beside = "h11 and nginx" if streams["with_nginx"] else "h11"
@@ -358,9 +358,8 @@ def build_table(result: Mapping[str, Any]) -> str:
         f"`python -m benchmarks.hostile`: {result['exchanges']:,} hostile exchanges (seed {result['seed']}) in "
         f"{result['seconds'] / 60:.0f} minutes, by status {statuses}. Memory {result['memory_base_mb']:.0f} MB "
         f"before, {result['memory_most_mb']:.0f} MB at most, {result['memory_after_mb']:.0f} MB after. Honest clients, "
-        f"50 requests a second: p99 {before['p99_ms']:.1f} ms before, {during['p99_ms']:.1f} ms during the attack"
-        f"{waited}, "
-        f"{during['answered']:,} correct answers, {sum(during['wrong'].values())} wrong. "
+        f"50 requests a second: p99 {before['p99_ms']:.1f} ms before, {during['p99_ms']:.1f} ms during the attack."
+        f"{waited} They got {during['answered']:,} correct answers and {sum(during['wrong'].values())} wrong ones. "
         f"{streams['number']:,} streams of pipelined requests compared with {beside}: "
         f"{len(streams['differences'])} parsed differently. Violations at commit "
         f"{result['commit'][:12]}: {violations}.\n"

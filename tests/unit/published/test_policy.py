@@ -84,7 +84,7 @@ def test_two_of_three_are_enough_and_the_third_is_missing(
     run: Path, policy: Policy, keys: dict[str, tuple[Path, Path]]
 ) -> None:
     with pytest.raises(
-        ModelError, match=r"0 of 2 .*; attestations/ is missing or empty .a web server shows it only in"
+        ModelError, match=r"0 of 2 .*; attestations/ is missing or empty \(a web server shows it only in"
     ):
         check(run, policy)
     put(run, sign(state(run), keys["build"][0]))
